@@ -1,0 +1,164 @@
+"""The schedulers that the paper compares with, as policies.
+
+All three serve first come, first served, know no objectives, and when the KV cache is full preempt the youngest request
+and recompute it later, as their originals do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from slos.types import NEVER, Batch, Progress, View, require
+
+
+def _evict(running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool) -> tuple[int, list[str]]:
+    """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks free, ids preempted.
+
+    whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
+    """
+    preempted: list[str] = []
+    while need > free:
+        victim = running.pop()
+        free += view.blocks(victim.tokens if whole and victim.left > 1 else victim.computed)
+        preempted.append(victim.id)
+        if victim is p:
+            break
+    return free, preempted
+
+
+def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int):
+    """One token for each of `decoding`, evicting the youngest if blocks run out: batch, ids preempted, blocks left free."""
+    tokens: dict[str, int] = {}
+    preempted: list[str] = []
+    running = [*decoding, *prefilling]
+    for at, p in enumerate(decoding):
+        if at >= len(running):
+            break
+        if p.computed % view.block_size == 0:
+            if not free:
+                free, victims = _evict(running, p, 1, free, view, whole=True)
+                preempted += victims
+                if victims[-1] == p.id:
+                    break
+            free -= 1
+        tokens[p.id] = 1
+    return tokens, preempted, free
+
+
+@final
+@dataclass(slots=True)
+class VLLM:
+    """vLLM as the paper had it (before V1): whole prompts, prefill first, no chunks; without a prompt everybody decodes.
+
+    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all blocks stay free at admission.
+    """
+
+    max_batched_tokens: int = 2048
+    watermark: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
+        require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
+
+    def step(self, view: View) -> Batch:
+        tokens: dict[str, int] = {}
+        budget, free, reserve = self.max_batched_tokens, view.free_blocks, int(self.watermark * view.total_blocks)
+        for p in view.waiting:
+            need, alone = view.blocks(p.left), not view.running and not tokens
+            if (p.left > budget and tokens) or len(view.running) + len(tokens) >= view.max_seqs:
+                break
+            if need > free - (0 if alone else reserve):
+                break
+            tokens[p.id] = p.left
+            budget -= p.left
+            free -= need
+        if tokens:
+            return Batch(tokens)
+        tokens, preempted, _ = _decodes(view, view.running, (), view.free_blocks)
+        return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
+
+
+@final
+@dataclass(slots=True)
+class VLLMV1:
+    """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within one token budget.
+
+    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting request is admitted when its
+    whole prompt fits the free blocks, and nobody is admitted in a step that preempts.
+    """
+
+    max_batched_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
+
+    def step(self, view: View) -> Batch:
+        tokens: dict[str, int] = {}
+        budget, free, size = self.max_batched_tokens, view.free_blocks, view.block_size
+        running, preempted, steady = list(view.running), [], True
+        for at, p in enumerate(view.running):
+            if budget == 0 or at >= len(running):
+                break
+            n = min(p.tokens - p.computed, budget)
+            need = -(-(p.computed + n) // size) - -(-p.computed // size)
+            if need > free:
+                free, victims = _evict(running, p, need, free, view, whole=False)
+                preempted += victims
+                if victims[-1] == p.id:
+                    break
+            tokens[p.id] = n
+            steady = steady and p.tokens - p.computed == 1
+            budget -= n
+            free -= need
+        for p in view.waiting if not preempted else ():
+            need = view.blocks(p.left)
+            if budget == 0 or len(running) >= view.max_seqs or need > free:
+                break
+            tokens[p.id] = n = min(p.left, budget)
+            running.append(p)
+            budget -= n
+            free -= need
+            steady = False
+        steady = steady and not preempted and len(tokens) == len(running)
+        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
+
+
+@final
+@dataclass(slots=True)
+class Sarathi:
+    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: all decodes, then prompts under way, then new ones.
+
+    A prompt's blocks are set aside whole at admission, and `watermark` of all blocks stay free then.
+    """
+
+    chunk: int = 512
+    watermark: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.chunk >= 1, "chunk", self.chunk, "at least 1 token")
+        require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
+
+    def step(self, view: View) -> Batch:
+        decoding = [p for p in view.running if p.left == 1]
+        prefilling = [p for p in view.running if p.left > 1]
+        set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
+        tokens, preempted, free = _decodes(view, decoding, prefilling, view.free_blocks - set_aside)
+        budget, steady = self.chunk - len(tokens), not prefilling and not preempted
+        for p in prefilling:
+            if budget > 0 and p.id not in preempted:
+                tokens[p.id] = n = min(p.left, budget)
+                budget -= n
+        admitted, reserve = len(view.running), int(self.watermark * view.total_blocks)
+        for p in view.waiting if not preempted else ():
+            need = view.blocks(p.left)
+            alone = not view.running and not tokens
+            if budget <= 0 or admitted >= view.max_seqs or (need > free - reserve and not alone):
+                break
+            tokens[p.id] = n = min(p.left, budget)
+            admitted += 1
+            budget -= n
+            free -= need
+            steady = False
+        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)

@@ -1,0 +1,185 @@
+"""From a plan to the next batch, and the look ahead that proves a plan (paper, section 4.2; dynamic batch size).
+
+One rule forms every batch: it lasts until the earliest token deadline; tokens that cannot wait for another such step go
+first, then prefill by earliest deadline, then tokens not yet due. The look ahead runs the same rule forward under the
+same roofline, so a set of requests that it passes is served in time, step by step, as long as nobody else is admitted.
+
+Jobs are float64 [jobs, 6]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
+remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW = range(6)
+OK, LATE, MEMORY = 0, 1, 2
+EPS = 1e-9  # seconds
+SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
+
+
+@njit(cache=True)
+def batch_time(planes, k_ctx, tokens, context):
+    longest = 0.0
+    for k in range(len(planes)):
+        longest = max(longest, planes[k, 0] * tokens + planes[k, 2])
+    return longest + k_ctx * context
+
+
+@njit(cache=True)
+def batch_fits(planes, k_ctx, seconds, context):
+    room = seconds - k_ctx * context + EPS
+    tokens = np.inf
+    for k in range(len(planes)):
+        tokens = min(tokens, (room - planes[k, 2]) / planes[k, 0])
+    return max(0.0, np.floor(tokens))
+
+
+@njit(cache=True)
+def form(now, jobs, alive, planes, k_ctx, longest, tokens):
+    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
+
+    longest: the cap on a step's length. A job that is late beyond cure no longer shortens the step for others.
+    """
+    total = decodes = context = 0.0
+    for j in range(len(jobs)):
+        tokens[j] = 0.0
+        if alive[j]:
+            total += jobs[j, LEFT]
+            context += jobs[j, COMPUTED]
+            decodes += jobs[j, LEFT] == 1
+    limit, floor = longest, batch_time(planes, k_ctx, max(decodes, 1.0), context)
+    for j in range(len(jobs)):
+        if alive[j]:
+            slack = jobs[j, DUE] - now
+            if jobs[j, LEFT] == 1:
+                limit = min(limit, max(slack, floor))
+            elif slack + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
+                limit = min(limit, slack)
+    budget = max(1.0, batch_fits(planes, k_ctx, limit, context))
+    if total <= budget:
+        for j in range(len(jobs)):
+            if alive[j]:
+                tokens[j] = jobs[j, LEFT]
+        return batch_time(planes, k_ctx, total, context)
+    key = np.empty(len(jobs))
+    for j in range(len(jobs)):
+        key[j] = np.inf if not alive[j] else jobs[j, DUE] - (limit if jobs[j, LEFT] == 1 else 0.0)
+    used = context = 0.0
+    for j in np.argsort(key, kind="mergesort"):
+        if alive[j] and used < budget:
+            tokens[j] = min(jobs[j, LEFT], budget - used)
+            used += tokens[j]
+            context += jobs[j, COMPUTED]
+    return batch_time(planes, k_ctx, used, context)
+
+
+@njit(cache=True)
+def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
+    """Until when this step may be stretched for best effort: no deadline passes, and everybody keeps `cushion` seconds
+    beyond the time of a step of decodes; `now` if a guaranteed prefill is left over, which then has a better use for it."""
+    end, count, context = now + longest, 0.0, 0.0
+    for j in range(len(jobs)):
+        if jobs[j, LEFT] > tokens[j]:
+            if jobs[j, LEFT] > 1:
+                return now
+            end = min(end, jobs[j, DUE] - cushion)
+        else:
+            end = min(end, jobs[j, DUE])
+        count += 1
+        context += jobs[j, COMPUTED] + tokens[j]
+    ahead = batch_time(planes, k_ctx, count, context) + cushion
+    for j in range(len(jobs)):
+        if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
+            end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
+    return end
+
+
+@njit(cache=True)
+def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
+    """Run the rule forward until it can be argued on: (OK | LATE | MEMORY, the job that failed or -1).
+
+    Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
+    finish. Where looser tiers must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted
+    job that cannot be in time even alone is not checked, so that it does not forbid others.
+    """
+    jobs = jobs.copy()
+    size = len(jobs)
+    alive = np.ones(size, np.bool_)
+    strict = np.ones(size, np.bool_)
+    tokens = np.empty(size)
+    for j in range(size):
+        in_time = now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
+        if jobs[j, NEW] and not in_time:
+            return LATE, j
+        strict[j] = in_time
+    settle = SETTLE
+    while settle > 0:
+        pending = False
+        for j in range(size):
+            pending |= alive[j] and jobs[j, LEFT] > 1
+        if not pending:
+            settle -= 1
+            if steady(now, jobs, alive, strict, planes, k_ctx):
+                return (OK if _peak(jobs, alive, block_size) <= blocks else MEMORY), -1
+        now += form(now, jobs, alive, planes, k_ctx, longest, tokens)
+        held = 0.0
+        for j in range(size):
+            if not alive[j]:
+                continue
+            jobs[j, LEFT] -= tokens[j]
+            jobs[j, COMPUTED] += tokens[j]
+            held += np.ceil(jobs[j, COMPUTED] / block_size)
+            if strict[j] and now > jobs[j, DUE] + EPS:
+                return LATE, j
+            if jobs[j, LEFT] == 0:
+                jobs[j, REMAINING] -= 1
+                jobs[j, LEFT] = 1
+                jobs[j, DUE] += jobs[j, TPOT]
+                alive[j] = jobs[j, REMAINING] > 0
+        if held > blocks:
+            return MEMORY, -1
+    tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
+    for j in range(size):
+        if alive[j]:
+            tightest = min(tightest, jobs[j, TPOT])
+            final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
+            owed += 1.0 / jobs[j, TPOT]
+            context += jobs[j, COMPUTED]
+    if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
+        return LATE, -1
+    return (OK if final <= blocks else MEMORY), -1
+
+
+@njit(cache=True)
+def steady(now, jobs, alive, strict, planes, k_ctx):
+    """Whether everybody alive can decode in every step from now to the end without losing slack."""
+    count = context = 0.0
+    slack = tightest = np.inf
+    for j in range(len(jobs)):
+        if alive[j]:
+            count += 1
+            context += jobs[j, COMPUTED] + jobs[j, REMAINING]
+            tightest = min(tightest, jobs[j, TPOT])
+            if strict[j]:
+                slack = min(slack, jobs[j, DUE] - now)
+    return count == 0 or batch_time(planes, k_ctx, count, context) <= min(slack, tightest) + EPS
+
+
+@njit(cache=True)
+def _peak(jobs, alive, block_size):
+    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step."""
+    order = np.argsort(jobs[:, REMAINING], kind="mergesort")
+    count, context = 0.0, 0.0
+    for j in order:
+        if alive[j]:
+            count += 1
+            context += jobs[j, COMPUTED]
+    peak = 0.0
+    for j in order:
+        if alive[j]:
+            peak = max(peak, context + count * (jobs[j, REMAINING] + block_size - 1))
+            count -= 1
+            context -= jobs[j, COMPUTED]
+    return peak / block_size

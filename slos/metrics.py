@@ -1,0 +1,76 @@
+"""What a run was worth: attainment, and capacity as the largest load at a target attainment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from slos.simulator import Outcome
+from slos.types import require
+
+
+def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
+    """Share of requests that met every objective, by the paper's rule, or by mean TPOT from the first token (`client`)."""
+    require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
+    return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load that was tried, and its attainment."""
+
+    rate: float
+    attainment: float
+
+
+def capacity(
+    attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0, precision: float = 0.02, limit: int = 40
+) -> tuple[float, list[Probe]]:
+    """Largest rate with `attained_at(rate)` >= target, by doubling from `start` and bisection to `precision`; and the probes.
+
+    Returns the highest rate of the final bracket that attained the target. Raises ValueError where no rate within a factor of
+    2**20 of `start` brackets the target.
+    """
+    require(0 < target <= 1, "target", target, "in (0, 1]")
+    require(start > 0, "start", start, "positive (requests per second)")
+    require(0 < precision < 1, "precision", precision, "in (0, 1)")
+    probes: list[Probe] = []
+
+    def good(rate: float) -> bool:
+        probes.append(Probe(rate, attained_at(rate)))
+        return probes[-1].attainment >= target
+
+    low, high = 0.0, float("inf")
+    rate = start
+    while len(probes) < limit:
+        if good(rate):
+            low = rate
+        else:
+            high = rate
+        if low and high <= low * (1 + precision):
+            return low, probes
+        rate = sqrt(low * high) if low and high < float("inf") else (low * 1.5 if low else high / 1.5)
+        if not start / 2**20 < rate < start * 2**20:
+            break
+    raise ValueError(f"no capacity near start = {start:g} at target {target:g}: last rate {rate:g}; check SLOs and profile")
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    require(len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one")
+    product = 1.0
+    for v in values:
+        product *= v ** (1 / len(values))
+    return product
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the 95 % confidence interval of the mean over seeds (Student's t); the mean thrice for a single value."""
+    n = len(values)
+    mean = sum(values) / n
+    if n == 1:
+        return mean, mean, mean
+    t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+    t = t95[n - 2] if n - 2 < len(t95) else 1.96
+    half = t * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return mean, mean - half, mean + half

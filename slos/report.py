@@ -1,0 +1,232 @@
+"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of each size become one table and `results/README.md`.
+
+A number of ours is a row of `results/<size>/headlines.csv`, written by `upsert_headlines`; capacities per scenario and
+system are rows of `results/<size>/capacity.csv`. A number of the paper without a row of ours is NOT RUN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from statistics import geometric_mean
+
+import yaml
+
+from slos.types import require
+
+PAPER = Path(__file__).parents[1] / "results" / "paper.yaml"
+SIZES = ("smoke", "quick", "full", "reference")
+OURS, BOUND = "slos-serve", "upper-bound"
+_INTRO = """# Paper against reproduced
+
+Written by `python -m slos.report` from `paper.yaml` and the CSV files of each size; do not edit.
+
+- *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary that nobody checked.
+- *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS; NOT RUN without a row.
+- *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under `key`."""
+
+    key: str
+    what: str
+    value: float
+    unit: str
+    where: str
+    confidence: str
+    notebook: str
+    better: str = "higher"
+
+    def __post_init__(self) -> None:
+        good = isinstance(self.value, (int, float)) and isfinite(self.value) and self.value > 0
+        require(good, f"{self.key}: value", self.value, "a positive number", "give the paper's number in its unit")
+        require(self.confidence in ("A", "B", "C"), f"{self.key}: confidence", self.confidence, "A, B or C")
+        require(self.better in ("higher", "lower"), f"{self.key}: better", self.better, "higher or lower")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Our number for the claim `key`, with its confidence interval.
+
+    source: `real traces` or `synthetic profile`. profile: the hardware profile. command: what makes this row again.
+    """
+
+    key: str
+    value: float
+    low: float
+    high: float
+    status: str
+    source: str
+    profile: str
+    commit: str
+    command: str
+
+    def __post_init__(self) -> None:
+        finite = all(isfinite(x) for x in (self.value, self.low, self.high))
+        require(finite, f"{self.key}: value, low, high", (self.value, self.low, self.high), "finite", "else leave it out")
+        require(self.low <= self.value <= self.high, f"{self.key}: value", self.value, f"in [{self.low}, {self.high}]")
+        require(self.status in ("simulated", "measured"), f"{self.key}: status", self.status, "simulated or measured")
+
+
+def results_dir(size: str) -> Path:
+    """Where the rows of a size lie: `results/<size>`, or under SLOS_RESULTS where that is set."""
+    return Path(os.environ.get("SLOS_RESULTS", "results")) / size
+
+
+def read_claims(path: Path = PAPER) -> list[Claim]:
+    """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and on a key twice."""
+    known, needed = {f.name for f in fields(Claim)}, {f.name for f in fields(Claim)} - {"better"}
+    claims: dict[str, Claim] = {}
+    for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
+        require(isinstance(raw, dict) and bool(raw.get("key")), f"{path}: entry {n}", raw, "a mapping with a `key`")
+        key = raw["key"]
+        require(raw.keys() <= known, f"{path}: {key}: fields", sorted(raw.keys() - known), f"among {sorted(known)}")
+        require(raw.keys() >= needed, f"{path}: {key}: fields", sorted(raw), f"also {sorted(needed - raw.keys())}")
+        require(key not in claims, f"{path}: key", key, "there once")
+        claims[key] = Claim(**raw)
+    return list(claims.values())
+
+
+def read_headlines(path: Path) -> list[Headline]:
+    """The rows of a headlines.csv, none if there is no such file. Raises ValueError naming the file, line and cure."""
+    if not path.exists():
+        return []
+    columns, rows = [f.name for f in fields(Headline)], []
+    with path.open(newline="", encoding="utf-8") as f:
+        reader = csv.reader(f)
+        require(next(reader, None) == columns, f"{path}: columns", "other", ",".join(columns), "remove it and run again")
+        for n, row in enumerate(reader, start=2):
+            try:
+                key, value, low, high, *texts = row
+                rows.append(Headline(key, float(value), float(low), float(high), *texts))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {n}: {error}") from None
+    return rows
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a run cut short, finds the old one or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def upsert_headlines(path: Path | str, rows: Iterable[Headline]) -> None:
+    """Put `rows` into the headlines.csv at `path`: a key that is there already is replaced, the others stay."""
+    merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(f.name for f in fields(Headline))
+    writer.writerows(astuple(row) for row in merged.values())
+    write_whole(Path(path), text.getvalue())
+
+
+def verdict(ours: float | None, claim: Claim) -> str:
+    """OK, NEAR or MISS by how far `ours` falls short of the paper's value; NOT RUN without one."""
+    if ours is None:
+        return "NOT RUN"
+    short = 1 - ours / claim.value if claim.better == "higher" else ours / claim.value - 1
+    return "OK" if short <= 0.05 + 1e-9 else "NEAR" if short <= 0.25 + 1e-9 else "MISS"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with its columns aligned, so that it reads in a terminal, too."""
+    cells = [[c.replace("|", "\\|") for c in row] for row in (head, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def headline_table(claims: Sequence[Claim], headlines: Sequence[Headline]) -> str:
+    """One line per claim, how many of each verdict, and the numbers of ours that the paper has none for."""
+    ours = {h.key: h for h in headlines}
+    rows = []
+    for c in claims:
+        h = ours.pop(c.key, None)
+        row = [c.what, f"{c.value:g} {c.unit}".strip() + f" ({c.confidence})"]
+        if h is None:
+            rows.append([*row, "-", "-", verdict(None, c), "-", "-", f"notebooks/{c.notebook}.ipynb"])
+            continue
+        spread = f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else ""
+        row += [f"{h.value:.3g}{spread}", f"{h.value / c.value:.2f}", verdict(h.value, c), h.status]
+        rows.append([*row, ", ".join(filter(None, (h.source, h.profile))), h.command])
+    head = ("what", "paper", "ours", "ratio", "verdict", "simulated/measured", "source", "made by")
+    counts = ", ".join(f"{sum(row[4] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN"))
+    also = ", ".join(f"{h.key} = {h.value:.3g} ({h.status})" for h in ours.values())
+    return f"{_table(head, rows)}\n\n{counts}." + (f"\n\nNot among the paper's numbers: {also}." if also else "")
+
+
+def capacity_tables(path: Path) -> str:
+    """Scenario by system from a capacity.csv, ours over the best baseline, and geometric means over the scenarios.
+
+    One table per setting, profile and status. The upper bound and variants of ours (`slos-serve-...`) are no baselines.
+    """
+    import pandas as pd  # half a second that the notebooks' `upsert_headlines` need not wait for
+
+    tables = []
+    for group, rows in pd.read_csv(path).groupby(["setting", "profile", "status"], sort=False, dropna=False):
+        grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
+        texts = {(r.scenario, r.system): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in rows.itertuples()}
+        baselines = [s for s in grid if not str(s).startswith(OURS) and s != BOUND]
+        ratio = grid.get(OURS, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
+        lines = []
+        for name in grid.index:
+            sources = "; ".join(dict.fromkeys(rows.loc[rows.scenario == name, "source"].astype(str)))
+            cells = [texts.get((name, s), "-") for s in grid]
+            lines.append([name, *cells, f"{ratio[name]:.2f}".replace("nan", "-"), sources])
+        means = [_mean(column.dropna()) for column in (*(grid[s] for s in grid), ratio)]
+        lines.append(["geometric mean", *means, ""])
+        title = ", ".join(str(g) for g in group)
+        table = _table(["scenario", *map(str, grid), "ours / best baseline", "source"], lines)
+        tables.append(f"Capacity, requests per second and GPU: {title}\n\n{table}")
+    return "\n\n".join(tables)
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) == 0:
+        return "-"
+    return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
+
+
+def render(size: str) -> str:
+    """The tables of one size."""
+    folder = results_dir(size)
+    parts = [headline_table(read_claims(), read_headlines(folder / "headlines.csv"))]
+    if (folder / "capacity.csv").exists():
+        parts.append(capacity_tables(folder / "capacity.csv"))
+    return "\n\n".join(parts)
+
+
+def write_readme() -> Path:
+    """`README.md` beside the sizes: the reference run, then what was run here; with none of them, what is to run."""
+    present = [s for s in ("reference", "full", "quick") if any(results_dir(s).glob("*.csv"))] or ["quick"]
+    path = results_dir("quick").parent / "README.md"
+    write_whole(path, _INTRO + "".join(f"\n## {size}\n\n{render(size)}\n" for size in present))
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m slos.report", description="The table: paper against reproduced.")
+    parser.add_argument("--size", choices=SIZES, default="quick", help="whose rows to print (default: quick)")
+    size = parser.parse_args(argv).size
+    try:
+        print(f"Paper against reproduced, {size}\n\n{render(size)}\n\nwritten: {write_readme()}")
+    except ValueError as error:
+        parser.exit(1, f"report: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Executes the notebooks in order, skips what is done, shows progress, and prints the table: paper against reproduced.
+
+A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that it was made from and
+the rows that it left are still there. That file is written last, so a notebook that failed or was stopped is not done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from slos import report
+from slos.report import results_dir, write_whole
+
+SIZES = ("smoke", "quick", "full")
+SOURCES = (Path("slos"), Path("workloads"))
+
+
+class Failed(Exception):
+    """A notebook did not come to its end; the message says which one, where and why."""
+
+
+def digest(notebook: Path, size: str) -> str:
+    """Sha256 of the notebook, its parameters, the sources, and the data's names and sizes."""
+    sha = hashlib.sha256(json.dumps({"size": size}).encode())
+    sources = (p for folder in SOURCES for p in folder.rglob("*") if p.suffix in (".py", ".json"))
+    for path in (notebook, *sorted(sources)):
+        sha.update(f"\0{path.name if path == notebook else path}\0".encode() + path.read_bytes())
+    for folder in (os.environ.get("SLOS_DATA"), os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")):
+        for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
+            sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
+    return sha.hexdigest()
+
+
+def rows_present(size: str) -> dict[str, int]:
+    """Lines of each CSV of the size."""
+    return {p.name: p.read_bytes().count(b"\n") for p in sorted(results_dir(size).glob("*.csv"))}
+
+
+def is_done(stamp: Path, made_from: str, size: str) -> bool:
+    try:
+        done = json.loads(stamp.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    now = rows_present(size)
+    return done["digest"] == made_from and all(now.get(name, 0) >= lines for name, lines in done["rows"].items())
+
+
+def clock(seconds: float) -> str:
+    """1:05 for 65 seconds, 2:03:04 for hours."""
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{s:02}" if minutes >= 60 else f"{minutes}:{s:02}"
+
+
+class Progress(threading.Thread):
+    """Says how far the notebook is: one line that changes on a terminal, else a line every five seconds.
+
+    `path` is SLOS_PROGRESS, to which a sweep appends `{"done": 3, "total": 40, "label": "...", "left_s": 12.5}` lines.
+    """
+
+    def __init__(self, title: str, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._title, self._path, self._start = title, path, time.monotonic()
+        self._over, self._terminal = threading.Event(), sys.stdout.isatty()
+
+    def run(self) -> None:
+        while not self._over.wait(0.5 if self._terminal else 5):
+            print(f"\r\x1b[K{self.line()}" if self._terminal else self.line(), end="" if self._terminal else "\n", flush=True)
+
+    def line(self) -> str:
+        parts = [self._title]
+        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may still be on its way
+        if whole:
+            last = json.loads(whole[-1])
+            parts.append(f"run {last['done']} of {last['total']}: {last['label']}, {clock(last['left_s'])} left")
+        return ", ".join([*parts, f"{clock(time.monotonic() - self._start)} so far"])
+
+    def close(self, outcome: str) -> None:
+        self._over.set()
+        self.join()
+        clear = "\r\x1b[K" if self._terminal else ""
+        print(f"{clear}{self._title}: {outcome} ({clock(time.monotonic() - self._start)})", flush=True)
+
+
+def execute(notebook: Path, size: str, title: str) -> None:
+    """Run one notebook to its end and keep the executed copy. Raises `Failed`."""
+    import papermill  # a second that a run with nothing to do need not wait for
+
+    made_from, folder = digest(notebook, size), results_dir(size) / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    part, failed = folder / f".part-{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    if "size" not in papermill.inspect_notebook(notebook):
+        raise Failed(f"{notebook.name} has no parameter `size`; give it one in a cell tagged `parameters`")
+    with tempfile.TemporaryDirectory() as tmp:
+        os.environ["SLOS_PROGRESS"] = str(Path(tmp) / "progress")
+        progress = Progress(title, Path(os.environ["SLOS_PROGRESS"]))
+        progress.start()
+        outcome = "failed"
+        try:
+            papermill.execute_notebook(
+                notebook, part, {"size": size}, kernel_name="python3", cwd=".", progress_bar=False, log_output=False
+            )
+            outcome = "done"
+        except Exception as error:
+            if part.exists():
+                part.replace(failed)
+            raise Failed(f"{notebook.name} {_explain(error)}\n  executed copy: {failed}") from error
+        finally:
+            progress.close(outcome)
+            end_children()
+    part.replace(folder / notebook.name)
+    stamp = {"digest": made_from, "rows": rows_present(size)}
+    write_whole(folder / f"{notebook.stem}.json", json.dumps(stamp, indent=1) + "\n")
+
+
+def _explain(error: Exception) -> str:
+    from papermill.exceptions import PapermillExecutionError
+
+    if not isinstance(error, PapermillExecutionError):
+        return f"failed: {type(error).__name__}: {error}"
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+    tail = "\n".join(f"  {line}" for line in trace[-12:])
+    return f"failed in cell {error.cell_index + 1} (In [{error.exec_count}]): {error.ename}: {error.evalue}\n{tail}"
+
+
+def end_children() -> None:
+    """End what the notebook started and left behind: its kernel, its workers, Ray."""
+    children = psutil.Process().children(recursive=True)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            try:
+                end(child)
+            except psutil.NoSuchProcess:
+                pass
+        children = psutil.wait_procs(children, timeout=2)[1]
+
+
+def stop(signum: int, frame: object) -> NoReturn:
+    """Ctrl-C: nothing but the run in flight is lost, because rows and stamps are written whole."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_children()
+    os.write(1, b"\nstopped; run the same command to go on\n")
+    os._exit(130)
+
+
+def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
+    """Execute what is not done; a line for each notebook that is."""
+    for k, notebook in enumerate(notebooks, start=1):
+        title = f"notebook {k} of {len(notebooks)}, {notebook.stem}"
+        if is_done(results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size):
+            yield f"{title}: done already"
+        else:
+            execute(notebook, size, title)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m slos.reproduce", description=__doc__.splitlines()[0])
+    parser.add_argument("size", nargs="?", choices=SIZES, default="quick")
+    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the NN_topic.ipynb")
+    parser.add_argument("--results", type=Path, default=results_dir(""), help="folder of the rows, a folder per size")
+    args = parser.parse_args(argv)
+    os.environ.update(SLOS_RESULTS=str(args.results.resolve()), JUPYTER_PREFER_ENV_PATH="1")
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    notebooks = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    print(f"{args.size}: {len(notebooks)} notebooks, rows to {results_dir(args.size)}, data: "
+          f"{os.environ.get('SLOS_DATA') or 'synthetic'}", flush=True)
+    try:
+        for line in reproduce(notebooks, args.size):
+            print(line, flush=True)
+    except Failed as error:
+        parser.exit(1, f"{error}\n")
+    report.main(["--size", args.size])
+
+
+if __name__ == "__main__":
+    main()

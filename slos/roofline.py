@@ -1,0 +1,196 @@
+"""Batch time as a roofline, its inverse, its fit, and named profiles (paper, section 3.1).
+
+T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in the
+step, `draft_steps` the longest draft in the batch, `context` the KV tokens that the batch reads (0 weight in the paper).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from slos.types import require
+
+_SLACK = 1e-9  # seconds forgiven to rounding when a time is turned into tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """One affine piece: k1 seconds per token, k2 per draft step, b per batch."""
+
+    k1: float
+    k2: float
+    b: float
+
+    def __post_init__(self) -> None:
+        require(self.k1 > 0, "k1", self.k1, "positive (seconds per token)")
+        require(self.k2 >= 0, "k2", self.k2, "at least 0 (seconds per draft step)")
+        require(self.b >= 0, "b", self.b, "at least 0 (seconds per batch)")
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    planes: tuple[Plane, ...]
+    k_ctx: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(len(self.planes) > 0, "planes", self.planes, "at least one")
+        require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
+
+    def time(self, tokens: int, draft_steps: int = 0, context: int = 0) -> float:
+        """Seconds of a batch."""
+        longest = 0.0
+        for p in self.planes:
+            longest = max(longest, p.k1 * tokens + p.k2 * draft_steps + p.b)
+        return longest + self.k_ctx * context
+
+    def fits(self, seconds: float, draft_steps: int = 0, context: int = 0) -> int:
+        """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none fits."""
+        room = seconds - self.k_ctx * context + _SLACK
+        return max(0, min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes))
+
+    def array(self) -> np.ndarray:
+        """Planes as float64 [planes, 3] of (k1, k2, b), for kernels."""
+        return np.array([(p.k1, p.k2, p.b) for p in self.planes])
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from."""
+
+    name: str
+    model: str
+    gpu: str
+    gpus: int
+    roofline: Roofline
+    kv_tokens: int
+    max_context: int
+    source: str
+    block_size: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
+        require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}")
+        require(bool(self.source), "source", self.source, "named", "say where the figures come from")
+
+    @property
+    def kv_blocks(self) -> int:
+        return self.kv_tokens // self.block_size
+
+
+def _parse(name: str, raw: dict) -> Profile:
+    planes = tuple(Plane(*p) for p in raw["planes"])
+    rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx")}
+    return Profile(name=name, roofline=Roofline(planes, raw.get("k_ctx", 0.0)), **rest)
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    """The profiles that ship with the kit, by name."""
+    raw = json.loads((files("slos") / "profiles.json").read_text())
+    return {name: _parse(name, fields) for name, fields in raw.items()}
+
+
+def profile(name: str) -> Profile:
+    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path to one."""
+    if name.endswith(".json") and Path(name).is_file():
+        [(inner, fields)] = json.loads(Path(name).read_text()).items()
+        return _parse(inner, fields)
+    known = profiles()
+    if name not in known:
+        raise ValueError(f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or a path to a JSON file")
+    return known[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted roofline, how well it explains the measurements, and its mean relative error by batch size."""
+
+    roofline: Roofline
+    r2: float
+    error_by_tokens: dict[str, float]
+
+
+def fit(rows: Path | str | Sequence[tuple[float, float, float, float]], planes: int = 2, context: bool = False) -> Fit:
+    """Least-squares fit of a max-affine roofline to measured steps.
+
+    rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in the order tokens,
+    draft_steps, context, seconds. Alternates between assigning each step to its highest plane and refitting the planes,
+    from a split of the batch sizes; the relative errors are what is minimised, so that small batches count.
+    Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
+    """
+    data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
+    require(planes >= 1, "planes", planes, "at least 1")
+    require(len(data) >= 4 * planes, "rows", len(data), f"at least {4 * planes} for {planes} plane(s)", "measure more steps")
+    tokens, drafts, ctx, seconds = data.T
+    require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
+    best: Fit | None = None
+    for count in range(1, planes + 1):
+        candidate = _alternate(tokens, drafts, ctx if context else np.zeros_like(ctx), seconds, count)
+        if best is None or candidate.r2 > best.r2:
+            best = candidate
+    assert best is not None
+    return best
+
+
+def _read(path: Path) -> list[tuple[float, float, float, float]]:
+    with path.open(newline="") as f:
+        reader = csv.DictReader(f)
+        for column in ("tokens", "seconds"):
+            require(column in (reader.fieldnames or ()), f"{path}: columns", reader.fieldnames, f"with {column!r}")
+        rows = []
+        for n, row in enumerate(reader, start=2):
+            try:
+                rows.append(tuple(float(row.get(c) or 0) for c in ("tokens", "draft_steps", "context", "seconds")))
+            except ValueError as error:
+                raise ValueError(f"{path}, row {n}: {error}") from None
+    return rows
+
+
+def _alternate(tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray, count: int) -> Fit:
+    order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
+    owner = order * count // len(order)
+    features = np.stack([tokens, drafts, np.ones_like(tokens)], axis=1)
+    planes, k_ctx = np.zeros((count, 3)), 0.0
+    for _ in range(50):
+        target = seconds - k_ctx * ctx
+        for p in range(count):
+            mine = owner == p
+            if mine.sum() >= 3:
+                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine])
+        compute = (features @ planes.T).max(axis=1)
+        if ctx.any():
+            k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
+        new_owner = (features @ planes.T).argmax(axis=1)
+        if (new_owner == owner).all():
+            break
+        owner = new_owner
+    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
+    roofline = Roofline(tuple(used), k_ctx)
+    predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
+    r2 = 1 - ((seconds - predicted) ** 2).sum() / max(((seconds - seconds.mean()) ** 2).sum(), 1e-300)
+    error = np.abs(predicted - seconds) / seconds
+    edges = 2.0 ** np.arange(0, np.ceil(np.log2(tokens.max())) + 1)
+    bins = np.searchsorted(edges, tokens)
+    by_size = {f"<={int(edges[b])}": float(error[bins == b].mean()) for b in np.unique(bins)}
+    return Fit(roofline, float(r2), by_size)
+
+
+def _nonnegative(a: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted least squares with coefficients at least 0: drop the most negative column and solve again."""
+    columns = list(range(a.shape[1]))
+    x = np.zeros(a.shape[1])
+    while columns:
+        solution = np.linalg.lstsq(a[:, columns] * weight[:, None], y * weight, rcond=None)[0]
+        if (solution >= 0).all():
+            x[columns] = solution
+            break
+        columns.pop(int(solution.argmin()))
+    return x

@@ -1,0 +1,206 @@
+"""The contracts: what a request is, what a policy sees and what it answers.
+
+Seconds, tokens and KV blocks everywhere. A host (the simulator, the vLLM plug-in) owns the mutable `Progress` records and
+shows them to a policy inside a `View`; the policy answers with a `Batch`. True output lengths live in `Request`, which a
+policy never sees: it learns a length only from the `LengthPredictor` that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Protocol
+
+
+def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
+    """Raise `ValueError` naming the value, its bound and the cure unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} = {value!r} must be {bound}{'; ' + cure if cure else ''}")
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """Objectives of one stage: the first token in time, then a steady pace (paper, section 2).
+
+    tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives, or `slowdown` times the
+    zero-load time of its prompt; a stage that continues without a new prompt has neither and just goes on at its pace.
+    """
+
+    tpot: float
+    ttft: float | None = None
+    slowdown: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
+        require(self.ttft is None or self.ttft > 0, "ttft", self.ttft, "positive", "give seconds, or None")
+        require(self.slowdown is None or self.slowdown >= 1, "slowdown", self.slowdown, "at least 1 (times zero load)")
+        require(self.ttft is None or self.slowdown is None, "ttft", self.ttft, "None beside a slowdown", "give only one")
+
+    def first_token(self, zero_load: float) -> float:
+        """Seconds from the stage's arrival until its first token is due; `zero_load` is its prompt's time alone."""
+        if self.ttft is not None:
+            return self.ttft
+        return self.slowdown * zero_load if self.slowdown is not None else self.tpot
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`prompt` new tokens join the context, then `output` tokens are generated.
+
+    A stage with `wait` > 0 begins that many seconds after the one before it ended (a tool runs); like the stateless API
+    call that it is, it has given its KV blocks back and brings its whole context as a prompt again.
+    """
+
+    prompt: int
+    output: int
+    slo: SLO
+    wait: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.prompt >= 0, "prompt", self.prompt, "at least 0 tokens")
+        require(self.output >= 1, "output", self.output, "at least 1 token")
+        require(self.wait >= 0 and isfinite(self.wait), "wait", self.wait, "at least 0 seconds and finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the workload made it: the truth, output lengths included. `kind` groups requests in reports."""
+
+    id: str
+    arrival: float
+    stages: tuple[Stage, ...]
+    value: float = 1.0
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.arrival >= 0 and isfinite(self.arrival), f"{self.id}: arrival", self.arrival, "at least 0 and finite")
+        require(len(self.stages) > 0, f"{self.id}: stages", self.stages, "at least one")
+        require(self.stages[0].prompt >= 1, f"{self.id}: first prompt", self.stages[0].prompt, "at least 1 token")
+        require(self.stages[0].wait == 0, f"{self.id}: first wait", self.stages[0].wait, "0", "move the arrival instead")
+        require(self.value > 0, f"{self.id}: value", self.value, "positive")
+
+    @property
+    def context(self) -> int:
+        """Tokens of the whole conversation, prompts and outputs."""
+        return sum(s.prompt + s.output for s in self.stages)
+
+    @property
+    def prompt(self) -> int:
+        return sum(s.prompt for s in self.stages)
+
+    @property
+    def output(self) -> int:
+        return sum(s.output for s in self.stages)
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far a request has come in its current stage. Hosts write it; for policies it is read-only.
+
+    `tokens` are known (context and what was generated), `computed` of them are in the KV cache; when the last of them is
+    computed the next token appears. `due` is the deadline of that next token under the paper's rule: the first token of a
+    stage at `t0`, token n at t0 + n * tpot, where t0 moves back to the first token's time if that came late.
+    """
+
+    id: str
+    arrival: float
+    tokens: int
+    t0: float
+    tpot: float
+    value: float = 1.0
+    stage: int = 0
+    generated: int = 0
+    computed: int = 0
+    best_effort: bool = False
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute until the next one appears: 1 while decoding, more while prefilling."""
+        return self.tokens - self.computed
+
+    @property
+    def due(self) -> float:
+        return self.t0 + self.generated * self.tpot
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting` hold none."""
+
+    now: float
+    waiting: Sequence[Progress]
+    running: Sequence[Progress]
+    free_blocks: int
+    total_blocks: int
+    block_size: int = 16
+    max_seqs: int = 256
+
+    def blocks(self, tokens: int) -> int:
+        """KV blocks that `tokens` tokens occupy."""
+        return -(-tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with drafts 1 + drafts.
+
+    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become best effort. `repeat` is
+    the policy's word that it would answer the same for so many steps in a row while nobody arrives or finishes a stage; a
+    host may use it to save calls and must then account for every one of those steps.
+    """
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    preempt: tuple[str, ...] = ()
+    decline: tuple[str, ...] = ()
+    repeat: float = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a router may know of one replica."""
+
+    replica: str
+    waiting: int
+    running: int
+    free_blocks: int
+    prefill_tokens: int = 0
+
+
+class Policy(Protocol):
+    """Decides one step. Reads no clock, sleeps never, allocates nothing, uses no global random state."""
+
+    def step(self, view: View) -> Batch: ...
+
+
+class Router(Protocol):
+    """Ranks replicas for a request, best first."""
+
+    def rank(self, request: Request, loads: Sequence[Load]) -> Sequence[str]: ...
+
+
+class LengthPredictor(Protocol):
+    """Says how many tokens a request will still add to its context before it gives its KV blocks back."""
+
+    def remaining(self, progress: Progress) -> int: ...
+
+
+class Oracle:
+    """Knows every length, as the paper assumes for every system that it compares."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._growth: dict[str, list[int]] = {}
+        for r in requests:
+            growth, after = [], 0
+            for i in range(len(r.stages) - 1, -1, -1):
+                goes_on = i + 1 < len(r.stages) and r.stages[i + 1].wait == 0
+                after = r.stages[i].output + (after + r.stages[i + 1].prompt if goes_on else 0)
+                growth.append(after)
+            self._growth[r.id] = growth[::-1]
+
+    def remaining(self, progress: Progress) -> int:
+        return self._growth[progress.id][progress.stage] - progress.generated
+
+
+NEVER = inf
+"""A time that does not come."""
