@@ -13,7 +13,9 @@ from typing import final
 from slos.types import NEVER, Batch, Progress, View, require
 
 
-def _evict(running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool) -> tuple[int, list[str]]:
+def _evict(
+    running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool
+) -> tuple[int, list[str]]:
     """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks free, ids preempted.
 
     whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
@@ -29,7 +31,7 @@ def _evict(running: list[Progress], p: Progress, need: int, free: int, view: Vie
 
 
 def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int):
-    """One token for each of `decoding`, evicting the youngest if blocks run out: batch, ids preempted, blocks left free."""
+    """One token for each of `decoding`, evicting the youngest if blocks run out: batch, ids preempted, blocks free."""
     tokens: dict[str, int] = {}
     preempted: list[str] = []
     running = [*decoding, *prefilling]
@@ -50,9 +52,10 @@ def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Prog
 @final
 @dataclass(slots=True)
 class VLLM:
-    """vLLM as the paper had it (before V1): whole prompts, prefill first, no chunks; without a prompt everybody decodes.
+    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else everybody decodes.
 
-    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all blocks stay free at admission.
+    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all blocks stay free at
+    admission.
     """
 
     max_batched_tokens: int = 2048

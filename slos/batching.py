@@ -77,8 +77,11 @@ def form(now, jobs, alive, planes, k_ctx, longest, tokens):
 
 @njit(cache=True)
 def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
-    """Until when this step may be stretched for best effort: no deadline passes, and everybody keeps `cushion` seconds
-    beyond the time of a step of decodes; `now` if a guaranteed prefill is left over, which then has a better use for it."""
+    """Until when this step may be stretched for best effort.
+
+    No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes; `now` if a
+    guaranteed prefill is left over, which has a better use for the time.
+    """
     end, count, context = now + longest, 0.0, 0.0
     for j in range(len(jobs)):
         if jobs[j, LEFT] > tokens[j]:
@@ -101,8 +104,8 @@ def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
     """Run the rule forward until it can be argued on: (OK | LATE | MEMORY, the job that failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
-    finish. Where looser tiers must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted
-    job that cannot be in time even alone is not checked, so that it does not forbid others.
+    finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
+    that cannot be in time even alone is not checked, so that it does not forbid others.
     """
     jobs = jobs.copy()
     size = len(jobs)
@@ -143,9 +146,11 @@ def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
     tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
     for j in range(size):
         if alive[j]:
-            tightest = min(tightest, jobs[j, TPOT])
+            # One that is ahead may spread its slack over all that it still has to say: a looser pace.
+            pace = jobs[j, TPOT] + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
+            tightest = min(tightest, pace)
             final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
-            owed += 1.0 / jobs[j, TPOT]
+            owed += 1.0 / pace
             context += jobs[j, COMPUTED]
     if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
         return LATE, -1

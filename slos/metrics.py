@@ -11,7 +11,7 @@ from slos.types import require
 
 
 def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
-    """Share of requests that met every objective, by the paper's rule, or by mean TPOT from the first token (`client`)."""
+    """Share of requests that met every objective: the paper's rule, or mean TPOT from the first token (`client`)."""
     require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
     return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)
 
@@ -25,12 +25,16 @@ class Probe:
 
 
 def capacity(
-    attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0, precision: float = 0.02, limit: int = 40
+    attained_at: Callable[[float], float],
+    target: float = 0.9,
+    start: float = 1.0,
+    precision: float = 0.02,
+    limit: int = 40,
 ) -> tuple[float, list[Probe]]:
-    """Largest rate with `attained_at(rate)` >= target, by doubling from `start` and bisection to `precision`; and the probes.
+    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
 
-    Returns the highest rate of the final bracket that attained the target. Raises ValueError where no rate within a factor of
-    2**20 of `start` brackets the target.
+    Returns the highest rate of the final bracket that attained the target. Raises ValueError where no rate within a
+    factor of 2**20 of `start` brackets the target.
     """
     require(0 < target <= 1, "target", target, "in (0, 1]")
     require(start > 0, "start", start, "positive (requests per second)")
@@ -53,7 +57,9 @@ def capacity(
         rate = sqrt(low * high) if low and high < float("inf") else (low * 1.5 if low else high / 1.5)
         if not start / 2**20 < rate < start * 2**20:
             break
-    raise ValueError(f"no capacity near start = {start:g} at target {target:g}: last rate {rate:g}; check SLOs and profile")
+    raise ValueError(
+        f"no capacity near start = {start:g} at target {target:g}: last rate {rate:g}; check SLOs and profile"
+    )
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -65,7 +71,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the 95 % confidence interval of the mean over seeds (Student's t); the mean thrice for a single value."""
+    """Mean and its 95 % confidence interval over seeds (Student's t); the mean thrice for a single value."""
     n = len(values)
     mean = sum(values) / n
     if n == 1:

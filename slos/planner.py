@@ -1,11 +1,12 @@
-"""Admission: the set of requests of greatest value that the prefill budget, the memory and the pace allow (paper, section 4).
+"""Admission: the set of requests of greatest value that prefill budget, memory and pace allow (paper, section 4).
 
-Glossary, in the paper's symbols: tau[l] the TPOT of tier l, ascending; n[l] admitted requests of tier l; p[i], D[i], m[i],
-v[i] the prefill tokens left, prefill deadline, KV blocks and value of request i; M the blocks there are to give;
+Glossary, in the paper's symbols: tau[l] the TPOT of tier l, ascending; n[l] admitted requests of tier l; p[i], D[i],
+m[i], v[i] the prefill tokens left, prefill deadline, KV blocks and value of request i; M the blocks there are to give;
 rho(n) the largest rate of prefill tokens while every admitted request decodes at its TPOT.
 
-Sweeping the deadlines, a state is the count vector of accepted new requests; it keeps the Pareto set of (value, prefill
-budget left, memory used). Between deadlines a state gathers rho(n) * dt of budget; at D[i] request i is paid for with p[i].
+Sweeping the deadlines, a state is the count vector of accepted new requests; it keeps the Pareto set of (value,
+prefill budget left, memory used). Between deadlines a state gathers rho(n) * dt of budget; at D[i] request i is
+paid for with p[i].
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ WIDTH = 64  # Pareto points kept per count vector; beyond, those of least value 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One planning problem. Arrays over requests: deadline [s, absolute], prefill [tokens], memory [blocks], value, tier
-    (index into tpots), forced (already admitted); `decoding` counts per tier the admitted requests past their prefill."""
+    """One planning problem.
+
+    Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier (index into tpots),
+    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give.
+    """
 
     now: float
     tpots: np.ndarray
@@ -49,8 +53,10 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """accepted: bool per request (forced ones included if feasible); value of the new ones; feasible: whether the forced
-    requests alone can be served; exact: False if a Pareto set had to be cut."""
+    """accepted: bool per request, forced ones included if feasible; value: of the new ones.
+
+    feasible: whether the forced requests alone can be served; exact: False if a Pareto set had to be cut.
+    """
 
     accepted: np.ndarray
     value: float
@@ -59,7 +65,7 @@ class Admission:
 
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
-    """Tokens per second of full batches as long as each tier's TPOT [tiers]; rho(n) = rates[tightest] - sum n / tpot."""
+    """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) = rates[tightest] - sum n/tpot."""
     room = np.asarray(tpots)[:, None] - roofline.k_ctx * context - np.array([p.b for p in roofline.planes])
     return np.maximum(0.0, (room / np.array([p.k1 for p in roofline.planes])).min(axis=1)) / tpots
 
@@ -96,7 +102,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
 @njit(cache=True)
 def _rho(tpots, rates, n):
-    """Prefill tokens per second left over by n decoding requests per tier; with nobody decoding, batches of the loosest."""
+    """Prefill tokens per second that n decoding requests per tier leave; batches of the loosest TPOT if nobody does."""
     tightest = len(tpots) - 1
     owed = 0.0
     for tier in range(len(tpots) - 1, -1, -1):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from slos.baselines import VLLM, Sarathi, VLLMV1
+from slos.baselines import VLLM, VLLMV1, Sarathi
 from slos.roofline import Roofline
 from slos.scheduler import SLOsServe
 from slos.types import LengthPredictor, Policy
@@ -20,9 +20,11 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
-    """A fresh policy. One that has a field `roofline` or `lengths` is given the belief about hardware or output lengths."""
+    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware or output lengths."""
     if name not in POLICIES:
-        raise ValueError(f"policy {name!r} is unknown; known: {', '.join(POLICIES)}; add yours to slos.policies.POLICIES")
+        raise ValueError(
+            f"policy {name!r} is unknown; known: {', '.join(POLICIES)}; add yours to slos.policies.POLICIES"
+        )
     kind = POLICIES[name]
     known = {f.name for f in fields(kind) if f.init} if is_dataclass(kind) else set()
     beliefs = {"roofline": roofline, "lengths": lengths}
@@ -30,4 +32,4 @@ def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **setti
         if setting not in known - beliefs.keys():
             choices = ", ".join(sorted(known - beliefs.keys())) or "none"
             raise ValueError(f"setting {setting!r} of policy {name!r} is unknown; known: {choices}")
-    return kind(**{k: v for k, v in beliefs.items() if k in known}, **settings)
+    return kind(**{k: v for k, v in beliefs.items() if k in known} | settings)

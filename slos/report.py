@@ -1,4 +1,4 @@
-"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of each size become one table and `results/README.md`.
+"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of a size become one table, and `results/README.md`.
 
 A number of ours is a row of `results/<size>/headlines.csv`, written by `upsert_headlines`; capacities per scenario and
 system are rows of `results/<size>/capacity.csv`. A number of the paper without a row of ours is NOT RUN.
@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import yaml
 
@@ -71,8 +72,8 @@ class Headline:
     command: str
 
     def __post_init__(self) -> None:
-        finite = all(isfinite(x) for x in (self.value, self.low, self.high))
-        require(finite, f"{self.key}: value, low, high", (self.value, self.low, self.high), "finite", "else leave it out")
+        numbers = (self.value, self.low, self.high)
+        require(all(map(isfinite, numbers)), f"{self.key}: value, low, high", numbers, "finite", "else leave it out")
         require(self.low <= self.value <= self.high, f"{self.key}: value", self.value, f"in [{self.low}, {self.high}]")
         require(self.status in ("simulated", "measured"), f"{self.key}: status", self.status, "simulated or measured")
 
@@ -103,7 +104,8 @@ def read_headlines(path: Path) -> list[Headline]:
     columns, rows = [f.name for f in fields(Headline)], []
     with path.open(newline="", encoding="utf-8") as f:
         reader = csv.reader(f)
-        require(next(reader, None) == columns, f"{path}: columns", "other", ",".join(columns), "remove it and run again")
+        head = next(reader, None)
+        require(head == columns, f"{path}: columns", head, ",".join(columns), "remove it and run again")
         for n, row in enumerate(reader, start=2):
             try:
                 key, value, low, high, *texts = row
@@ -176,8 +178,11 @@ def capacity_tables(path: Path) -> str:
     """
     import pandas as pd  # half a second that the notebooks' `upsert_headlines` need not wait for
 
+    frame: Any = pd.read_csv(path)
+    needed = ("scenario", "system", "setting", "profile", "capacity", "low", "high", "source", "status")
+    require(set(needed) <= set(frame), f"{path}: columns", list(frame), f"with {', '.join(needed)}")
     tables = []
-    for group, rows in pd.read_csv(path).groupby(["setting", "profile", "status"], sort=False, dropna=False):
+    for group, rows in frame.groupby(["setting", "profile", "status"], sort=False, dropna=False):
         grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
         texts = {(r.scenario, r.system): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in rows.itertuples()}
         baselines = [s for s in grid if not str(s).startswith(OURS) and s != BOUND]

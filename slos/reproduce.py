@@ -1,7 +1,7 @@
 """Executes the notebooks in order, skips what is done, shows progress, and prints the table: paper against reproduced.
 
-A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that it was made from and
-the rows that it left are still there. That file is written last, so a notebook that failed or was stopped is not done.
+A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that it was made from
+and the rows that it left are still there. That file is written last: a notebook that failed or was stopped is not done.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from slos.report import results_dir, write_whole
 
 SIZES = ("smoke", "quick", "full")
 SOURCES = (Path("slos"), Path("workloads"))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Failed(Exception):
@@ -77,8 +79,13 @@ class Progress(threading.Thread):
         self._over, self._terminal = threading.Event(), sys.stdout.isatty()
 
     def run(self) -> None:
-        while not self._over.wait(0.5 if self._terminal else 5):
-            print(f"\r\x1b[K{self.line()}" if self._terminal else self.line(), end="" if self._terminal else "\n", flush=True)
+        over = False
+        while not over:
+            if self._terminal:
+                print(f"\r\x1b[K{self.line()[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            else:
+                print(self.line(), flush=True)
+            over = self._over.wait(0.5 if self._terminal else 5)
 
     def line(self) -> str:
         parts = [self._title]
@@ -103,29 +110,35 @@ def execute(notebook: Path, size: str, title: str) -> None:
     made_from, folder = digest(notebook, size), results_dir(size) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     part, failed = folder / f".part-{notebook.name}", folder / f"{notebook.stem}.failed.ipynb"
-    failed.unlink(missing_ok=True)
+    stamp = folder / f"{notebook.stem}.json"
+    for stale in (stamp, failed, folder / ".progress"):
+        stale.unlink(missing_ok=True)
     if "size" not in papermill.inspect_notebook(notebook):
         raise Failed(f"{notebook.name} has no parameter `size`; give it one in a cell tagged `parameters`")
-    with tempfile.TemporaryDirectory() as tmp:
-        os.environ["SLOS_PROGRESS"] = str(Path(tmp) / "progress")
-        progress = Progress(title, Path(os.environ["SLOS_PROGRESS"]))
-        progress.start()
-        outcome = "failed"
-        try:
-            papermill.execute_notebook(
-                notebook, part, {"size": size}, kernel_name="python3", cwd=".", progress_bar=False, log_output=False
-            )
-            outcome = "done"
-        except Exception as error:
-            if part.exists():
-                part.replace(failed)
-            raise Failed(f"{notebook.name} {_explain(error)}\n  executed copy: {failed}") from error
-        finally:
-            progress.close(outcome)
-            end_children()
+    os.environ["SLOS_PROGRESS"] = str(folder.resolve() / ".progress")
+    progress = Progress(title, folder / ".progress")
+    progress.start()
+    outcome = "failed"
+    try:
+        papermill.execute_notebook(
+            notebook,
+            part,
+            {"size": size},
+            kernel_name="python3",
+            cwd=".",
+            progress_bar=False,
+            extra_arguments=["--log-level=40"],  # errors only: the kernel's advice would cut into the progress line
+        )
+        outcome = "done"
+    except Exception as error:
+        if part.exists():
+            part.replace(failed)
+        raise Failed(f"{notebook.name} {_explain(error)}\n  executed copy: {failed}") from error
+    finally:
+        progress.close(outcome)
+        end_children()
     part.replace(folder / notebook.name)
-    stamp = {"digest": made_from, "rows": rows_present(size)}
-    write_whole(folder / f"{notebook.stem}.json", json.dumps(stamp, indent=1) + "\n")
+    write_whole(stamp, json.dumps({"digest": made_from, "rows": rows_present(size)}, indent=1) + "\n")
 
 
 def _explain(error: Exception) -> str:
@@ -143,16 +156,15 @@ def end_children() -> None:
     children = psutil.Process().children(recursive=True)
     for end in (psutil.Process.terminate, psutil.Process.kill):
         for child in children:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 end(child)
-            except psutil.NoSuchProcess:
-                pass
         children = psutil.wait_procs(children, timeout=2)[1]
 
 
 def stop(signum: int, frame: object) -> NoReturn:
     """Ctrl-C: nothing but the run in flight is lost, because rows and stamps are written whole."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for s in SIGNALS:
+        signal.signal(s, signal.SIG_IGN)
     end_children()
     os.write(1, b"\nstopped; run the same command to go on\n")
     os._exit(130)
@@ -169,17 +181,18 @@ def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slos.reproduce", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m slos.reproduce", description="Execute the notebooks.")
     parser.add_argument("size", nargs="?", choices=SIZES, default="quick")
     parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the NN_topic.ipynb")
     parser.add_argument("--results", type=Path, default=results_dir(""), help="folder of the rows, a folder per size")
     args = parser.parse_args(argv)
     os.environ.update(SLOS_RESULTS=str(args.results.resolve()), JUPYTER_PREFER_ENV_PATH="1")
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for s in SIGNALS:
+        signal.signal(s, stop)
     notebooks = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
-    print(f"{args.size}: {len(notebooks)} notebooks, rows to {results_dir(args.size)}, data: "
-          f"{os.environ.get('SLOS_DATA') or 'synthetic'}", flush=True)
+    if not notebooks:
+        parser.error(f"no NN_topic.ipynb in {args.notebooks}; start it in the repository's root, or give --notebooks")
+    print(f"{args.size}: {len(notebooks)} notebooks, results to {args.results / args.size}", flush=True)
     try:
         for line in reproduce(notebooks, args.size):
             print(line, flush=True)

@@ -1,7 +1,8 @@
 """Batch time as a roofline, its inverse, its fit, and named profiles (paper, section 3.1).
 
-T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in the
-step, `draft_steps` the longest draft in the batch, `context` the KV tokens that the batch reads (0 weight in the paper).
+T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in
+the step, `draft_steps` the longest draft in the batch, `context` the KV tokens that the batch reads (weight 0 in the
+paper).
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Profile:
 
     def __post_init__(self) -> None:
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
-        require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}")
+        require(
+            self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}"
+        )
         require(bool(self.source), "source", self.source, "named", "say where the figures come from")
 
     @property
@@ -128,7 +131,9 @@ def fit(rows: Path | str | Sequence[tuple[float, float, float, float]], planes: 
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
     require(planes >= 1, "planes", planes, "at least 1")
-    require(len(data) >= 4 * planes, "rows", len(data), f"at least {4 * planes} for {planes} plane(s)", "measure more steps")
+    require(
+        len(data) >= 4 * planes, "rows", len(data), f"at least {4 * planes} for {planes} plane(s)", "measure more steps"
+    )
     tokens, drafts, ctx, seconds = data.T
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
     best: Fit | None = None

@@ -1,7 +1,7 @@
 """A discrete-event simulator that hosts real policies: the only place where simulated time passes.
 
-One replica runs step after step: it shows its policy a `View`, checks the answer against its KV ledger, and lets the step
-last as long as the world's roofline says. What the policy believes about the hardware is the policy's own affair.
+One replica runs step after step: it shows its policy a `View`, checks the answer against its KV ledger, and lets the
+step last as long as the world's roofline says. What the policy believes about the hardware is the policy's own affair.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The hardware that requests really run on. `noise` is the log-normal sigma of step times; `max_seqs` as in vLLM."""
+    """The hardware that requests really run on. `noise`: log-normal sigma of step times; `max_seqs` as in vLLM."""
 
     roofline: Roofline
     kv_blocks: int
@@ -284,10 +284,14 @@ def simulate(
     """
     replica = Replica(policy, world, np.random.default_rng(seed))
     outcomes: list[Outcome] = []
-    ready = [(r.arrival, i, 0, Live(r, Progress(r.id, r.arrival, 0, 0.0, 1.0, r.value))) for i, r in enumerate(requests)]
+    ready = [
+        (r.arrival, i, 0, Live(r, Progress(r.id, r.arrival, 0, 0.0, 1.0, r.value))) for i, r in enumerate(requests)
+    ]
     heapq.heapify(ready)
     longest = max((-(-live.request.context // world.block_size) for *_, live in ready), default=0)
-    require(longest <= world.kv_blocks, "longest request in KV blocks", longest, f"at most {world.kv_blocks}", "drop it")
+    require(
+        longest <= world.kv_blocks, "longest request in KV blocks", longest, f"at most {world.kv_blocks}", "drop it"
+    )
     order = len(ready)
 
     def arrive() -> None:

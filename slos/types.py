@@ -1,8 +1,8 @@
 """The contracts: what a request is, what a policy sees and what it answers.
 
-Seconds, tokens and KV blocks everywhere. A host (the simulator, the vLLM plug-in) owns the mutable `Progress` records and
-shows them to a policy inside a `View`; the policy answers with a `Batch`. True output lengths live in `Request`, which a
-policy never sees: it learns a length only from the `LengthPredictor` that it was given.
+Seconds, tokens and KV blocks everywhere. A host (the simulator, the vLLM plug-in) owns the mutable `Progress` records
+and shows them to a policy inside a `View`; the policy answers with a `Batch`. True output lengths live in `Request`,
+which a policy never sees: it learns a length only from the `LengthPredictor` that it was given.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> N
 class SLO:
     """Objectives of one stage: the first token in time, then a steady pace (paper, section 2).
 
-    tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives, or `slowdown` times the
-    zero-load time of its prompt; a stage that continues without a new prompt has neither and just goes on at its pace.
+    tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives, or `slowdown` times
+    the zero-load time of its prompt; a stage that continues without a new prompt has neither and goes on at its pace.
     """
 
     tpot: float
@@ -35,7 +35,9 @@ class SLO:
         require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
         require(self.ttft is None or self.ttft > 0, "ttft", self.ttft, "positive", "give seconds, or None")
         require(self.slowdown is None or self.slowdown >= 1, "slowdown", self.slowdown, "at least 1 (times zero load)")
-        require(self.ttft is None or self.slowdown is None, "ttft", self.ttft, "None beside a slowdown", "give only one")
+        require(
+            self.ttft is None or self.slowdown is None, "ttft", self.ttft, "None beside a slowdown", "give only one"
+        )
 
     def first_token(self, zero_load: float) -> float:
         """Seconds from the stage's arrival until its first token is due; `zero_load` is its prompt's time alone."""
@@ -74,10 +76,14 @@ class Request:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        require(self.arrival >= 0 and isfinite(self.arrival), f"{self.id}: arrival", self.arrival, "at least 0 and finite")
+        require(
+            self.arrival >= 0 and isfinite(self.arrival), f"{self.id}: arrival", self.arrival, "at least 0 and finite"
+        )
         require(len(self.stages) > 0, f"{self.id}: stages", self.stages, "at least one")
         require(self.stages[0].prompt >= 1, f"{self.id}: first prompt", self.stages[0].prompt, "at least 1 token")
-        require(self.stages[0].wait == 0, f"{self.id}: first wait", self.stages[0].wait, "0", "move the arrival instead")
+        require(
+            self.stages[0].wait == 0, f"{self.id}: first wait", self.stages[0].wait, "0", "move the arrival instead"
+        )
         require(self.value > 0, f"{self.id}: value", self.value, "positive")
 
     @property
@@ -98,9 +104,9 @@ class Request:
 class Progress:
     """How far a request has come in its current stage. Hosts write it; for policies it is read-only.
 
-    `tokens` are known (context and what was generated), `computed` of them are in the KV cache; when the last of them is
-    computed the next token appears. `due` is the deadline of that next token under the paper's rule: the first token of a
-    stage at `t0`, token n at t0 + n * tpot, where t0 moves back to the first token's time if that came late.
+    `tokens` are known (context and what was generated), `computed` of them are in the KV cache; when the last of them
+    is computed the next token appears. `due` is the deadline of that next token under the paper's rule: the first token
+    of a stage at `t0`, token n at t0 + n * tpot, where t0 moves back to the first token's time if that came late.
     """
 
     id: str
@@ -145,9 +151,9 @@ class View:
 class Batch:
     """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with drafts 1 + drafts.
 
-    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become best effort. `repeat` is
-    the policy's word that it would answer the same for so many steps in a row while nobody arrives or finishes a stage; a
-    host may use it to save calls and must then account for every one of those steps.
+    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become best effort. `repeat`
+    is the policy's word that it would answer the same for so many steps in a row while nobody arrives or finishes a
+    stage; a host may use it to save calls and must then account for every one of those steps.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Sets up the environment where there is none, executes the notebooks and prints the table "paper against reproduced".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'END'
+usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
+
+  quick   small runs of every notebook, minutes on two cores (the default)
+  full    the paper's sizes
+  smoke   the smallest runs that still touch everything
+  test    lint, types and the whole test suite; further words go to pytest
+
+What is done already is skipped. Ctrl-C loses only the run in flight: the same command goes on from there.
+
+  SLOS_VENV    the environment's folder (.venv; inside the conda environment slos-serve, that one)
+  SLOS_EXTRA   cpu or gpu: adds the real engine, vLLM, for that hardware (without it everything is simulated)
+  SLOS_PYTHON  the Python to make it with (the first of python3, python3.11, 3.12, 3.13 that is 3.11 to 3.13)
+  SLOS_DATA    a folder with the real traces (without it they are synthetic)
+END
+}
+say() { echo "run_all: $*"; }
+refuse() { echo "run_all: $*" >&2; exit 2; }
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; }
+
+what=${1-quick}
+shift $(($# > 0))
+case $what in
+    -h | --help) usage; exit 0 ;;
+    test) ;;
+    quick | full | smoke) (($# == 0)) || refuse "'$what' takes no further words, got '$*'" ;;
+    *) refuse "unknown word '$what'; known: quick, full, smoke, test, --help" ;;
+esac
+case ${SLOS_EXTRA:-} in
+    '') lock=requirements.txt ;;
+    cpu | gpu) lock=requirements-$SLOS_EXTRA.txt ;;
+    *) refuse "SLOS_EXTRA = '$SLOS_EXTRA' is unknown; known: cpu, gpu, or leave it unset" ;;
+esac
+
+venv=${SLOS_VENV:-.venv} install=(pip sync "$lock")
+if [[ -z ${SLOS_VENV:-} && ${CONDA_DEFAULT_ENV:-} == slos-serve && -n ${CONDA_PREFIX:-} ]]; then
+    venv=$CONDA_PREFIX install=(pip install -r "$lock") # sync would take out what conda put in
+fi
+if [[ -x $venv/bin/python ]]; then
+    fits "$venv/bin/python" || refuse "the Python in $venv must be 3.11 to 3.13; remove that folder, or set SLOS_VENV"
+fi
+stamp() { "$venv/bin/python" -VV && pwd && cat "$lock"; }
+
+if [[ ! -x $venv/bin/python || $(stamp) != "$(cat "$venv/.slos-stamp" 2>/dev/null)" ]]; then
+    say "setting up $venv from $lock (once; a minute or two)"
+    for python in ${SLOS_PYTHON:-python3 python3.11 python3.12 python3.13} ''; do
+        if [[ -n $python ]] && fits "$python"; then break; fi
+    done
+    [[ -n $python ]] || refuse "needs Python 3.11 to 3.13 and found none; install one, or name it in SLOS_PYTHON"
+    uv=uv
+    if ! uv --version >/dev/null 2>&1; then
+        uv=.boot/bin/uv
+        if ! "$uv" --version >/dev/null 2>&1; then
+            "$python" -m venv --clear .boot
+            .boot/bin/python -m pip install -qq 'uv>=0.7'
+            say "fetched the installer uv ($SECONDS s)"
+        fi
+    fi
+    # uv does not read pip's settings: hand its folders of local packages on. They then hold the CPU build of torch, too.
+    links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$("$python" -m pip config get global.find-links 2>/dev/null || true)}}
+    if [[ -n $links ]]; then
+        export UV_FIND_LINKS=$links
+    elif [[ $lock == requirements-cpu.txt ]]; then
+        install+=(--torch-backend cpu)
+    fi
+    [[ -t 2 ]] || install+=(-q)
+    rm -f "$venv/.slos-stamp" # an install that is cut short is done again
+    [[ -x $venv/bin/python ]] || "$uv" venv -q --allow-existing --python "$python" "$venv"
+    say "installing $(grep -c == "$lock") packages"
+    "$uv" "${install[@]}" --compile-bytecode --python "$venv/bin/python"
+    "$uv" pip install -q --no-deps --python "$venv/bin/python" -e .
+    stamp >"$venv/.slos-stamp"
+    say "$venv is ready ($SECONDS s)"
+fi
+
+PATH=$(cd "$venv/bin" && pwd):$PATH
+export PATH
+if [[ $what == test ]]; then
+    ruff check .
+    PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --pythonpath "$(command -v python)"
+    exec python -m pytest -q -n 2 "$@"
+fi
+exec python -m slos.reproduce "$what"

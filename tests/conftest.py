@@ -1,0 +1,22 @@
+"""What every test shares: no deadlines, since the machine may be busy, and none of the caller's settings."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("slos", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("slos")
+
+
+@pytest.fixture
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EXTRA", "PROGRESS", "PYTHON", "RESULTS", "VENV"):
+        monkeypatch.delenv(f"SLOS_{name}", raising=False)

@@ -1,0 +1,183 @@
+"""From a scenario, a rate and a seed to requests. Same arguments and data, same bytes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+
+from slos.types import Request, Stage, require
+from workloads import arrivals, lengths, synthetic
+from workloads.files import DATA, data_folder, locate
+from workloads.scenarios import SCENARIOS, Scenario, by_name
+
+TOOL_LATENCY = (0.5, 0.8)
+"""Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our assumption, of a web API;
+the paper gives none."""
+
+Turns = list[tuple[int, int, float]]
+"""A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests sorted by arrival, and how they were made: exactly `len(requests)` in `span` seconds.
+
+    lengths: "dataset" or "trace". source: "real traces" or "synthetic profile". origins: what it was made from.
+    """
+
+    requests: tuple[Request, ...]
+    scenario: str
+    rate: float
+    seed: int
+    lengths: str
+    source: str
+    origins: tuple[str, ...]
+
+    @property
+    def span(self) -> float:
+        return len(self.requests) / self.rate
+
+
+def build(
+    scenario: str,
+    rate: float,
+    num_requests: int,
+    seed: int = 0,
+    lengths: str = "dataset",
+    max_context: int | None = None,
+) -> Workload:
+    """The workload of a scenario: `num_requests` requests that arrive at `rate` per second.
+
+    Another rate with the same seed gives the same requests at rescaled times.
+    lengths: "dataset" draws them from the scenario's data set (the paper's table); "trace" takes chat and coding
+    lengths from the requests of the Azure window itself, as the authors' code does. A window's requests are used in
+    order from a start that the seed draws; if more are asked for, it repeats, and further lengths are drawn from it.
+    max_context: a tighter limit than the scenario's.
+    A mix has equal shares of its parts (our choice: the paper does not give them).
+
+    Raises ValueError for arguments out of bounds and bad rows, FileNotFoundError if `SLOS_DATA` lacks a file. If it is
+    unset and the cache lacks one, everything comes from the synthetic profile, and `source` says so.
+    """
+    chosen = by_name(scenario)
+    require(rate > 0 and isfinite(rate), "rate", rate, "positive and finite", "give requests per second")
+    require(num_requests >= 1, "num_requests", num_requests, "at least 1")
+    require(seed >= 0, "seed", seed, "at least 0")
+    require(lengths in ("dataset", "trace"), "lengths", lengths, "'dataset' or 'trace'")
+    require(
+        lengths == "dataset" or chosen.has_trace, "lengths", lengths, f"'dataset' for {chosen.name}, it has no trace"
+    )
+    most = inf if chosen.max_context is None else chosen.max_context
+    limit = most if max_context is None else max_context
+    require(2 <= limit <= most, "max_context", max_context, f"2 to {most} tokens")
+
+    parts = [SCENARIOS[p] for p in chosen.parts] or [chosen]
+    source = _source(parts, lengths)
+    made: list[tuple[float, Scenario, Turns]] = []
+    origins: dict[str, None] = {}
+    for i, part in enumerate(parts):
+        n = num_requests // len(parts) + (i < num_requests % len(parts))
+        if n:
+            key = chosen.name if part is chosen else f"{chosen.name}/{part.name}"
+            times, turns, names = _part(part, n, seed, key, lengths, limit, source)
+            made += zip((times * (num_requests / n)).tolist(), [part] * n, turns, strict=True)
+            origins.update(dict.fromkeys(names))
+    made.sort(key=lambda m: m[0])
+    requests = tuple(
+        Request(f"{chosen.name}-{i:06d}", t / rate, _stages(part, turns), kind=part.name)
+        for i, (t, part, turns) in enumerate(made)
+    )
+    return Workload(requests, chosen.name, rate, seed, lengths, source, tuple(origins))
+
+
+def _source(parts: list[Scenario], wanted: str) -> str:
+    """Real traces if every file is at hand; the profile if not, unless a data folder was named."""
+    tables = [t for p in parts if not (wanted == "trace" and p.has_trace) for t in _tables(p)]
+    choices = [[s.file for s in lengths.TABLES[t].sources] for t in tables]
+    choices += [[arrivals.TRACES[p.arrivals]] for p in parts if p.arrivals in arrivals.STARTS]
+    missing = [" or ".join(files) for files in choices if locate(files) is None]
+    if missing and (folder := data_folder()):
+        raise FileNotFoundError(f"{DATA} = {str(folder)!r} must hold {', '.join(missing)}; add it, or unset {DATA}")
+    return synthetic.SYNTHETIC if missing else synthetic.REAL
+
+
+def _tables(part: Scenario) -> tuple[str, ...]:
+    return (part.table, "toolbench-calls") if part.table == "toolbench-rounds" else (part.table,)
+
+
+def _stream(seed: int, key: str, use: str) -> np.random.Generator:
+    """Its own random stream for every scenario, part and use."""
+    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(f"{key}/{use}".encode())]))
+
+
+def _part(
+    part: Scenario, n: int, seed: int, key: str, wanted: str, limit: float, source: str
+) -> tuple[np.ndarray, list[Turns], list[str]]:
+    """n requests of one scenario: times at rate 1, turns, origins."""
+    times_rng, lengths_rng = _stream(seed, key, "arrivals"), _stream(seed, key, "lengths")
+    from_trace = wanted == "trace" and part.has_trace
+    if part.arrivals == "poisson":
+        times, which, trace = arrivals.poisson(times_rng, n), None, None
+    else:
+        if source == synthetic.REAL:
+            trace = arrivals.window(part.arrivals)
+        else:
+            trace = synthetic.window(part.arrivals, part.max_context if from_trace else None, times_rng)
+        trace = trace.fitting(limit) if from_trace else trace
+        times, which = arrivals.replay(times_rng, trace, n)
+    names = [trace.origin if trace else "poisson"]
+    if from_trace:
+        assert trace is not None and which is not None
+        count = len(trace.times)
+        which = np.concatenate([which[:count], lengths_rng.integers(count, size=max(0, n - count))])
+        pairs = zip(trace.prompt[which].tolist(), trace.output[which].tolist(), strict=True)
+        return times, [[(p, o, 0.0)] for p, o in pairs], names
+    get = lengths.load if source == synthetic.REAL else synthetic.lengths
+    tables = [get(t) for t in _tables(part)]
+    turns = _fitting(lambda k: _SHAPES.get(part.name, _single)(lengths_rng, k, *tables), n, limit, part.name)
+    return times, turns, names + [t.origin for t in tables]
+
+
+def _fitting(make: Callable[[int], list[Turns]], n: int, limit: float, name: str) -> list[Turns]:
+    """n requests of at most `limit` tokens: longer ones are dropped and others drawn."""
+    kept: list[Turns] = []
+    for _ in range(1000):
+        kept += [turns for turns in make(n + 64) if sum(p + o for p, o, _ in turns) <= limit]
+        if len(kept) >= n:
+            return kept[:n]
+    raise ValueError(f"max_context = {limit} must leave some of the lengths of {name}; hardly any is so short")
+
+
+def _single(rng: np.random.Generator, n: int, table: lengths.Lengths) -> list[Turns]:
+    return [[(p, o, 0.0)] for p, o in table.draw(rng, n).tolist()]
+
+
+def _reasoning(rng: np.random.Generator, n: int, table: lengths.Lengths) -> list[Turns]:
+    return [[(p, thinking, 0.0), (0, response, 0.0)] for p, thinking, response in table.draw(rng, n).tolist()]
+
+
+def _tool_calling(rng: np.random.Generator, n: int, rounds: lengths.Lengths, calls: lengths.Lengths) -> list[Turns]:
+    """A first prompt, then rounds of a tool's response and the next call; the last round writes the answer."""
+    heads = rounds.draw(rng, n)
+    drawn = iter(calls.draw(rng, int(heads[:, 1].sum())).tolist())
+    median, sigma = TOOL_LATENCY
+    waits = iter((median * np.exp(sigma * rng.standard_normal(int(heads[:, 1].sum())))).tolist())
+    made = []
+    for prompt, count, answer in heads.tolist():
+        turns = [(*next(drawn), next(waits)) for _ in range(count)]
+        turns[0] = (prompt, turns[0][1], 0.0)
+        turns[-1] = (turns[-1][0], answer or turns[-1][1], turns[-1][2])
+        made.append(turns)
+    return made
+
+
+_SHAPES: dict[str, Callable[..., list[Turns]]] = {"reasoning": _reasoning, "tool-calling": _tool_calling}
+
+
+def _stages(part: Scenario, turns: Turns) -> tuple[Stage, ...]:
+    """Objectives by stage: the scenario's last one for the last stage, its first one before."""
+    slos = [part.slos[0]] * (len(turns) - 1) + [part.slos[-1]]
+    return tuple(Stage(p, o, slo, wait) for (p, o, wait), slo in zip(turns, slos, strict=True))
