@@ -88,8 +88,8 @@ class VLLM:
 class VLLMV1:
     """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within one token budget.
 
-    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting request is admitted when its
-    whole prompt fits the free blocks, and nobody is admitted in a step that preempts.
+    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting request is admitted when
+    its whole prompt fits the free blocks, and nobody is admitted in a step that preempts.
     """
 
     max_batched_tokens: int = 2048

@@ -20,7 +20,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
-    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware or output lengths."""
+    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware or lengths."""
     if name not in POLICIES:
         raise ValueError(
             f"policy {name!r} is unknown; known: {', '.join(POLICIES)}; add yours to slos.policies.POLICIES"

@@ -23,7 +23,7 @@ from slos.types import require
 
 PAPER = Path(__file__).parents[1] / "results" / "paper.yaml"
 SIZES = ("smoke", "quick", "full", "reference")
-OURS, BOUND = "slos-serve", "upper-bound"
+OURS = "slos-serve"
 _INTRO = """# Paper against reproduced
 
 Written by `python -m slos.report` from `paper.yaml` and the CSV files of each size; do not edit.
@@ -174,29 +174,33 @@ def headline_table(claims: Sequence[Claim], headlines: Sequence[Headline]) -> st
 def capacity_tables(path: Path) -> str:
     """Scenario by system from a capacity.csv, ours over the best baseline, and geometric means over the scenarios.
 
-    One table per setting, profile and status. The upper bound and variants of ours (`slos-serve-...`) are no baselines.
+    One table per origin of the lengths and status. Variants of ours (`slos-serve-...`) are no baselines.
     """
     import pandas as pd  # half a second that the notebooks' `upsert_headlines` need not wait for
 
-    frame: Any = pd.read_csv(path)
-    needed = ("scenario", "system", "setting", "profile", "capacity", "low", "high", "source", "status")
+    frame: Any = pd.read_csv(path, keep_default_na=False)
+    needed = ("scenario", "lengths", "system", "setting", "profile", "capacity", "low", "high", "source", "status")
     require(set(needed) <= set(frame), f"{path}: columns", list(frame), f"with {', '.join(needed)}")
     tables = []
-    for group, rows in frame.groupby(["setting", "profile", "status"], sort=False, dropna=False):
+    for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):
         grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
-        texts = {(r.scenario, r.system): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}]" for r in rows.itertuples()}
-        baselines = [s for s in grid if not str(s).startswith(OURS) and s != BOUND]
+        texts = {
+            (r.scenario, r.system): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
+            for r in rows.itertuples()
+        }
+        baselines = [s for s in grid if not str(s).startswith(OURS)]
         ratio = grid.get(OURS, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
         lines = []
         for name in grid.index:
-            sources = "; ".join(dict.fromkeys(rows.loc[rows.scenario == name, "source"].astype(str)))
+            mine = rows[rows.scenario == name]
+            origin = ", ".join(dict.fromkeys([*mine["source"], *mine["profile"]]))
             cells = [texts.get((name, s), "-") for s in grid]
-            lines.append([name, *cells, f"{ratio[name]:.2f}".replace("nan", "-"), sources])
+            lines.append([name, *cells, f"{ratio[name]:.2f}".replace("nan", "-"), origin])
         means = [_mean(column.dropna()) for column in (*(grid[s] for s in grid), ratio)]
         lines.append(["geometric mean", *means, ""])
-        title = ", ".join(str(g) for g in group)
         table = _table(["scenario", *map(str, grid), "ours / best baseline", "source"], lines)
-        tables.append(f"Capacity, requests per second and GPU: {title}\n\n{table}")
+        title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
+        tables.append(f"{title}: mean [95 % interval over seeds] token budget, the best of those tried\n\n{table}")
     return "\n\n".join(tables)
 
 

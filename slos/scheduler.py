@@ -39,7 +39,7 @@ class SLOsServe:
 
     roofline: Roofline
     lengths: LengthPredictor
-    longest_step: float = 0.1
+    longest_step: float = 0.15
     _planes: np.ndarray = field(init=False, repr=False)
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not yet running
 

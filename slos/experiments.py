@@ -1,0 +1,348 @@
+"""What the notebooks run: capacity searches over scenarios and systems, and what is made of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slos.metrics import attainment, capacity, geometric_mean, interval
+from slos.policies import POLICIES, make_policy
+from slos.report import Headline, results_dir, upsert_headlines, write_whole
+from slos.roofline import Profile, profile
+from slos.simulator import Outcome, Replica, Step, World, simulate
+from slos.sweep import commit, sweep
+from slos.types import Oracle, Request, require
+from workloads import SCENARIOS, Workload, build
+
+OURS = "slos-serve"
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
+    "vllm-v1": (
+        "max_batched_tokens=512",
+        "max_batched_tokens=1024",
+        "max_batched_tokens=2048",
+        "max_batched_tokens=8192",
+    ),
+    "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
+}
+"""What is tried of each baseline, so that its best is reported; a system that is not named runs with its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a run is: requests per simulation, seeds, precision of a capacity, and where lengths come from."""
+
+    num_requests: int
+    seeds: int
+    precision: float
+    lengths: tuple[str, ...] = ("dataset",)
+
+
+SIZES = {
+    "smoke": Size(60, 1, 0.2),
+    "quick": Size(400, 3, 0.02),
+    "full": Size(1400, 5, 0.02, ("dataset", "trace")),
+}
+
+
+def size_of(name: str) -> Size:
+    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def hardware_of(scenario: str, name: str = "") -> Profile:
+    """The profile of that name, or the scenario's own. Raises ValueError for unknown names."""
+    require(scenario in SCENARIOS, "scenario", scenario, f"one of {', '.join(SCENARIOS)}")
+    return profile(name or SCENARIOS[scenario].profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own."""
+
+    scenario: str
+    system: str
+    setting: str = ""
+    profile: str = ""
+    lengths: str = "dataset"
+    seed: int = 0
+    num_requests: int = 400
+    target: float = 0.9
+    precision: float = 0.02
+
+    def __str__(self) -> str:
+        parts = (self.scenario, self.lengths, self.hardware.name, self.system, self.setting)
+        numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
+        return f"{' '.join(filter(None, parts))}, {numbers}"
+
+    @property
+    def hardware(self) -> Profile:
+        return hardware_of(self.scenario, self.profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds."""
+
+    scenario: str
+    lengths: str
+    system: str
+    setting: str
+    profile: str
+    seed: int
+    rate: float
+    attainment: float
+    attainment_client: float
+    declined: float
+    ttft_p99: float
+    tpot_p99: float
+    capacity: bool
+    source: str
+    status: str
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    try:
+        return {name.strip(): float(value) if "." in value else int(value) for name, value in pairs}
+    except ValueError:
+        raise ValueError(f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'") from None
+
+
+def serve(
+    requests: Sequence[Request], system: str, hardware: Profile, setting: str = "", **options: Any
+) -> list[Outcome]:
+    """Simulate one system on one replica that believes what is true; `options` go to `simulate`."""
+    policy = make_policy(system, hardware.roofline, Oracle(requests), **parse_setting(setting))
+    return simulate(requests, policy, World.of(hardware), **options)
+
+
+def search(case: Search) -> list[Probe]:
+    """Capacity of one case: every load that was tried, the capacity marked."""
+    hardware, rows = case.hardware, []
+    require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
+
+    def attained_at(rate: float) -> float:
+        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        outcomes = serve(workload.requests, case.system, hardware, case.setting)
+        kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)
+        rows.append(
+            Probe(
+                case.scenario, case.lengths, case.system, case.setting, hardware.name, case.seed, rate / hardware.gpus,
+                attainment(outcomes), attainment(outcomes, client=True),
+                sum(o.declined for o in outcomes) / len(outcomes), float(kept.ttft), float(kept.tpot),
+                False, workload.source, "simulated",
+            )
+        )  # fmt: skip
+        return rows[-1].attainment
+
+    start = {"reasoning": 0.5, "tool-calling": 0.7}.get(case.scenario, 3.0) * hardware.gpus
+    best, _ = capacity(attained_at, case.target, start, case.precision)
+    return [replace(r, capacity=r.rate * hardware.gpus == best) for r in rows]
+
+
+def searches(
+    size: str,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    systems: Sequence[str] = tuple(POLICIES),
+    profile: str = "",
+    target: float = 0.9,
+) -> list[Search]:
+    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
+    s = size_of(size)
+    for name in scenarios:
+        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    for name in systems:
+        require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
+    grid = [
+        Search(scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision)
+        for lengths, scenario, system in product(s.lengths, scenarios, systems)
+        for setting in SETTINGS.get(system, ("",))
+        for seed in range(s.seeds)
+        if lengths == "dataset" or SCENARIOS[scenario].has_trace
+    ]
+    for case in grid:
+        case.hardware  # noqa: B018  an unknown profile is refused before the first run
+    return grid
+
+
+def run_searches(size: str, cases: Sequence[Search], workers: int | None = None) -> pd.DataFrame:
+    """Rows of `Probe` for all cases, from results/<size>/probes.csv where they lie already."""
+    return pd.DataFrame(sweep(search, cases, results_dir(size) / "probes.csv", Probe, workers))
+
+
+def capacities(probes: pd.DataFrame) -> pd.DataFrame:
+    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's."""
+    by = ["scenario", "lengths", "system", "setting", "profile", "source", "status"]
+    found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
+    found[["capacity", "low", "high"]] = [interval(rates) for rates in found["rate"]]
+    best = found.loc[found.groupby(["scenario", "lengths", "system", "profile"], sort=False)["capacity"].idxmax()]
+    return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
+
+
+def ratios(best: pd.DataFrame, lengths: str = "dataset", ours: str = OURS) -> pd.DataFrame:
+    """Ours over every other system, per scenario: mean ratio over seeds, its interval, and each seed's ratio.
+
+    lengths: "trace" takes the scenarios that have lengths of their own in the trace with those, the others as ever.
+    The system `best` stands for the strongest other one in each scenario.
+    """
+    rows = []
+    traced = set(best.loc[best["lengths"] == lengths, "scenario"])
+    best = best[best["lengths"].eq(lengths) | ~best["scenario"].isin(traced)]
+    for scenario, group in best.groupby("scenario", sort=False):
+        rates = dict(zip(group["system"], group["rate"], strict=True))
+        if ours not in rates:
+            continue
+        others = group[~group["system"].str.startswith(ours)]
+        names = {name: name for name in others["system"]}
+        if len(others):
+            names["best"] = others.loc[others["capacity"].idxmax(), "system"]
+        for label, name in names.items():
+            each = [a / b for a, b in zip(rates[ours], rates[name], strict=True)]
+            rows.append((scenario, label, name, *interval(each), each))
+    return pd.DataFrame(rows, columns=["scenario", "against", "system", "ratio", "low", "high", "each"])
+
+
+def geometric_means(table: pd.DataFrame) -> pd.DataFrame:
+    """Geometric mean over scenarios of `ratios`, per system: with the interval over seeds."""
+    rows = []
+    for against, group in table.groupby("against", sort=False):
+        each = [geometric_mean(seed) for seed in zip(*group["each"], strict=True)]
+        rows.append((against, *interval(each), len(group)))
+    return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
+
+
+def save_capacities(size: str, best: pd.DataFrame) -> Path:
+    """Write results/<size>/capacity.csv, from which the report draws its table."""
+    path = results_dir(size) / "capacity.csv"
+    columns = [
+        "scenario",
+        "lengths",
+        "system",
+        "setting",
+        "profile",
+        "capacity",
+        "low",
+        "high",
+        "seeds",
+        "source",
+        "status",
+    ]
+    write_whole(path, best[columns].assign(commit=commit()).to_csv(index=False))
+    return path
+
+
+def save_headlines(size: str, best: pd.DataFrame, notebook: str) -> pd.DataFrame:
+    """Put the capacity ratios beside the paper's in results/<size>/headlines.csv; what was put there."""
+    sources, profiles = " and ".join(sorted(set(best["source"]))), sorted(set(best["profile"]))
+    hardware = profiles[0] if len(profiles) == 1 else f"{len(profiles)} profiles"
+    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
+    rows = []
+    for lengths in dict.fromkeys(best["lengths"]):
+        table = ratios(best, lengths)
+        suffix = "" if lengths == "dataset" else f"_{lengths}"
+        means = geometric_means(table).assign(
+            key=lambda d: "capacity_vs_" + d["against"].str.replace("-", "_") + suffix
+        )
+        alone = table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]
+        alone = alone.assign(key="capacity_" + alone["scenario"] + suffix)
+        for r in pd.concat([means, alone]).itertuples():
+            values = (float(r.ratio), float(r.low), float(r.high))  # type: ignore[arg-type]
+            rows.append(Headline(str(r.key), *values, "simulated", sources, hardware, commit(), command))
+    upsert_headlines(results_dir(size) / "headlines.csv", rows)
+    return pd.DataFrame(rows)
+
+
+def what_capacity_shows(best: pd.DataFrame, paper: float = 2.2) -> str:
+    """The findings in Markdown, from the numbers."""
+    lines = []
+    for lengths in dict.fromkeys(best["lengths"]):
+        table = ratios(best, lengths)
+        if table.empty:
+            continue
+        mean = geometric_means(table).set_index("against")
+        strongest = table[table["against"] == "best"].sort_values("ratio")
+        worst, top = strongest.iloc[0], strongest.iloc[-1]
+        r = mean.loc["best"]
+        lines += [
+            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x (95 % interval {r.low:.2f} to "
+            f"{r.high:.2f}) of what the best-tuned baseline of each scenario carries, in geometric mean over "
+            f"{int(r.scenarios)}; the paper reports {paper:g}x, with speculation, which is not part of this run.",
+            f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
+            f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",
+            *(f"- over {name}: {row.ratio:.2f}x" for name, row in mean.iterrows() if name != "best"),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def summary(runs: Sequence[Timeline]) -> pd.DataFrame:
+    """One row per system: shares of requests by fate, and latencies in milliseconds."""
+    rows = {}
+    for run in runs:
+        frame = pd.DataFrame([(fate(o), o.attained_client, o.ttft, o.tpot) for o in run.outcomes],
+                             columns=["fate", "client", "ttft", "tpot"])  # fmt: skip
+        share = frame["fate"].value_counts(normalize=True)
+        rows[run.system] = {
+            **{f"{name} (%)": 100 * share.get(name, 0.0) for name in ("attained", "late", "declined")},
+            "attained, client's rule (%)": 100 * frame["client"].mean(),
+            "TTFT P50 (ms)": 1e3 * frame["ttft"].median(),
+            "TTFT P99 (ms)": 1e3 * frame["ttft"].quantile(0.99),
+            "TPOT P99 (ms)": 1e3 * frame["tpot"].quantile(0.99),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").round(1)
+
+
+def what_the_burst_shows(runs: Sequence[Timeline], at: float) -> str:
+    """The findings in Markdown, from the numbers."""
+    lines = []
+    for run in runs:
+        late = [o for o in run.outcomes if fate(o) == "late"]
+        declined = [o for o in run.outcomes if o.declined]
+        after = [o for o in run.outcomes if o.arrival >= at]
+        kept = sum(o.attained for o in after) / max(1, len(after))
+        line = f"- **{run.system}** meets the objectives of {kept:.0%} of the requests from the burst on"
+        line += f"; {len(late)} of {len(run.outcomes)} in all are late"
+        if declined:
+            wait = max(o.finish for o in declined) - max(o.arrival for o in run.outcomes)
+            when = f"{wait:.0f} s after the last arrival" if wait > 0 else "before the last arrival"
+            line += f", {len(declined)} are declined into best effort and the last of those is done {when}"
+        lines.append(line + ".")
+    return "\n".join(lines)
+
+
+def fate(outcome: Outcome) -> str:
+    """`attained`, `declined` into best effort, or `late`."""
+    return "attained" if outcome.attained else "declined" if outcome.declined else "late"
+
+
+def with_burst(base: Workload, at: float, extra: Workload) -> list[Request]:
+    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival."""
+    late = [replace(r, id=f"burst-{r.id}", arrival=r.arrival + at) for r in extra.requests]
+    return sorted([*base.requests, *late], key=lambda r: r.arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One system's run, step by step and request by request."""
+
+    system: str
+    steps: tuple[Step, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+def timeline(requests: Sequence[Request], system: str, hardware: Profile, setting: str = "") -> Timeline:
+    """Serve and keep every step, for a figure."""
+    steps: list[Step] = []
+
+    def keep(_: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
+        steps.append(step)
+
+    outcomes = serve(requests, system, hardware, setting, observe=keep)
+    return Timeline(system, tuple(steps), tuple(outcomes))

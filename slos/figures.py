@@ -1,0 +1,195 @@
+"""Figures: readable in black and white and by colour-blind people, units on every axis, targets drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from slos.experiments import OURS, Timeline, fate
+from slos.types import Request
+
+NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve"}
+MARKERS = "osD^vPX*"
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+
+
+def name_of(system: str) -> str:
+    return NAMES.get(system, system)
+
+
+def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """A colour of its own for every system, ours darkest; the palette is safe for colour-blind readers."""
+    palette = sns.color_palette("colorblind", len(systems))
+    return dict(zip(systems, palette, strict=True))
+
+
+def note(figure: Figure, text: str) -> None:
+    """A small line under a figure: simulated or measured, from what data."""
+    figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> Path:
+    """Write `name`.png into the folder's figures."""
+    path = Path(folder) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path
+
+
+def capacity_bars(best: pd.DataFrame, source: str) -> Figure:
+    """Capacity per scenario and system, each scenario relative to ours, with intervals and the number on the bar."""
+    scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
+    figure, axes = plt.subplots(
+        1, len(scenarios), figsize=(2.1 * len(scenarios) + 0.6, 3.4), layout="constrained", squeeze=False
+    )
+    palette = colors(systems)
+    for axis, scenario in zip(axes[0], scenarios, strict=True):
+        rows = best[best["scenario"] == scenario].set_index("system")
+        for i, system in enumerate(systems):
+            if system not in rows.index:
+                continue
+            row = rows.loc[system]
+            bounds = [[max(0.0, row["capacity"] - row["low"])], [max(0.0, row["high"] - row["capacity"])]]
+            axis.bar(i, row["capacity"], color=palette[system], hatch=HATCHES[i], edgecolor="black", linewidth=0.6,
+                     label=name_of(system))  # fmt: skip
+            axis.errorbar(i, row["capacity"], yerr=bounds, color="black", linewidth=1, capsize=2)
+            axis.annotate(f"{row['capacity']:.3g}", (i, 0.04 * rows["capacity"].max()), ha="center", fontsize=8,
+                          rotation=90, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+        axis.set_title(scenario, fontsize=10)
+        axis.set_xticks([])
+        axis.set_ylim(0, 1.25 * rows["capacity"].max())
+        sns.despine(ax=axis)
+    axes[0][0].set_ylabel("capacity (requests/s per GPU)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    note(figure, f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds")
+    return figure
+
+
+def attainment_curves(probes: pd.DataFrame, best: pd.DataFrame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load for the best setting of every system, one panel per scenario, the target drawn in."""
+    scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
+    columns = min(3, len(scenarios))
+    lines = -(-len(scenarios) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.5), layout="constrained", squeeze=False, sharey=True
+    )
+    palette = colors(systems)
+    chosen = probes.merge(best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"])
+    for axis, scenario in zip(axes.flat, scenarios, strict=False):
+        rows = chosen[chosen["scenario"] == scenario]
+        for i, system in enumerate(systems):
+            for n, (_, points) in enumerate(rows[rows["system"] == system].sort_values("rate").groupby("seed")):
+                axis.plot(points["rate"], 100 * points["attainment"], marker=MARKERS[i], markersize=4, linewidth=0.8,
+                          color=palette[system], markeredgecolor="black", markeredgewidth=0.3,
+                          label=None if n else name_of(system))  # fmt: skip
+        axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(scenario, fontsize=10)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("load (requests/s per GPU)")
+        sns.despine(ax=axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("attainment (%)")
+    for axis in list(axes.flat)[len(scenarios) :]:
+        axis.set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    note(
+        figure, f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target {target:.0%}"
+    )
+    return figure
+
+
+def ratio_chart(table: pd.DataFrame, means: pd.DataFrame, source: str, paper: float = 2.2) -> Figure:
+    """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
+    against = list(dict.fromkeys(table["against"]))
+    rows = pd.concat([table, means.assign(scenario="geometric mean")])
+    scenarios = list(dict.fromkeys(rows["scenario"]))
+    figure, axis = plt.subplots(figsize=(1.3 * len(scenarios) + 1.5, 3.2), layout="constrained")
+    palette = colors(against)
+    for i, other in enumerate(against):
+        mine = rows[rows["against"] == other].set_index("scenario").reindex(scenarios)
+        x = np.arange(len(scenarios)) + (i - (len(against) - 1) / 2) * 0.16
+        bounds = np.maximum(0, np.array([mine["ratio"] - mine["low"], mine["high"] - mine["ratio"]]))
+        label = "the best of them" if other == "best" else name_of(other)
+        axis.errorbar(x, mine["ratio"], yerr=bounds, fmt=MARKERS[i], color=palette[other], capsize=2,
+                      label=f"over {label}", markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
+    axis.annotate(f"paper's geometric mean, {paper:g}x", (-0.45, paper), va="bottom", fontsize=8)
+    axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
+    axis.set_xticks(range(len(scenarios)), scenarios)
+    axis.set_ylabel("capacity of SLOs-Serve over another (x)")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False, fontsize=8, ncols=len(against), loc="lower left", bbox_to_anchor=(0, 1))
+    sns.despine(ax=axis)
+    note(figure, f"{source}; whiskers: 95 % interval over seeds")
+    return figure
+
+
+def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray:
+    """Tokens per second in each bin, a step's tokens spread evenly over its time."""
+    steps = timeline.steps
+    start, end = np.array([s.start for s in steps]), np.array([s.end for s in steps])
+    tokens = np.array([getattr(s, field) * s.count for s in steps], dtype=float)
+    # Cumulative tokens at any time: interpolate between the ends of steps (idle gaps add nothing).
+    knots = np.column_stack([start, end]).ravel()
+    total = np.column_stack([np.cumsum(tokens) - tokens, np.cumsum(tokens)]).ravel()
+    return np.diff(np.interp(edges, knots, total, left=0.0, right=total[-1])) / np.diff(edges)
+
+
+def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source: str) -> Figure:
+    """What schedulers do with a burst: arrivals, tokens by kind, requests in the system, TTFT against its SLO."""
+    span = max(s.end for run in runs for s in run.steps)
+    edges = np.linspace(0, min(span, 1.5 * max(r.arrival for r in requests)), 121)
+    middle = (edges[1:] + edges[:-1]) / 2
+    figure, axes = plt.subplots(
+        4, len(runs), figsize=(5.2 * len(runs), 8.2), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
+    kinds = (("decode", "decode", "0.35", ""), ("prefill", "prefill", "#56B4E9", "//"),
+             ("best_effort", "best effort", "#E69F00", ".."))  # fmt: skip
+    for column, run in zip(axes.T, runs, strict=True):
+        attained = sum(o.attained for o in run.outcomes) / len(run.outcomes)
+        column[0].set_title(f"{name_of(run.system)}: {attained:.1%} of requests attained")
+        rate = np.histogram([r.arrival for r in requests], edges)[0] / np.diff(edges)
+        column[0].step(middle, rate, where="mid", color="black", linewidth=1)
+        parts = [_per_second(run, field, edges) for field, *_ in kinds]
+        stacks = column[1].stackplot(middle, *parts, colors=[k[2] for k in kinds], labels=[k[1] for k in kinds])
+        for stack, kind in zip(stacks, kinds, strict=True):
+            stack.set(hatch=kind[3], edgecolor="white", linewidth=0)
+        at = np.array([s.end for s in run.steps])
+        column[2].step(at, [s.running for s in run.steps], where="post", color="black", linewidth=1, label="running")
+        column[2].step(at, [s.waiting for s in run.steps], where="post", color="#D55E00", linewidth=1, linestyle="--",
+                       label="waiting")  # fmt: skip
+        looks = (("attained", "o", "#0072B2"), ("late", "x", "#D55E00"), ("declined", "^", "#E69F00"))
+        for label, marker, color in looks:
+            mine = [o for o in run.outcomes if label == fate(o)]
+            column[3].scatter([o.arrival for o in mine], [o.ttft / o.ttft_slo for o in mine], marker=marker, s=16,
+                              color=color, linewidths=0.9, label=f"{label} ({len(mine)})")  # fmt: skip
+        column[3].axhline(1, color="black", linewidth=0.8, linestyle="--")
+        column[3].set_yscale("log")
+        column[3].set_xlabel("time (s)")
+        column[3].legend(fontsize=8, loc="upper right", frameon=True)
+        for axis in column:
+            axis.margins(x=0)
+            sns.despine(ax=axis)
+    for axis, label in zip(
+        axes[:, 0],
+        ("arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"),
+        strict=True,
+    ):
+        axis.set_ylabel(label)
+    axes[1][0].legend(fontsize=8, loc="upper left", frameon=True)
+    axes[2][0].legend(fontsize=8, loc="upper left", frameon=True)
+    note(figure, source)
+    return figure
