@@ -1,8 +1,9 @@
 """From a plan to the next batch, and the look ahead that proves a plan (paper, section 4.2; dynamic batch size).
 
-One rule forms every batch: it lasts until the earliest token deadline; tokens that cannot wait for another such step go
-first, then prefill by earliest deadline, then tokens not yet due. The look ahead runs the same rule forward under the
-same roofline, so a set of requests that it passes is served in time, step by step, as long as nobody else is admitted.
+One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then prefill by earliest
+deadline. Where that would make a prefill late, only decodes that cannot wait for another such step go before it. The
+look ahead runs the same rule forward under the same roofline, so a set of requests that it passes is served in time,
+step by step, as long as nobody else is admitted.
 
 Jobs are float64 [jobs, 6]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
 remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted).
@@ -63,16 +64,53 @@ def form(now, jobs, alive, planes, k_ctx, longest, tokens):
             if alive[j]:
                 tokens[j] = jobs[j, LEFT]
         return batch_time(planes, k_ctx, total, context)
-    key = np.empty(len(jobs))
+    prefills = _earliest_first(jobs, alive, True, np.inf)
+    rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
+    for j in prefills:
+        owed += jobs[j, LEFT]
+        tight |= owed > rate * (jobs[j, DUE] - now)
+    used = 0.0
+    if tight:
+        used = _give(jobs, _earliest_first(jobs, alive, False, now + 2 * limit), used, budget, tokens)
+        used = _give(jobs, prefills, used, budget, tokens)
+        if used < budget:
+            used = _give(jobs, _earliest_first(jobs, alive, False, np.inf), used, budget, tokens)
+    else:
+        for j in range(len(jobs)):
+            if alive[j] and jobs[j, LEFT] == 1:
+                tokens[j] = 1.0
+        used = _give(jobs, prefills, decodes, budget, tokens)
+    context = 0.0
     for j in range(len(jobs)):
-        key[j] = np.inf if not alive[j] else jobs[j, DUE] - (limit if jobs[j, LEFT] == 1 else 0.0)
-    used = context = 0.0
-    for j in np.argsort(key, kind="mergesort"):
-        if alive[j] and used < budget:
+        context += jobs[j, COMPUTED] if tokens[j] else 0.0
+    return batch_time(planes, k_ctx, used, context)
+
+
+@njit(cache=True)
+def _earliest_first(jobs, alive, prefill, before):
+    """Indices of the prefilling, or else the decoding, jobs due before some time, earliest deadline first."""
+    found = np.empty(len(jobs), np.int64)
+    count = 0
+    for j in range(len(jobs)):
+        if alive[j] and (jobs[j, LEFT] > 1) == prefill and jobs[j, DUE] < before:
+            at = count
+            while at > 0 and jobs[found[at - 1], DUE] > jobs[j, DUE]:
+                found[at] = found[at - 1]
+                at -= 1
+            found[at] = j
+            count += 1
+    return found[:count]
+
+
+@njit(cache=True)
+def _give(jobs, order, used, budget, tokens):
+    for j in order:
+        if used >= budget:
+            break
+        if tokens[j] == 0:
             tokens[j] = min(jobs[j, LEFT], budget - used)
             used += tokens[j]
-            context += jobs[j, COMPUTED]
-    return batch_time(planes, k_ctx, used, context)
+    return used
 
 
 @njit(cache=True)
@@ -97,6 +135,43 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
         if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
             end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
     return end
+
+
+@njit(cache=True)
+def choose(now, jobs, new, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest):
+    """Which of the last `new` jobs to admit beside the others: bool [new].
+
+    Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
+    passes; then `tries` of those left out, smallest prefill first, are let in if it still passes. Cost: prefill tokens
+    for a deadline missed, whole size where memory is short, per value. At most `seats` are admitted.
+    """
+    old = len(jobs) - new
+    inside = np.ones(len(jobs), np.bool_)
+    inside[old:] = proposed
+    prefill = np.empty(new)
+    for c in range(new):
+        prefill[c] = jobs[old + c, LEFT] / value[c]
+    while inside[old:].any():
+        verdict, at = OK, -1
+        if inside[old:].sum() <= seats:
+            verdict, at = look_ahead(now, jobs[inside], blocks, block_size, planes, k_ctx, longest)
+            if verdict == OK:
+                break
+        until = np.inf if at < 0 else jobs[inside][at, DUE]
+        worst, highest = -1, -1.0
+        for c in range(new):
+            cost = prefill[c] + (jobs[old + c, REMAINING] / value[c] if verdict == MEMORY else 0.0)
+            cost += 1e12 * (jobs[old + c, DUE] <= until)
+            if inside[old + c] and cost > highest:
+                worst, highest = c, cost
+        inside[old + worst] = False
+    for c in np.argsort(prefill, kind="mergesort"):
+        if not inside[old + c] and tries > 0 and inside[old:].sum() < seats:
+            tries -= 1
+            inside[old + c] = True
+            if look_ahead(now, jobs[inside], blocks, block_size, planes, k_ctx, longest)[0] != OK:
+                inside[old + c] = False
+    return inside[old:]
 
 
 @njit(cache=True)

@@ -81,6 +81,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
     values = problem.value[new]
     plain = len(new) == 0 or (values == values[0]).all()
     bound = problem.memory[new].sum() > problem.blocks
+    memory = problem.memory if bound else np.zeros(len(problem.memory))
     accepted, value, feasible, exact = _sweep(
         problem.now,
         np.asarray(problem.tpots, np.float64),
@@ -89,7 +90,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
         order,
         np.asarray(problem.deadline, np.float64),
         np.asarray(problem.prefill, np.float64),
-        np.asarray(problem.memory, np.float64),
+        np.asarray(memory, np.float64),
         np.asarray(problem.value, np.float64),
         np.asarray(problem.tier, np.int64),
         np.asarray(problem.forced, np.bool_),
@@ -130,6 +131,9 @@ def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
         for e in range(1, kept):
             if value[s, e] < value[s, worst] or (value[s, e] == value[s, worst] and budget[s, e] < budget[s, worst]):
                 worst = e
+        if v < value[s, worst] or (v == value[s, worst] and b <= budget[s, worst]):
+            size[s] = kept
+            return False
         exact = False
         kept -= 1
         for row in (value, budget, memory):

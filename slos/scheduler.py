@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 
 from slos import batching
-from slos.batching import DUE, LEFT, MEMORY, OK, REMAINING
+from slos.batching import COMPUTED, DUE, LEFT, REMAINING, TPOT
 from slos.planner import Instance, admit
 from slos.roofline import Roofline
 from slos.types import Batch, LengthPredictor, Progress, View, require
@@ -69,81 +69,66 @@ class SLOsServe:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
+        jobs = self._jobs(guaranteed)
         if candidates:
-            guaranteed += self._admit(view, guaranteed, candidates)
-        return self._batch(view, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
+            jobs = np.concatenate((jobs, self._jobs(candidates, new=True)))
+            admitted = self._admit(view, jobs, candidates)
+            jobs = jobs[np.concatenate((np.ones(len(guaranteed), np.bool_), admitted))]
+            guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
+        return self._batch(view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
 
     def _jobs(self, requests: Sequence[Progress], new: bool = False) -> np.ndarray:
         """Jobs as in `slos.batching`: left, due, tpot, remaining, computed, new."""
         rows = [(p.tokens - p.computed, p.due, p.tpot, self.lengths.remaining(p), p.computed, new) for p in requests]
         return np.array(rows, dtype=np.float64).reshape(-1, 6)
 
-    def _admit(self, view: View, guaranteed: list[Progress], candidates: list[Progress]) -> list[Progress]:
-        """The candidates to guarantee from now on.
+    def _admit(self, view: View, jobs: np.ndarray, candidates: list[Progress]) -> np.ndarray:
+        """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates].
 
-        Where the look ahead finds a deadline missed or memory short, the costliest of those to blame goes (as in
-        Moore and Hodgson's rule for late jobs) until it passes.
+        The planner's problem: a request ahead of its schedule counts in the loosest tier that its slack allows, and
+        memory is bounded by what is held now; when blocks come back is for the look ahead to see.
         """
-        forced, jobs = self._jobs(guaranteed), self._jobs(candidates, new=True)
-        values = np.array([p.value for p in candidates])
-        prefill, size = jobs[:, LEFT] / values, (jobs[:, LEFT] + jobs[:, REMAINING]) / values
-        seats = view.max_seqs - len(guaranteed)
-        chosen = sorted(np.flatnonzero(self._propose(view, guaranteed, candidates)), key=prefill.__getitem__)[:seats]
-        while chosen:
-            everyone = np.concatenate((forced, jobs[chosen]))
-            verdict, at = self._look_ahead(view, everyone)
-            if verdict == OK:
-                break
-            blamed = [c for c in chosen if at >= 0 and jobs[c, DUE] <= everyone[at, DUE]] or chosen
-            chosen.remove(max(blamed, key=(size if verdict == MEMORY else prefill).__getitem__))
-        others = sorted(set(range(len(jobs))) - set(chosen), key=prefill.__getitem__)
-        for c in others[:SECOND_TRIES]:
-            more = [*chosen, c]
-            if len(more) <= seats and self._look_ahead(view, np.concatenate((forced, jobs[more])))[0] == OK:
-                chosen = more
-        return [candidates[c] for c in chosen]
-
-    def _look_ahead(self, view: View, jobs: np.ndarray) -> tuple[int, int]:
-        return batching.look_ahead(
-            view.now, jobs, view.total_blocks, view.block_size, self._planes, self.roofline.k_ctx, self.longest_step
-        )
-
-    def _propose(self, view: View, guaranteed: list[Progress], candidates: list[Progress]) -> np.ndarray:
-        """The planner's choice among the candidates, bool.
-
-        A request ahead of its schedule counts in the loosest tier that its slack allows. Memory is bounded by what is
-        held now; when blocks come back is for the look ahead to see.
-        """
-        rows = [p for p in guaranteed if p.left > 1] + candidates
-        decoding = [p for p in guaranteed if p.left == 1]
-        tpots = np.array(sorted({p.tpot for p in guaranteed} | {p.tpot for p in candidates}))
+        new, old = len(candidates), len(jobs) - len(candidates)
+        value = np.array([p.value for p in candidates])
+        tpots = np.unique(jobs[:, TPOT])
         tpots = np.append(tpots, 2 * tpots[-1])
-        pace = [p.tpot + max(0.0, p.due - p.tpot - view.now) / self.lengths.remaining(p) for p in decoding]
+        decoding = jobs[:old][jobs[:old, LEFT] == 1]
+        pace = (
+            decoding[:, TPOT]
+            + np.maximum(0.0, decoding[:, DUE] - decoding[:, TPOT] - view.now) / decoding[:, REMAINING]
+        )
+        blocks = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / view.block_size)
+        open_ = np.append(np.flatnonzero(jobs[:old, LEFT] > 1), np.arange(old, len(jobs)))
         problem = Instance(
             now=view.now,
             tpots=tpots,
             decoding=np.bincount(np.searchsorted(tpots, pace, side="right") - 1, minlength=len(tpots)),
-            deadline=np.array([p.due for p in rows]),
-            prefill=np.array([p.left for p in rows]),
-            memory=np.array([view.blocks(p.tokens) for p in rows]),
-            value=np.array([p.value for p in rows]),
-            tier=np.searchsorted(tpots, [p.tpot for p in rows]),
-            forced=np.arange(len(rows)) < len(rows) - len(candidates),
-            blocks=max(0, view.total_blocks - sum(view.blocks(p.tokens) for p in guaranteed)),
-            context=sum(p.computed for p in decoding),
+            deadline=jobs[open_, DUE],
+            prefill=jobs[open_, LEFT],
+            memory=blocks[open_],
+            value=np.append(np.ones(len(open_) - new), value),
+            tier=np.searchsorted(tpots, jobs[open_, TPOT]),
+            forced=open_ < old,
+            blocks=max(0, view.total_blocks - int(blocks[:old].sum())),
+            context=int(decoding[:, COMPUTED].sum()),
         )
-        return admit(problem, self.roofline).accepted[len(rows) - len(candidates) :]
+        proposed = admit(problem, self.roofline).accepted[len(open_) - new :]
+        return batching.choose(
+            view.now, jobs, new, proposed, value, view.max_seqs - old, SECOND_TRIES,
+            view.total_blocks, view.block_size, self._planes, self.roofline.k_ctx, self.longest_step,
+        )  # fmt: skip
 
     def _batch(
         self,
         view: View,
+        jobs: np.ndarray,
         guaranteed: list[Progress],
         best_effort: list[Progress],
         waiting: list[Progress],
         declined: tuple[str, ...],
     ) -> Batch:
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
-        jobs, share, alive = self._jobs(guaranteed), np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
+        share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         planes, k_ctx = self._planes, self.roofline.k_ctx
         seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
@@ -163,7 +148,7 @@ class SLOsServe:
         if guaranteed:
             end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
             held = sum(p.computed for p in guaranteed) / (view.total_blocks * view.block_size)
-            if max(held, seconds / jobs[:, batching.TPOT].min()) > BUSY:
+            if max(held, seconds / jobs[:, TPOT].min()) > BUSY:
                 end = min(end, view.now + seconds * (1 + STRETCH))
         context = sum(p.computed for p in guaranteed if p.id in tokens)
         budget = self.roofline.fits(end - view.now, 0, context) - sum(tokens.values())
