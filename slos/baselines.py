@@ -1,7 +1,7 @@
 """The schedulers that the paper compares with, as policies.
 
 All three serve first come, first served, know no objectives, and when the KV cache is full preempt the youngest request
-and recompute it later, as their originals do.
+and recompute it later, as their originals do. With a draft model, `drafts` is their fixed draft length.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ def _evict(
     return free, preempted
 
 
-def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int):
-    """One token for each of `decoding`, evicting the youngest if blocks run out: batch, ids preempted, blocks free."""
+def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int, drafts: int):
+    """A token and `drafts` for each of `decoding`, evicting the youngest if blocks run out: batch, preempted, free."""
     tokens: dict[str, int] = {}
     preempted: list[str] = []
     running = [*decoding, *prefilling]
+    n, size = 1 + min(drafts, view.max_drafts), view.block_size
     for at, p in enumerate(decoding):
         if at >= len(running):
             break
-        if p.computed % view.block_size == 0:
-            if not free:
-                free, victims = _evict(running, p, 1, free, view, whole=True)
-                preempted += victims
-                if victims[-1] == p.id:
-                    break
-            free -= 1
-        tokens[p.id] = 1
+        need = -(-(p.computed + n) // size) - -(-p.computed // size)
+        if need > free:
+            free, victims = _evict(running, p, need, free, view, whole=True)
+            preempted += victims
+            if victims[-1] == p.id:
+                break
+        free -= need
+        tokens[p.id] = n
     return tokens, preempted, free
 
 
@@ -60,6 +61,7 @@ class VLLM:
 
     max_batched_tokens: int = 2048
     watermark: float = 0.01
+    drafts: int = 0
 
     def __post_init__(self) -> None:
         require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
@@ -79,7 +81,7 @@ class VLLM:
             free -= need
         if tokens:
             return Batch(tokens)
-        tokens, preempted, _ = _decodes(view, view.running, (), view.free_blocks)
+        tokens, preempted, _ = _decodes(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
 
 
@@ -93,6 +95,7 @@ class VLLMV1:
     """
 
     max_batched_tokens: int = 2048
+    drafts: int = 0
 
     def __post_init__(self) -> None:
         require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
@@ -101,10 +104,12 @@ class VLLMV1:
         tokens: dict[str, int] = {}
         budget, free, size = self.max_batched_tokens, view.free_blocks, view.block_size
         running, preempted, steady = list(view.running), [], True
+        drafts = min(self.drafts, view.max_drafts)
         for at, p in enumerate(view.running):
             if budget == 0 or at >= len(running):
                 break
-            n = min(p.tokens - p.computed, budget)
+            left = p.tokens - p.computed
+            n = min(left + drafts if left == 1 else left, budget)
             need = -(-(p.computed + n) // size) - -(-p.computed // size)
             if need > free:
                 free, victims = _evict(running, p, need, free, view, whole=False)
@@ -112,7 +117,7 @@ class VLLMV1:
                 if victims[-1] == p.id:
                     break
             tokens[p.id] = n
-            steady = steady and p.tokens - p.computed == 1
+            steady = steady and left == 1
             budget -= n
             free -= need
         for p in view.waiting if not preempted else ():
@@ -138,6 +143,7 @@ class Sarathi:
 
     chunk: int = 512
     watermark: float = 0.01
+    drafts: int = 0
 
     def __post_init__(self) -> None:
         require(self.chunk >= 1, "chunk", self.chunk, "at least 1 token")
@@ -147,8 +153,8 @@ class Sarathi:
         decoding = [p for p in view.running if p.left == 1]
         prefilling = [p for p in view.running if p.left > 1]
         set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-        tokens, preempted, free = _decodes(view, decoding, prefilling, view.free_blocks - set_aside)
-        budget, steady = self.chunk - len(tokens), not prefilling and not preempted
+        tokens, preempted, free = _decodes(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
+        budget, steady = self.chunk - sum(tokens.values()), not prefilling and not preempted
         for p in prefilling:
             if budget > 0 and p.id not in preempted:
                 tokens[p.id] = n = min(p.left, budget)

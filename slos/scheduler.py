@@ -16,6 +16,7 @@ from slos import batching
 from slos.batching import COMPUTED, DUE, LEFT, REMAINING, TPOT
 from slos.planner import Instance, admit
 from slos.roofline import Roofline
+from slos.speculation import Acceptance, draft_length
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
@@ -31,15 +32,18 @@ RESERVE = 0.2  # and always starts a request only if this share of the KV cache 
 @final
 @dataclass(slots=True)
 class SLOsServe:
-    """The paper's scheduler, for autoregressive decoding.
+    """The paper's scheduler.
 
     roofline, lengths: what is believed of the hardware and of output lengths. longest_step: cap on a batch, seconds, so
-    that arrivals are seen in time.
+    that arrivals are seen in time. speculate: draft where the engine can. What is promised never rests on drafts: they
+    are an advance on it, which gives slack and KV blocks back sooner.
     """
 
     roofline: Roofline
     lengths: LengthPredictor
     longest_step: float = 0.15
+    speculate: bool = True
+    _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _planes: np.ndarray = field(init=False, repr=False)
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not yet running
 
@@ -49,6 +53,7 @@ class SLOsServe:
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
+        self._acceptance.learn(view.running)
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -138,10 +143,13 @@ class SLOsServe:
         for j in urgent:
             if share[j] and room.give(guaranteed[j], int(share[j])):
                 tokens[guaranteed[j].id] = int(share[j])
+        length = 0
+        if self.speculate and view.max_drafts:
+            length = self._draft(view, jobs, guaranteed, share, tokens, room)
         self._admitted = {p.id for p in guaranteed if p.id not in tokens and not p.computed}
         self._admitted.update(p.id for p in last_resort if p.id in room.preempted)
         if not best_effort and not waiting and not declined:
-            settled = len(tokens) == len(guaranteed) == len(view.running) and (jobs[:, LEFT] == 1).all()
+            settled = sum(tokens.values()) == len(guaranteed) == len(view.running) and (jobs[:, LEFT] == 1).all()
             on_pace = settled and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)
             return Batch(tokens, preempt=tuple(room.preempted), repeat=REPEAT if on_pace else 1)
         end = view.now + self.longest_step
@@ -151,7 +159,7 @@ class SLOsServe:
             if max(held, seconds / jobs[:, TPOT].min()) > BUSY:
                 end = min(end, view.now + seconds * (1 + STRETCH))
         context = sum(p.computed for p in guaranteed if p.id in tokens)
-        budget = self.roofline.fits(end - view.now, 0, context) - sum(tokens.values())
+        budget = self.roofline.fits(end - view.now, length, context) - sum(tokens.values())
         spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
         for p in [p for p in best_effort if p.id not in room.preempted] + waiting:
             if budget < 1:
@@ -162,6 +170,31 @@ class SLOsServe:
                 budget -= tokens[p.id]
                 spare -= whole if not p.computed else 0
         return Batch(tokens, tuple(room.preempted), declined)
+
+    def _draft(
+        self,
+        view: View,
+        jobs: np.ndarray,
+        guaranteed: list[Progress],
+        share: np.ndarray,
+        tokens: dict[str, int],
+        room: _Room,
+    ) -> int:
+        """Add drafts to the decodes of a batch where that pays; the length of the longest."""
+        decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
+        end = batching.latest_end(view.now, jobs, share, self._planes, self.roofline.k_ctx, self.longest_step, 0.0)
+        total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
+        alpha, longest = self._acceptance.alpha, 0
+        length = draft_length(self.roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
+        for p in decoding if length else ():
+            drafts = min(length, self.lengths.remaining(p) - 1)
+            need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)
+            if drafts > 0 and need <= room.free:
+                room.free -= need
+                tokens[p.id] += drafts
+                longest = max(longest, drafts)
+                self._acceptance.give(p, drafts)
+        return longest
 
 
 class _Room:

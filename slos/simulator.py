@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate, repeat
+from random import Random
 
 import numpy as np
 
@@ -24,19 +25,26 @@ MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The hardware that requests really run on. `noise`: log-normal sigma of step times; `max_seqs` as in vLLM."""
+    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of step times.
+
+    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if those before it were.
+    """
 
     roofline: Roofline
     kv_blocks: int
     block_size: int = 16
     max_seqs: int = 256
     noise: float = 0.0
+    max_drafts: int = 0
+    acceptance: float = 0.7
 
     def __post_init__(self) -> None:
         require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
         require(self.noise >= 0, "noise", self.noise, "at least 0")
+        require(self.max_drafts >= 0, "max_drafts", self.max_drafts, "at least 0")
+        require(0 <= self.acceptance <= 1, "acceptance", self.acceptance, "in [0, 1]")
 
     @classmethod
     def of(cls, profile: Profile, **changes: float) -> World:
@@ -79,6 +87,7 @@ class Live:
     preemptions: int = 0
     late_first: bool = False
     client_ok: bool = True
+    dice: Random = field(default_factory=Random)
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""
@@ -91,6 +100,14 @@ class Live:
             p.arrival = now
             p.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
         p.stage, p.generated, p.tpot = stage, 0, spec.slo.tpot
+
+    def draft(self, drafts: int, acceptance: float) -> int:
+        """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the model's own."""
+        accepted = 0
+        while accepted < drafts and self.dice.random() < acceptance:
+            accepted += 1
+        p = self.progress
+        return min(accepted + 1, self.request.stages[p.stage].output - p.generated)
 
     def emit(self, times: list[float]) -> bool:
         """Record tokens that appeared at `times`; True when they end the stage."""
@@ -177,7 +194,7 @@ class Replica:
     def begin(self, now: float) -> bool:
         """Ask the policy for a step and start it; False if it has nothing to run."""
         w = self.world
-        view = View(now, self.waiting, self.running, self.free, w.kv_blocks, w.block_size, w.max_seqs)
+        view = View(now, self.waiting, self.running, self.free, w.kv_blocks, w.block_size, w.max_seqs, w.max_drafts)
         batch = self.batch = self.policy.step(view)
         for id in batch.decline:
             self.live[id].progress.best_effort = True
@@ -185,7 +202,7 @@ class Replica:
             self._preempt(self.live[id])
         if not batch.tokens:
             return False
-        total = context = need = 0
+        total = context = need = drafts = 0
         decodes, steps = True, batch.repeat if not w.noise else 1
         for id, n in batch.tokens.items():
             live = self.live.get(id)
@@ -193,10 +210,12 @@ class Replica:
                 raise ValueError(f"batch names request {id!r}, which is not here; schedule only ids of the view")
             p = live.progress
             left = p.tokens - p.computed
-            if not 1 <= n <= left:
-                raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {left} that it has left")
-            if left > 1:
+            most = left if left > 1 else 1 + w.max_drafts
+            if not 1 <= n <= most:
+                raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left")
+            if left > 1 or n > 1:
                 decodes = False
+                drafts = max(drafts, n - 1 if left == 1 else 0)
             else:
                 steps = min(steps, self.live[id].request.stages[p.stage].output - p.generated)
             need += -(-(p.computed + n) // w.block_size) - live.blocks
@@ -212,21 +231,21 @@ class Replica:
             if len(self.running) > w.max_seqs:
                 raise ValueError(f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}")
         self.start = now
-        self.ends = self._ends(now, total, context, int(min(steps, MAX_LEAP)) if decodes else 1)
+        self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if decodes else 1)
         return True
 
-    def _ends(self, now: float, total: int, context: int, steps: int) -> list[float]:
+    def _ends(self, now: float, total: int, drafts: int, context: int, steps: int) -> list[float]:
         """End times of up to `steps` equal decode steps, as many as the free blocks carry."""
         w = self.world
         while steps > 1 and self._growth(steps) > self.free:
             steps //= 2
         if w.noise:
-            seconds = w.roofline.time(total, 0, context) * self.rng.lognormal(-0.5 * w.noise**2, w.noise)
+            seconds = w.roofline.time(total, drafts, context) * self.rng.lognormal(-0.5 * w.noise**2, w.noise)
             return [now + seconds]
         if w.roofline.k_ctx == 0:
-            times = repeat(w.roofline.time(total), steps)
+            times = repeat(w.roofline.time(total, drafts), steps)
         else:
-            times = (w.roofline.time(total, 0, context + i * total) for i in range(steps))
+            times = (w.roofline.time(total, drafts, context + i * total) for i in range(steps))
         return list(accumulate(times, initial=now))[1:]
 
     def _growth(self, steps: int) -> int:
@@ -244,11 +263,17 @@ class Replica:
         for id, n in self.batch.tokens.items():
             live = self.live[id]
             p = live.progress
-            p.computed += n if single else count
+            if n > 1 and p.tokens - p.computed == 1:
+                times = ends * live.draft(n - 1, self.world.acceptance)
+                p.computed += len(times)
+                finished = live.emit(times)
+            else:
+                p.computed += n if single else count
+                finished = p.computed == p.tokens + (0 if single else count - 1) and live.emit(ends)
             blocks = -(-p.computed // size)
             self.free -= blocks - live.blocks
             live.blocks = blocks
-            if p.computed == p.tokens + (0 if single else count - 1) and live.emit(ends):
+            if finished:
                 ended.append(live)
         self.ends = []
         return ended
@@ -285,7 +310,8 @@ def simulate(
     replica = Replica(policy, world, np.random.default_rng(seed))
     outcomes: list[Outcome] = []
     ready = [
-        (r.arrival, i, 0, Live(r, Progress(r.id, r.arrival, 0, 0.0, 1.0, r.value))) for i, r in enumerate(requests)
+        (r.arrival, i, 0, Live(r, Progress(r.id, r.arrival, 0, 0.0, 1.0, r.value), dice=Random(f"{seed}/{r.id}")))
+        for i, r in enumerate(requests)
     ]
     heapq.heapify(ready)
     longest = max((-(-live.request.context // world.block_size) for *_, live in ready), default=0)

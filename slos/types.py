@@ -132,7 +132,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting` hold none."""
+    """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting` hold none.
+
+    max_seqs: requests that may run at once; max_drafts: draft tokens per decode that the engine can verify.
+    """
 
     now: float
     waiting: Sequence[Progress]
@@ -141,6 +144,7 @@ class View:
     total_blocks: int
     block_size: int = 16
     max_seqs: int = 256
+    max_drafts: int = 0
 
     def blocks(self, tokens: int) -> int:
         """KV blocks that `tokens` tokens occupy."""

@@ -1,0 +1,257 @@
+"""What must hold after every step of every policy, and the random workloads that it is tried on.
+
+`Lawful` stands between a simulator and a policy. It keeps a model of its own, written as plainly as possible, of where
+every request is, and compares it with what the simulator shows: nothing is lost or made twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
+
+from hypothesis import strategies as st
+
+from slos.policies import POLICIES, make_policy
+from slos.roofline import Plane, Roofline
+from slos.simulator import Outcome, Replica, Step, World, simulate
+from slos.types import SLO, Batch, Oracle, Policy, Progress, Request, Stage, View
+
+EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
+WHERE = attrgetter("stage", "generated", "tokens", "computed")
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the model has a request: `times` are those of its tokens and `arrived` its arrival, both by stage."""
+
+    stage: int
+    generated: int
+    tokens: int
+    computed: int
+    times: list[list[float]]
+    arrived: list[tuple[float, int]]  # with the tokens that the stage had to compute then
+
+
+@dataclass(slots=True)
+class Lawful:
+    """A policy under watch; give it to `simulate` with `observe`, then call `end` with the outcomes."""
+
+    policy: Policy
+    requests: Sequence[Request]
+    world: World
+    repeats: bool = True
+    clock: float = 0.0
+    batch: Batch = field(default_factory=Batch)
+    batches: list[Batch] = field(default_factory=list)
+    here: dict[str, Place] = field(default_factory=dict)
+    away: dict[str, tuple[float, int, int, Place | None]] = field(init=False)  # back when, tokens, stage, where it was
+    gone: dict[str, Place] = field(default_factory=dict)
+    by_id: dict[str, Request] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_id = {r.id: r for r in self.requests}
+        self.away = {r.id: (r.arrival, 0, 0, None) for r in self.requests}
+
+    def step(self, view: View) -> Batch:
+        self.check(view.now, view.waiting, view.running, view.free_blocks)
+        everybody = [*view.waiting, *view.running]
+        before = [EVERYTHING(p) for p in everybody]
+        batch = self.policy.step(view)
+        assert [*view.waiting, *view.running] == everybody, "the policy changed a queue"
+        assert [EVERYTHING(p) for p in everybody] == before, "the policy wrote to a Progress"
+        self.batch = batch if self.repeats else replace(batch, repeat=1)
+        self.batches.append(self.batch)
+        for id in batch.preempt:
+            self.here[id].computed = 0
+        return self.batch
+
+    def check(self, now: float, waiting: Sequence[Progress], running: Sequence[Progress], free: int) -> None:
+        assert now >= self.clock, "the clock went back"
+        self.clock = now
+        for id in [id for id, (back, *_) in self.away.items() if back <= now]:
+            back, tokens, stage, old = self.away.pop(id)
+            place = Place(stage, 0, tokens, 0, old.times if old else [], old.arrived if old else [])
+            self.enter(id, place, back)
+            self.here[id] = place
+        shown = [p.id for p in (*waiting, *running)]
+        assert sorted(shown) == sorted(self.here), "a request was lost or is here twice"
+        for p in (*waiting, *running):
+            assert WHERE(p) == WHERE(self.here[p.id]), f"{p.id} is not where its tokens brought it"
+        assert all(p.computed == 0 for p in waiting), "a waiting request holds KV"
+        assert all(0 < p.computed < p.tokens for p in running)
+        held = sum(-(-p.computed // self.world.block_size) for p in running)
+        assert free == self.world.kv_blocks - held >= 0, "the KV ledger does not add up"
+        assert len(running) <= self.world.max_seqs
+
+    def enter(self, id: str, place: Place, now: float) -> None:
+        place.tokens += self.by_id[id].stages[place.stage].prompt
+        place.generated = 0
+        place.times.append([])
+        place.arrived.append((now, place.tokens - place.computed))
+
+    def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
+        assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
+        total = sum(self.batch.tokens.values())
+        context = sum(self.here[id].computed + n for id, n in self.batch.tokens.items())
+        ends, now = [], step.start
+        for k in range(step.count):
+            now += self.world.roofline.time(total, 0, context + k * total)
+            ends.append(now)
+        if self.world.noise:
+            ends = [step.end]
+        assert ends[-1] == step.end, "a step must last as the roofline says"
+        finished = set()
+        for id, n in self.batch.tokens.items():
+            place, stages = self.here[id], self.by_id[id].stages
+            left = place.tokens - place.computed
+            assert 1 <= n <= left and (step.count == 1 or left == 1)
+            place.computed += n * step.count
+            if n < left:
+                continue  # its prefill goes on: no token yet
+            place.generated += step.count
+            place.tokens += step.count
+            place.times[-1] += ends
+            assert place.generated <= stages[place.stage].output
+            if place.generated < stages[place.stage].output:
+                continue
+            if place.stage + 1 == len(stages):
+                finished.add(id)
+                self.gone[id] = self.here.pop(id)
+            elif wait := stages[place.stage + 1].wait:
+                del self.here[id]
+                self.away[id] = (step.end + wait, place.tokens, place.stage + 1, place)
+            else:
+                place.stage += 1
+                self.enter(id, place, step.end)
+        assert {o.id for o in done} == finished and len(done) == len(finished)
+        self.check(step.end, replica.waiting, replica.running, replica.free)
+
+    def end(self, outcomes: Sequence[Outcome]) -> None:
+        assert not self.here and not self.away, "somebody was left behind"
+        assert sorted(o.id for o in outcomes) == sorted(self.by_id)
+        assert [o.finish for o in outcomes] == sorted(o.finish for o in outcomes)
+        declined = {id for b in self.batches for id in b.decline}
+        for o in outcomes:
+            r, place = self.by_id[o.id], self.gone[o.id]
+            assert [len(t) for t in place.times] == [s.output for s in r.stages], "tokens were lost or made twice"
+            assert o.finish == place.times[-1][-1] and (o.prompt, o.output) == (r.prompt, r.output)
+            assert o.declined == (o.id in declined)
+            assert o.attained == (in_time(r, place, self.world.roofline) and not o.declined)
+
+
+def in_time(request: Request, place: Place, roofline: Roofline) -> bool:
+    """The paper's rule, from the times of all tokens: t0 = max(deadline, first token), then t0 + n * TPOT."""
+    t0, ok = 0.0, True
+    for i, (stage, times, (arrived, left)) in enumerate(zip(request.stages, place.times, place.arrived, strict=True)):
+        if i and not stage.prompt and not stage.wait:  # goes on at its own pace where the stage before it was due
+            t0 = t0 + (request.stages[i - 1].output - 1) * request.stages[i - 1].slo.tpot + stage.slo.tpot
+        else:
+            t0 = arrived + stage.slo.first_token(roofline.time(left))
+            ok = ok and times[0] <= t0 + 1e-6
+            t0 = max(t0, times[0]) if times[0] > t0 + 1e-6 else t0
+        looked_at = {*range(10, len(times), 10), len(times) - 1}
+        ok = ok and all(times[n] <= t0 + n * stage.slo.tpot + 1e-6 for n in looked_at)
+    return ok
+
+
+def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, repeats: bool = True) -> list[Outcome]:
+    """Simulate under watch."""
+    watched = Lawful(build(name, requests, world.roofline), requests, world, repeats)
+    outcomes = simulate(requests, watched, world, seed, watched.observe)
+    watched.end(outcomes)
+    return outcomes
+
+
+def build(name: str, requests: Sequence[Request], roofline: Roofline) -> Policy:
+    return PATHOLOGICAL[name]() if name in PATHOLOGICAL else make_policy(name, roofline, Oracle(requests))
+
+
+# Pathological policies: legal and bad.
+
+
+class RejectAll:
+    """Declines everybody, then serves the oldest alone."""
+
+    def step(self, view: View) -> Batch:
+        p = min((*view.running, *view.waiting), key=lambda p: p.id)
+        late = tuple(q.id for q in view.running if q is not p)
+        return Batch({p.id: p.left}, preempt=late, decline=tuple(q.id for q in view.waiting if not q.best_effort))
+
+
+class Reverse:
+    """Youngest first, whole prompts; an older one loses its blocks to it."""
+
+    def step(self, view: View) -> Batch:
+        tokens, preempt, free, seats = {}, [], view.free_blocks, view.max_seqs - len(view.running)
+        running = list(view.running)
+        for p in (*reversed(view.running), *reversed(view.waiting)):
+            need = view.blocks(p.computed + p.left) - view.blocks(p.computed)
+            while need > free and running and running[0] is not p and running[0].id not in tokens:
+                victim = running.pop(0)
+                preempt.append(victim.id)
+                free += view.blocks(victim.computed)
+                seats += 1
+            if p.id not in preempt and need <= free and (p.computed or seats):
+                tokens[p.id], free, seats = p.left, free - need, seats - (not p.computed)
+        return Batch(tokens, preempt=tuple(preempt))
+
+
+class OneAtATime:
+    """One token of one request a step, and repeats as long as it may."""
+
+    def step(self, view: View) -> Batch:
+        p = (*view.running, *view.waiting)[0]
+        return Batch({p.id: 1}, repeat=1000)
+
+
+class Churn:
+    """Serves one request with whole prompts, and preempts it after every second token."""
+
+    def step(self, view: View) -> Batch:
+        p = (*view.running, *view.waiting)[0]
+        again = p.computed > 0 and p.generated % 2 == 1
+        return Batch({p.id: p.tokens}, preempt=(p.id,)) if again else Batch({p.id: p.left})
+
+
+PATHOLOGICAL: dict[str, Callable[[], Policy]] = {
+    "reject-all": RejectAll,
+    "reverse": Reverse,
+    "one-at-a-time": OneAtATime,
+    "churn": Churn,
+}
+EVERY = [*POLICIES, *PATHOLOGICAL]
+
+
+# Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small machine busy.
+
+FAST = Roofline((Plane(0.0002, 0.0, 0.02), Plane(0.0008, 0.0, 0.001)))
+slos = st.builds(SLO, tpot=st.sampled_from([0.03, 0.05, 0.1]), slowdown=st.sampled_from([1.0, 3.0, 5.0]))
+
+
+@st.composite
+def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = ("goes on", "tool")) -> tuple[Stage, ...]:
+    made = [Stage(draw(st.integers(1, 60)), draw(st.integers(1, 30)), draw(slos))]
+    for kind in draw(st.lists(st.sampled_from(kinds), max_size=most - 1)):
+        prompt = 0 if kind == "goes on" else draw(st.integers(1, 20))
+        wait = draw(st.sampled_from([0.01, 0.3])) if kind == "tool" else 0.0
+        slo = SLO(tpot=draw(st.sampled_from([0.03, 0.1]))) if kind == "goes on" else draw(slos)
+        made.append(Stage(prompt, draw(st.integers(1, 25)), slo, wait))
+    return tuple(made)
+
+
+@st.composite
+def requests(draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, ...]] | None = None) -> list[Request]:
+    n = draw(st.integers(1, size))
+    times = draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.25, 0.7, 1.5]), min_size=n, max_size=n))
+    of = stages() if of is None else of
+    return [Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0]))) for i, t in enumerate(times)]
+
+
+@st.composite
+def worlds(draw: st.DrawFn, requests: Sequence[Request], k_ctx: float = 2e-5, noise: float = 0.3) -> World:
+    """A world whose KV cache just holds the longest request, or a few times that."""
+    size = draw(st.sampled_from([4, 16]))
+    blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
+    roofline = replace(FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])))
+    return World(roofline, blocks, size, draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise])))

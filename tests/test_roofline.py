@@ -1,0 +1,114 @@
+"""Batch time, its inverse, the fit, and the profiles."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slos.roofline import Plane, Profile, Roofline, fit, profile, profiles
+
+planes = st.builds(Plane, st.floats(1e-6, 0.01), st.floats(0, 0.01), st.floats(0, 0.1))
+rooflines = st.builds(Roofline, st.lists(planes, min_size=1, max_size=3).map(tuple), st.sampled_from([0.0, 1e-7]))
+
+
+def test_time_by_hand() -> None:
+    r = Roofline((Plane(0.001, 0.002, 0.02), Plane(0.002, 0.0, 0.0)), k_ctx=0.0001)
+    assert r.time(10) == pytest.approx(0.03)
+    assert r.time(10, draft_steps=3) == pytest.approx(0.036)
+    assert r.time(30, context=100) == pytest.approx(0.07), "the second plane is higher from 20 tokens on"
+    assert (r.fits(0.03), r.fits(0.0299), r.fits(0.06), r.fits(0.01)) == (10, 9, 30, 0)
+    assert r.array().tolist() == [[0.001, 0.002, 0.02], [0.002, 0.0, 0.0]]
+
+
+@given(rooflines, st.integers(1, 20_000), st.integers(0, 8), st.integers(0, 50_000))
+def test_fits_inverts_time(r: Roofline, tokens: int, drafts: int, context: int) -> None:
+    seconds = r.time(tokens, drafts, context)
+    assert r.fits(seconds, drafts, context) >= tokens
+    most = r.fits(seconds * 1.3, drafts, context)
+    assert r.time(most, drafts, context) <= seconds * 1.3 + 1e-9 * 1.001
+    assert r.time(most + 1, drafts, context) > seconds * 1.3
+
+
+def test_the_papers_figures() -> None:
+    r = profile("opt-6.7b-a100").roofline
+    assert 350 <= r.fits(0.049) <= r.fits(0.050) <= 367  # the authors: 351 in 49 ms
+    assert 1078 <= r.fits(0.099) <= r.fits(0.100) <= 1093  # 1078 in 99 ms
+
+
+GRID = [(n, s, c) for n in (1, 8, 64, 200, 400, 700, 1000, 2000) for s in (0, 1, 4) for c in (0, 5000)]
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        Roofline((Plane(7e-5, 3e-3, 0.03),)),
+        Roofline((Plane(1e-5, 0.0, 0.025), Plane(8e-5, 0.0, 0.003))),
+        pytest.param(
+            Roofline((Plane(2e-5, 1e-3, 0.02),), k_ctx=1e-6),
+            marks=pytest.mark.xfail(strict=True, reason="stops before planes and k_ctx have settled together"),
+        ),
+    ],
+)
+def test_fit_recovers_noiseless_planes(truth: Roofline) -> None:
+    rows = [(n, s, c, truth.time(n, s, c)) for n, s, c in GRID]
+    found = fit(rows, planes=len(truth.planes), context=truth.k_ctx > 0)
+    assert found.r2 == pytest.approx(1, abs=1e-6)
+    assert max(found.error_by_tokens.values()) < 1e-3
+    for n, s, c in GRID:
+        assert found.roofline.time(n, s, c) == pytest.approx(truth.time(n, s, c), rel=1e-3)
+    assert found.roofline.k_ctx == pytest.approx(truth.k_ctx, rel=1e-3)
+
+
+def test_fit_reports_what_it_cannot_explain() -> None:
+    rng = np.random.default_rng(0)
+    noisy = [(n, 0.0, 0.0, (0.02 + 5e-5 * n) * rng.lognormal(0, 0.2)) for n in list(range(1, 400, 4)) * 2]
+    found = fit(noisy, planes=1)
+    assert 0 < found.r2 < 0.9
+    assert set(found.error_by_tokens) == {f"<={2**k}" for k in (0, 3, 4, 5, 6, 7, 8, 9)}
+    assert all(0.02 < e < 0.5 for e in found.error_by_tokens.values())
+
+
+def test_fit_reads_a_csv_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "steps.csv"
+    path.write_text("seconds,tokens,gpu\n" + "".join(f"{0.02 + 0.001 * n},{n},x\n" for n in range(1, 9)))
+    [plane] = fit(path, planes=1).roofline.planes
+    assert (plane.k1, plane.b) == (pytest.approx(0.001), pytest.approx(0.02))
+    assert fit(str(path), planes=1).r2 == pytest.approx(1)
+    for text, message in (
+        ("tokens,time\n1,1\n", "steps.csv: columns .* with 'seconds'"),
+        ("tokens,seconds\n1,0.1\n2,fast\n", "steps.csv, row 3: .*'fast'"),
+        ("tokens,seconds\n" + "1,0.1\n" * 8 + "2,0\n", "seconds = 0.0 must be positive in every row"),
+        ("tokens,seconds\n1,0.1\n2,0.1\n", "rows = 2 must be at least 8 for 2 plane"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            fit(path)
+    with pytest.raises(ValueError, match="planes = 0"):
+        fit([(1, 0, 0, 1.0)] * 4, planes=0)
+
+
+def test_profiles(tmp_path: Path) -> None:
+    assert all(p.name == name and p.source and p.kv_blocks > 100 for name, p in profiles().items())
+    with pytest.raises(ValueError, match=r"'gpt' is unknown; known: .*opt-6\.7b-a100.*JSON"):
+        profile("gpt")
+    path = tmp_path / "mine.json"
+    fields = {"model": "m", "gpu": "g", "gpus": 1, "kv_tokens": 70, "max_context": 64, "source": "measured here"}
+    path.write_text(json.dumps({"mine": fields | {"planes": [[1e-4, 0, 0.01]], "k_ctx": 1e-7}}))
+    mine = profile(str(path))
+    assert mine.name == "mine" and mine.kv_blocks == 4 and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7)
+    for wrong in ({"gpus": 0}, {"kv_tokens": 3}, {"source": ""}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Profile(**({"name": "x", "roofline": mine.roofline, **fields} | wrong))  # type: ignore[arg-type]
+
+
+def test_planes_are_checked() -> None:
+    for plane in ((0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, 0.0, -1.0)):
+        with pytest.raises(ValueError, match=r"k1|k2|b ="):
+            Plane(*plane)
+    with pytest.raises(ValueError, match="planes"):
+        Roofline(())
+    with pytest.raises(ValueError, match="k_ctx"):
+        Roofline((Plane(1, 0, 0),), k_ctx=-1)
