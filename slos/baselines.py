@@ -31,17 +31,21 @@ def _evict(
 
 
 def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int, drafts: int):
-    """A token and `drafts` for each of `decoding`, evicting the youngest if blocks run out: batch, preempted, free."""
+    """The next token, and `drafts`, of each of `decoding`, evicting the youngest if blocks run out.
+
+    Returns the batch, the ids preempted and the blocks left free.
+    """
     tokens: dict[str, int] = {}
     preempted: list[str] = []
     running = [*decoding, *prefilling]
-    n, size = 1 + min(drafts, view.max_drafts), view.block_size
+    drafts, size = min(drafts, view.max_drafts), view.block_size
     for at, p in enumerate(decoding):
         if at >= len(running):
             break
+        n = p.left + drafts if p.left == 1 else p.left
         need = -(-(p.computed + n) // size) - -(-p.computed // size)
         if need > free:
-            free, victims = _evict(running, p, need, free, view, whole=True)
+            free, victims = _evict(running, p, need, free, view, whole=bool(prefilling))
             preempted += victims
             if victims[-1] == p.id:
                 break
@@ -154,6 +158,11 @@ class Sarathi:
         prefilling = [p for p in view.running if p.left > 1]
         set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
         tokens, preempted, free = _decodes(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
+        if prefilling and free < 0:  # prompts that go on after an answer, which no admission foresaw
+            keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
+            free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
+            preempted += victims
+            tokens = {id: n for id, n in tokens.items() if id not in victims}
         budget, steady = self.chunk - sum(tokens.values()), not prefilling and not preempted
         for p in prefilling:
             if budget > 0 and p.id not in preempted:

@@ -5,8 +5,9 @@ deadline. Where that would make a prefill late, only decodes that cannot wait fo
 look ahead runs the same rule forward under the same roofline, so a set of requests that it passes is served in time,
 step by step, as long as nobody else is admitted.
 
-Jobs are float64 [jobs, 6]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
-remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted).
+Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
+remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted), and, for
+one whose stages follow each other without a wait, switch (remaining when the next begins) and later (the tpot then).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW = range(6)
+LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW, SWITCH, LATER = range(8)
 OK, LATE, MEMORY = 0, 1, 2
 EPS = 1e-9  # seconds
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
@@ -214,6 +215,8 @@ def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
             if jobs[j, LEFT] == 0:
                 jobs[j, REMAINING] -= 1
                 jobs[j, LEFT] = 1
+                if jobs[j, REMAINING] == jobs[j, SWITCH]:
+                    jobs[j, TPOT] = jobs[j, LATER]
                 jobs[j, DUE] += jobs[j, TPOT]
                 alive[j] = jobs[j, REMAINING] > 0
         if held > blocks:
@@ -222,7 +225,7 @@ def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
     for j in range(size):
         if alive[j]:
             # One that is ahead may spread its slack over all that it still has to say: a looser pace.
-            pace = jobs[j, TPOT] + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
+            pace = _tightest(jobs[j]) + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
             tightest = min(tightest, pace)
             final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
             owed += 1.0 / pace
@@ -230,6 +233,12 @@ def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
     if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
         return LATE, -1
     return (OK if final <= blocks else MEMORY), -1
+
+
+@njit(cache=True)
+def _tightest(job):
+    """The smallest TPOT of what a job still has to say."""
+    return min(job[TPOT], job[LATER]) if job[SWITCH] > 0 and job[REMAINING] > job[SWITCH] else job[TPOT]
 
 
 @njit(cache=True)
@@ -241,7 +250,7 @@ def steady(now, jobs, alive, strict, planes, k_ctx):
         if alive[j]:
             count += 1
             context += jobs[j, COMPUTED] + jobs[j, REMAINING]
-            tightest = min(tightest, jobs[j, TPOT])
+            tightest = min(tightest, _tightest(jobs[j]))
             if strict[j]:
                 slack = min(slack, jobs[j, DUE] - now)
     return count == 0 or batch_time(planes, k_ctx, count, context) <= min(slack, tightest) + EPS

@@ -98,7 +98,8 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
         policy.step(view)
         times.append(1e3 * (time.perf_counter() - start))
     steady = np.array(times[10:])
-    return Planning(tiers, new, running, *np.percentile(steady, (50, 99)).tolist(), float(steady.max()))
+    p50, p99 = np.percentile(steady, (50, 99)).tolist()
+    return Planning(tiers, new, running, p50, p99, float(steady.max()))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,19 +7,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pandas as pd
 
 from slos.metrics import attainment, capacity, geometric_mean, interval
 from slos.policies import POLICIES, make_policy
 from slos.report import Headline, results_dir, upsert_headlines, write_whole
-from slos.roofline import Profile, profile
+from slos.roofline import Profile, profile, profiles
 from slos.simulator import Outcome, Replica, Step, World, simulate
 from slos.sweep import commit, sweep
 from slos.types import Oracle, Request, require
 from workloads import SCENARIOS, Workload, build
 
 OURS = "slos-serve"
+Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 SETTINGS: dict[str, tuple[str, ...]] = {
     "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
     "vllm-v1": (
@@ -76,7 +78,10 @@ class Search:
     precision: float = 0.02
 
     def __str__(self) -> str:
-        parts = (self.scenario, self.lengths, self.hardware.name, self.system, self.setting)
+        hardware = self.hardware.name
+        if hardware not in profiles():  # a file of one's own, which may change
+            hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
+        parts = (self.scenario, self.lengths, hardware, self.system, self.setting)
         numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
         return f"{' '.join(filter(None, parts))}, {numbers}"
 
@@ -110,7 +115,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
     pairs = [part.split("=") for part in text.split(",") if part]
     try:
-        return {name.strip(): float(value) if "." in value else int(value) for name, value in pairs}
+        return {name.strip(): int(value) if value.strip().isdigit() else float(value) for name, value in pairs}
     except ValueError:
         raise ValueError(f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'") from None
 
@@ -143,8 +148,8 @@ def search(case: Search) -> list[Probe]:
         return rows[-1].attainment
 
     start = {"reasoning": 0.5, "tool-calling": 0.7}.get(case.scenario, 3.0) * hardware.gpus
-    best, _ = capacity(attained_at, case.target, start, case.precision)
-    return [replace(r, capacity=r.rate * hardware.gpus == best) for r in rows]
+    best, probes = capacity(attained_at, case.target, start, case.precision)
+    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
 
 
 def searches(
@@ -172,12 +177,12 @@ def searches(
     return grid
 
 
-def run_searches(size: str, cases: Sequence[Search], workers: int | None = None) -> pd.DataFrame:
+def run_searches(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Rows of `Probe` for all cases, from results/<size>/probes.csv where they lie already."""
     return pd.DataFrame(sweep(search, cases, results_dir(size) / "probes.csv", Probe, workers))
 
 
-def capacities(probes: pd.DataFrame) -> pd.DataFrame:
+def capacities(probes: Frame) -> Frame:
     """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's."""
     by = ["scenario", "lengths", "system", "setting", "profile", "source", "status"]
     found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
@@ -186,7 +191,7 @@ def capacities(probes: pd.DataFrame) -> pd.DataFrame:
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
-def ratios(best: pd.DataFrame, lengths: str = "dataset", ours: str = OURS) -> pd.DataFrame:
+def ratios(best: Frame, lengths: str = "dataset", ours: str = OURS) -> Frame:
     """Ours over every other system, per scenario: mean ratio over seeds, its interval, and each seed's ratio.
 
     lengths: "trace" takes the scenarios that have lengths of their own in the trace with those, the others as ever.
@@ -209,7 +214,7 @@ def ratios(best: pd.DataFrame, lengths: str = "dataset", ours: str = OURS) -> pd
     return pd.DataFrame(rows, columns=["scenario", "against", "system", "ratio", "low", "high", "each"])
 
 
-def geometric_means(table: pd.DataFrame) -> pd.DataFrame:
+def geometric_means(table: Frame) -> Frame:
     """Geometric mean over scenarios of `ratios`, per system: with the interval over seeds."""
     rows = []
     for against, group in table.groupby("against", sort=False):
@@ -218,7 +223,12 @@ def geometric_means(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
 
 
-def save_capacities(size: str, best: pd.DataFrame) -> Path:
+def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
+    """Whether these are the capacities that the paper speaks of: six scenarios, each on its own profile, at 90 %."""
+    return set(best["scenario"]) == set(SCENARIOS) and all(not c.profile and c.target == 0.9 for c in cases)
+
+
+def save_capacities(size: str, best: Frame) -> Path:
     """Write results/<size>/capacity.csv, from which the report draws its table."""
     path = results_dir(size) / "capacity.csv"
     columns = [
@@ -238,7 +248,7 @@ def save_capacities(size: str, best: pd.DataFrame) -> Path:
     return path
 
 
-def save_headlines(size: str, best: pd.DataFrame, notebook: str) -> pd.DataFrame:
+def save_headlines(size: str, best: Frame, notebook: str) -> Frame:
     """Put the capacity ratios beside the paper's in results/<size>/headlines.csv; what was put there."""
     sources, profiles = " and ".join(sorted(set(best["source"]))), sorted(set(best["profile"]))
     hardware = profiles[0] if len(profiles) == 1 else f"{len(profiles)} profiles"
@@ -259,7 +269,7 @@ def save_headlines(size: str, best: pd.DataFrame, notebook: str) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def what_capacity_shows(best: pd.DataFrame, paper: float = 2.2) -> str:
+def what_capacity_shows(best: Frame, paper: float = 2.2) -> str:
     """The findings in Markdown, from the numbers."""
     lines = []
     for lengths in dict.fromkeys(best["lengths"]):
@@ -282,7 +292,7 @@ def what_capacity_shows(best: pd.DataFrame, paper: float = 2.2) -> str:
     return "\n".join(lines)
 
 
-def summary(runs: Sequence[Timeline]) -> pd.DataFrame:
+def summary(runs: Sequence[Timeline]) -> Frame:
     """One row per system: shares of requests by fate, and latencies in milliseconds."""
     rows = {}
     for run in runs:

@@ -12,12 +12,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import OURS, Timeline, fate
+from slos.experiments import OURS, Frame, Timeline, fate
 from slos.types import Request
 
 NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve"}
-MARKERS = "osD^vPX*"
-HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+MARKERS = "osD^vPX*" * 4
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
 def name_of(system: str) -> str:
@@ -43,7 +43,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
     return path
 
 
-def capacity_bars(best: pd.DataFrame, source: str) -> Figure:
+def capacity_bars(best: Frame, source: str) -> Figure:
     """Capacity per scenario and system, each scenario relative to ours, with intervals and the number on the bar."""
     scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
     figure, axes = plt.subplots(
@@ -73,7 +73,7 @@ def capacity_bars(best: pd.DataFrame, source: str) -> Figure:
     return figure
 
 
-def attainment_curves(probes: pd.DataFrame, best: pd.DataFrame, source: str, target: float = 0.9) -> Figure:
+def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load for the best setting of every system, one panel per scenario, the target drawn in."""
     scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
     columns = min(3, len(scenarios))
@@ -110,7 +110,7 @@ def attainment_curves(probes: pd.DataFrame, best: pd.DataFrame, source: str, tar
     return figure
 
 
-def ratio_chart(table: pd.DataFrame, means: pd.DataFrame, source: str, paper: float = 2.2) -> Figure:
+def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> Figure:
     """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
     against = list(dict.fromkeys(table["against"]))
     rows = pd.concat([table, means.assign(scenario="geometric mean")])
@@ -129,7 +129,7 @@ def ratio_chart(table: pd.DataFrame, means: pd.DataFrame, source: str, paper: fl
     axis.annotate(f"paper's geometric mean, {paper:g}x", (-0.45, paper), va="bottom", fontsize=8)
     axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
     axis.set_xticks(range(len(scenarios)), scenarios)
-    axis.set_ylabel("capacity of SLOs-Serve over another (x)")
+    axis.set_ylabel("SLOs-Serve over another (x)")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False, fontsize=8, ncols=len(against), loc="lower left", bbox_to_anchor=(0, 1))
     sns.despine(ax=axis)

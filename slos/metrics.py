@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import exp, log, sqrt
 
 from slos.simulator import Outcome
 from slos.types import require
@@ -63,20 +63,20 @@ def capacity(
 
 
 def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive values, at least one."""
     require(len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one")
-    product = 1.0
-    for v in values:
-        product *= v ** (1 / len(values))
-    return product
+    return exp(sum(map(log, values)) / len(values))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % confidence interval over seeds (Student's t); the mean thrice for a single value."""
-    n = len(values)
-    mean = sum(values) / n
+    """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean, low, high.
+
+    values: positive rates or ratios; of a single value no interval can be told, and it stands for all three.
+    """
+    n, mean = len(values), geometric_mean(values)
     if n == 1:
         return mean, mean, mean
     t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
     t = t95[n - 2] if n - 2 < len(t95) else 1.96
-    half = t * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    return mean, mean - half, mean + half
+    factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
+    return mean, mean / factor, mean * factor

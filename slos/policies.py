@@ -25,7 +25,7 @@ def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **setti
         raise ValueError(
             f"policy {name!r} is unknown; known: {', '.join(POLICIES)}; add yours to slos.policies.POLICIES"
         )
-    kind = POLICIES[name]
+    kind: Any = POLICIES[name]
     known = {f.name for f in fields(kind) if f.init} if is_dataclass(kind) else set()
     beliefs = {"roofline": roofline, "lengths": lengths}
     for setting in settings:

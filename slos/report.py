@@ -21,7 +21,8 @@ import yaml
 
 from slos.types import require
 
-PAPER = Path(__file__).parents[1] / "results" / "paper.yaml"
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "results" / "paper.yaml"
 SIZES = ("smoke", "quick", "full", "reference")
 OURS = "slos-serve"
 _INTRO = """# Paper against reproduced
@@ -79,8 +80,8 @@ class Headline:
 
 
 def results_dir(size: str) -> Path:
-    """Where the rows of a size lie: `results/<size>`, or under SLOS_RESULTS where that is set."""
-    return Path(os.environ.get("SLOS_RESULTS", "results")) / size
+    """Where the rows of a size lie: `results/<size>` of the repository, or under SLOS_RESULTS where that is set."""
+    return Path(os.environ.get("SLOS_RESULTS") or ROOT / "results") / size
 
 
 def read_claims(path: Path = PAPER) -> list[Claim]:

@@ -1,8 +1,8 @@
 """Batch time as a roofline, its inverse, its fit, and named profiles (paper, section 3.1).
 
 T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in
-the step, `draft_steps` the longest draft in the batch, `context` the KV tokens that the batch reads (weight 0 in the
-paper).
+the step, `draft_steps` the longest draft in the batch, `context` the KV tokens that its requests had before it (weight
+0 in the paper).
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def _alternate(tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds:
     owner = order * count // len(order)
     features = np.stack([tokens, drafts, np.ones_like(tokens)], axis=1)
     planes, k_ctx = np.zeros((count, 3)), 0.0
-    for _ in range(50):
+    for _ in range(500):
+        before = (planes.copy(), k_ctx)
         target = seconds - k_ctx * ctx
         for p in range(count):
             mine = owner == p
@@ -173,10 +174,9 @@ def _alternate(tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds:
         compute = (features @ planes.T).max(axis=1)
         if ctx.any():
             k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
-        new_owner = (features @ planes.T).argmax(axis=1)
-        if (new_owner == owner).all():
+        owner = (features @ planes.T).argmax(axis=1)
+        if np.allclose(planes, before[0], rtol=1e-12, atol=0) and np.isclose(k_ctx, before[1], rtol=1e-12, atol=0):
             break
-        owner = new_owner
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
     roofline = Roofline(tuple(used), k_ctx)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])

@@ -1,13 +1,14 @@
 """SLOs-Serve as a policy: the planner proposes whom to admit, the look ahead proves it, one rule forms every batch.
 
-A waiting request stays a candidate until it cannot be in time even alone; then it is declined into best effort, which
+A waiting request, also one that comes back from a tool, is a candidate at every step until it starts, which is the
+promise to serve it in time, or until it cannot be in time even alone: then it is declined into best effort, which
 lives on what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
@@ -45,7 +46,7 @@ class SLOsServe:
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _planes: np.ndarray = field(init=False, repr=False)
-    _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not yet running
+    _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -70,7 +71,7 @@ class SLOsServe:
             elif view.now + self.roofline.time(p.left) > p.due + batching.EPS:
                 declined.append(p)
                 waiting.append(p)
-            elif p.id in self._admitted or p.stage > 0:
+            elif p.id in self._preempted:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
@@ -80,12 +81,21 @@ class SLOsServe:
             admitted = self._admit(view, jobs, candidates)
             jobs = jobs[np.concatenate((np.ones(len(guaranteed), np.bool_), admitted))]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
-        return self._batch(view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
+            candidates = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
+            if not guaranteed and not best_effort:  # nothing runs that they could wait for
+                declined += candidates
+                waiting += candidates
+        batch = self._batch(view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
+        return replace(batch, repeat=1) if candidates else batch
 
     def _jobs(self, requests: Sequence[Progress], new: bool = False) -> np.ndarray:
-        """Jobs as in `slos.batching`: left, due, tpot, remaining, computed, new."""
-        rows = [(p.tokens - p.computed, p.due, p.tpot, self.lengths.remaining(p), p.computed, new) for p in requests]
-        return np.array(rows, dtype=np.float64).reshape(-1, 6)
+        """Jobs as in `slos.batching`."""
+        remaining, after = self.lengths.remaining, self.lengths.after_stage
+        rows = [
+            (p.tokens - p.computed, p.due, p.tpot, remaining(p), p.computed, new, after(p), p.later_tpot)
+            for p in requests
+        ]
+        return np.array(rows, dtype=np.float64).reshape(-1, 8)
 
     def _admit(self, view: View, jobs: np.ndarray, candidates: list[Progress]) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates].
@@ -146,8 +156,8 @@ class SLOsServe:
         length = 0
         if self.speculate and view.max_drafts:
             length = self._draft(view, jobs, guaranteed, share, tokens, room)
-        self._admitted = {p.id for p in guaranteed if p.id not in tokens and not p.computed}
-        self._admitted.update(p.id for p in last_resort if p.id in room.preempted)
+        self._preempted = {p.id for p in guaranteed if p.id in self._preempted and p.id not in tokens}
+        self._preempted.update(p.id for p in last_resort if p.id in room.preempted)
         if not best_effort and not waiting and not declined:
             settled = sum(tokens.values()) == len(guaranteed) == len(view.running) and (jobs[:, LEFT] == 1).all()
             on_pace = settled and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, repeat
+from itertools import accumulate, repeat, takewhile
+from math import inf
 from random import Random
 
 import numpy as np
@@ -92,14 +94,15 @@ class Live:
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""
         spec, p = self.request.stages[stage], self.progress
-        continues = stage > 0 and spec.wait == 0
         p.tokens += spec.prompt
-        if continues and spec.prompt == 0:
+        if stage > 0 and spec.goes_on:
             p.t0 = p.t0 + (p.generated - 1) * p.tpot + spec.slo.tpot
         else:
             p.arrival = now
             p.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
         p.stage, p.generated, p.tpot = stage, 0, spec.slo.tpot
+        following = takewhile(lambda s: s.wait == 0, self.request.stages[stage + 1 :])
+        p.later_tpot = min((s.slo.tpot for s in following), default=inf)
 
     def draft(self, drafts: int, acceptance: float) -> int:
         """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the model's own."""
@@ -132,7 +135,7 @@ class Live:
     def _first_token(self, now: float) -> None:
         p = self.progress
         self.first = now
-        if p.stage > 0 and self.request.stages[p.stage].prompt == 0:
+        if p.stage > 0 and self.request.stages[p.stage].goes_on:
             return
         if p.stage == 0:
             self.ttft, self.ttft_slo = now - p.arrival, p.t0 - p.arrival
@@ -197,17 +200,15 @@ class Replica:
         view = View(now, self.waiting, self.running, self.free, w.kv_blocks, w.block_size, w.max_seqs, w.max_drafts)
         batch = self.batch = self.policy.step(view)
         for id in batch.decline:
-            self.live[id].progress.best_effort = True
+            self._find(id).progress.best_effort = True
         for id in batch.preempt:
-            self._preempt(self.live[id])
+            self._preempt(self._find(id))
         if not batch.tokens:
             return False
         total = context = need = drafts = 0
         decodes, steps = True, batch.repeat if not w.noise else 1
         for id, n in batch.tokens.items():
-            live = self.live.get(id)
-            if live is None:
-                raise ValueError(f"batch names request {id!r}, which is not here; schedule only ids of the view")
+            live = self._find(id)
             p = live.progress
             left = p.tokens - p.computed
             most = left if left > 1 else 1 + w.max_drafts
@@ -217,10 +218,10 @@ class Replica:
                 decodes = False
                 drafts = max(drafts, n - 1 if left == 1 else 0)
             else:
-                steps = min(steps, self.live[id].request.stages[p.stage].output - p.generated)
+                steps = min(steps, live.request.stages[p.stage].output - p.generated)
             need += -(-(p.computed + n) // w.block_size) - live.blocks
             total += n
-            context += p.computed + n
+            context += p.computed
         if need > self.free:
             raise ValueError(f"batch needs {need} KV blocks; bound: {self.free} free; preempt somebody first")
         started = [self.live[id] for id in batch.tokens if not self.live[id].blocks]
@@ -233,6 +234,11 @@ class Replica:
         self.start = now
         self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if decodes else 1)
         return True
+
+    def _find(self, id: str) -> Live:
+        if id not in self.live:
+            raise ValueError(f"batch names request {id!r}, which is not here; name only ids of the view")
+        return self.live[id]
 
     def _ends(self, now: float, total: int, drafts: int, context: int, steps: int) -> list[float]:
         """End times of up to `steps` equal decode steps, as many as the free blocks carry."""
@@ -319,6 +325,8 @@ def simulate(
         longest <= world.kv_blocks, "longest request in KV blocks", longest, f"at most {world.kv_blocks}", "drop it"
     )
     order = len(ready)
+    twice = [id for id, n in Counter(live.request.id for *_, live in ready).items() if n > 1]
+    require(not twice, "request ids", twice[:3], "different for every request")
 
     def arrive() -> None:
         arrival, _, stage, live = heapq.heappop(ready)

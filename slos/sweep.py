@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -29,7 +30,6 @@ ROOT = Path(__file__).parents[1]
 Case = TypeVar("Case")
 
 
-@cache
 def sources_digest() -> str:
     """What every result is made from: the Python and JSON of slos and workloads, and the data's names and sizes."""
     sha = hashlib.sha256()
@@ -69,25 +69,27 @@ def sweep(
     """
     path = Path(path)
     keys = [str(case) for case in cases]
-    done = {k: rows for k, rows in _read(path, row).items()}
+    digest = sources_digest()
+    done = _read(path, row, digest)
     todo = [(k, case) for k, case in zip(keys, cases, strict=True) if k not in done]
     report = _Progress(len(todo))
     if todo and (workers or os.cpu_count() or 1) == 1:
         for k, case in todo:
             done[k] = list(function(case))
-            _write(path, row, done)
+            _write(path, row, done, digest)
             report.step(k)
     elif todo:
         context = multiprocessing.get_context("spawn")  # a fork of a threaded kernel can hang
         count = min(workers or os.cpu_count() or 1, len(todo))
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
             running = {pool.submit(function, case): k for k, case in todo}
             try:
                 while running:
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished = wait(running, return_when=FIRST_COMPLETED).done
+                    for future in sorted(finished, key=lambda f: f.exception() is not None):
                         k = running.pop(future)
                         done[k] = list(future.result())
-                        _write(path, row, done)
+                        _write(path, row, done, digest)
                         report.step(k)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -95,11 +97,22 @@ def sweep(
     return [r for k in keys for r in done[k]]
 
 
+def _end_with_parent() -> None:
+    """In a worker: do not outlive who started it, even if that was killed."""
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _columns(row: type) -> list[str]:
     return ["run", "digest", "commit", *(f.name for f in fields(row))]
 
 
-def _read(path: Path, row: type) -> dict[str, list[Any]]:
+def _read(path: Path, row: type, digest: str) -> dict[str, list[Any]]:
     """Rows by run of a file that the present sources made; nothing of another one."""
     if not path.exists():
         return {}
@@ -109,20 +122,23 @@ def _read(path: Path, row: type) -> dict[str, list[Any]]:
         reader = csv.reader(f)
         if next(reader, None) != _columns(row):
             return {}
-        for run, digest, _, *cells in reader:
-            if digest == sources_digest():
-                values = (kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True))
+        for n, (run, made_from, _, *cells) in enumerate(reader, start=2):
+            if made_from == digest:
+                try:
+                    values = [kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)]
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {n}: {error}; remove the file and run again") from None
                 found.setdefault(run, []).append(row(*values))
     return found
 
 
-def _write(path: Path, row: type, done: dict[str, list[Any]]) -> None:
+def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_columns(row))
     for run in sorted(done):
         for r in done[run]:
-            writer.writerow([run, sources_digest(), commit(), *(getattr(r, f.name) for f in fields(row))])
+            writer.writerow([run, digest, commit(), *(getattr(r, f.name) for f in fields(row))])
     write_whole(path, text.getvalue())
 
 

@@ -64,6 +64,11 @@ class Stage:
         require(self.output >= 1, "output", self.output, "at least 1 token")
         require(self.wait >= 0 and isfinite(self.wait), "wait", self.wait, "at least 0 seconds and finite")
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it just continues the stage before it, so that its first token is due at its pace."""
+        return self.prompt == 0 and self.wait == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -107,6 +112,7 @@ class Progress:
     `tokens` are known (context and what was generated), `computed` of them are in the KV cache; when the last of them
     is computed the next token appears. `due` is the deadline of that next token under the paper's rule: the first token
     of a stage at `t0`, token n at t0 + n * tpot, where t0 moves back to the first token's time if that came late.
+    `later_tpot` is the smallest TPOT of the stages that follow without a wait, infinite if there are none.
     """
 
     id: str
@@ -119,6 +125,7 @@ class Progress:
     generated: int = 0
     computed: int = 0
     best_effort: bool = False
+    later_tpot: float = inf
 
     @property
     def left(self) -> int:
@@ -190,9 +197,14 @@ class Router(Protocol):
 
 
 class LengthPredictor(Protocol):
-    """Says how many tokens a request will still add to its context before it gives its KV blocks back."""
+    """Says how many tokens a request will still add to its context before it gives its KV blocks back.
+
+    `remaining` counts all of them, `after_stage` those of the stages that follow the present one without a wait.
+    """
 
     def remaining(self, progress: Progress) -> int: ...
+
+    def after_stage(self, progress: Progress) -> int: ...
 
 
 class Oracle:
@@ -200,16 +212,21 @@ class Oracle:
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._growth: dict[str, list[int]] = {}
+        self._later: dict[str, list[int]] = {}
         for r in requests:
-            growth, after = [], 0
+            growth, later, after = [], [], 0
             for i in range(len(r.stages) - 1, -1, -1):
                 goes_on = i + 1 < len(r.stages) and r.stages[i + 1].wait == 0
-                after = r.stages[i].output + (after + r.stages[i + 1].prompt if goes_on else 0)
+                later.append(after + r.stages[i + 1].prompt if goes_on else 0)
+                after = r.stages[i].output + later[-1]
                 growth.append(after)
-            self._growth[r.id] = growth[::-1]
+            self._growth[r.id], self._later[r.id] = growth[::-1], later[::-1]
 
     def remaining(self, progress: Progress) -> int:
         return self._growth[progress.id][progress.stage] - progress.generated
+
+    def after_stage(self, progress: Progress) -> int:
+        return self._later[progress.id][progress.stage]
 
 
 NEVER = inf

@@ -7,7 +7,7 @@ every request is, and compares it with what the simulator shows: nothing is lost
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
 
 from hypothesis import strategies as st
@@ -84,6 +84,9 @@ class Lawful:
         assert free == self.world.kv_blocks - held >= 0, "the KV ledger does not add up"
         assert len(running) <= self.world.max_seqs
 
+    def left(self, id: str) -> int:
+        return self.here[id].tokens - self.here[id].computed
+
     def enter(self, id: str, place: Place, now: float) -> None:
         place.tokens += self.by_id[id].stages[place.stage].prompt
         place.generated = 0
@@ -93,25 +96,34 @@ class Lawful:
     def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
         assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
         total = sum(self.batch.tokens.values())
-        context = sum(self.here[id].computed + n for id, n in self.batch.tokens.items())
+        drafts = max(n - 1 if self.left(id) == 1 else 0 for id, n in self.batch.tokens.items())
+        context = sum(self.here[id].computed for id in self.batch.tokens)
         ends, now = [], step.start
         for k in range(step.count):
-            now += self.world.roofline.time(total, 0, context + k * total)
+            now += self.world.roofline.time(total, drafts, context + k * total)
             ends.append(now)
         if self.world.noise:
             ends = [step.end]
         assert ends[-1] == step.end, "a step must last as the roofline says"
         finished = set()
         for id, n in self.batch.tokens.items():
-            place, stages = self.here[id], self.by_id[id].stages
-            left = place.tokens - place.computed
-            assert 1 <= n <= left and (step.count == 1 or left == 1)
-            place.computed += n * step.count
+            place, stages, left = self.here[id], self.by_id[id].stages, self.left(id)
+            assert 1 <= n <= (left if left > 1 else 1 + self.world.max_drafts)
+            assert step.count == 1 or n == left == 1, "only plain decodes are taken at once"
             if n < left:
+                place.computed += n
                 continue  # its prefill goes on: no token yet
-            place.generated += step.count
-            place.tokens += step.count
-            place.times[-1] += ends
+            new = step.count
+            if n > left:  # how many drafts were accepted is the world's secret: up to all of them
+                shown = replica.live.get(id)
+                goes_on = shown is not None and shown.progress.stage == place.stage
+                upto = shown.progress.generated if shown and goes_on else stages[place.stage].output
+                new = upto - place.generated
+                assert 1 <= new <= n
+            place.computed += new if n >= left == 1 else n
+            place.generated += new
+            place.tokens += new
+            place.times[-1] += ends if new == step.count else ends * new
             assert place.generated <= stages[place.stage].output
             if place.generated < stages[place.stage].output:
                 continue
@@ -157,14 +169,19 @@ def in_time(request: Request, place: Place, roofline: Roofline) -> bool:
 
 def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, repeats: bool = True) -> list[Outcome]:
     """Simulate under watch."""
-    watched = Lawful(build(name, requests, world.roofline), requests, world, repeats)
+    watched = Lawful(build(name, requests, world), requests, world, repeats)
     outcomes = simulate(requests, watched, world, seed, watched.observe)
     watched.end(outcomes)
     return outcomes
 
 
-def build(name: str, requests: Sequence[Request], roofline: Roofline) -> Policy:
-    return PATHOLOGICAL[name]() if name in PATHOLOGICAL else make_policy(name, roofline, Oracle(requests))
+def build(name: str, requests: Sequence[Request], world: World) -> Policy:
+    if name in PATHOLOGICAL:
+        return PATHOLOGICAL[name]()
+    kind = POLICIES[name]
+    drafts = is_dataclass(kind) and "drafts" in (f.name for f in fields(kind))
+    settings = {"drafts": world.max_drafts} if drafts else {}
+    return make_policy(name, world.roofline, Oracle(requests), **settings)
 
 
 # Pathological policies: legal and bad.
@@ -225,16 +242,17 @@ EVERY = [*POLICIES, *PATHOLOGICAL]
 
 # Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small machine busy.
 
-FAST = Roofline((Plane(0.0002, 0.0, 0.02), Plane(0.0008, 0.0, 0.001)))
+FAST = Roofline((Plane(0.0002, 0.001, 0.02), Plane(0.0008, 0.0, 0.001)))
+KINDS = ("goes on", "turn", "tool", "silent tool")  # how a stage can follow another
 slos = st.builds(SLO, tpot=st.sampled_from([0.03, 0.05, 0.1]), slowdown=st.sampled_from([1.0, 3.0, 5.0]))
 
 
 @st.composite
-def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = ("goes on", "tool")) -> tuple[Stage, ...]:
+def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = KINDS) -> tuple[Stage, ...]:
     made = [Stage(draw(st.integers(1, 60)), draw(st.integers(1, 30)), draw(slos))]
     for kind in draw(st.lists(st.sampled_from(kinds), max_size=most - 1)):
-        prompt = 0 if kind == "goes on" else draw(st.integers(1, 20))
-        wait = draw(st.sampled_from([0.01, 0.3])) if kind == "tool" else 0.0
+        prompt = draw(st.integers(1, 20)) if kind in ("turn", "tool") else 0
+        wait = draw(st.sampled_from([0.01, 0.3])) if kind in ("tool", "silent tool") else 0.0
         slo = SLO(tpot=draw(st.sampled_from([0.03, 0.1]))) if kind == "goes on" else draw(slos)
         made.append(Stage(prompt, draw(st.integers(1, 25)), slo, wait))
     return tuple(made)
@@ -249,9 +267,13 @@ def requests(draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, 
 
 
 @st.composite
-def worlds(draw: st.DrawFn, requests: Sequence[Request], k_ctx: float = 2e-5, noise: float = 0.3) -> World:
+def worlds(
+    draw: st.DrawFn, requests: Sequence[Request], k_ctx: float = 2e-5, noise: float = 0.3, drafts: int = 3
+) -> World:
     """A world whose KV cache just holds the longest request, or a few times that."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
     roofline = replace(FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])))
-    return World(roofline, blocks, size, draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise])))
+    drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
+    seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
+    return World(roofline, blocks, size, seqs, sigma, max_drafts=drafts, acceptance=accepted)

@@ -29,7 +29,7 @@ LONGEST = 0.1
 
 @st.composite
 def job(draw: st.DrawFn) -> tuple[float, ...]:
-    """left, due, tpot, remaining, computed, new: a prompt to come, one under way, or one decoding."""
+    """A prompt to come, one under way, or one decoding; perhaps with a stage behind it that goes on at another pace."""
     tpot = draw(st.sampled_from([0.03, 0.05, 0.1]))
     left, remaining = draw(st.sampled_from([1, 1, 5, 30, 100])), draw(st.integers(1, 40))
     computed = draw(st.integers(1, 100)) if left == 1 else draw(st.sampled_from([0, 0, 20]))
@@ -37,7 +37,8 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
         due = draw(st.floats(0.02, 0.3))
     else:
         due = draw(st.sampled_from([1.0, 1.5, 3.0, 5.0])) * FAST.time(left)
-    return left, due, tpot, remaining, computed, float(computed == 0)
+    switch, later = draw(st.integers(0, remaining - 1)), draw(st.sampled_from([0.03, 0.05, 0.1]))
+    return left, due, tpot, remaining, computed, float(computed == 0), switch, later
 
 
 jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, np.float64))
@@ -84,13 +85,16 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(jobs: np.ndarray, bloc
         spoke = alive & (jobs[:, LEFT] == 0)
         jobs[spoke, REMAINING] -= 1
         jobs[spoke, LEFT] = 1
+        switches = spoke & (jobs[:, REMAINING] == jobs[:, SWITCH])
+        jobs[switches, TPOT] = jobs[switches, LATER]
         jobs[spoke, DUE] += jobs[spoke, TPOT]
 
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
-        return look_ahead(0.0, np.array(rows), blocks, 16, PLANES, 0.0, LONGEST)
+        padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
+        return look_ahead(0.0, padded, blocks, 16, PLANES, 0.0, LONGEST)
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
     assert verdict(prompt) == (OK, -1)

@@ -1,5 +1,6 @@
 """`slos.experiments`: the grid, a search, and what is made of its rows, with numbers worked out by hand."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from math import sqrt
@@ -159,6 +160,28 @@ def test_a_search_counts_per_gpu() -> None:
     outcomes = serve(workload.requests, SMALL.system, hardware_of("chatbot", "opt-30b-a100x4"))
     assert rows[0].attainment == sum(o.attained for o in outcomes) / len(outcomes)
     assert sum(r.capacity for r in rows) == 1
+
+
+def profile_file(path: Path, **changes: Any) -> str:
+    """A profile of one's own, like opt-6.7b-a100 but for `changes`, under the name `mine`."""
+    raw = json.loads((Path(experiments.__file__).parent / "profiles.json").read_text())["opt-6.7b-a100"]
+    path.write_text(json.dumps({"mine": raw | changes}))
+    return str(path)
+
+
+def test_a_search_on_three_gpus_has_a_capacity(tmp_path: Path) -> None:
+    own = profile_file(tmp_path / "mine.json", gpus=3)
+    for precision in (0.2, 0.05):
+        assert sum(r.capacity for r in search(replace(SMALL, profile=own, precision=precision))) == 1
+
+
+def test_a_changed_profile_file_is_run_again(tmp_path: Path) -> None:
+    found = []
+    for seconds in (0.0248, 0.09):
+        own = profile_file(tmp_path / "mine.json", planes=[[6.878e-5, 0.0, seconds]])
+        probes = experiments.run_searches("smoke", [replace(SMALL, profile=own)], workers=1)
+        found.append(float(probes.loc[probes["capacity"], "rate"].iloc[0]))
+    assert found[0] > found[1]
 
 
 def test_a_tighter_target_carries_no_more() -> None:
@@ -323,6 +346,20 @@ def test_what_is_saved_is_what_the_report_reads(best: pd.DataFrame, tmp_path: Pa
     assert headlines["capacity_coding"].value == 1.25, "against the best baseline"
     assert headlines["capacity_coding"].command == "./run_all.sh (01_capacity)"
     assert "| coding " in report.render("quick")
+
+
+def test_a_mean_of_some_scenarios_is_no_headline(best: pd.DataFrame, tmp_path: Path) -> None:
+    experiments.save_headlines("quick", best.query("scenario == 'chatbot'"), "01_capacity")
+    keys = {h.key for h in report.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")}
+    assert not any(key.startswith("capacity_vs") for key in keys)
+
+
+def test_results_go_to_the_repository_wherever_one_works(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLOS_RESULTS")
+    monkeypatch.chdir(tmp_path)
+    assert report.results_dir("quick").resolve() == root / "results" / "quick"
 
 
 # The burst

@@ -66,7 +66,7 @@ def test_it_asks_a_question_takes_parameters_and_has_no_logic(path: Path) -> Non
 @each
 def test_its_parameters_are_plain_values_with_a_remark(path: Path) -> None:
     cell, names = parameters_of(path), []
-    assert cell is code_of(path)[0] or cell.id == code_of(path)[0].id, "the first cell of code"
+    assert cell.id == code_of(path)[0].id, "the first cell of code"
     for statement in ast.parse(cell.source).body:
         assert isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
         ast.literal_eval(statement.value)
@@ -77,8 +77,10 @@ def test_its_parameters_are_plain_values_with_a_remark(path: Path) -> None:
 KNOWN = {"size": SIZES, "scenario": SCENARIOS, "scenarios": SCENARIOS, "systems": POLICIES, "profile": profiles()}
 
 
-@pytest.mark.parametrize("parameter", KNOWN)
-@each
+NAMED = [(path, name) for path in NOTEBOOKS for name in KNOWN if f"\n{name} = " in f"\n{parameters_of(path).source}"]
+
+
+@pytest.mark.parametrize(("path", "parameter"), NAMED, ids=lambda value: getattr(value, "stem", value))
 def test_an_unknown_name_is_refused_with_the_known_ones(
     path: Path, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,8 +91,6 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
     first, *cells = code_of(path)
     values: dict[str, Any] = {}
     exec(first.source, values)
-    if parameter not in values:
-        pytest.skip(f"it has no parameter {parameter}")
     values["size"] = "smoke"
     values[parameter] = ["nonsense"] if isinstance(values[parameter], list) else "nonsense"
     with pytest.raises(ValueError, match="nonsense") as refused:
@@ -133,12 +133,12 @@ def test_all_run_at_the_smoke_size_and_are_done_then(tmp_path: Path) -> None:
     capacity = pd.read_csv(made / "capacity.csv", keep_default_na=False)
     assert set(capacity["scenario"]) == set(SCENARIOS) and len(SCENARIOS) == 6
     assert set(capacity["system"]) == set(POLICIES) and len(POLICIES) >= 4
-    assert len(capacity) == len(SCENARIOS) * len(POLICIES) and (capacity["capacity"] > 0).all()
+    assert len(capacity) == len(SCENARIOS) * len(POLICIES) and min(capacity["capacity"].tolist()) > 0
     assert set(capacity["source"]) == {"synthetic profile"} and set(capacity["status"]) == {"simulated"}
     headlines = pd.read_csv(made / "headlines.csv").set_index("key")
     others = [name.replace("-", "_") for name in POLICIES if not name.startswith("slos-serve")]
     assert set(headlines.index) >= {f"capacity_vs_{name}" for name in (*others, "best")}
-    assert (headlines["value"] > 0).all()
+    assert min(headlines["value"].tolist()) > 0
 
     rows = {path.name: path.read_bytes() for path in made.glob("*.csv")}
     again = reproduce(results, tmp_path / "cache")

@@ -250,8 +250,11 @@ sweep(rows_of, cases, sys.argv[2], Row, int(sys.argv[5]))
 MANY = [Case(f"n{i}") for i in range(40)]
 
 
-def killed(path: Path, calls: Path, seconds: float, workers: int, after: int) -> None:
-    """Run a sweep in a process of its own and kill it once `after` runs have begun."""
+def killed(path: Path, calls: Path, seconds: float, workers: int, after: int, patience: float = 0.0) -> list[str]:
+    """Run a sweep in a process of its own and kill it once `after` runs have begun.
+
+    Its children are given `patience` seconds to end by themselves; the commands of those that did not.
+    """
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(calls), str(seconds)]
     process = subprocess.Popen([*command, str(workers)], stderr=subprocess.DEVNULL)
     try:
@@ -264,10 +267,13 @@ def killed(path: Path, calls: Path, seconds: float, workers: int, after: int) ->
     finally:
         process.kill()
         process.wait()
-    for child in left:  # its workers, which nobody told
+    commands, left = [], psutil.wait_procs(left, timeout=patience)[1]
+    for child in left:
         with suppress(psutil.NoSuchProcess):
+            commands.append(" ".join(child.cmdline()))
             child.kill()
     psutil.wait_procs(left, timeout=PATIENCE)
+    return commands
 
 
 @pytest.mark.parametrize(("workers", "seconds", "stops"), [(1, 0.005, (2, 6, 11)), (2, 0.15, (7,))])
@@ -292,6 +298,19 @@ def test_kill_leaves_whole_rows_and_the_next_call_runs_what_is_missing(
     assert called(calls) == [case.name for case in missing]
     sweep(rows_of, MANY, tmp_path / "undisturbed.csv", Row, workers=1)
     assert path.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+
+
+def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
+    left = killed(tmp_path / "rows.csv", tmp_path / "calls", 0.1, 2, 4, patience=3.0)
+    assert not [child for child in left if "spawn_main" in child]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    sweep(rows_of, CASES[:2], path, Row, workers=1)
+    path.write_text(path.read_text()[:-8])
+    with pytest.raises(ValueError, match=r"rows\.csv"):
+        sweep(rows_of, CASES[:2], path, Row, workers=1)
 
 
 # Progress

@@ -60,3 +60,7 @@ def test_oracle_counts_until_the_blocks_come_back() -> None:
     for stage, generated, remaining in ((0, 0, 27), (0, 5, 22), (1, 0, 7), (1, 6, 1), (2, 0, 12), (3, 1, 1)):
         p.stage, p.generated = stage, generated
         assert oracle.remaining(p) == remaining
+    after = []
+    for p.stage in range(4):
+        after.append(oracle.after_stage(p))
+    assert after == [7, 0, 8, 0]

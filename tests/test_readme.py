@@ -1,0 +1,154 @@
+"""README.md: its policy runs, its commands, files and links are there, its numbers are the reference run's."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slos.policies import POLICIES
+from slos.report import read_headlines
+from workloads import SCENARIOS
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "results" / "reference"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CLAIMS = {
+    "vLLM, as the paper had it": ("2.2", "capacity_vs_vllm"),
+    "vLLM V1": ("-", "capacity_vs_vllm_v1"),
+    "Sarathi-Serve": ("2.2", "capacity_vs_sarathi"),
+    "the best of them in each scenario": ("-", "capacity_vs_best"),
+}
+
+
+def ran(path: Path = REFERENCE) -> bool:
+    """Whether there is a reference run. The folder alone, empty, is none."""
+    return path.is_dir() and any(path.iterdir())
+
+
+# The policy
+
+
+def test_the_policy_is_short_and_runs_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, trial = PYTHON
+    assert len([line for line in policy.splitlines() if line.strip()]) < 20
+    [name] = re.findall(r"save it as `slos/(\w+)\.py`", README)
+    (tmp_path / f"{name}.py").write_text(policy)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    [line] = re.findall(r"line in `POLICIES` there: `(.+?)`", README)
+    for key, kind in eval(f"{{{line}}}", vars(module)).items():
+        monkeypatch.setitem(POLICIES, key, kind)
+
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    exec(trial, {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in printed] == ["vllm-v1", "earliest", "slos-serve"]
+    assert all(float(words[1]) > 0 and words[2:] == ["requests", "per", "second"] for words in printed)
+
+
+def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slos.experiments import hardware_of, serve
+    from workloads import build
+
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    names: dict[str, object] = {"__name__": "readme"}
+    exec(PYTHON[0], names)
+    monkeypatch.setitem(POLICIES, "readme", names["Earliest"])
+    for scenario in SCENARIOS:
+        requests = build(scenario, 1.0, 15).requests
+        outcomes = serve(requests, "readme", hardware_of(scenario), "chunk=512")
+        assert len(outcomes) == 15 and not any(o.preemptions or o.declined for o in outcomes)
+
+
+# The commands
+
+
+def test_the_commands_are_there() -> None:
+    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "--help"], capture_output=True, text=True, check=True)
+    words = set(re.findall(r"\./run_all\.sh ([a-z-]+)", README))
+    assert {"test", "smoke", "full", "--help"} <= words
+    known = re.search(r"\[(.*)\]", done.stdout)
+    assert known and words <= set(re.findall(r"[a-z-]+", known[1]))
+    sources = "".join(p.read_text() for folder in ("slos", "workloads") for p in (ROOT / folder).glob("*.py"))
+    for variable in set(re.findall(r"SLOS_[A-Z]+", README)):
+        assert variable in done.stdout or f'"{variable}"' in sources, f"{variable} means nothing to the kit"
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (\w[\w.]*)", README))))
+def test_the_modules_run(module: str) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    options = re.findall(rf"python -m {re.escape(module)} (--\w+)", README)
+    assert all(option in done.stdout for option in options)
+
+
+# What it points to
+
+
+def test_files_of_the_tree_are_there() -> None:
+    [tree] = re.findall(r"## What is where\n\n```\n(.*?)```", README, re.DOTALL)
+    folder, named = ROOT, set()
+    for line in tree.splitlines():
+        name, _, remark = line.strip().partition(" ")
+        folder = folder if line.startswith(" ") else ROOT
+        places = [folder / name, *(folder / more for more in re.findall(r"[\w.]+\.(?:py|json)\b", remark))]
+        if name == "results/":
+            places += [ROOT / name / more for more in re.findall(r"[\w.]+\.(?:yaml|md)", remark)]
+        if name.endswith("/"):
+            folder = ROOT / name
+        for place in places:
+            assert place.exists(), f"{place.relative_to(ROOT)} is in the tree and not there"
+            named.add(place.name)
+    assert {p.name for p in (ROOT / "notebooks").glob("*.ipynb")} <= named, "a notebook is not in the tree"
+
+
+def test_files_and_names_in_the_text_are_there() -> None:
+    for name in re.findall(r"`((?:slos|workloads|notebooks|results|tests)/[\w./]+)`", README):
+        assert name == "slos/earliest.py" or (ROOT / name).exists(), name
+    for module, attribute in re.findall(r"`((?:slos|workloads)\.\w+)\.(\w+)`", README):
+        assert hasattr(importlib.import_module(module), attribute), f"{module}.{attribute}"
+    for attribute, path in re.findall(r"`([A-Z]+)` (?:of|in)\s+`(\w+/\w+)\.py`", README):
+        assert hasattr(importlib.import_module(path.replace("/", ".")), attribute), f"{path}.py has no {attribute}"
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
+    assert len(links) >= 4
+    for link in links:
+        if ran() or not link.startswith("results/reference/"):
+            assert (ROOT / link).exists(), f"{link} leads nowhere"
+
+
+# What it says
+
+
+def test_the_results_are_those_of_the_reference_run() -> None:
+    [block] = re.findall(r"<!-- results[^>]*-->\n(.*?)<!-- /results -->", README, re.DOTALL)
+    ours = {h.key: f"{h.value:.2f} [{h.low:.2f}, {h.high:.2f}]" for h in read_headlines(REFERENCE / "headlines.csv")}
+    lines = ["| SLOs-Serve against | paper | ours, simulated |", "|---|---|---|"]
+    lines += [f"| {what} | {paper} | {ours.get(key, 'TODO')} |" for what, (paper, key) in CLAIMS.items()]
+    expected = "\n".join(lines)
+    assert block.strip() == expected, f"paste this between the marks:\n{expected}"
+    if ran():
+        assert "TODO" not in README
+
+
+def test_it_is_of_a_length_to_be_read_and_names_no_place() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 180 and max(map(len, lines)) <= 120
+    for word in ("/work", "../shared", "/root", "/home", "http://", "—"):
+        assert word not in README
+    for block in PYTHON:
+        ast.parse(block)
