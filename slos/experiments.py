@@ -262,8 +262,9 @@ def save_headlines(size: str, best: Frame, notebook: str) -> Frame:
         )
         alone = table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]
         alone = alone.assign(key="capacity_" + alone["scenario"] + suffix)
-        for r in pd.concat([means, alone]).itertuples():
-            values = (float(r.ratio), float(r.low), float(r.high))  # type: ignore[arg-type]
+        ours: Frame = pd.concat([means, alone])
+        for r in ours.itertuples():
+            values = (float(r.ratio), float(r.low), float(r.high))
             rows.append(Headline(str(r.key), *values, "simulated", sources, hardware, commit(), command))
     upsert_headlines(results_dir(size) / "headlines.csv", rows)
     return pd.DataFrame(rows)
@@ -298,7 +299,7 @@ def summary(runs: Sequence[Timeline]) -> Frame:
     for run in runs:
         frame = pd.DataFrame([(fate(o), o.attained_client, o.ttft, o.tpot) for o in run.outcomes],
                              columns=["fate", "client", "ttft", "tpot"])  # fmt: skip
-        share = frame["fate"].value_counts(normalize=True)
+        share: Frame = frame["fate"].value_counts(normalize=True)
         rows[run.system] = {
             **{f"{name} (%)": 100 * share.get(name, 0.0) for name in ("attained", "late", "declined")},
             "attained, client's rule (%)": 100 * frame["client"].mean(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from slos.baselines import VLLM, VLLMV1, Sarathi
 from slos.roofline import Roofline
@@ -25,11 +25,11 @@ def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **setti
         raise ValueError(
             f"policy {name!r} is unknown; known: {', '.join(POLICIES)}; add yours to slos.policies.POLICIES"
         )
-    kind: Any = POLICIES[name]
-    known = {f.name for f in fields(kind) if f.init} if is_dataclass(kind) else set()
+    kind = POLICIES[name]
+    known = {f.name for f in fields(cast(Any, kind)) if f.init} if is_dataclass(kind) else set()
     beliefs = {"roofline": roofline, "lengths": lengths}
     for setting in settings:
         if setting not in known - beliefs.keys():
             choices = ", ".join(sorted(known - beliefs.keys())) or "none"
             raise ValueError(f"setting {setting!r} of policy {name!r} is unknown; known: {choices}")
-    return kind(**{k: v for k, v in beliefs.items() if k in known} | settings)
+    return cast(Callable[..., Policy], kind)(**{k: v for k, v in beliefs.items() if k in known} | settings)

@@ -186,7 +186,10 @@ def capacity_tables(path: Path) -> str:
     for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):
         grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
         texts = {
-            (r.scenario, r.system): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
+            (
+                r.scenario,
+                r.system,
+            ): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}".strip()
             for r in rows.itertuples()
         }
         baselines = [s for s in grid if not str(s).startswith(OURS)]

@@ -25,9 +25,9 @@ import psutil
 
 from slos import report
 from slos.report import results_dir, write_whole
+from slos.sweep import sources_digest
 
 SIZES = ("smoke", "quick", "full")
-SOURCES = (Path("slos"), Path("workloads"))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,15 +36,9 @@ class Failed(Exception):
 
 
 def digest(notebook: Path, size: str) -> str:
-    """Sha256 of the notebook, its parameters, the sources, and the data's names and sizes."""
-    sha = hashlib.sha256(json.dumps({"size": size}).encode())
-    sources = (p for folder in SOURCES for p in folder.rglob("*") if p.suffix in (".py", ".json"))
-    for path in (notebook, *sorted(sources)):
-        sha.update(f"\0{path.name if path == notebook else path}\0".encode() + path.read_bytes())
-    for folder in (os.environ.get("SLOS_DATA"), os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")):
-        for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
-            sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
-    return sha.hexdigest()
+    """Of the notebook, its parameters, the sources, and the data's names and sizes."""
+    made_from = json.dumps([notebook.name, size, sources_digest(Path())]).encode()
+    return hashlib.sha256(made_from + notebook.read_bytes()).hexdigest()
 
 
 def rows_present(size: str) -> dict[str, int]:

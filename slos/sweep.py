@@ -30,12 +30,12 @@ ROOT = Path(__file__).parents[1]
 Case = TypeVar("Case")
 
 
-def sources_digest() -> str:
+def sources_digest(root: Path | None = None) -> str:
     """What every result is made from: the Python and JSON of slos and workloads, and the data's names and sizes."""
-    sha = hashlib.sha256()
+    root, sha = root or ROOT, hashlib.sha256()
     for package in ("slos", "workloads"):
-        for path in sorted(p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".json")):
-            sha.update(f"\0{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".json")):
+            sha.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
     for folder in (os.environ.get("SLOS_DATA"), os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")):
         for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
             sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())

@@ -142,28 +142,27 @@ def test_headline_table() -> None:
     assert "Not among the paper's numbers: more = 2.1 (simulated)." in text
 
 
-CAPACITY = """scenario,system,setting,profile,capacity,low,high,seeds,source,commit,status
-chatbot,vllm,tight,opt,1,1,1,3,real traces,c,simulated
-chatbot,sarathi,tight,opt,2,2,2,3,real traces,c,simulated
-chatbot,slos-serve,tight,opt,4,3,5,3,real traces,c,simulated
-chatbot,slos-serve-nospec,tight,opt,3,3,3,3,real traces,c,simulated
-chatbot,upper-bound,tight,opt,9,9,9,3,real traces,c,simulated
-coding,vllm,tight,opt,4,4,4,3,synthetic profile,c,simulated
-coding,slos-serve,tight,opt,16,16,16,3,synthetic profile,c,simulated
-chatbot,slos-serve,loose,opt,0,0,0,3,real traces,c,simulated
+CAPACITY = """scenario,lengths,system,setting,profile,capacity,low,high,seeds,source,commit,status
+chatbot,dataset,vllm,,opt,1,1,1,3,real traces,c,simulated
+chatbot,dataset,sarathi,chunk=512,opt,2,2,2,3,real traces,c,simulated
+chatbot,dataset,slos-serve,,opt,4,3,5,3,real traces,c,simulated
+chatbot,dataset,slos-serve-nospec,,opt,3,3,3,3,real traces,c,simulated
+coding,dataset,vllm,,opt,4,4,4,3,synthetic profile,c,simulated
+coding,dataset,slos-serve,,opt,16,16,16,3,synthetic profile,c,simulated
+chatbot,trace,slos-serve,,opt,0,0,0,3,real traces,c,simulated
 """
 
 
 def test_capacity_table(tmp_path: Path) -> None:
     path = tmp_path / "capacity.csv"
     path.write_text(CAPACITY)
-    tight, loose = report.capacity_tables(path).split("\n\nCapacity")
-    assert cells(tight, "chatbot") == [
-        "chatbot", "1 [1, 1]", "2 [2, 2]", "4 [3, 5]", "3 [3, 3]", "9 [9, 9]", "2.00", "real traces",
+    dataset, trace = report.capacity_tables(path).split("\n\nCapacity")
+    assert cells(dataset, "chatbot") == [
+        "chatbot", "1 [1, 1]", "2 [2, 2] 512", "4 [3, 5]", "3 [3, 3]", "2.00", "real traces, opt",
     ]  # fmt: skip
-    assert cells(tight, "coding")[2] == "-" and cells(tight, "coding")[-2:] == ["4.00", "synthetic profile"]
-    assert cells(tight, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "9", "2.83", ""]
-    assert cells(loose, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces"]
+    assert cells(dataset, "coding")[2] == "-" and cells(dataset, "coding")[-2:] == ["4.00", "synthetic profile, opt"]
+    assert cells(dataset, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "2.83", ""]
+    assert cells(trace, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces, opt"]
     path.write_text("scenario,system\n")
     with pytest.raises(ValueError, match="columns"):
         report.capacity_tables(path)

@@ -172,7 +172,7 @@ def test_the_digest_is_of_sources_and_of_names_and_sizes_of_the_data(
     monkeypatch.setattr(slos.sweep, "ROOT", tmp_path)
     monkeypatch.delenv("SLOS_DATA", raising=False)
     monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
-    digest = slos.sweep.sources_digest.__wrapped__
+    digest = slos.sweep.sources_digest
     seen = {digest()}
     (tmp_path / "slos" / "notes.txt").write_text("not a source")
     assert digest() in seen
