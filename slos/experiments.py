@@ -11,14 +11,15 @@ from zlib import crc32
 
 import pandas as pd
 
+from slos.live import Outcome
 from slos.metrics import attainment, capacity, geometric_mean, interval
 from slos.policies import POLICIES, make_policy
 from slos.report import Headline, results_dir, upsert_headlines, write_whole
 from slos.roofline import Profile, profile, profiles
-from slos.simulator import Outcome, Replica, Step, World, simulate
+from slos.simulator import World, simulate
 from slos.sweep import commit, sweep
 from slos.types import Oracle, Request, require
-from workloads import SCENARIOS, Workload, build
+from workloads import SCENARIOS, build
 
 OURS = "slos-serve"
 Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
@@ -291,69 +292,3 @@ def what_capacity_shows(best: Frame, paper: float = 2.2) -> str:
             "",
         ]
     return "\n".join(lines)
-
-
-def summary(runs: Sequence[Timeline]) -> Frame:
-    """One row per system: shares of requests by fate, and latencies in milliseconds."""
-    rows = {}
-    for run in runs:
-        frame = pd.DataFrame([(fate(o), o.attained_client, o.ttft, o.tpot) for o in run.outcomes],
-                             columns=["fate", "client", "ttft", "tpot"])  # fmt: skip
-        share: Frame = frame["fate"].value_counts(normalize=True)
-        rows[run.system] = {
-            **{f"{name} (%)": 100 * share.get(name, 0.0) for name in ("attained", "late", "declined")},
-            "attained, client's rule (%)": 100 * frame["client"].mean(),
-            "TTFT P50 (ms)": 1e3 * frame["ttft"].median(),
-            "TTFT P99 (ms)": 1e3 * frame["ttft"].quantile(0.99),
-            "TPOT P99 (ms)": 1e3 * frame["tpot"].quantile(0.99),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").round(1)
-
-
-def what_the_burst_shows(runs: Sequence[Timeline], at: float) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines = []
-    for run in runs:
-        late = [o for o in run.outcomes if fate(o) == "late"]
-        declined = [o for o in run.outcomes if o.declined]
-        after = [o for o in run.outcomes if o.arrival >= at]
-        kept = sum(o.attained for o in after) / max(1, len(after))
-        line = f"- **{run.system}** meets the objectives of {kept:.0%} of the requests from the burst on"
-        line += f"; {len(late)} of {len(run.outcomes)} in all are late"
-        if declined:
-            wait = max(o.finish for o in declined) - max(o.arrival for o in run.outcomes)
-            when = f"{wait:.0f} s after the last arrival" if wait > 0 else "before the last arrival"
-            line += f", {len(declined)} are declined into best effort and the last of those is done {when}"
-        lines.append(line + ".")
-    return "\n".join(lines)
-
-
-def fate(outcome: Outcome) -> str:
-    """`attained`, `declined` into best effort, or `late`."""
-    return "attained" if outcome.attained else "declined" if outcome.declined else "late"
-
-
-def with_burst(base: Workload, at: float, extra: Workload) -> list[Request]:
-    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival."""
-    late = [replace(r, id=f"burst-{r.id}", arrival=r.arrival + at) for r in extra.requests]
-    return sorted([*base.requests, *late], key=lambda r: r.arrival)
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """One system's run, step by step and request by request."""
-
-    system: str
-    steps: tuple[Step, ...]
-    outcomes: tuple[Outcome, ...]
-
-
-def timeline(requests: Sequence[Request], system: str, hardware: Profile, setting: str = "") -> Timeline:
-    """Serve and keep every step, for a figure."""
-    steps: list[Step] = []
-
-    def keep(_: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
-        steps.append(step)
-
-    outcomes = serve(requests, system, hardware, setting, observe=keep)
-    return Timeline(system, tuple(steps), tuple(outcomes))

@@ -12,7 +12,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import OURS, Frame, Timeline, fate
+from slos.experiments import OURS, Frame
+from slos.timeline import Timeline, fate
 from slos.types import Request
 
 NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve"}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
-from slos.simulator import Outcome
+from slos.live import Outcome
 from slos.types import require
 
 
@@ -77,6 +77,6 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if n == 1:
         return mean, mean, mean
     t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-    t = t95[n - 2] if n - 2 < len(t95) else 1.96
+    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2  # Cornish and Fisher
     factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
     return mean, mean / factor, mean * factor

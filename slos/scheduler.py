@@ -169,15 +169,15 @@ class SLOsServe:
             if max(held, seconds / jobs[:, TPOT].min()) > BUSY:
                 end = min(end, view.now + seconds * (1 + STRETCH))
         context = sum(p.computed for p in guaranteed if p.id in tokens)
-        budget = self.roofline.fits(end - view.now, length, context) - sum(tokens.values())
-        spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
+        used, spare = sum(tokens.values()), room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
         for p in [p for p in best_effort if p.id not in room.preempted] + waiting:
-            if budget < 1:
+            n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
+            if n < 1:
                 break
             whole = view.blocks(p.tokens + self.lengths.remaining(p))
-            if (p.computed or whole <= spare) and room.give(p, min(p.left, budget)):
-                tokens[p.id] = min(p.left, budget)
-                budget -= tokens[p.id]
+            if (p.computed or whole <= spare) and room.give(p, n):
+                tokens[p.id] = n
+                used, context = used + n, context + p.computed
                 spare -= whole if not p.computed else 0
         return Batch(tokens, tuple(room.preempted), declined)
 

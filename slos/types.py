@@ -172,6 +172,9 @@ class Batch:
     decline: tuple[str, ...] = ()
     repeat: float = 1
 
+    def __post_init__(self) -> None:
+        require(self.repeat >= 1, "repeat", self.repeat, "at least 1 step")
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

@@ -12,9 +12,10 @@ from operator import attrgetter
 
 from hypothesis import strategies as st
 
+from slos.live import Outcome
 from slos.policies import POLICIES, make_policy
 from slos.roofline import Plane, Roofline
-from slos.simulator import Outcome, Replica, Step, World, simulate
+from slos.simulator import Replica, Step, World, simulate
 from slos.types import SLO, Batch, Oracle, Policy, Progress, Request, Stage, View
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))

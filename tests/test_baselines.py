@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from slos.baselines import VLLM, VLLMV1, Sarathi
+from slos.live import Outcome
 from slos.roofline import Plane, Roofline
-from slos.simulator import Outcome, World, simulate
+from slos.simulator import World, simulate
 from slos.types import SLO, Batch, Policy, Request, Stage, View
 
 PACE = SLO(tpot=1.0, slowdown=5.0)

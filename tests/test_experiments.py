@@ -18,9 +18,7 @@ from slos.experiments import (
     SIZES,
     Search,
     Size,
-    Timeline,
     capacities,
-    fate,
     geometric_means,
     hardware_of,
     parse_setting,
@@ -29,14 +27,11 @@ from slos.experiments import (
     searches,
     serve,
     size_of,
-    summary,
-    timeline,
     what_capacity_shows,
-    what_the_burst_shows,
-    with_burst,
 )
 from slos.policies import POLICIES
 from slos.roofline import profiles
+from slos.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from workloads import SCENARIOS, build
 
 SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import FAST, Lawful, requests, slos, stages, worlds
 
+from slos.live import Outcome
 from slos.roofline import Roofline
 from slos.scheduler import SLOsServe
-from slos.simulator import Outcome, World, simulate
+from slos.simulator import World, simulate
 from slos.types import SLO, Batch, Oracle, Request, Stage, View
 
 HOPELESS = SLO(tpot=0.1, ttft=0.001)
@@ -51,7 +52,7 @@ def req(id: str, prompt: int, output: int, slo: SLO, arrival: float = 0.0, after
 @given(data=st.data())
 def test_every_guarantee_is_kept(data: st.DataObject) -> None:
     work = data.draw(requests(size=14, of=stages(most=1)))
-    keeps_its_word(work, data.draw(worlds(work, k_ctx=0.0, noise=0.0)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
 @settings(max_examples=200)
@@ -59,7 +60,7 @@ def test_every_guarantee_is_kept(data: st.DataObject) -> None:
 def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
     """Thinking, then a response at another pace."""
     work = data.draw(requests(size=10, of=stages(most=2, kinds=["goes on"])))
-    keeps_its_word(work, data.draw(worlds(work, k_ctx=0.0, noise=0.0)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
 @settings(max_examples=200)
@@ -104,6 +105,13 @@ def test_best_effort_makes_room_newest_first() -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match=r"longest_step = 0.0 must be positive"):
         SLOsServe(FAST, Oracle([]), longest_step=0.0)
+
+
+def test_best_effort_delays_nobody_with_a_context_term() -> None:
+    work = [req(f"r{i}", n, out, HOPELESS) for i, (n, out) in enumerate([(1, 1), (32, 21), (1, 1), (1, 1), (1, 1)])]
+    work += [req("r5", 30, 1, HOPELESS, 0.25), req("r6", 1, 1, SLO(tpot=0.05, slowdown=3.0), 0.25)]
+    work += [req("r7", 29, 1, HOPELESS, 0.25)]
+    keeps_its_word(work, World(Roofline(FAST.planes, k_ctx=2e-5), 34, block_size=4))
 
 
 def test_guarantee_with_a_context_term() -> None:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from laws import EVERY, FAST, Lawful, requests, run, worlds
 
 from slos.baselines import VLLM, VLLMV1, Sarathi
+from slos.live import Live, Outcome
 from slos.roofline import Plane, Roofline
-from slos.simulator import Live, Outcome, World, simulate
+from slos.simulator import World, simulate
 from slos.types import SLO, Batch, Policy, Progress, Request, Stage, View
 
 PACE = SLO(tpot=1.0, ttft=10.0)
