@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import final
 
 import numpy as np
@@ -92,7 +93,16 @@ class SLOsServe:
         """Jobs as in `slos.batching`."""
         remaining, after = self.lengths.remaining, self.lengths.after_stage
         rows = [
-            (p.tokens - p.computed, p.due, p.tpot, remaining(p), p.computed, new, after(p), p.later_tpot)
+            (
+                p.tokens - p.computed,
+                p.t0 + p.generated * p.tpot,
+                p.tpot,
+                remaining(p),
+                p.computed,
+                new,
+                after(p) if p.later_tpot < inf else 0,
+                p.later_tpot,
+            )
             for p in requests
         ]
         return np.array(rows, dtype=np.float64).reshape(-1, 8)
@@ -149,10 +159,7 @@ class SLOsServe:
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         last_resort = [guaranteed[j] for j in urgent if guaranteed[j].computed]
         room = _Room(view, last_resort + best_effort)
-        tokens: dict[str, int] = {}
-        for j in urgent:
-            if share[j] and room.give(guaranteed[j], int(share[j])):
-                tokens[guaranteed[j].id] = int(share[j])
+        tokens = room.give_all([guaranteed[j] for j in urgent], jobs[urgent, COMPUTED], share[urgent], best_effort)
         length = 0
         if self.speculate and view.max_drafts:
             length = self._draft(view, jobs, guaranteed, share, tokens, room)
@@ -165,7 +172,7 @@ class SLOsServe:
         end = view.now + self.longest_step
         if guaranteed:
             end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
-            held = sum(p.computed for p in guaranteed) / (view.total_blocks * view.block_size)
+            held = jobs[:, COMPUTED].sum() / (view.total_blocks * view.block_size)
             if max(held, seconds / jobs[:, TPOT].min()) > BUSY:
                 end = min(end, view.now + seconds * (1 + STRETCH))
         context = sum(p.computed for p in guaranteed if p.id in tokens)
@@ -214,6 +221,22 @@ class _Room:
         self.view, self.evictable = view, evictable
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
         self.preempted: list[str] = []
+
+    def give_all(
+        self, requests: list[Progress], computed: np.ndarray, share: np.ndarray, best_effort: list[Progress]
+    ) -> dict[str, int]:
+        """Give to guaranteed `requests` in turn; all at once where nobody has to go. Then only best effort may go."""
+        size, some = self.view.block_size, share > 0
+        need = int((np.ceil((computed + share) / size) - np.ceil(computed / size)).sum())
+        starts = int((some & (computed == 0)).sum())
+        wanted = zip(requests, share.astype(np.int64).tolist(), strict=True)
+        if need <= self.free and starts <= self.seats:
+            tokens = {p.id: n for p, n in wanted if n}
+            self.free, self.seats = self.free - need, self.seats - starts
+        else:
+            tokens = {p.id: n for p, n in wanted if n and self.give(p, n)}
+        self.evictable = [p for p in best_effort if p.id not in self.preempted]
+        return tokens
 
     def give(self, p: Progress, tokens: int) -> bool:
         """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there are none."""
