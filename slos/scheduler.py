@@ -165,28 +165,39 @@ class SLOsServe:
             length = self._draft(view, jobs, guaranteed, share, tokens, room)
         self._preempted = {p.id for p in guaranteed if p.id in self._preempted and p.id not in tokens}
         self._preempted.update(p.id for p in last_resort if p.id in room.preempted)
-        if not best_effort and not waiting and not declined:
-            settled = sum(tokens.values()) == len(guaranteed) == len(view.running) and (jobs[:, LEFT] == 1).all()
-            on_pace = settled and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)
-            return Batch(tokens, preempt=tuple(room.preempted), repeat=REPEAT if on_pace else 1)
-        end = view.now + self.longest_step
-        if guaranteed:
-            end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
-            held = jobs[:, COMPUTED].sum() / (view.total_blocks * view.block_size)
-            if max(held, seconds / jobs[:, TPOT].min()) > BUSY:
-                end = min(end, view.now + seconds * (1 + STRETCH))
-        context = sum(p.computed for p in guaranteed if p.id in tokens)
-        used, spare = sum(tokens.values()), room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
-        for p in [p for p in best_effort if p.id not in room.preempted] + waiting:
-            n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
-            if n < 1:
-                break
-            whole = view.blocks(p.tokens + self.lengths.remaining(p))
-            if (p.computed or whole <= spare) and room.give(p, n):
-                tokens[p.id] = n
-                used, context = used + n, context + p.computed
-                spare -= whole if not p.computed else 0
-        return Batch(tokens, tuple(room.preempted), declined)
+        used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
+        steps = float(REPEAT)  # for which this batch stays as it is
+        if best_effort or waiting:
+            end = view.now + self.longest_step
+            if guaranteed:
+                end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
+                at_ease = BUSY * view.total_blocks * view.block_size - context
+                if at_ease < 0 or seconds > BUSY * jobs[:, TPOT].min():
+                    end = min(end, view.now + seconds * (1 + STRETCH))
+                else:
+                    steps = min(steps, at_ease // len(guaranteed))
+            spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
+            for p in [*room.evictable, *waiting]:
+                n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
+                if n < 1:
+                    steps = 1
+                    break
+                whole = view.blocks(p.tokens + self.lengths.remaining(p))
+                if (p.computed or whole <= spare) and room.give(p, n):
+                    tokens[p.id] = n
+                    used, context = used + n, context + p.computed
+                    spare -= whole if not p.computed else 0
+            if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
+                steps = 1
+        settled = used == len(tokens) == len(view.running) and (jobs[:, LEFT] == 1).all()
+        if (
+            room.preempted
+            or declined
+            or not settled
+            or not batching.steady(view.now, jobs, alive, alive, planes, k_ctx)
+        ):
+            steps = 1
+        return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
 
     def _draft(
         self,
