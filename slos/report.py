@@ -37,7 +37,10 @@ Written by `python -m slos.report` from `paper.yaml` and the CSV files of each s
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under `key`."""
+    """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under `key`.
+
+    why: the cause, found by measurement, where ours falls short.
+    """
 
     key: str
     what: str
@@ -47,6 +50,7 @@ class Claim:
     confidence: str
     notebook: str
     better: str = "higher"
+    why: str = ""
 
     def __post_init__(self) -> None:
         good = isinstance(self.value, (int, float)) and isfinite(self.value) and self.value > 0
@@ -86,7 +90,7 @@ def results_dir(size: str) -> Path:
 
 def read_claims(path: Path = PAPER) -> list[Claim]:
     """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and on a key twice."""
-    known, needed = {f.name for f in fields(Claim)}, {f.name for f in fields(Claim)} - {"better"}
+    known, needed = {f.name for f in fields(Claim)}, {f.name for f in fields(Claim)} - {"better", "why"}
     claims: dict[str, Claim] = {}
     for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
         require(isinstance(raw, dict) and bool(raw.get("key")), f"{path}: entry {n}", raw, "a mapping with a `key`")
@@ -156,7 +160,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def headline_table(claims: Sequence[Claim], headlines: Sequence[Headline]) -> str:
     """One line per claim, how many of each verdict, and the numbers of ours that the paper has none for."""
     ours = {h.key: h for h in headlines}
-    rows = []
+    rows, whys = [], []
     for c in claims:
         h = ours.pop(c.key, None)
         row = [c.what, f"{c.value:g} {c.unit}".strip() + f" ({c.confidence})"]
@@ -165,11 +169,16 @@ def headline_table(claims: Sequence[Claim], headlines: Sequence[Headline]) -> st
             continue
         spread = f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else ""
         row += [f"{h.value:.3g}{spread}", f"{h.value / c.value:.2f}", verdict(h.value, c), h.status]
+        if c.why and verdict(h.value, c) != "OK":
+            whys.append(f"- {c.what}: {c.why}")
         rows.append([*row, ", ".join(filter(None, (h.source, h.profile))), h.command])
     head = ("what", "paper", "ours", "ratio", "verdict", "simulated/measured", "source", "made by")
     counts = ", ".join(f"{sum(row[4] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN"))
     also = ", ".join(f"{h.key} = {h.value:.3g} ({h.status})" for h in ours.values())
-    return f"{_table(head, rows)}\n\n{counts}." + (f"\n\nNot among the paper's numbers: {also}." if also else "")
+    parts = [_table(head, rows), f"{counts}."]
+    parts += ["Why ours fall short:\n\n" + "\n".join(whys)] if whys else []
+    parts += [f"Not among the paper's numbers: {also}."] if also else []
+    return "\n\n".join(parts)
 
 
 def capacity_tables(path: Path) -> str:
