@@ -102,18 +102,6 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
 
 @njit(cache=True)
-def _rho(tpots, rates, n):
-    """Prefill tokens per second that n decoding requests per tier leave; batches of the loosest TPOT if nobody does."""
-    tightest = len(tpots) - 1
-    owed = 0.0
-    for tier in range(len(tpots) - 1, -1, -1):
-        if n[tier] > 0:
-            tightest = tier
-            owed += n[tier] / tpots[tier]
-    return rates[tightest] - owed
-
-
-@njit(cache=True)
 def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
     """Add point (v, b, m) to the Pareto set of state s unless dominated; False if a point had to be dropped."""
     kept = 0
@@ -162,8 +150,23 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
     size[0] = 1
     best_value[0, 0] = budget[0, 0] = used[0, 0] = 0.0
     node[0, 0] = -1
-    n = np.empty(tiers)
-    base = decoding.copy()
+    # rho of a state: full batches of the tightest tier that decodes (of the loosest if none does) less what is owed.
+    count = np.zeros((states, tiers), np.int64)
+    owed = np.zeros(states)
+    tightest = np.full(states, tiers - 1)
+    for s in range(states):
+        for t in range(tiers - 1, -1, -1):
+            count[s, t] = (s // stride[t]) % (counts[t] + 1)
+            owed[s] += count[s, t] / tpots[t]
+            if count[s, t] > 0:
+                tightest[s] = t
+    base = 0.0
+    base_tightest = tiers - 1
+    for t in range(tiers - 1, -1, -1):
+        base += decoding[t] / tpots[t]
+        if decoding[t] > 0:
+            base_tightest = t
+    least = -EPS * rates[tiers - 1]
     clock, reached = now, 0
     for i in order:
         dt = max(0.0, deadline[i] - clock)
@@ -172,10 +175,8 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
         for s in range(reached + 1):
             if size[s] == 0:
                 continue
-            for t in range(tiers):
-                n[t] = base[t] + (s // stride[t]) % (counts[t] + 1)
-            rate = _rho(tpots, rates, n)
-            if rate < -EPS * rates[tiers - 1]:
+            rate = rates[min(base_tightest, tightest[s])] - base - owed[s]
+            if rate < least:
                 size[s] = 0
                 continue
             kept = 0
@@ -192,19 +193,18 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
             alive = alive or kept > 0
         if not alive:
             return forced.copy() & False, 0.0, False, True
+        mine = tier[i]
         if forced[i]:
-            base[tier[i]] += 1
+            base += 1 / tpots[mine]
+            base_tightest = min(base_tightest, mine)
             continue
         top = reached
         for s in range(reached, -1, -1):
-            if size[s] == 0 or (s // stride[tier[i]]) % (counts[tier[i]] + 1) == counts[tier[i]]:
+            if size[s] == 0 or count[s, mine] == counts[mine]:
                 continue
-            for t in range(tiers):
-                n[t] = base[t] + (s // stride[t]) % (counts[t] + 1)
-            n[tier[i]] += 1
-            if _rho(tpots, rates, n) < 0:
+            to = s + stride[mine]
+            if rates[min(base_tightest, tightest[to])] - base - owed[to] < 0:
                 continue
-            to = s + stride[tier[i]]
             for e in range(size[s]):
                 left, full = budget[s, e] - prefill[i], used[s, e] + memory[i]
                 if left < -EPS * prefill[i] - EPS or full > blocks:
@@ -220,9 +220,7 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
         reached = top
     best, at = -1.0, -1
     for s in range(reached + 1):
-        for t in range(tiers):
-            n[t] = base[t] + (s // stride[t]) % (counts[t] + 1)
-        if size[s] and _rho(tpots, rates, n) < -EPS * rates[tiers - 1]:
+        if size[s] and rates[min(base_tightest, tightest[s])] - base - owed[s] < least:
             continue
         for e in range(size[s]):
             if best_value[s, e] > best:
