@@ -189,6 +189,8 @@ def capacities(probes: Frame) -> Frame:
     found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
     found[["capacity", "low", "high"]] = [interval(rates) for rates in found["rate"]]
     best = found.loc[found.groupby(["scenario", "lengths", "system", "profile"], sort=False)["capacity"].idxmax()]
+    ranks = {name: i for i, name in enumerate((*SCENARIOS, *POLICIES))}  # one order, so one colour, in every figure
+    best = best.sort_values(["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99)))
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
@@ -283,8 +285,9 @@ def what_capacity_shows(best: Frame, paper: float = 2.2) -> str:
         worst, top = strongest.iloc[0], strongest.iloc[-1]
         r = mean.loc["best"]
         lines += [
-            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x (95 % interval {r.low:.2f} to "
-            f"{r.high:.2f}) of what the best-tuned baseline of each scenario carries, in geometric mean over "
+            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x ("
+            + (f"95 % interval {r.low:.2f} to {r.high:.2f}" if r.low < r.high else "one seed, no interval")
+            + ") of what the best-tuned baseline of each scenario carries, in geometric mean over "
             f"{int(r.scenarios)}; the paper reports {paper:g}x, with speculation, which is not part of this run.",
             f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
             f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",

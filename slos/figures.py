@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,7 +34,8 @@ def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 
 def note(figure: Figure, text: str) -> None:
     """A small line under a figure: simulated or measured, from what data."""
-    figure.supxlabel(text, fontsize=7, color="0.35", x=0.01, ha="left")
+    lines = fill(text, int(18 * figure.get_figwidth()))
+    figure.supxlabel(lines, fontsize=7, color="0.35", x=0.01, ha="left")
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> Path:
@@ -70,7 +72,10 @@ def capacity_bars(best: Frame, source: str) -> Figure:
     axes[0][0].set_ylabel("capacity (requests/s per GPU)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
-    note(figure, f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds")
+    note(
+        figure,
+        f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds",
+    )
     return figure
 
 
@@ -88,9 +93,9 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
         rows = chosen[chosen["scenario"] == scenario]
         for i, system in enumerate(systems):
             for n, (_, points) in enumerate(rows[rows["system"] == system].sort_values("rate").groupby("seed")):
-                axis.plot(points["rate"], 100 * points["attainment"], marker=MARKERS[i], markersize=4, linewidth=0.8,
-                          color=palette[system], markeredgecolor="black", markeredgewidth=0.3,
-                          label=None if n else name_of(system))  # fmt: skip
+                axis.plot(points["rate"], 100 * points["attainment"], marker=MARKERS[i], markersize=max(3, 7 - i),
+                          linewidth=max(0.7, 2.2 - 0.5 * i), color=palette[system], markeredgecolor="black",
+                          markeredgewidth=0.3, label=None if n else name_of(system))  # fmt: skip
         axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
         axis.set_title(scenario, fontsize=10)
         axis.set_xscale("log")
@@ -127,11 +132,11 @@ def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> 
                       label=f"over {label}", markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
-    axis.annotate(f"paper's geometric mean, {paper:g}x", (-0.45, paper), va="bottom", fontsize=8)
+    axis.annotate(f"paper: {paper:g}x", (len(scenarios) - 0.55, paper), va="bottom", ha="right", fontsize=8)
     axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
     axis.set_xticks(range(len(scenarios)), scenarios)
     axis.set_ylabel("SLOs-Serve over another (x)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * max([paper, *rows["high"]]))
     axis.legend(frameon=False, fontsize=8, ncols=len(against), loc="lower left", bbox_to_anchor=(0, 1))
     sns.despine(ax=axis)
     note(figure, f"{source}; whiskers: 95 % interval over seeds")
@@ -152,7 +157,7 @@ def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray
 def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source: str) -> Figure:
     """What schedulers do with a burst: arrivals, tokens by kind, requests in the system, TTFT against its SLO."""
     span = max(s.end for run in runs for s in run.steps)
-    edges = np.linspace(0, min(span, 1.5 * max(r.arrival for r in requests)), 121)
+    edges = np.linspace(0, span, 121)
     middle = (edges[1:] + edges[:-1]) / 2
     figure, axes = plt.subplots(
         4, len(runs), figsize=(5.2 * len(runs), 8.2), layout="constrained", sharex=True, sharey="row", squeeze=False
