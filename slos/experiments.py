@@ -189,7 +189,9 @@ def capacities(probes: Frame) -> Frame:
     found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
     found[["capacity", "low", "high"]] = [interval(rates) for rates in found["rate"]]
     best = found.loc[found.groupby(["scenario", "lengths", "system", "profile"], sort=False)["capacity"].idxmax()]
-    ranks = {name: i for i, name in enumerate((*SCENARIOS, *POLICIES))}  # one order, so one colour, in every figure
+    ranks = {
+        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
+    }  # one order, so one colour, in every figure
     best = best.sort_values(["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99)))
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
