@@ -17,7 +17,7 @@ def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class Tried:
     """One load that was tried, and its attainment."""
 
     rate: float
@@ -30,7 +30,7 @@ def capacity(
     start: float = 1.0,
     precision: float = 0.02,
     limit: int = 40,
-) -> tuple[float, list[Probe]]:
+) -> tuple[float, list[Tried]]:
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
 
     Returns the highest rate of the final bracket that attained the target. Raises ValueError where no rate within a
@@ -39,10 +39,10 @@ def capacity(
     require(0 < target <= 1, "target", target, "in (0, 1]")
     require(start > 0, "start", start, "positive (requests per second)")
     require(0 < precision < 1, "precision", precision, "in (0, 1)")
-    probes: list[Probe] = []
+    probes: list[Tried] = []
 
     def good(rate: float) -> bool:
-        probes.append(Probe(rate, attained_at(rate)))
+        probes.append(Tried(rate, attained_at(rate)))
         return probes[-1].attainment >= target
 
     low, high = 0.0, float("inf")

@@ -190,12 +190,8 @@ class SLOsServe:
             if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
                 steps = 1
         settled = used == len(tokens) == len(view.running) and (jobs[:, LEFT] == 1).all()
-        if (
-            room.preempted
-            or declined
-            or not settled
-            or not batching.steady(view.now, jobs, alive, alive, planes, k_ctx)
-        ):
+        calm = settled and not room.preempted and not declined
+        if not (calm and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)):
             steps = 1
         return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
 
