@@ -84,6 +84,6 @@ export PATH
 if [[ $what == test ]]; then
     ruff check .
     PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --pythonpath "$(command -v python)"
-    exec python -m pytest -q -n 2 "$@"
+    exec python -m pytest -q -n 2 --dist loadgroup "$@"
 fi
 exec python -m slos.reproduce "$what"

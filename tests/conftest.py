@@ -20,3 +20,11 @@ def root() -> Path:
 def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EXTRA", "PROGRESS", "PYTHON", "RESULTS", "VENV"):
         monkeypatch.delenv(f"SLOS_{name}", raising=False)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights; only where vLLM is installed."""
+    from slos.tiny_model import write
+
+    return write(tmp_path_factory.mktemp("model") / "tiny", hidden=64, layers=2)

@@ -1,0 +1,88 @@
+"""A roofline that is learned from the steps of a running engine, and the profile that it can be saved as.
+
+Kept are the latest steps of every batch size, so that a long run of small batches does not push out the few large
+ones. The fit is of what is typical; the policy plans with `cautious`, which most steps do not exceed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from slos.roofline import Plane, Profile, Roofline, fit
+from slos.types import require
+
+FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
+EVERY = 512
+KEPT = 48  # steps kept of each size, sizes being told apart by powers of two
+Measured = tuple[int, int, int, float]  # tokens, draft steps, context tokens, seconds of one executed step
+OUTLIER = 2.0  # a step that took so many times what was predicted (a pause of the machine) is left out of the fit
+
+
+@dataclass(slots=True)
+class Learned:
+    """`roofline` from a profile, or None until enough steps were seen; `observe` them as they are executed.
+
+    caution: share of the steps that must not take longer than `cautious` says.
+    """
+
+    roofline: Roofline | None = None
+    caution: float = 0.75
+    _margin: float = field(init=False, default=1.0)
+    _seen: int = field(init=False, default=0)
+    _next: int = field(init=False, default=FIRST)
+    _steps: dict[int, deque[Measured]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(0 < self.caution < 1, "caution", self.caution, "in (0, 1)")
+
+    @property
+    def cautious(self) -> Roofline | None:
+        """The roofline to plan with: `roofline`, slower by what steps of the past took longer."""
+        return scaled(self.roofline, self._margin) if self.roofline else None
+
+    @property
+    def steps(self) -> list[Measured]:
+        """What a fit rests on."""
+        return [step for steps in self._steps.values() for step in steps]
+
+    def observe(self, tokens: int, draft_steps: int, context: int, seconds: float) -> bool:
+        """Take one executed step into account; True when it is time to `refit`."""
+        if seconds <= 0 or tokens < 1:
+            return False
+        self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT)).append((tokens, draft_steps, context, seconds))
+        self._seen += 1
+        if self._seen < self._next:
+            return False
+        self._next = self._seen + min(self._next, EVERY)
+        return True
+
+    def refit(self, steps: list[Measured]) -> None:
+        """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's thread."""
+        roofline = fit(steps, context=True).roofline
+        usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(s[0], s[1], s[2])]
+        if len(steps) > len(usual) >= FIRST // 2:
+            roofline = fit(usual, context=True).roofline
+        ratios = [s[3] / roofline.time(s[0], s[1], s[2]) for s in steps]
+        self._margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
+
+
+def scaled(roofline: Roofline, factor: float) -> Roofline:
+    """The same hardware, `factor` times slower."""
+    planes = (Plane(p.k1 * factor, p.k2 * factor, p.b * factor) for p in roofline.planes)
+    return replace(roofline, planes=tuple(planes), k_ctx=roofline.k_ctx * factor)
+
+
+def save(profile: Profile, path: Path | str) -> None:
+    """Write a profile as the JSON file that `slos.roofline.profile` reads; all of it or nothing."""
+    raw = asdict(profile)
+    name, roofline = raw.pop("name"), raw.pop("roofline")
+    planes = [[p["k1"], p["k2"], p["b"]] for p in roofline["planes"]]
+    path = Path(path)
+    whole = path.with_name(path.name + ".part")
+    whole.write_text(json.dumps({name: {"planes": planes, "k_ctx": roofline["k_ctx"], **raw}}, indent=1))
+    whole.replace(path)

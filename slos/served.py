@@ -1,0 +1,137 @@
+"""A request inside a real engine, as its policy sees it: what `slos.live` is to the simulator. And the settings.
+
+The engine's own requests are read by duck typing: nothing here imports it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import Any
+
+from slos.live import TOLERANCE
+from slos.objectives import Objectives, Phase, parse
+from slos.roofline import Roofline
+from slos.types import SLO, Progress, require
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `--additional-config '{"slos": {...}}'` may say.
+
+    policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a JSON file to start
+    from; without one vLLM schedules until a roofline is learned. learn: keep fitting it. save: file to keep it in.
+    slowdown or ttft, tpot, value: objectives of a request that brings none.
+    """
+
+    policy: str = "slos-serve"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = ""
+    learn: bool = True
+    caution: float = 0.75
+    save: str = ""
+    ttft: float | None = None
+    slowdown: float | None = None
+    tpot: float = 0.1
+    value: float = 1.0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Settings:
+        known = [f.name for f in fields(cls)]
+        for name in config:
+            require(name in known, "slos setting", name, f"one of {', '.join(known)}")
+        return cls(**config)
+
+    @property
+    def objectives(self) -> Objectives:
+        slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
+        return Objectives((Phase(SLO(self.tpot, self.ttft, slowdown)),), self.value)
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its present phase."""
+
+    request: Any
+    progress: Progress
+    objectives: Objectives
+    phase_start: int = 0
+    seen: int = 0  # output tokens that phases and deadlines have been checked for
+
+    @classmethod
+    def of(cls, request: Any, default: Objectives, roofline: Roofline | None, own: bool = True) -> Tracked:
+        """Give a request that has just arrived its deadlines, by its `own` objectives.
+
+        Raises ValueError where those are malformed.
+        """
+        objectives = parse(request.sampling_params.extra_args if own else None, default)
+        first, arrival = objectives.phases[0].slo, request.arrival_time
+        due = arrival + first.first_token(roofline.time(request.num_prompt_tokens) if roofline else 0.0)
+        later = min((f.slo.tpot for f in objectives.phases[1:]), default=inf)
+        id, value = request.request_id, objectives.value
+        return cls(
+            request, Progress(id, arrival, request.num_tokens, due, first.tpot, value, later_tpot=later), objectives
+        )
+
+    def sync(self) -> Progress:
+        """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself counts them."""
+        r, p = self.request, self.progress
+        p.tokens = r.num_tokens + r.num_output_placeholders
+        p.computed = r.num_computed_tokens
+        p.generated = r.num_output_tokens + r.num_output_placeholders - self.phase_start
+        return p
+
+    def emitted(self, now: float) -> None:
+        """Look at the tokens that have appeared: a first one that is late moves the schedule, a phase may be over."""
+        r, p, phases = self.request, self.progress, self.objectives.phases
+        if self.seen == 0 and r.num_output_tokens and now > p.t0 + TOLERANCE:
+            p.t0 = now
+        while p.stage + 1 < len(phases) and self.seen < r.num_output_tokens:
+            token, self.seen = r.output_token_ids[self.seen], self.seen + 1
+            generated = self.seen - self.phase_start
+            if self.objectives.ends(p.stage, token, generated):
+                tpot = phases[p.stage + 1].slo.tpot
+                p.t0 += (generated - 1) * p.tpot + tpot
+                p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
+                p.later_tpot = min((f.slo.tpot for f in phases[p.stage + 1 :]), default=inf)
+        self.seen = r.num_output_tokens
+
+
+class Lengths:
+    """A `LengthPredictor`: exact where the client fixes the length, else the mean of what recent answers went on for.
+
+    A request that must not stop early says its length by `max_tokens`; for others that is only a bound.
+    """
+
+    def __init__(self, tracked: Mapping[str, Tracked]) -> None:
+        self.tracked = tracked
+        self.finished: deque[int] = deque(maxlen=256)
+
+    def remaining(self, progress: Progress) -> int:
+        t = self.tracked[progress.id]
+        done, most = t.phase_start + progress.generated, t.request.max_tokens
+        params = t.request.sampling_params
+        if not params.ignore_eos and params.min_tokens < most:
+            longer = [n for n in self.finished if n > done]
+            most = min(most, sum(longer) // len(longer)) if longer else min(most, 2 * done + 64)
+        return max(1, most - done)
+
+    def after_stage(self, progress: Progress) -> int:
+        t = self.tracked[progress.id]
+        phase = t.objectives.phases[progress.stage]
+        left = self.remaining(progress)
+        return left // 2 if phase.tokens is None else max(0, left - (phase.tokens - progress.generated))
+
+
+def done(request: Any) -> bool:
+    """Whether its last token is in flight already (asynchronous scheduling)."""
+    expected = request.num_output_tokens + request.num_output_placeholders
+    return request.num_output_placeholders > 0 and expected >= request.max_tokens
+
+
+def ordered(before: list[Tracked], now: list[Tracked]) -> list[Tracked]:
+    """Those of `now` in the order of `before`, then the others in their own."""
+    here, known = set(now), set(before)
+    return [t for t in before if t in here] + [t for t in now if t not in known]

@@ -1,0 +1,263 @@
+"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls slos.vllm_plugin.SLOScheduler`.
+
+vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step the policy is shown
+vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each request may have, in which order, and
+who is preempted. What the policy cannot answer is left to vLLM. Settings are `Settings`, under "slos" in
+`--additional-config`; objectives per request are in `slos.objectives`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import vllm
+from packaging.version import Version
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from slos.calibration import Learned, Measured, save
+from slos.policies import make_policy
+from slos.roofline import Profile, Roofline, profile
+from slos.served import Lengths, Settings, Tracked, done, ordered
+from slos.types import SLO, Batch, Oracle, Policy, Progress, Stage, View, require
+from slos.types import Request as Work
+
+OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
+if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
+    raise ImportError(f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest patch")
+HOOKS = {
+    Scheduler: (
+        "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead", "_update_after_schedule",
+        "_preempt_request", "_free_request", "shutdown",
+    ),
+    AsyncScheduler: ("_update_request_with_output",),
+}  # fmt: skip
+for _owner, _names in HOOKS.items():
+    for _name in _names:
+        if not callable(getattr(_owner, _name, None)):
+            raise ImportError(f"vllm {vllm.__version__} has no {_owner.__name__}.{_name}, which the plug-in rests on")
+
+logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
+READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+class SLOScheduler(AsyncScheduler):
+    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy decides on every step."""
+
+    clock = staticmethod(time.time)  # the one that `arrival_time` of requests is read from
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        require(isinstance(self.waiting, deque), "scheduling policy", self.scheduler_config.policy, "fcfs")
+        self.settings = Settings.of(dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {}))
+        self.tracked: dict[str, Tracked] = {}
+        self.queue: list[Tracked] = []  # neither running nor finished, in the order in which vLLM would serve them
+        self.admitted: list[Tracked] = []  # running, oldest admission first
+        self.lengths = Lengths(self.tracked)
+        self.caps: Mapping[str, int] | None = None  # tokens that each request may have in the step being scheduled
+        self.flying: deque[tuple[float, int, int, int]] = deque()  # start, tokens, draft steps, context of steps
+        self.last_end, self.busy, self.stuck, self.failed = 0.0, False, False, False
+        start = profile(self.settings.profile).roofline if self.settings.profile else None
+        self.learned = Learned(start, self.settings.caution)
+        self.fitter = ThreadPoolExecutor(1, "slos-fit")
+        self.roofline: Roofline | None = start
+        self.slo_policy: Policy | None = self._policy(start) if start else None
+        self.scheduler_reserve_full_isl = False  # whether a prompt is started is the policy's to say
+        self._warm_up()
+
+    def _policy(self, roofline: Roofline) -> Policy:
+        return make_policy(self.settings.policy, roofline, self.lengths, **self.settings.options)
+
+    def _warm_up(self) -> None:
+        """Compile the kernels before the first request comes, and refuse wrong settings at once."""
+        roofline = profile("opt-6.7b-a100").roofline
+        work = [Work(f"{i}", 0.0, (Stage(90, 20, SLO(0.1)),)) for i in range(6)]
+        policy = make_policy(self.settings.policy, roofline, Oracle(work), **self.settings.options)
+        new = [Progress(f"{i}", 0.0, 90, 9.0, 0.1) for i in range(3)]
+        old = [Progress(f"{i}", 0.0, 99, 0.0, 0.1, generated=1, computed=98) for i in range(3, 6)]
+        policy.step(View(0.0, new, old, 900, 1000, max_drafts=self.num_spec_tokens))
+
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        if request.sampling_params is None or request.request_id in self.tracked:
+            return  # pooling, or a session that goes on
+        default = self.settings.objectives
+        try:
+            t = Tracked.of(request, default, self.roofline)
+        except ValueError as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
+            logger.warning("request %s gets the default objectives: %s", request.request_id, error)
+            t = Tracked.of(request, default, self.roofline, own=False)
+        self.tracked[request.request_id] = t
+        self.queue.append(t)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        start = self.clock()
+        batch = self._decide(start)
+        if batch is not None:
+            self._apply(batch)
+        try:
+            out = super().schedule(*args, **kwargs)
+        finally:
+            self.caps = None
+        computed = {id: self.requests[id].num_computed_tokens - n for id, n in out.num_scheduled_tokens.items()}
+        if computed:
+            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            begin = self.last_end if self.busy and not self.flying else start
+            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, sum(computed.values())))
+        self.busy = bool(computed)
+        # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own step comes next.
+        self.stuck = batch is not None and not computed and not self.flying and bool(self.queue or self.admitted)
+        return out
+
+    def _decide(self, now: float) -> Batch | None:
+        """The policy's answer, checked; None where vLLM is to schedule this step by itself."""
+        if self.slo_policy is None or self.stuck:
+            return None
+        try:
+            batch = self.slo_policy.step(self._view(now))
+            known = self.tracked.keys()
+            for ids in (batch.tokens, batch.preempt, batch.decline):
+                require(known >= set(ids), "request ids of a batch", [i for i in ids if i not in known], "in the view")
+            return batch
+        except Exception:
+            if not self.failed:
+                logger.exception("the policy %s failed: vLLM schedules such steps by itself", self.settings.policy)
+            self.failed = True
+            return None
+
+    def _view(self, now: float) -> View:
+        """vLLM's state as a policy sees it, at the time at which the step about to be formed will begin."""
+        if self.roofline:
+            for begin, tokens, drafts, context in self.flying:
+                now = max(now, begin + self.roofline.time(tokens, drafts, context))
+        running, waiting = [], []
+        for t in self.tracked.values():
+            r = t.request
+            if r.status == RequestStatus.RUNNING or (r.status in READY and r.num_computed_tokens):
+                running.append(t)
+            elif r.status in READY:
+                waiting.append(t)
+                if r.status == RequestStatus.PREEMPTED and t not in self.queue:  # by vLLM itself
+                    self.queue.insert(0, t)
+        self.admitted, self.queue = ordered(self.admitted, running), ordered(self.queue, waiting)
+        groups = max(1, len(self.kv_cache_config.kv_cache_groups))
+        pool = self.kv_cache_manager.block_pool
+        return View(
+            now,
+            [t.sync() for t in self.queue if not t.request.num_stale_output_tokens],
+            [t.sync() for t in self.admitted if not done(t.request)],
+            pool.get_num_free_blocks() // groups,
+            (pool.num_gpu_blocks - 1) // groups,  # one is vLLM's null block
+            self.block_size,
+            self.max_num_running_reqs,
+            self.num_spec_tokens,
+        )
+
+    def _apply(self, batch: Batch) -> None:
+        """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will go."""
+        for id in batch.decline:
+            self.tracked[id].progress.best_effort = True
+        for id in batch.preempt:
+            request = self.tracked[id].request
+            if request.status == RequestStatus.RUNNING:
+                self.running.remove(request)
+                self.queue.insert(0, self.tracked[id])
+                self._preempt_request(request, time.monotonic())
+                self.prev_step_scheduled_req_ids.discard(id)
+        self.caps = batch.tokens
+        place = {id: i for i, id in enumerate(batch.tokens)}
+        last = len(place)
+        best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
+        # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at, behind those to start.
+        self.running.sort(key=lambda r: (r.request_id in best_effort, place.get(r.request_id, last)))
+        waiting = sorted(self.waiting, key=lambda r: place.get(r.request_id, last + (r.status in READY)))
+        queue = cast(deque, self.waiting)
+        queue.clear()
+        queue.extend(waiting)
+
+    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        """vLLM's last word on a request's tokens in both of its loops, and so the place to cap them."""
+        n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if self.caps is None or request.sampling_params is None:
+            return n
+        cap = self.caps.get(request.request_id, 0)
+        if cap and request.status != RequestStatus.RUNNING and num_computed_tokens + n > request.num_tokens:
+            return n  # its one token padded to a row of drafts: all of the row or none
+        return min(n, cap)
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        if self.caps is not None and self.num_spec_tokens:
+            # Drafts are proposed for the whole batch: as many as the policy would have verified in this step.
+            decodes = (n for id, n in self.caps.items() if self._decodes(id))
+            longest = min(max(decodes, default=1) - 1, self.num_spec_tokens)
+            scheduler_output.num_spec_tokens_to_schedule = longest
+        super()._update_after_schedule(scheduler_output)
+
+    def _decodes(self, id: str) -> bool:
+        t = self.tracked.get(id)
+        return t is not None and t.progress.tokens - t.progress.computed == 1
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        now = self.clock()
+        if scheduler_output.num_scheduled_tokens and self.flying:
+            begin, tokens, drafts, context = self.flying.popleft()
+            seconds, self.last_end = now - max(begin, self.last_end), now
+            if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
+                self.fitter.submit(self._refit, self.learned.steps)
+        out = super().update_from_output(scheduler_output, *args, **kwargs)
+        for id in scheduler_output.num_scheduled_tokens:
+            if id in self.tracked:
+                self.tracked[id].emitted(now)
+        self._believe()
+        return out
+
+    def _refit(self, steps: list[Measured]) -> None:
+        try:
+            self.learned.refit(steps)
+            if self.settings.save and self.learned.roofline:
+                save(self.profile(), self.settings.save)
+        except Exception:
+            logger.exception("the roofline could not be fitted or saved: the last one stays")
+
+    def _believe(self) -> None:
+        """Plan with what was learned by now; requests keep the deadlines that they were given."""
+        roofline = self.learned.roofline
+        if roofline is self.roofline or roofline is None:
+            return
+        self.roofline, cautious = roofline, self.learned.cautious
+        if self.slo_policy is None:
+            logger.info("a roofline is learned, %s schedules from now on: %s", self.settings.policy, roofline)
+            self.slo_policy = self._policy(cautious or roofline)
+        elif hasattr(self.slo_policy, "roofline"):
+            self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
+
+    def profile(self) -> Profile:
+        """What this engine has learned of itself."""
+        roofline = self.learned.roofline
+        if roofline is None:
+            raise ValueError(f"steps seen = {len(self.learned.steps)} must be enough for a fit; serve some requests")
+        blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+        model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
+        return Profile(
+            "learned", str(model.model), str(device), self.parallel_config.world_size, roofline,
+            blocks * self.block_size, model.max_model_len,
+            f"measured by slos.vllm_plugin in vLLM {vllm.__version__} on {len(self.learned.steps)} steps",
+            self.block_size,
+        )  # fmt: skip
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Every request ends here, finished or aborted."""
+        t = self.tracked.pop(request.request_id, None)
+        if t is not None and request.status != RequestStatus.FINISHED_ABORTED:
+            self.lengths.finished.append(request.num_output_tokens)
+        return super()._free_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        self.fitter.shutdown()
+        super().shutdown()

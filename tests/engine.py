@@ -1,0 +1,274 @@
+# ruff: noqa: E402
+"""vLLM's real engine core over an executor without a model, for tests: exact, fast, and on a clock of its own.
+
+The executor keeps what a KV cache would hold, block by block, and answers with a hash of what it reads back there: one
+token lost, doubled or misplaced by a scheduler changes every token after it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+warnings.simplefilter("ignore")  # vLLM's own
+
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.executor.abstract import Executor
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request
+
+from slos.calibration import save
+from slos.objectives import xargs
+from slos.roofline import Profile, Roofline
+from slos.types import Batch, Policy, View
+from slos.types import Request as Asked
+from slos.vllm_plugin import SLOScheduler
+
+VOCABULARY = 500
+BLOCK = 16
+
+
+class Clock:
+    """Time as the tests let it pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def next_token(context: Sequence[int]) -> int:
+    """The model: a hash of everything before, never a special token."""
+    return 5 + crc32(bytes(str(list(context)), "ascii")) % (VOCABULARY - 5)
+
+
+def answer(prompt: Sequence[int], length: int) -> list[int]:
+    """What must come out, whatever the schedule."""
+    context = list(prompt)
+    for _ in range(length):
+        context.append(next_token(context))
+    return context[len(prompt) :]
+
+
+class Modelless(Executor):
+    """Executes a step by moving tokens through blocks, and lets `clock` advance by what `roofline` says."""
+
+    clock: Clock
+    roofline: Roofline
+    acceptance: float = 0.6
+    blocks: int = 64
+
+    def _init_executor(self) -> None:
+        self.memory: dict[int, list[int]] = {}
+        self.tables: dict[str, list[int]] = {}
+        self.inputs: dict[str, list[int]] = {}  # the tokens that the worker knows of a request
+        self.drafts: dict[str, list[int]] = {}
+        self.pending: ModelRunnerOutput | None = None
+
+    @classmethod
+    def supports_async_scheduling(cls) -> bool:
+        return True
+
+    def check_health(self) -> None:
+        pass
+
+    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block=False):
+        answer = getattr(self, f"_{method}", lambda *a: None)(*args)
+        if not non_block:
+            return [answer]
+        future: Future = Future()
+        future.set_result([answer])
+        return future
+
+    def _get_kv_cache_spec(self):
+        return {"layer": FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=16, dtype=torch.float32)}
+
+    def _get_supported_kv_cache_layouts(self):
+        return None
+
+    def get_supported_kv_cache_layouts(self):
+        from vllm.v1.kv_cache_interface import KVCacheLayout  # type: ignore[attr-defined]
+
+        return [[next(iter(KVCacheLayout)).name]]
+
+    def _determine_available_memory(self) -> int:
+        spec = self._get_kv_cache_spec()["layer"]
+        return spec.page_size_bytes * (self.blocks + 1)
+
+    def compile_or_warm_up_model(self) -> None:
+        pass
+
+    def execute_model(self, scheduler_output, non_block: bool = False):
+        output = self._run(scheduler_output)
+        if not non_block:
+            return output
+        future: Future = Future()
+        future.set_result(output)
+        return future
+
+    def sample_tokens(self, grammar_output, non_block: bool = False):
+        raise AssertionError("execute_model has answered already")
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        return DraftTokenIds(list(self.drafts), list(self.drafts.values())) if self.drafts else None
+
+    def _run(self, out) -> ModelRunnerOutput:
+        for id in out.finished_req_ids:
+            self.tables.pop(id, None)
+            self.inputs.pop(id, None)
+        start: dict[str, int] = {}
+        for new in out.scheduled_new_reqs:
+            self.tables[new.req_id] = list(new.block_ids[0])
+            self.inputs[new.req_id] = list(new.prompt_token_ids)
+            start[new.req_id] = new.num_computed_tokens
+        cached = out.scheduled_cached_reqs
+        for id, blocks, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
+            if id in cached.resumed_req_ids:
+                self.tables[id] = []
+            if id in cached.all_token_ids:
+                self.inputs[id] = list(cached.all_token_ids[id])
+            self.tables[id] += blocks[0] if blocks else []
+            start[id] = computed
+        self._pass_time(out, start)
+        sampled, ids = [], list(out.num_scheduled_tokens)
+        before, self.drafts = self.drafts, {}
+        for id in ids:
+            sampled.append(self._tokens(id, start[id], out.num_scheduled_tokens[id], out, before.get(id, [])))
+        return ModelRunnerOutput(ids, {id: i for i, id in enumerate(ids)}, sampled)
+
+    def _pass_time(self, out, start: dict[str, int]) -> None:
+        if start:
+            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            self.clock.now += self.roofline.time(out.total_num_scheduled_tokens, drafts, sum(start.values()))
+
+    def _tokens(self, id: str, start: int, count: int, out, proposed: list[int]) -> list[int]:
+        """Write this step's tokens into the request's blocks; if they reach its end, what the model says then."""
+        known, table = self.inputs[id], self.tables[id]
+        drafts = out.scheduled_spec_decode_tokens.get(id, [])
+        if -1 in drafts:  # an asynchronous scheduler leaves the tokens to the worker, which has none where it padded
+            drafts = (proposed + [0] * len(drafts))[: len(drafts)]
+        feed = (known + list(drafts))[start : start + count]
+        assert len(feed) == count, f"{id} is given {count} tokens at {start}, of {len(known)} and {len(drafts)} drafts"
+        for at, token in enumerate(feed, start):
+            self.memory.setdefault(table[at // BLOCK], [-1] * BLOCK)[at % BLOCK] = token
+        if start + count < len(known):
+            return []
+        said = []
+        for at in range(len(known), start + count + 1):
+            context = [self.memory[table[i // BLOCK]][i % BLOCK] for i in range(at)]
+            said.append(next_token(context))
+            if at - len(known) >= len(drafts) or drafts[at - len(known)] != said[-1]:
+                break
+        known += said
+        if limit := out.num_spec_tokens_to_schedule:
+            self.drafts[id] = self._propose(known, limit)
+        return said
+
+    def _propose(self, known: list[int], count: int) -> list[int]:
+        drafts: list[int] = []
+        for _ in range(count):
+            true = next_token(known + drafts)
+            lucky = crc32(bytes(str(known + drafts), "ascii")) % 1000 < 1000 * self.acceptance
+            drafts.append(true if lucky else 5 + (true + 1) % (VOCABULARY - 5))
+        return drafts
+
+
+class Answer(NamedTuple):
+    now: float
+    tokens: dict[str, int]
+    preempt: tuple[str, ...]
+    decline: tuple[str, ...]
+
+
+class Recorder:
+    """A policy that remembers every answer of another one, and when it was given."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.steps: list[Answer] = []
+
+    def step(self, view: View) -> Batch:
+        batch = replace(self.policy.step(view), repeat=1)
+        self.steps.append(Answer(view.now, dict(batch.tokens), batch.preempt, batch.decline))
+        return batch
+
+
+def engine(
+    model: Path, roofline: Roofline, slos: dict[str, Any] | None = None, blocks: int = 64, max_seqs: int = 32,
+    drafts: int = 0, asynchronous: bool = False, caching: bool = False, stock: bool = False, **more: Any,
+) -> tuple[Any, Clock]:  # fmt: skip
+    """An engine core with our scheduler, or with the stock one, on a clock of its own."""
+    clock = Clock()
+    executor = type("Executor", (Modelless,), {"clock": clock, "roofline": roofline, "blocks": blocks})
+    ours = type("Scheduler", (SLOScheduler,), {"clock": staticmethod(clock)})
+    theirs = AsyncScheduler if asynchronous else Scheduler
+    if drafts:
+        more["speculative_config"] = {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts}
+    os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_CPU_KVCACHE_SPACE="1")
+    args = EngineArgs(
+        model=str(model), distributed_executor_backend=executor, scheduler_cls=theirs if stock else ours,
+        enable_prefix_caching=caching, max_num_seqs=max_seqs, enforce_eager=True, async_scheduling=asynchronous,
+        additional_config={"slos": slos or {}}, block_size=BLOCK, disable_log_stats=True,
+        num_gpu_blocks_override=blocks + 1, max_model_len=min(1024, blocks * BLOCK),
+        max_num_batched_tokens=more.pop("max_num_batched_tokens", 2048), **more,
+    )  # fmt: skip
+    return EngineCore(args.create_engine_config(), executor, log_stats=False), clock
+
+
+def profile_file(folder: Path, roofline: Roofline) -> str:
+    """A profile of this roofline, as a file that the settings may name."""
+    path = folder / "profile.json"
+    save(Profile("test", "none", "none", 1, roofline, 1024, 2048, "made up for a test"), path)
+    return str(path)
+
+
+def add(core: Any, asked: Asked, prompt: Sequence[int], **sampling: Any) -> None:
+    """Hand a request of the kit to the engine, as the front-end would."""
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=asked.output,
+        ignore_eos=True,
+        extra_args=xargs(asked.stages, asked.value),
+        **sampling,
+    )
+    request = Request(
+        asked.id, list(prompt), params, None, arrival_time=asked.arrival, block_hasher=core.request_block_hasher
+    )
+    core.add_request(request)
+
+
+def serve(
+    core: Any, clock: Clock, asked: Sequence[Asked], prompts: dict[str, list[int]], most: int = 100_000
+) -> dict[str, list[int]]:
+    """Serve requests as they arrive on the clock; the tokens that came out of each."""
+    waiting = sorted(asked, key=lambda r: r.arrival)
+    said: dict[str, list[int]] = {r.id: [] for r in asked}
+    for _ in range(most):
+        if not core.scheduler.has_requests():
+            if not waiting:
+                return said
+            clock.now = max(clock.now, waiting[0].arrival)
+        while waiting and waiting[0].arrival <= clock.now:
+            r = waiting.pop(0)
+            add(core, r, prompts[r.id])
+        before = clock.now
+        outputs, executed = core.step_fn()
+        core.post_step(executed)
+        for output in outputs[0].outputs if outputs and 0 in outputs else ():
+            said[output.request_id] += output.new_token_ids
+        if clock.now == before and not executed and waiting and core.scheduler.get_num_unfinished_requests():
+            clock.now = waiting[0].arrival  # nothing can be done before somebody comes
+    raise AssertionError(f"not done after {most} steps: {[i for i, s in said.items() if not s][:5]}")
