@@ -18,7 +18,8 @@ from slos.types import require
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
 EVERY = 512
-KEPT = 48  # steps kept of each size, sizes being told apart by powers of two
+SIZES = 3  # batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a step's
+KEPT = 48  # steps kept of each
 Measured = tuple[int, int, int, float]  # tokens, draft steps, context tokens, seconds of one executed step
 OUTLIER = 2.0  # a step that took so many times what was predicted (a pause of the machine) is left out of the fit
 
@@ -32,7 +33,7 @@ class Learned:
 
     roofline: Roofline | None = None
     caution: float = 0.75
-    _margin: float = field(init=False, default=1.0)
+    margin: float = 1.0
     _seen: int = field(init=False, default=0)
     _next: int = field(init=False, default=FIRST)
     _steps: dict[int, deque[Measured]] = field(init=False, default_factory=dict)
@@ -43,7 +44,7 @@ class Learned:
     @property
     def cautious(self) -> Roofline | None:
         """The roofline to plan with: `roofline`, slower by what steps of the past took longer."""
-        return scaled(self.roofline, self._margin) if self.roofline else None
+        return scaled(self.roofline, self.margin) if self.roofline else None
 
     @property
     def steps(self) -> list[Measured]:
@@ -56,7 +57,7 @@ class Learned:
             return False
         self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT)).append((tokens, draft_steps, context, seconds))
         self._seen += 1
-        if self._seen < self._next:
+        if self._seen < self._next or len(self._steps) < SIZES:
             return False
         self._next = self._seen + min(self._next, EVERY)
         return True
@@ -68,7 +69,7 @@ class Learned:
         if len(steps) > len(usual) >= FIRST // 2:
             roofline = fit(usual, context=True).roofline
         ratios = [s[3] / roofline.time(s[0], s[1], s[2]) for s in steps]
-        self._margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
+        self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
 
 
 def scaled(roofline: Roofline, factor: float) -> Roofline:

@@ -3,6 +3,7 @@
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds per token),
 `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after `tokens` tokens.
+Over HTTP, headers such as `x-slo-ttft: 2` say the same, where the server runs `CheckObjectives`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, final
 
 from slos.types import SLO, Stage, require
 
@@ -127,3 +128,60 @@ def _stages(text: Any) -> tuple[Phase, ...]:
         tpot = _number(fields, "tpot")
         phases.append(Phase(_slo(f"{name}.", tpot=tpot), fields.get("until"), fields.get("tokens")))
     return tuple(phases)
+
+
+@final
+class CheckObjectives:
+    """ASGI middleware for `--middleware`: refuses malformed objectives with HTTP 400, and reads `x-slo-*` headers.
+
+    The engine behind it would serve such a request with the default objectives instead.
+    """
+
+    DEFAULT = Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),))
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
+            return await self.app(scope, receive, send)
+        messages = [message := await receive()]
+        while message["type"] == "http.request" and message.get("more_body"):
+            messages.append(message := await receive())
+        body = b"".join(m.get("body", b"") for m in messages)
+        headers = {k.decode(): v.decode() for k, v in scope["headers"] if k.startswith(b"x-slo-")}
+        if headers or PREFIX.encode() in body:
+            try:
+                body = self.checked(body, headers)
+            except ValueError as error:
+                return await self.refuse(send, str(error))
+        length = (b"content-length", str(len(body)).encode())
+        scope = scope | {"headers": [h for h in scope["headers"] if h[0] != b"content-length"] + [length]}
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Any:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    def checked(self, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """The body, with the headers' objectives among its own. Raises ValueError for malformed ones."""
+        try:
+            whole = json.loads(body)
+        except ValueError:
+            return body  # the server says so in its own words
+        if not isinstance(whole, dict) or not isinstance(whole.get("vllm_xargs") or {}, dict):
+            return body
+        given = (whole.get("vllm_xargs") or {}) | {
+            k.removeprefix("x-").replace("-", "_"): v for k, v in headers.items()
+        }
+        parse(given, self.DEFAULT)
+        return json.dumps(whole | {"vllm_xargs": given}).encode() if headers else body
+
+    @staticmethod
+    async def refuse(send: Any, message: str) -> None:
+        error = {"message": message, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
+        body = json.dumps({"error": error}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 400, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -64,7 +64,10 @@ class Roofline:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from."""
+    """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from.
+
+    margin: how much slower than the roofline most steps are, where that was measured; plan with it on that hardware.
+    """
 
     name: str
     model: str
@@ -75,8 +78,10 @@ class Profile:
     max_context: int
     source: str
     block_size: int = 16
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
+        require(self.margin >= 1, "margin", self.margin, "at least 1")
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
         require(
             self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}"

@@ -63,11 +63,12 @@ class SLOScheduler(AsyncScheduler):
         self.caps: Mapping[str, int] | None = None  # tokens that each request may have in the step being scheduled
         self.flying: deque[tuple[float, int, int, int]] = deque()  # start, tokens, draft steps, context of steps
         self.last_end, self.busy, self.stuck, self.failed = 0.0, False, False, False
-        start = profile(self.settings.profile).roofline if self.settings.profile else None
-        self.learned = Learned(start, self.settings.caution)
+        start = profile(self.settings.profile) if self.settings.profile else None
+        self.learned = Learned(start and start.roofline, self.settings.caution, start.margin if start else 1.0)
         self.fitter = ThreadPoolExecutor(1, "slos-fit")
-        self.roofline: Roofline | None = start
-        self.slo_policy: Policy | None = self._policy(start) if start else None
+        self.roofline = self.learned.roofline  # that deadlines of requests to come are told by
+        belief = self.learned.cautious
+        self.slo_policy: Policy | None = self._policy(belief) if belief else None
         self.scheduler_reserve_full_isl = False  # whether a prompt is started is the policy's to say
         self._warm_up()
 
@@ -248,7 +249,7 @@ class SLOScheduler(AsyncScheduler):
             "learned", str(model.model), str(device), self.parallel_config.world_size, roofline,
             blocks * self.block_size, model.max_model_len,
             f"measured by slos.vllm_plugin in vLLM {vllm.__version__} on {len(self.learned.steps)} steps",
-            self.block_size,
+            self.block_size, self.learned.margin,
         )  # fmt: skip
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:

