@@ -15,7 +15,7 @@ usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
 What is done already is skipped. Ctrl-C loses only the run in flight: the same command goes on from there.
 
   SLOS_VENV    the environment's folder (.venv; inside the conda environment slos-serve, that one)
-  SLOS_EXTRA   cpu or gpu: adds the real engine, vLLM, for that hardware (without it everything is simulated)
+  SLOS_EXTRA   the real engine, vLLM: gpu, cpu, or none (gpu where nvidia-smi finds one, cpu on other Linux machines)
   SLOS_PYTHON  the Python to make it with (the first of python3, python3.11, 3.12, 3.13 that is 3.11 to 3.13)
   SLOS_DATA    a folder with the real traces (without it they are synthetic)
 END
@@ -32,10 +32,15 @@ case $what in
     quick | full | smoke) (($# == 0)) || refuse "'$what' takes no further words, got '$*'" ;;
     *) refuse "unknown word '$what'; known: quick, full, smoke, test, --help" ;;
 esac
-case ${SLOS_EXTRA:-} in
-    '') lock=requirements.txt ;;
-    cpu | gpu) lock=requirements-$SLOS_EXTRA.txt ;;
-    *) refuse "SLOS_EXTRA = '$SLOS_EXTRA' is unknown; known: cpu, gpu, or leave it unset" ;;
+extra=${SLOS_EXTRA:-}
+if [[ -z $extra ]]; then
+    extra=none
+    if nvidia-smi -L >/dev/null 2>&1; then extra=gpu; elif [[ $(uname -s) == Linux ]]; then extra=cpu; fi
+fi
+case $extra in
+    none) lock=requirements.txt ;;
+    cpu | gpu) lock=requirements-$extra.txt ;;
+    *) refuse "SLOS_EXTRA = '$SLOS_EXTRA' is unknown; known: cpu, gpu, none, or leave it unset" ;;
 esac
 
 venv=${SLOS_VENV:-.venv} install=(pip sync "$lock")

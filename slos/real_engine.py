@@ -88,9 +88,14 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     which = ["--stock"] if system == STOCK else ["--policy", system]
-    which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET)]
+    which += ["--distributed-executor-backend", "uni", "--no-calibrate", "--max-num-batched-tokens", str(BUDGET)]
     command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     log = Path(folder) / f"server-{system}.log"
     with log.open("w") as out:
         process = subprocess.Popen(

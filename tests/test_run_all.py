@@ -199,7 +199,7 @@ def run_all(folder: Path, *words: str, **environment: str) -> subprocess.Complet
         (["everything"], {}, "unknown word 'everything'; known: quick, full, smoke, test, --help"),
         ([""], {}, "unknown word ''"),
         (["quick", "fast"], {}, "'quick' takes no further words"),
-        ([], {"SLOS_EXTRA": "tpu"}, "SLOS_EXTRA = 'tpu' is unknown; known: cpu, gpu"),
+        ([], {"SLOS_EXTRA": "tpu"}, "SLOS_EXTRA = 'tpu' is unknown; known: cpu, gpu, none"),
     ],
 )
 def test_unknown_words_are_refused_with_the_known_ones(
@@ -240,7 +240,7 @@ exit 0
     (tools / "uv").chmod(0o755)
     return {
         "PATH": f"{tools}:{os.environ['PATH']}", "CONDA_DEFAULT_ENV": "", "SLOS_PYTHON": sys.executable,
-        "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "", "PYTHONSAFEPATH": "",
+        "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "", "PYTHONSAFEPATH": "", "SLOS_EXTRA": "none",
     }  # fmt: skip
 
 
@@ -266,6 +266,17 @@ def test_the_environment_is_set_up_once_and_again_when_the_lock_changes(tmp_path
         assert told(tmp_path) == ["pip sync"]
     (tmp_path / "broken").unlink()
     assert run_all(tmp_path, **bare).returncode == 0 and told(tmp_path) == ["pip sync", "pip install"]
+
+
+def test_the_engine_that_the_machine_can_run_comes_with_it(root: Path, tmp_path: Path, bare: dict[str, str]) -> None:
+    for lock in ("requirements-cpu.txt", "requirements-gpu.txt"):
+        shutil.copy(root / lock, tmp_path / lock)
+    probe = tmp_path / "tools" / "nvidia-smi"
+    for finds, lock in (("false", "requirements-cpu.txt"), ("true", "requirements-gpu.txt")):
+        probe.write_text(f"#!/bin/sh\n{finds}\n")
+        probe.chmod(0o755)
+        done = run_all(tmp_path, "smoke", **bare | {"SLOS_EXTRA": ""})
+        assert done.returncode == 0 and f"from {lock}" in done.stdout, done.stdout
 
 
 def test_an_active_conda_environment_is_added_to_and_never_cleared(tmp_path: Path, bare: dict[str, str]) -> None:
