@@ -76,7 +76,9 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     """What `parse` reads back, for stages that follow each other without a wait or a prompt."""
     require(len(stages) > 0 and all(s.goes_on for s in stages[1:]), "stages", stages, "one, then such that just go on")
     first = stages[0].slo
-    fields: dict[str, Any] = {"slo_ttft": first.ttft, "slo_slowdown": first.slowdown, "slo_value": value}
+    # Without an objective of its own the first token is due at the pace; left out, it would take the server's default.
+    ttft = first.first_token(0.0) if first.slowdown is None else None
+    fields: dict[str, Any] = {"slo_ttft": ttft, "slo_slowdown": first.slowdown, "slo_value": value}
     if len(stages) == 1:
         fields["slo_tpot"] = first.tpot
     else:
@@ -85,7 +87,7 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     return {name: field for name, field in fields.items() if field is not None}
 
 
-def _number(fields: Mapping[str, Any], name: str) -> float | None:
+def _number(fields: Mapping[str, Any], name: str, prefix: str = "") -> float | None:
     if name not in fields:
         return None
     value = fields[name]
@@ -93,7 +95,7 @@ def _number(fields: Mapping[str, Any], name: str) -> float | None:
         number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    require(isfinite(number), name, value, "a finite number")
+    require(isfinite(number), f"{prefix}{name}", value, "a finite number")
     return number
 
 
@@ -107,8 +109,8 @@ def _slo(prefix: str, **fields: Any) -> SLO:
 def _stages(text: Any) -> tuple[Phase, ...]:
     try:
         raw = json.loads(text) if isinstance(text, str) else text
-    except ValueError as error:
-        raise ValueError(f"slo_stages = {text!r} must be JSON; {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"slo_stages = {text[:200]!r} must be JSON; {error}") from None
     require(
         isinstance(raw, list) and len(raw) > 0 and all(isinstance(r, dict) for r in raw),
         "slo_stages", text, "a JSON list of at least one object",
@@ -125,7 +127,7 @@ def _stages(text: Any) -> tuple[Phase, ...]:
         ended = bool(fields.keys() & set(ENDS))
         require(ended or i + 1 == len(raw), name, fields, "ended by until or tokens, as all but the last are")
         require(not ended or i + 1 < len(raw), name, fields, "without until and tokens, as the last is")
-        tpot = _number(fields, "tpot")
+        tpot = _number(fields, "tpot", f"{name}.")
         phases.append(Phase(_slo(f"{name}.", tpot=tpot), fields.get("until"), fields.get("tokens")))
     return tuple(phases)
 

@@ -1,0 +1,104 @@
+"""What became of a run against a server, as tidy rows: of each request, and of the whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slos.live import Outcome
+from slos.metrics import attainment
+from slos.sweep import commit
+
+Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that was not answered in full, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Outcomes of all requests in the order in which they ended; a failed one attains nothing and has nan for times.
+
+    lag: the most seconds by which the client itself was late, in sending or in looking at what had come. The server
+    does not tell its clients whom it declined or preempted, so nobody is.
+    """
+
+    outcomes: list[Outcome]
+    failures: list[Failure]
+    lag: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a run was, in the terms of `experiments.Probe`. rate: requests per second; status: measured or simulated."""
+
+    scenario: str
+    system: str
+    profile: str
+    rate: float
+    seed: int = 0
+    lengths: str = "dataset"
+    setting: str = ""
+    source: str = ""
+    status: str = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of a run: shares of all that were sent, seconds of those that were answered."""
+
+    requests: int
+    failed: int
+    attainment: float
+    attainment_client: float
+    ttft_mean: float
+    ttft_p50: float
+    ttft_p99: float
+    tpot_mean: float
+    tpot_p50: float
+    tpot_p99: float
+    lag: float
+
+
+def summarize(run: Replayed) -> Summary:
+    failed = {f.id for f in run.failures}
+    answered = [o for o in run.outcomes if o.id not in failed]
+
+    def figures(values: list[float]) -> tuple[float, float, float]:
+        p50, p99 = np.percentile(values or [nan], (50, 99)).tolist()
+        return float(np.mean(values or [nan])), p50, p99
+
+    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
+    ttft, tpot = figures([o.ttft for o in answered]), figures([o.tpot for o in answered])
+    return Summary(len(run.outcomes), len(failed), *shares, *ttft, *tpot, run.lag)
+
+
+def rows(labels: Labels, run: Replayed) -> Frame:
+    """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was none."""
+    why = {f.id: f.reason for f in run.failures}
+    table = [asdict(labels) | asdict(o) | {"failure": why.get(o.id, ""), "commit": commit()} for o in run.outcomes]
+    return pd.DataFrame(table)
+
+
+def table(run: Replayed) -> str:
+    """The figures for a terminal, with the reasons of failures."""
+    s = summarize(run)
+    lines = [
+        f"attainment {s.attainment:.1%}; with the mean TPOT, as clients count it, {s.attainment_client:.1%}",
+        f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
+        f"{'TTFT, ms':<10}{1e3 * s.ttft_mean:9.1f}{1e3 * s.ttft_p50:9.1f}{1e3 * s.ttft_p99:9.1f}",
+        f"{'TPOT, ms':<10}{1e3 * s.tpot_mean:9.1f}{1e3 * s.tpot_p50:9.1f}{1e3 * s.tpot_p99:9.1f}",
+        f"answered {s.requests - s.failed}, failed {s.failed}; the client was late by at most {1e3 * s.lag:.1f} ms",
+    ]
+    lines += [f"  {n} failed: {why}" for why, n in Counter(f.reason for f in run.failures).most_common(3)]
+    return "\n".join(lines)
