@@ -199,3 +199,31 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
     axes[2][0].legend(fontsize=8, loc="upper left", frameon=True)
     note(figure, source)
     return figure
+
+
+def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel per workload."""
+    workloads, systems = list(dict.fromkeys(table["scenario"])), sorted(set(table["system"]))
+    figure, axes = plt.subplots(
+        1, len(workloads), figsize=(4.2 * len(workloads), 3.2), layout="constrained", squeeze=False, sharey=True
+    )
+    palette = colors(systems)
+    for axis, workload in zip(axes[0], workloads, strict=True):
+        for i, system in enumerate(systems):
+            curve = table[(table["scenario"] == workload) & (table["system"] == system)].sort_values("rate")
+            for status, style in (("measured", "-"), ("simulated", ":")):
+                part = curve[curve["status"] == status]
+                axis.plot(
+                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=palette[system],
+                    fillstyle="full" if status == "measured" else "none", label=f"{name_of(system)}, {status}",
+                )  # fmt: skip
+        axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
+        axis.set_title(workload, fontsize=10)
+        axis.set_xlabel("load (requests/s)")
+        axis.set_ylim(0, 105)
+        sns.despine(ax=axis)
+    axes[0][0].set_ylabel("attainment (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    note(figure, f"{source}; dashed: {target:.0%} of the requests")
+    return figure

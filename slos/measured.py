@@ -102,3 +102,44 @@ def table(run: Replayed) -> str:
     ]
     lines += [f"  {n} failed: {why}" for why, n in Counter(f.reason for f in run.failures).most_common(3)]
     return "\n".join(lines)
+
+
+def by_load(frame: Frame) -> Frame:
+    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds, requests that failed."""
+    by = ["scenario", "system", "status", "rate"]
+    return frame.groupby(by, sort=False).agg(
+        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"), lag=("lag", "max"),
+        requests=("id", "size"), failed=("failure", lambda f: int((f != "").sum())),
+    ).reset_index()  # fmt: skip
+
+
+def capacities(table: Frame, target: float = 0.9) -> Frame:
+    """The load at which attainment falls below `target`, interpolated; the largest one tried if it never does.
+
+    Attainment is made to fall with the load first, as it does but for chance.
+    """
+    found = []
+    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
+        curve = group.sort_values("rate")
+        rates, falling = curve["rate"].to_numpy(), np.minimum.accumulate(curve["attainment"].to_numpy())
+        below = np.flatnonzero(falling < target)
+        if not len(below):
+            load = rates[-1]
+        elif below[0] == 0:
+            load = rates[0] * falling[0] / target
+        else:
+            i = below[0]
+            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
+            load = rates[i - 1] * (rates[i] / rates[i - 1]) ** share
+        found.append((workload, status, system, float(load), bool(len(below))))
+    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "reached"])
+
+
+def errors(table: Frame) -> Frame:
+    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
+    by = ["scenario", "system", "rate"]
+    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
+    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
+    for column in ("ttft", "tpot"):
+        off[column] = 100 * (simulated[column] / measured[column] - 1)
+    return off.reset_index()

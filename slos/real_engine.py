@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -28,20 +27,23 @@ import pandas as pd
 from slos import launch, replay
 from slos.calibration import scaled
 from slos.live import TOLERANCE, Outcome
-from slos.measured import Labels, Replayed, rows
+from slos.measured import Frame, Labels, Replayed, rows
 from slos.metrics import attainment, capacity
 from slos.policies import make_policy
+from slos.report import write_whole
 from slos.roofline import Profile, profile
 from slos.simulator import World, simulate
+from slos.sweep import commit
 from slos.tiny_model import write
 from slos.types import SLO, Oracle, Request, Stage, require
 from workloads import build
 
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 STOCK, OURS = "vllm-v1", "slos-serve"  # the policy that vLLM's own scheduler is in the simulator, and ours
-TIERS = {"interactive": (4.0, 50.0), "batch": (16.0, 400.0), "one": (8.0, 200.0)}
+TIERS = {"interactive": (4.0, 50.0), "batch": (16.0, 400.0), "one": (8.0, 60.0)}
 """TPOT and TTFT of a tier, in steps of 16 decodes of the engine at hand, so that they make sense on any device."""
 MULTIPLES = (0.5, 0.8, 1.0, 1.3, 1.8, 2.5)  # loads, of what vLLM's own scheduler should carry
+SIZES = {"smoke": (12, 1, (1.0,)), "quick": (120, 1, MULTIPLES), "full": (300, 3, MULTIPLES)}
+"""Requests per load, seeds, and loads."""
 SHRINK = 4.0  # lengths of the scenarios are divided by this, for a small model on a CPU
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
 LONGEST = 1000  # tokens of prompt and answer
@@ -142,14 +144,14 @@ class Calibrated:
         """Seconds of 16 decodes at a quarter of the longest context."""
         return self.profile.roofline.time(16, 0, 4 * self.profile.max_context)
 
-    def loads(self, workload: str, num_requests: int) -> list[float]:
-        """Requests per second: `MULTIPLES` of what vLLM's own scheduler carries at 90 % attainment, by simulation."""
+    def loads(self, workload: str, multiples: Sequence[float]) -> list[float]:
+        """Requests per second: `multiples` of what vLLM's own scheduler carries at 90 % attainment, by simulation."""
 
         def attained_at(rate: float) -> float:
-            return attainment(predict(WORKLOADS[workload](rate, num_requests, 0, self.step), STOCK, self).outcomes)
+            return attainment(predict(WORKLOADS[workload](rate, 200, 0, self.step), STOCK, self).outcomes)
 
         carried, _ = capacity(attained_at, start=0.05 / self.step, precision=0.05)
-        return [float(f"{carried * m:.3g}") for m in MULTIPLES]
+        return [float(f"{carried * m:.3g}") for m in multiples]
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
@@ -192,7 +194,12 @@ def _seen(o: Outcome, later: float) -> Outcome:
 
 
 def compare(
-    workloads: Sequence[str], num_requests: int, seeds: int = 1, model: Path | str = "", arguments: Sequence[str] = ()
+    workloads: Sequence[str],
+    num_requests: int,
+    seeds: int = 1,
+    multiples: Sequence[float] = MULTIPLES,
+    model: Path | str = "",
+    arguments: Sequence[str] = (),
 ) -> tuple[Frame, Calibrated]:
     """Rows of every request, measured and simulated, for both schedulers at the same loads; and the calibration.
 
@@ -209,7 +216,7 @@ def compare(
             save = ["--save-profile", str(saved)] if system == OURS else []
             with server(model, system, folder, *save, *arguments) as url:
                 engine = engine or calibrate(url, saved)
-                loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests)]
+                loads = [(w, rate) for w in workloads for rate in engine.loads(w, multiples)]
                 for (workload, rate), seed in product(loads, range(seeds)):
                     requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
                     runs = {"simulated": predict(requests, system, engine), "measured": _replay(requests, url, seed)}
@@ -220,45 +227,29 @@ def compare(
     return pd.concat(tables, ignore_index=True), engine
 
 
-def summary(frame: Frame) -> Frame:
-    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds, requests that failed."""
-    by = ["scenario", "system", "status", "rate"]
-    return frame.groupby(by, sort=False).agg(
-        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"), lag=("lag", "max"),
-        requests=("id", "size"), failed=("failure", lambda f: int((f != "").sum())),
-    ).reset_index()  # fmt: skip
+def run(size: str, workloads: Sequence[str], model: str, arguments: Sequence[str]) -> tuple[Frame, Calibrated]:
+    """`compare` at a size that notebooks know."""
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    num_requests, seeds, multiples = SIZES[size]
+    return compare(workloads, num_requests, seeds, multiples, model, arguments)
 
 
-def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated; the largest one tried if it never does.
-
-    Attainment is made to fall with the load first, as it does but for chance.
-    """
-    found = []
-    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
-        curve = group.sort_values("rate")
-        rates, falling = curve["rate"].to_numpy(), np.minimum.accumulate(curve["attainment"].to_numpy())
-        below = np.flatnonzero(falling < target)
-        if not len(below):
-            load = rates[-1]
-        elif below[0] == 0:
-            load = rates[0] * falling[0] / target
-        else:
-            i = below[0]
-            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-            load = rates[i - 1] * (rates[i] / rates[i - 1]) ** share
-        found.append((workload, status, system, float(load), bool(len(below))))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "reached"])
+def save(table: Frame, folder: Path) -> None:
+    """Write the summary of the runs to engine.csv in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
 
 
-def errors(table: Frame) -> Frame:
-    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
-    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
-    for column in ("ttft", "tpot"):
-        off[column] = 100 * (simulated[column] / measured[column] - 1)
-    return off.reset_index()
+def what_it_is(engine: Calibrated, frame: Frame) -> str:
+    """The engine in a sentence, and whether the client kept pace with it."""
+    p, r = engine.profile, engine.profile.roofline
+    planes = " or ".join(f"{1e3 * q.b:.2f} ms + {1e6 * q.k1:.1f} us a token" for q in r.planes)
+    return (
+        f"{p.source}, on {p.gpu}: a step takes {planes}, and {1e6 * r.k_ctx:.3f} us per token of context; most steps "
+        f"stay below {p.margin:.2f} times that. A step of 16 decodes: {1e3 * engine.step:.1f} ms. Outside of the "
+        f"engine a first token takes {1e3 * engine.outside:.1f} ms. The client was late by at most "
+        f"{1e3 * frame['lag'].max():.0f} ms."
+    )
 
 
 def what_it_shows(found: Frame, off: Frame, engine: Calibrated) -> str:
@@ -269,8 +260,8 @@ def what_it_shows(found: Frame, off: Frame, engine: Calibrated) -> str:
         ratio = {s: loads[workload, s, OURS] / loads[workload, s, STOCK] for s in ("measured", "simulated")}
         lines.append(
             f"- **{workload}**: at 90 % attainment SLOs-Serve carries {loads[workload, 'measured', OURS]:.3g} "
-            f"requests/s and vLLM's own scheduler {loads[workload, 'measured', STOCK]:.3g}, {ratio['measured']:.2f}x, measured on "
-            f"{engine.profile.gpu}; the simulator said {ratio['simulated']:.2f}x."
+            f"requests/s and vLLM's own scheduler {loads[workload, 'measured', STOCK]:.3g}, "
+            f"{ratio['measured']:.2f}x, measured on {engine.profile.gpu}; the simulator said {ratio['simulated']:.2f}x."
         )
     worst = off[["attainment", "ttft", "tpot"]].abs()
     lines.append(

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -164,11 +165,19 @@ def stop(signum: int, frame: object) -> NoReturn:
     os._exit(130)
 
 
+def missing(notebook: Path) -> list[str]:
+    """Packages that it names in its metadata, `"slos": {"needs": [...]}`, and that are not installed."""
+    needs = json.loads(notebook.read_text())["metadata"].get("slos", {}).get("needs", [])
+    return [package for package in needs if find_spec(package) is None]
+
+
 def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
-    """Execute what is not done; a line for each notebook that is."""
+    """Execute what is not done; a line for each notebook that is, or that cannot be."""
     for k, notebook in enumerate(notebooks, start=1):
         title = f"notebook {k} of {len(notebooks)}, {notebook.stem}"
-        if is_done(results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size):
+        if lacks := missing(notebook):
+            yield f"{title}: skipped, {' and '.join(lacks)} not installed; SLOS_EXTRA=cpu ./run_all.sh installs it"
+        elif is_done(results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size):
             yield f"{title}: done already"
         else:
             execute(notebook, size, title)

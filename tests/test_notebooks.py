@@ -15,13 +15,14 @@ import pytest
 
 from slos.experiments import SIZES, size_of
 from slos.policies import POLICIES
+from slos.reproduce import missing
 from slos.roofline import profiles
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LOGIC = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.While, ast.Try)
-PATIENCE = 300.0
+PATIENCE = 900.0
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -43,7 +44,7 @@ def test_there_are_notebooks_with_numbered_names() -> None:
 def test_it_is_committed_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert notebook.metadata.keys() <= {"kernelspec", "language_info"}
+    assert notebook.metadata.keys() <= {"kernelspec", "language_info", "slos"}
     assert notebook.metadata["kernelspec"]["name"] == "python3"
     for cell in code_of(path):
         assert cell.outputs == [] and cell.execution_count is None, "run nbstripout on it"
@@ -118,8 +119,11 @@ def test_all_run_at_the_smoke_size_and_are_done_then(tmp_path: Path) -> None:
     """One test, so that they run once however the tests are spread over processes."""
     results, made = tmp_path / "results", tmp_path / "results" / "smoke"
     out = reproduce(results, tmp_path / "cache")
-    for path in NOTEBOOKS:
+    run = [path for path in NOTEBOOKS if not missing(path)]
+    for path in run:
         assert f"{path.stem}: done (" in out and (made / "notebooks" / path.name).exists()
+    for path in set(NOTEBOOKS) - set(run):
+        assert f"{path.stem}: skipped, vllm not installed; SLOS_EXTRA=cpu" in out
     assert "paper" in out and "NOT RUN" in out
 
     figures = {path.name: path for path in (made / "figures").iterdir()}
@@ -142,5 +146,5 @@ def test_all_run_at_the_smoke_size_and_are_done_then(tmp_path: Path) -> None:
 
     rows = {path.name: path.read_bytes() for path in made.glob("*.csv")}
     again = reproduce(results, tmp_path / "cache")
-    assert all(f"{path.stem}: done already" in again for path in NOTEBOOKS)
+    assert all(f"{path.stem}: done already" in again for path in run)
     assert {path.name: path.read_bytes() for path in made.glob("*.csv")} == rows
