@@ -5,9 +5,7 @@ deadline. Where that would make a prefill late, only decodes that cannot wait fo
 look ahead runs the same rule forward under the same roofline, so a set of requests that it passes is served in time,
 step by step, as long as nobody else is admitted.
 
-Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
-remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted), and, for
-one whose stages follow each other without a wait, switch (remaining when the next begins) and later (the tpot then).
+A kernel and those that it calls stay in one file: numba's cache on disk does not see a change in another.
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW, SWITCH, LATER = range(8)
+from slos.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
+
 OK, LATE, MEMORY = 0, 1, 2
 EPS = 1e-9  # seconds
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
@@ -44,73 +43,90 @@ def form(now, jobs, alive, planes, k_ctx, longest, tokens):
 
     longest: the cap on a step's length. A job that is late beyond cure no longer shortens the step for others.
     """
-    total = decodes = context = 0.0
+    prefills = np.empty(len(jobs), np.int64)
+    count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
+    _sort(prefills[:count], jobs)
+    return _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+
+
+@njit(cache=True)
+def _scan(jobs, alive, prefills, tokens):
+    """One token for every decode, none for others, whose indices go to `prefills`.
+
+    Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode is due.
+    """
+    count, total, context, soonest = 0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
         tokens[j] = 0.0
         if alive[j]:
             total += jobs[j, LEFT]
             context += jobs[j, COMPUTED]
-            decodes += jobs[j, LEFT] == 1
-    limit, floor = longest, batch_time(planes, k_ctx, max(decodes, 1.0), context)
-    for j in range(len(jobs)):
-        if alive[j]:
-            slack = jobs[j, DUE] - now
             if jobs[j, LEFT] == 1:
-                limit = min(limit, max(slack, floor))
-            elif slack + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
-                limit = min(limit, slack)
+                tokens[j] = 1.0
+                soonest = min(soonest, jobs[j, DUE])
+            else:
+                prefills[count] = j
+                count += 1
+    return count, total, context, soonest
+
+
+@njit(cache=True)
+def _fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens):
+    """`form` after `_scan`, with `prefills` sorted by deadline."""
+    size = len(jobs)
+    decodes = total
+    for j in prefills:
+        decodes -= jobs[j, LEFT]
+    limit = min(longest, max(soonest - now, batch_time(planes, k_ctx, max(decodes, 1.0), context)))
+    for j in prefills:
+        if jobs[j, DUE] - now + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
+            limit = min(limit, jobs[j, DUE] - now)
     budget = max(1.0, batch_fits(planes, k_ctx, limit, context))
     if total <= budget:
-        for j in range(len(jobs)):
-            if alive[j]:
-                tokens[j] = jobs[j, LEFT]
+        for j in prefills:
+            tokens[j] = jobs[j, LEFT]
         return batch_time(planes, k_ctx, total, context)
-    prefills = _earliest_first(jobs, alive, True, np.inf)
     rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
     for j in prefills:
         owed += jobs[j, LEFT]
         tight |= owed > rate * (jobs[j, DUE] - now)
-    used = 0.0
+    used = decodes
     if tight:
-        used = _give(jobs, _earliest_first(jobs, alive, False, now + 2 * limit), used, budget, tokens)
+        decoding = np.flatnonzero(tokens)
+        urgent = jobs[decoding, DUE] < now + 2 * limit
+        tokens[:] = 0.0
+        first, last = decoding[urgent], decoding[~urgent]
+        if len(first) > budget:
+            _sort(first, jobs)
+        used = _give(jobs, first, 0.0, budget, tokens)
         used = _give(jobs, prefills, used, budget, tokens)
         if used < budget:
-            used = _give(jobs, _earliest_first(jobs, alive, False, np.inf), used, budget, tokens)
+            _sort(last, jobs)
+            used = _give(jobs, last, used, budget, tokens)
     else:
-        for j in range(len(jobs)):
-            if alive[j] and jobs[j, LEFT] == 1:
-                tokens[j] = 1.0
-        used = _give(jobs, prefills, decodes, budget, tokens)
-    context = 0.0
-    for j in range(len(jobs)):
-        context += jobs[j, COMPUTED] if tokens[j] else 0.0
+        used = _give(jobs, prefills, used, budget, tokens)
+    if k_ctx > 0:
+        context = 0.0
+        for j in range(size):
+            context += jobs[j, COMPUTED] if tokens[j] else 0.0
     return batch_time(planes, k_ctx, used, context)
 
 
 @njit(cache=True)
-def _earliest_first(jobs, alive, prefill, before):
-    """Indices of the prefilling, or else the decoding, jobs due before some time, earliest deadline first."""
-    found = np.empty(len(jobs), np.int64)
-    count = 0
-    for j in range(len(jobs)):
-        if alive[j] and (jobs[j, LEFT] > 1) == prefill and jobs[j, DUE] < before:
-            at = count
-            while at > 0 and jobs[found[at - 1], DUE] > jobs[j, DUE]:
-                found[at] = found[at - 1]
-                at -= 1
-            found[at] = j
-            count += 1
-    return found[:count]
+def _sort(some, jobs):
+    """Sort indices in place, earliest deadline first, ties as they were."""
+    if len(some) > 1:
+        some[:] = some[np.argsort(jobs[some, DUE], kind="mergesort")]
 
 
 @njit(cache=True)
-def _give(jobs, order, used, budget, tokens):
-    for j in order:
+def _give(jobs, some, used, budget, tokens):
+    """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of it."""
+    for j in some:
         if used >= budget:
             break
-        if tokens[j] == 0:
-            tokens[j] = min(jobs[j, LEFT], budget - used)
-            used += tokens[j]
+        tokens[j] = min(jobs[j, LEFT], budget - used)
+        used += tokens[j]
     return used
 
 
@@ -155,10 +171,10 @@ def choose(now, jobs, new, proposed, value, seats, tries, blocks, block_size, pl
     while inside[old:].any():
         verdict, at = OK, -1
         if inside[old:].sum() <= seats:
-            verdict, at = look_ahead(now, jobs[inside], blocks, block_size, planes, k_ctx, longest)
+            verdict, at = look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest)
             if verdict == OK:
                 break
-        until = np.inf if at < 0 else jobs[inside][at, DUE]
+        until = np.inf if at < 0 else jobs[at, DUE]
         worst, highest = -1, -1.0
         for c in range(new):
             cost = prefill[c] + (jobs[old + c, REMAINING] / value[c] if verdict == MEMORY else 0.0)
@@ -170,57 +186,76 @@ def choose(now, jobs, new, proposed, value, seats, tries, blocks, block_size, pl
         if not inside[old + c] and tries > 0 and inside[old:].sum() < seats:
             tries -= 1
             inside[old + c] = True
-            if look_ahead(now, jobs[inside], blocks, block_size, planes, k_ctx, longest)[0] != OK:
+            if look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest)[0] != OK:
                 inside[old + c] = False
     return inside[old:]
 
 
 @njit(cache=True)
-def look_ahead(now, jobs, blocks, block_size, planes, k_ctx, longest):
-    """Run the rule forward until it can be argued on: (OK | LATE | MEMORY, the job that failed or -1).
+def look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest):
+    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
     finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
     that cannot be in time even alone is not checked, so that it does not forbid others.
     """
-    jobs = jobs.copy()
+    jobs, alive = jobs.copy(), inside.copy()
     size = len(jobs)
-    alive = np.ones(size, np.bool_)
-    strict = np.ones(size, np.bool_)
+    strict = inside.copy()
     tokens = np.empty(size)
     for j in range(size):
-        in_time = now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
-        if jobs[j, NEW] and not in_time:
+        strict[j] &= now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
+        if inside[j] and jobs[j, NEW] and not strict[j]:
             return LATE, j
-        strict[j] = in_time
+    prefills = np.empty(size, np.int64)
+    count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
+    _sort(prefills[:count], jobs)
     settle = SETTLE
     while settle > 0:
-        pending = False
-        for j in range(size):
-            pending |= alive[j] and jobs[j, LEFT] > 1
-        if not pending:
+        if not count:
             settle -= 1
             if steady(now, jobs, alive, strict, planes, k_ctx):
-                return (OK if _peak(jobs, alive, block_size) <= blocks else MEMORY), -1
-        now += form(now, jobs, alive, planes, k_ctx, longest, tokens)
-        held = 0.0
+                return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
+        now += _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+        held = freed = total = context = 0.0
+        soonest = np.inf
         for j in range(size):
             if not alive[j]:
                 continue
-            jobs[j, LEFT] -= tokens[j]
-            jobs[j, COMPUTED] += tokens[j]
-            held += np.ceil(jobs[j, COMPUTED] / block_size)
             if strict[j] and now > jobs[j, DUE] + EPS:
                 return LATE, j
-            if jobs[j, LEFT] == 0:
+            jobs[j, COMPUTED] += tokens[j]
+            held += jobs[j, COMPUTED]
+            if jobs[j, LEFT] > tokens[j]:
+                jobs[j, LEFT] -= tokens[j]
+            else:
                 jobs[j, REMAINING] -= 1
                 jobs[j, LEFT] = 1
                 if jobs[j, REMAINING] == jobs[j, SWITCH]:
-                    jobs[j, TPOT] = jobs[j, LATER]
+                    if jobs[j, REMAINING] == 0:
+                        alive[j] = False
+                        tokens[j] = 0.0
+                        freed += np.ceil(jobs[j, COMPUTED] / block_size)
+                        continue
+                    jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
                 jobs[j, DUE] += jobs[j, TPOT]
-                alive[j] = jobs[j, REMAINING] > 0
-        if held > blocks:
-            return MEMORY, -1
+            total += jobs[j, LEFT]
+            context += jobs[j, COMPUTED]
+            tokens[j] = jobs[j, LEFT] == 1
+            if jobs[j, LEFT] == 1 and jobs[j, DUE] < soonest:
+                soonest = jobs[j, DUE]
+        kept = 0
+        for j in prefills[:count]:
+            if alive[j] and jobs[j, LEFT] > 1:
+                prefills[kept] = j
+                kept += 1
+        count = kept
+        if held + size * (block_size - 1) > blocks * block_size:  # perhaps not, if blocks are counted one by one
+            held = freed
+            for j in range(size):
+                held += np.ceil(jobs[j, COMPUTED] / block_size) if alive[j] else 0.0
+            if held > blocks:
+                return MEMORY, -1
     tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
     for j in range(size):
         if alive[j]:
@@ -257,16 +292,21 @@ def steady(now, jobs, alive, strict, planes, k_ctx):
 
 
 @njit(cache=True)
-def _peak(jobs, alive, block_size):
-    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step."""
-    order = np.argsort(jobs[:, REMAINING], kind="mergesort")
-    count, context = 0.0, 0.0
-    for j in order:
+def _peak(jobs, alive, block_size, blocks):
+    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step.
+
+    Not told apart below `blocks`.
+    """
+    count = context = final = 0.0
+    for j in range(len(jobs)):
         if alive[j]:
             count += 1
             context += jobs[j, COMPUTED]
+            final += jobs[j, COMPUTED] + jobs[j, REMAINING] + block_size - 1
+    if final <= blocks * block_size:
+        return 0.0
     peak = 0.0
-    for j in order:
+    for j in np.argsort(jobs[:, REMAINING], kind="mergesort"):
         if alive[j]:
             peak = max(peak, context + count * (jobs[j, REMAINING] + block_size - 1))
             count -= 1

@@ -66,8 +66,8 @@ class Admission:
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
     """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) = rates[tightest] - sum n/tpot."""
-    room = np.asarray(tpots)[:, None] - roofline.k_ctx * context - np.array([p.b for p in roofline.planes])
-    return np.maximum(0.0, (room / np.array([p.k1 for p in roofline.planes])).min(axis=1)) / tpots
+    reading = roofline.k_ctx * context
+    return np.array([max(0.0, min((t - reading - p.b) / p.k1 for p in roofline.planes)) / t for t in tpots.tolist()])
 
 
 def admit(problem: Instance, roofline: Roofline) -> Admission:
@@ -75,28 +75,18 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
     Where the forced ones alone are infeasible all new ones are declined: never fails.
     """
-    order = np.lexsort((problem.prefill, ~problem.forced, problem.deadline))
-    new = order[~problem.forced[order]]
-    counts = np.bincount(problem.tier[new], minlength=len(problem.tpots)).astype(np.int64)
-    values = problem.value[new]
-    plain = len(new) == 0 or (values == values[0]).all()
-    bound = problem.memory[new].sum() > problem.blocks
-    memory = problem.memory if bound else np.zeros(len(problem.memory))
-    accepted, value, feasible, exact = _sweep(
+    accepted, value, feasible, exact = sweep(
         problem.now,
         np.asarray(problem.tpots, np.float64),
         prefill_rates(problem.tpots, roofline, problem.context),
         problem.decoding.astype(np.float64),
-        order,
         np.asarray(problem.deadline, np.float64),
         np.asarray(problem.prefill, np.float64),
-        np.asarray(memory, np.float64),
+        np.asarray(problem.memory, np.float64),
         np.asarray(problem.value, np.float64),
         np.asarray(problem.tier, np.int64),
         np.asarray(problem.forced, np.bool_),
-        counts,
         float(problem.blocks),
-        1 if plain and not bound else WIDTH,
     )
     return Admission(accepted, float(value), feasible, exact)
 
@@ -133,8 +123,27 @@ def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
 
 
 @njit(cache=True)
-def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value, tier, forced, counts, blocks, width):
+def _order(deadline, prefill, forced):
+    """Indices by deadline; of those due at once the forced ones first, then the short ones."""
+    order = np.argsort(prefill, kind="mergesort")
+    order = np.concatenate((order[forced[order]], order[~forced[order]]))
+    return order[np.argsort(deadline[order], kind="mergesort")]
+
+
+@njit(cache=True)
+def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks):
+    """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an `Admission`."""
     tiers, states = len(tpots), 1
+    counts = np.zeros(tiers, np.int64)
+    plain, total, first = True, 0.0, -1
+    for i in range(len(tier)):
+        if not forced[i]:
+            first = i if first < 0 else first
+            counts[tier[i]] += 1
+            plain &= value[i] == value[first]
+            total += memory[i]
+    weigh = 1.0 if total > blocks else 0.0  # memory that cannot run out need not be told apart
+    width = 1 if plain and not weigh else WIDTH
     stride = np.ones(tiers, np.int64)
     for t in range(tiers):
         stride[t] = states
@@ -167,14 +176,15 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
         if decoding[t] > 0:
             base_tightest = t
     least = -EPS * rates[tiers - 1]
-    clock, reached = now, 0
-    for i in order:
+    clock = now
+    live = np.empty(states, np.int64)  # the states with points, ascending; `fresh` ones are found in descending order
+    fresh = np.empty(states, np.int64)
+    live[0], alive = 0, 1
+    for i in _order(deadline, prefill, forced):
         dt = max(0.0, deadline[i] - clock)
         clock += dt
-        alive = False
-        for s in range(reached + 1):
-            if size[s] == 0:
-                continue
+        found, alive = alive, 0
+        for s in live[:found]:
             rate = rates[min(base_tightest, tightest[s])] - base - owed[s]
             if rate < least:
                 size[s] = 0
@@ -190,7 +200,9 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
                 used[s, kept], node[s, kept] = used[s, e], node[s, e]
                 kept += 1
             size[s] = kept
-            alive = alive or kept > 0
+            if kept:
+                live[alive] = s
+                alive += 1
         if not alive:
             return forced.copy() & False, 0.0, False, True
         mine = tier[i]
@@ -198,29 +210,46 @@ def _sweep(now, tpots, rates, decoding, order, deadline, prefill, memory, value,
             base += 1 / tpots[mine]
             base_tightest = min(base_tightest, mine)
             continue
-        top = reached
-        for s in range(reached, -1, -1):
-            if size[s] == 0 or count[s, mine] == counts[mine]:
+        found = 0
+        for s in live[:alive][::-1]:
+            if count[s, mine] == counts[mine]:
                 continue
             to = s + stride[mine]
             if rates[min(base_tightest, tightest[to])] - base - owed[to] < 0:
                 continue
+            before = size[to]
             for e in range(size[s]):
-                left, full = budget[s, e] - prefill[i], used[s, e] + memory[i]
+                left, full = budget[s, e] - prefill[i], used[s, e] + weigh * memory[i]
                 if left < -EPS * prefill[i] - EPS or full > blocks:
+                    continue
+                if width == 1 and size[to] and budget[to, 0] >= left:
                     continue
                 if nodes == len(parent):
                     parent = np.concatenate((parent, np.empty(nodes, np.int64)))
                     item = np.concatenate((item, np.empty(nodes, np.int64)))
                 parent[nodes], item[nodes] = node[s, e], i
                 v = best_value[s, e] + value[i]
-                exact &= _insert(size, best_value, budget, used, node, to, v, left, full, nodes, width)
+                if width == 1:  # of one value per state the largest budget is best
+                    size[to], best_value[to, 0], budget[to, 0], used[to, 0], node[to, 0] = 1, v, left, full, nodes
+                else:
+                    exact &= _insert(size, best_value, budget, used, node, to, v, left, full, nodes, width)
                 nodes += 1
-                top = max(top, to)
-        reached = top
+            if before == 0 < size[to]:
+                fresh[found] = to
+                found += 1
+        a, b, alive = alive - 1, 0, alive + found
+        for c in range(alive - 1, -1, -1):  # merge
+            if b == found:
+                break
+            if a >= 0 and live[a] > fresh[b]:
+                live[c] = live[a]
+                a -= 1
+            else:
+                live[c] = fresh[b]
+                b += 1
     best, at = -1.0, -1
-    for s in range(reached + 1):
-        if size[s] and rates[min(base_tightest, tightest[s])] - base - owed[s] < least:
+    for s in live[:alive]:
+        if rates[min(base_tightest, tightest[s])] - base - owed[s] < least:
             continue
         for e in range(size[s]):
             if best_value[s, e] > best:

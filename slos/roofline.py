@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -40,10 +40,12 @@ class Plane:
 class Roofline:
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
+    array: np.ndarray = field(init=False, repr=False, compare=False)  # planes as float64 [planes, 3], for kernels
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
+        object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b) for p in self.planes]))
 
     def time(self, tokens: int, draft_steps: int = 0, context: int = 0) -> float:
         """Seconds of a batch."""
@@ -56,10 +58,6 @@ class Roofline:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none fits."""
         room = seconds - self.k_ctx * context + _SLACK
         return max(0, min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes))
-
-    def array(self) -> np.ndarray:
-        """Planes as float64 [planes, 3] of (k1, k2, b), for kernels."""
-        return np.array([(p.k1, p.k2, p.b) for p in self.planes])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,14 @@ lives on what batches and KV blocks have left and is preempted, newest first, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import final
 
 import numpy as np
 
 from slos import batching
-from slos.batching import COMPUTED, DUE, LEFT, REMAINING, TPOT
-from slos.planner import Instance, admit
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, TPOT, fluid, jobs_of, needed
+from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.speculation import Acceptance, draft_length
 from slos.types import Batch, LengthPredictor, Progress, View, require
@@ -36,9 +34,10 @@ RESERVE = 0.2  # and always starts a request only if this share of the KV cache 
 class SLOsServe:
     """The paper's scheduler.
 
-    roofline, lengths: what is believed of the hardware and of output lengths. longest_step: cap on a batch, seconds, so
-    that arrivals are seen in time. speculate: draft where the engine can. What is promised never rests on drafts: they
-    are an advance on it, which gives slack and KV blocks back sooner.
+    roofline, lengths: what is believed of the hardware and of output lengths; a host that learns may assign better ones
+    between steps. longest_step: cap on a batch, seconds, so that arrivals are seen in time. speculate: draft where the
+    engine can. What is promised never rests on drafts: they are an advance on it, which gives slack and KV blocks back
+    sooner.
     """
 
     roofline: Roofline
@@ -46,12 +45,10 @@ class SLOsServe:
     longest_step: float = 0.15
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    _planes: np.ndarray = field(init=False, repr=False)
     _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
-        self._planes = self.roofline.array()
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
@@ -60,7 +57,7 @@ class SLOsServe:
         for p in view.running:
             if p.best_effort:
                 best_effort.append(p)
-            elif p.left > 1 and p.due < view.now:  # its first token is late whatever happens now
+            elif p.tokens - p.computed > 1 and p.due < view.now:  # its first token is late whatever happens now
                 declined.append(p)
                 best_effort.append(p)
             else:
@@ -76,9 +73,9 @@ class SLOsServe:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
-        jobs = self._jobs(guaranteed)
+        jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         if candidates:
-            jobs = np.concatenate((jobs, self._jobs(candidates, new=True)))
+            jobs[len(guaranteed) :, NEW] = 1
             admitted = self._admit(view, jobs, candidates)
             jobs = jobs[np.concatenate((np.ones(len(guaranteed), np.bool_), admitted))]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
@@ -89,59 +86,21 @@ class SLOsServe:
         batch = self._batch(view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
         return replace(batch, repeat=1) if candidates else batch
 
-    def _jobs(self, requests: Sequence[Progress], new: bool = False) -> np.ndarray:
-        """Jobs as in `slos.batching`."""
-        remaining, after = self.lengths.remaining, self.lengths.after_stage
-        rows = [
-            (
-                p.tokens - p.computed,
-                p.t0 + p.generated * p.tpot,
-                p.tpot,
-                remaining(p),
-                p.computed,
-                new,
-                after(p) if p.later_tpot < inf else 0,
-                p.later_tpot,
-            )
-            for p in requests
-        ]
-        return np.array(rows, dtype=np.float64).reshape(-1, 8)
-
     def _admit(self, view: View, jobs: np.ndarray, candidates: list[Progress]) -> np.ndarray:
-        """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates].
-
-        The planner's problem: a request ahead of its schedule counts in the loosest tier that its slack allows, and
-        memory is bounded by what is held now; when blocks come back is for the look ahead to see.
-        """
+        """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
         value = np.array([p.value for p in candidates])
-        tpots = np.unique(jobs[:, TPOT])
-        tpots = np.append(tpots, 2 * tpots[-1])
-        decoding = jobs[:old][jobs[:old, LEFT] == 1]
-        pace = (
-            decoding[:, TPOT]
-            + np.maximum(0.0, decoding[:, DUE] - decoding[:, TPOT] - view.now) / decoding[:, REMAINING]
-        )
-        blocks = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / view.block_size)
-        open_ = np.append(np.flatnonzero(jobs[:old, LEFT] > 1), np.arange(old, len(jobs)))
-        problem = Instance(
-            now=view.now,
-            tpots=tpots,
-            decoding=np.bincount(np.searchsorted(tpots, pace, side="right") - 1, minlength=len(tpots)),
-            deadline=jobs[open_, DUE],
-            prefill=jobs[open_, LEFT],
-            memory=blocks[open_],
-            value=np.append(np.ones(len(open_) - new), value),
-            tier=np.searchsorted(tpots, jobs[open_, TPOT]),
-            forced=open_ < old,
-            blocks=max(0, view.total_blocks - int(blocks[:old].sum())),
-            context=int(decoding[:, COMPUTED].sum()),
-        )
-        proposed = admit(problem, self.roofline).accepted[len(open_) - new :]
+        paces = sorted(set(jobs[:, TPOT].tolist()))
+        tpots = np.array([*paces, 2 * paces[-1]])
+        context = int(jobs[:old, COMPUTED][jobs[:old, LEFT] == 1].sum()) if self.roofline.k_ctx else 0
+        rates = prefill_rates(tpots, self.roofline, context)
+        blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
+        problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
+        proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
+        seats = view.max_seqs - old
         return batching.choose(
-            view.now, jobs, new, proposed, value, view.max_seqs - old, SECOND_TRIES,
-            view.total_blocks, view.block_size, self._planes, self.roofline.k_ctx, self.longest_step,
-        )  # fmt: skip
+            view.now, jobs, new, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
+        )
 
     def _batch(
         self,
@@ -154,17 +113,18 @@ class SLOsServe:
     ) -> Batch:
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
-        planes, k_ctx = self._planes, self.roofline.k_ctx
+        planes, k_ctx = self.roofline.array, self.roofline.k_ctx
         seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
-        last_resort = [guaranteed[j] for j in urgent if guaranteed[j].computed]
-        room = _Room(view, last_resort + best_effort)
-        tokens = room.give_all([guaranteed[j] for j in urgent], jobs[urgent, COMPUTED], share[urgent], best_effort)
+        room = _Room(view, best_effort)
+        need, starts = needed(jobs, share, view.block_size)
+        wanted = share[urgent].astype(np.int64).tolist()
+        tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
         length = 0
         if self.speculate and view.max_drafts:
             length = self._draft(view, jobs, guaranteed, share, tokens, room)
-        self._preempted = {p.id for p in guaranteed if p.id in self._preempted and p.id not in tokens}
-        self._preempted.update(p.id for p in last_resort if p.id in room.preempted)
+        gone = self._preempted.difference(tokens).union(room.preempted)
+        self._preempted = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
         steps = float(REPEAT)  # for which this batch stays as it is
         if best_effort or waiting:
@@ -205,11 +165,12 @@ class SLOsServe:
         room: _Room,
     ) -> int:
         """Add drafts to the decodes of a batch where that pays; the length of the longest."""
+        roofline = self.roofline
         decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
-        end = batching.latest_end(view.now, jobs, share, self._planes, self.roofline.k_ctx, self.longest_step, 0.0)
+        end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
         total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
         alpha, longest = self._acceptance.alpha, 0
-        length = draft_length(self.roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
+        length = draft_length(roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
         for p in decoding if length else ():
             drafts = min(length, self.lengths.remaining(p) - 1)
             need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)
@@ -224,24 +185,22 @@ class SLOsServe:
 class _Room:
     """KV blocks and seats while a batch is put together; takes both from the tail of `evictable` when they run out."""
 
-    def __init__(self, view: View, evictable: list[Progress]) -> None:
-        self.view, self.evictable = view, evictable
+    def __init__(self, view: View, best_effort: list[Progress]) -> None:
+        self.view, self.evictable = view, list(best_effort)
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
         self.preempted: list[str] = []
 
-    def give_all(
-        self, requests: list[Progress], computed: np.ndarray, share: np.ndarray, best_effort: list[Progress]
-    ) -> dict[str, int]:
-        """Give to guaranteed `requests` in turn; all at once where nobody has to go. Then only best effort may go."""
-        size, some = self.view.block_size, share > 0
-        need = int((np.ceil((computed + share) / size) - np.ceil(computed / size)).sum())
-        starts = int((some & (computed == 0)).sum())
-        wanted = zip(requests, share.astype(np.int64).tolist(), strict=True)
+    def give_all(self, requests: list[Progress], wanted: list[int], need: float, starts: int) -> dict[str, int]:
+        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in turn.
+
+        need, starts: blocks and seats for all. Where best effort gives too little the last in turn go too.
+        """
         if need <= self.free and starts <= self.seats:
-            tokens = {p.id: n for p, n in wanted if n}
-            self.free, self.seats = self.free - need, self.seats - starts
-        else:
-            tokens = {p.id: n for p, n in wanted if n and self.give(p, n)}
+            self.free, self.seats = self.free - int(need), self.seats - starts
+            return {p.id: n for p, n in zip(requests, wanted, strict=True) if n}
+        best_effort = self.evictable
+        self.evictable = [p for p in requests if p.computed] + best_effort
+        tokens = {p.id: n for p, n in zip(requests, wanted, strict=True) if n and self.give(p, n)}
         self.evictable = [p for p in best_effort if p.id not in self.preempted]
         return tokens
 

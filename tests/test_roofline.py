@@ -20,7 +20,7 @@ def test_time_by_hand() -> None:
     assert r.time(10, draft_steps=3) == pytest.approx(0.036)
     assert r.time(30, context=100) == pytest.approx(0.07), "the second plane is higher from 20 tokens on"
     assert (r.fits(0.03), r.fits(0.0299), r.fits(0.06), r.fits(0.01)) == (10, 9, 30, 0)
-    assert r.array().tolist() == [[0.001, 0.002, 0.02], [0.002, 0.0, 0.0]]
+    assert r.array.tolist() == [[0.001, 0.002, 0.02], [0.002, 0.0, 0.0]]
 
 
 @given(rooflines, st.integers(1, 20_000), st.integers(0, 8), st.integers(0, 50_000))

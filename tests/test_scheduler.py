@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from laws import FAST, Lawful, requests, slos, stages, worlds
 
 from slos.live import Outcome
-from slos.roofline import Roofline
+from slos.roofline import Plane, Roofline
 from slos.scheduler import SLOsServe
 from slos.simulator import World, simulate
-from slos.types import SLO, Batch, Oracle, Request, Stage, View
+from slos.types import SLO, Batch, Oracle, Progress, Request, Stage, View
 
 HOPELESS = SLO(tpot=0.1, ttft=0.001)
 
@@ -100,6 +100,15 @@ def test_best_effort_makes_room_newest_first() -> None:
     assert watch.preempted[:2] == ["b", "a"]
     assert outcomes["c"].attained and outcomes["c"].finish < outcomes["a"].finish <= outcomes["b"].finish
     assert outcomes["a"].declined and outcomes["a"].preemptions == 1
+
+
+def test_a_better_roofline_takes_its_place_between_steps() -> None:
+    work = [req("a", 100, 5, SLO(tpot=0.1, slowdown=3.0))]
+    policy = SLOsServe(FAST, Oracle(work))
+    view = View(0.0, [Progress("a", 0.0, 100, 0.25, 0.1)], [], 100, 100)
+    assert policy.step(view).tokens == {"a": 100}
+    policy.roofline = Roofline((Plane(0.01, 0.0, 0.0),))
+    assert policy.step(view).decline == ("a",), "now a prompt of 100 tokens takes a second"
 
 
 def test_settings_are_checked() -> None:
