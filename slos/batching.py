@@ -13,10 +13,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from slos.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
+from slos.jobs import CHILD, COMPUTED, DUE, FIRST, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT, WAIT, WAKE
 
 OK, LATE, MEMORY = 0, 1, 2
 EPS = 1e-9  # seconds
+HORIZON = 10_000  # steps looked ahead for rounds to come
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
 
 
@@ -155,68 +156,99 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
 
 
 @njit(cache=True)
-def choose(now, jobs, new, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest):
-    """Which of the last `new` jobs to admit beside the others: bool [new].
+def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest):
+    """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool [new].
 
     Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
     passes; then `tries` of those left out, smallest prefill first, are let in if it still passes. Cost: prefill tokens
     for a deadline missed, whole size where memory is short, per value. At most `seats` are admitted.
     """
-    old = len(jobs) - new
+    new = len(proposed)
     inside = np.ones(len(jobs), np.bool_)
-    inside[old:] = proposed
+    mine = inside[old : old + new]
+    mine[:] = proposed
     prefill = np.empty(new)
     for c in range(new):
         prefill[c] = jobs[old + c, LEFT] / value[c]
-    while inside[old:].any():
+    while mine.any():
         verdict, at = OK, -1
-        if inside[old:].sum() <= seats:
-            verdict, at = look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest)
+        if mine.sum() <= seats:
+            verdict, at = look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)
             if verdict == OK:
                 break
-        until = np.inf if at < 0 else jobs[at, DUE]
+        until = np.inf if at < 0 or at >= old + new else jobs[at, DUE]
         worst, highest = -1, -1.0
         for c in range(new):
             cost = prefill[c] + (jobs[old + c, REMAINING] / value[c] if verdict == MEMORY else 0.0)
             cost += 1e12 * (jobs[old + c, DUE] <= until)
-            if inside[old + c] and cost > highest:
+            if mine[c] and cost > highest:
                 worst, highest = c, cost
-        inside[old + worst] = False
+        mine[worst] = False
     for c in np.argsort(prefill, kind="mergesort"):
-        if not inside[old + c] and tries > 0 and inside[old:].sum() < seats:
+        if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
-            inside[old + c] = True
-            if look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest)[0] != OK:
-                inside[old + c] = False
-    return inside[old:]
+            mine[c] = True
+            if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)[0] != OK:
+                mine[c] = False
+    return mine
 
 
 @njit(cache=True)
-def look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest):
+def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch):
     """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
     finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
-    that cannot be in time even alone is not checked, so that it does not forbid others.
+    that cannot be in time even alone is not checked, so that it does not forbid others. Rounds to come are followed to
+    the last of them, each from when it will arrive. stretch: the least that the first step lasts, in seconds.
     """
     jobs, alive = jobs.copy(), inside.copy()
     size = len(jobs)
-    strict = inside.copy()
+    asleep, wake = 0, links[:, WAKE].copy()
+    for j in range(len(links)):
+        child = int(links[j, CHILD])
+        if child:
+            alive[child] = alive[j]
+    for j in range(len(links)):
+        wake[j] = wake[j] if alive[j] else 0.0
+        if wake[j] > 0:
+            alive[j] = False
+            asleep += 1
+    strict = np.ones(size, np.bool_)
     tokens = np.empty(size)
     for j in range(size):
-        strict[j] &= now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
-        if inside[j] and jobs[j, NEW] and not strict[j]:
-            return LATE, j
+        if alive[j]:
+            strict[j] = now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
+            if jobs[j, NEW] and not strict[j]:
+                return LATE, j
     prefills = np.empty(size, np.int64)
     count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
     _sort(prefills[:count], jobs)
-    settle = SETTLE
+    settle, horizon = SETTLE, HORIZON
     while settle > 0:
-        if not count:
+        if asleep:
+            if total == 0:
+                now, stretch = max(now + stretch, wake[wake > 0].min()), 0.0
+            late_comers = np.flatnonzero((wake > 0) & (wake <= now))
+            if len(late_comers):
+                asleep -= len(late_comers)
+                alive[late_comers] = True
+                jobs[late_comers, DUE] = wake[late_comers] + links[late_comers, FIRST]
+                wake[late_comers] = 0.0
+                count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
+                _sort(prefills[:count], jobs)
+            horizon -= 1
+            if horizon == 0:
+                return LATE, -1
+            if not count and k_ctx == 0 and stretch == 0:
+                now = _leap(now, jobs, alive, strict, total, wake, blocks * block_size, block_size, planes, longest)
+                _, total, context, soonest = _scan(jobs, alive, prefills, tokens)
+        elif not count:
             settle -= 1
-            if steady(now, jobs, alive, strict, planes, k_ctx):
+            if stretch == 0 and steady(now, jobs, alive, strict, planes, k_ctx):
                 return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
-        now += _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+        seconds = _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+        now, stretch = now + max(seconds, stretch), 0.0
         held = freed = total = context = 0.0
         soonest = np.inf
         for j in range(size):
@@ -236,6 +268,10 @@ def look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest):
                         alive[j] = False
                         tokens[j] = 0.0
                         freed += np.ceil(jobs[j, COMPUTED] / block_size)
+                        if len(links) and links[j, CHILD]:
+                            child = int(links[j, CHILD])
+                            wake[child] = now + links[child, WAIT]
+                            jobs[child, COMPUTED] = 0.0 if links[child, WAIT] else jobs[j, COMPUTED]
                         continue
                     jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
                 jobs[j, DUE] += jobs[j, TPOT]
@@ -268,6 +304,29 @@ def look_ahead(now, jobs, inside, blocks, block_size, planes, k_ctx, longest):
     if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
         return LATE, -1
     return (OK if final <= blocks else MEMORY), -1
+
+
+@njit(cache=True)
+def _leap(now, jobs, alive, strict, count, wake, room, block_size, planes, longest):
+    """Take many steps at once while everybody decodes, until shortly before one ends or arrives; when that is."""
+    seconds, steps, held = batch_time(planes, 0.0, count, 0.0), np.inf, 0.0
+    for j in range(len(jobs)):
+        if alive[j]:
+            if min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, longest) < seconds:
+                return now
+            steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
+            held += jobs[j, COMPUTED] + block_size
+    sleepers = wake[(wake > 0) & (wake < np.inf)]
+    until, steps, taken = sleepers.min() if len(sleepers) else np.inf, min(steps, (room - held) // count), 0
+    while taken < steps and now + seconds < until:
+        now += seconds
+        taken += 1
+    for j in range(len(jobs) if taken else 0):
+        if alive[j]:
+            jobs[j, COMPUTED] += taken
+            jobs[j, REMAINING] -= taken
+            jobs[j, DUE] += taken * jobs[j, TPOT]
+    return now
 
 
 @njit(cache=True)

@@ -2,21 +2,30 @@
 
 Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
 remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted), and, for
-one whose stages follow each other without a wait, switch (remaining when the next begins) and later (the tpot then).
+one whose stages go on without a prompt, switch (remaining when the next begins) and later (the tpot then).
+
+Rounds to come of the same request are rows behind all others. Links are float64 [jobs, 4], or [0, 4] where nobody has
+such rounds: child (row of the next round, 0 for none), wait (s from the end of the round before until this one
+arrives), first (s from then until its first token is due) and wake (when it arrives, s: 0 for who is here, infinite if
+that depends on the round before).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
 from struct import pack_into
 
 import numpy as np
 from numba import njit
 
-from slos.types import LengthPredictor, Progress
+from slos.roofline import Roofline
+from slos.types import Foresight, LengthPredictor, Progress, Stage
 
 LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW, SWITCH, LATER = range(8)
+CHILD, WAIT, FIRST, WAKE = range(4)
+NO_LINKS = np.zeros((0, 4))
 
 
 def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarray:
@@ -35,6 +44,63 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarra
     for j in np.flatnonzero(floats[2] < inf).tolist():
         jobs[j, SWITCH] = lengths.after_stage(requests[j])
     return jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What is to come of a request after its present round: rows as above, and of the present one its last columns."""
+
+    stage: int
+    jobs: np.ndarray  # [rounds, 8]
+    links: np.ndarray  # [rounds, 4], without children
+    after: int  # tokens of stages that go on from the present one, and their smallest TPOT
+    later: float
+
+
+def rounds_of(p: Progress, lengths: Foresight, roofline: Roofline) -> Rounds | None:
+    """None if the present round is the last."""
+    stages = lengths.following(p)
+    if not stages:
+        return None
+    groups: list[list[Stage]] = [[]]
+    for stage in stages:
+        if not stage.goes_on:
+            groups.append([])
+        groups[-1].append(stage)
+    own, *following = groups
+    if not following:
+        return None
+    after, later = sum(s.output for s in own), min((s.slo.tpot for s in own), default=inf)
+    context = p.tokens + lengths.remaining(p) - lengths.after_stage(p) + after
+    jobs, links = [], []
+    for first, *rest in following:
+        left = first.prompt + (context if first.wait else 1)
+        switch = sum(s.output for s in rest)
+        remaining, tpots = first.output + switch, [s.slo.tpot for s in rest]
+        jobs.append((left, 0, first.slo.tpot, remaining, 0, 0, switch, min(tpots, default=inf)))
+        links.append((0, first.wait, first.slo.first_token(roofline.time(left)), inf))
+        context += first.prompt + remaining
+    return Rounds(p.stage, np.array(jobs, np.float64), np.array(links), after, later)
+
+
+def chain(jobs: np.ndarray, rounds: Sequence[tuple[int, Rounds, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Jobs with the rounds to come behind them, and links. rounds: row of its present round, or when the next arrives.
+
+    A row below 0 says that the request is away, and the time then counts.
+    """
+    if not rounds:
+        return jobs, NO_LINKS
+    links, size = [np.zeros((len(jobs), 4))], len(jobs)
+    for row, r, wake in rounds:
+        mine = r.links.copy()
+        mine[:-1, CHILD] = np.arange(size + 1, size + len(mine))
+        if row < 0:
+            mine[0, WAKE] = wake
+        else:
+            links[0][row, CHILD] = size
+        links.append(mine)
+        size += len(mine)
+    return np.concatenate((jobs, *(r.jobs for _, r, _ in rounds))), np.concatenate(links)
 
 
 @njit(cache=True)

@@ -1,23 +1,44 @@
 """SLOs-Serve as a policy: the planner proposes whom to admit, the look ahead proves it, one rule forms every batch.
 
-A waiting request, also one that comes back from a tool, is a candidate at every step until it starts, which is the
-promise to serve it in time, or until it cannot be in time even alone: then it is declined into best effort, which
-lives on what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need the memory.
+A waiting request is a candidate at every step until it starts, which is the promise to serve it in time, or until it
+cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have left
+and is preempted, newest first, when guaranteed requests need the memory.
+
+The promise covers all that the lengths foresee. With a `Foresight` that is the whole request: the rounds that come back
+from a tool are part of the proof from the start. Who cannot say when a tool answers makes every round a request of its
+own, for no scheduler could promise more: of requests that all come back at once only as many are in time as their
+slowdown allows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import cast, final
 
 import numpy as np
 
 from slos import batching
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, TPOT, fluid, jobs_of, needed
+from slos.jobs import (
+    COMPUTED,
+    DUE,
+    LATER,
+    LEFT,
+    NEW,
+    REMAINING,
+    SWITCH,
+    TPOT,
+    WAIT,
+    Rounds,
+    chain,
+    fluid,
+    jobs_of,
+    needed,
+    rounds_of,
+)
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.speculation import Acceptance, draft_length
-from slos.types import Batch, LengthPredictor, Progress, View, require
+from slos.types import Batch, Foresight, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
 SECOND_TRIES = 4  # candidates that the planner's fluid view left out and the look ahead is asked about all the same
@@ -46,6 +67,9 @@ class SLOsServe:
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
+    _rounds: dict[str, Rounds] = field(init=False, repr=False, default_factory=dict)  # promised, by request
+    _away: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # when the next of them arrives
+    _end: float = field(init=False, repr=False, default=0.0)  # of the last step
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -53,6 +77,8 @@ class SLOsServe:
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
+        if self._rounds:
+            self._follow(view)
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -73,20 +99,63 @@ class SLOsServe:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
+        old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
+        jobs[old:, NEW] = 1
+        future = self._chain(jobs, guaranteed, candidates)
+        inside = np.ones(len(future[0]), np.bool_)
         if candidates:
-            jobs[len(guaranteed) :, NEW] = 1
-            admitted = self._admit(view, jobs, candidates)
-            jobs = jobs[np.concatenate((np.ones(len(guaranteed), np.bool_), admitted))]
+            inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
+            jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
             candidates = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
             if not guaranteed and not best_effort:  # nothing runs that they could wait for
                 declined += candidates
                 waiting += candidates
-        batch = self._batch(view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined))
+        batch = self._batch(
+            view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined), (*future, inside)
+        )
+        for p in guaranteed[old:] if len(future[1]) else ():
+            if p.id in batch.tokens and (rounds := self._foresee(p)):
+                self._rounds[p.id] = rounds
         return replace(batch, repeat=1) if candidates else batch
 
-    def _admit(self, view: View, jobs: np.ndarray, candidates: list[Progress]) -> np.ndarray:
+    def _follow(self, view: View) -> None:
+        """Who of those with rounds to come is away, who has come back, who has lost its guarantee."""
+        here = {p.id: p for p in (*view.running, *view.waiting)}
+        for id, rounds in list(self._rounds.items()):
+            p = here.get(id)
+            if p is None:
+                self._away.setdefault(id, self._end + float(rounds.links[0, WAIT]))
+            elif p.best_effort or p.stage != rounds.stage:
+                del self._rounds[id]
+                if self._away.pop(id, None) is not None and not p.best_effort:
+                    self._preempted.add(id)
+                if not p.best_effort and (following := self._foresee(p)):
+                    self._rounds[id] = following
+
+    def _foresee(self, p: Progress) -> Rounds | None:
+        foresight = hasattr(self.lengths, "following")
+        return rounds_of(p, cast(Foresight, self.lengths), self.roofline) if foresight else None
+
+    def _chain(
+        self, jobs: np.ndarray, guaranteed: list[Progress], candidates: list[Progress]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Jobs with all rounds to come behind them, and links."""
+        found = [(i, p, self._rounds.get(p.id)) for i, p in enumerate(guaranteed)] if self._rounds else []
+        for i, p in enumerate(candidates, len(guaranteed)):
+            found.append((i, p, self._foresee(p)))
+        chains = [(-1, self._rounds[id], wake) for id, wake in self._away.items()]
+        for i, p, rounds in found:
+            if rounds:
+                chains.append((i, rounds, 0.0))
+                jobs[i, REMAINING] += rounds.after - self.lengths.after_stage(p)
+                jobs[i, SWITCH], jobs[i, LATER] = rounds.after, rounds.later
+        return chain(jobs, chains)
+
+    def _admit(
+        self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
+    ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
         value = np.array([p.value for p in candidates])
@@ -97,9 +166,9 @@ class SLOsServe:
         blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
-        seats = view.max_seqs - old
+        seats = view.max_seqs - old - len(self._away)
         return batching.choose(
-            view.now, jobs, new, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
+            view.now, *future, old, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
         )
 
     def _batch(
@@ -110,6 +179,7 @@ class SLOsServe:
         best_effort: list[Progress],
         waiting: list[Progress],
         declined: tuple[str, ...],
+        future: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> Batch:
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
@@ -121,7 +191,8 @@ class SLOsServe:
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
         length = 0
-        if self.speculate and view.max_drafts:
+        rounds = len(future[1]) > 0
+        if self.speculate and view.max_drafts and not rounds:
             length = self._draft(view, jobs, guaranteed, share, tokens, room)
         gone = self._preempted.difference(tokens).union(room.preempted)
         self._preempted = {p.id for p in guaranteed if p.id in gone} if gone else set()
@@ -136,6 +207,7 @@ class SLOsServe:
                     end = min(end, view.now + seconds * (1 + STRETCH))
                 else:
                     steps = min(steps, at_ease // len(guaranteed))
+            before = tokens.copy(), list(room.preempted)
             spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
             for p in [*room.evictable, *waiting]:
                 n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
@@ -149,10 +221,24 @@ class SLOsServe:
                     spare -= whole if not p.computed else 0
             if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
                 steps = 1
+            if rounds and len(tokens) > len(before[0]):
+                seconds = self.roofline.time(used, length, context)
+                verdict, _ = batching.look_ahead(
+                    view.now, *future, view.total_blocks, view.block_size, planes, k_ctx, self.longest_step, seconds
+                )
+                if verdict != batching.OK:  # best effort would delay a round to come
+                    tokens, room.preempted = before
+        if rounds:
+            context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
+            self._end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
+            alone = guaranteed and len(tokens) == len(guaranteed) and not k_ctx
+            steps = min(steps, (jobs[:, REMAINING] - jobs[:, SWITCH]).min()) if alone else 1
         settled = used == len(tokens) == len(view.running) and (jobs[:, LEFT] == 1).all()
         calm = settled and not room.preempted and not declined
         if not (calm and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)):
             steps = 1
+        for _ in range(int(steps) if rounds else 0):  # as the host adds them up
+            self._end += seconds
         return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
 
     def _draft(

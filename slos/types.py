@@ -210,10 +210,17 @@ class LengthPredictor(Protocol):
     def after_stage(self, progress: Progress) -> int: ...
 
 
+class Foresight(LengthPredictor, Protocol):
+    """A predictor that also knows the stages to come, tools' answers and their latency included."""
+
+    def following(self, progress: Progress) -> Sequence[Stage]: ...
+
+
 class Oracle:
-    """Knows every length, as the paper assumes for every system that it compares."""
+    """Knows every length, as the paper assumes for every system that it compares, and every stage to come."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
+        self._stages = {r.id: r.stages for r in requests}
         self._growth: dict[str, list[int]] = {}
         self._later: dict[str, list[int]] = {}
         for r in requests:
@@ -230,6 +237,9 @@ class Oracle:
 
     def after_stage(self, progress: Progress) -> int:
         return self._later[progress.id][progress.stage]
+
+    def following(self, progress: Progress) -> Sequence[Stage]:
+        return self._stages[progress.id][progress.stage + 1 :]
 
 
 NEVER = inf

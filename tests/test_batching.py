@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from laws import FAST
 
 from slos.batching import LATE, MEMORY, OK, batch_fits, batch_time, form, look_ahead
-from slos.jobs import COMPUTED, DUE, LATER, LEFT, REMAINING, SWITCH, TPOT
+from slos.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
 
 PLANES = FAST.array
 LONGEST = 0.1
@@ -58,7 +58,8 @@ def test_every_batch(jobs: np.ndarray) -> None:
 def test_what_the_look_ahead_passes_is_in_time_to_the_end(jobs: np.ndarray, blocks: int) -> None:
     """Those that can still be in time alone are; and where everybody decodes in every step memory holds out too."""
     alone = np.array([FAST.time(int(j[LEFT])) <= j[DUE] for j in jobs])
-    verdict, blamed = look_ahead(0.0, jobs, np.ones(len(jobs), np.bool_), blocks, 16, PLANES, 0.0, LONGEST)
+    everybody = np.ones(len(jobs), np.bool_)
+    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, blocks, 16, PLANES, 0.0, LONGEST, 0.0)
     assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
     if verdict != OK:
         return
@@ -82,7 +83,8 @@ def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
-        return look_ahead(0.0, padded, np.ones(len(rows), np.bool_), blocks, 16, PLANES, 0.0, LONGEST)
+        everybody = np.ones(len(rows), np.bool_)
+        return look_ahead(0.0, padded, NO_LINKS, everybody, blocks, 16, PLANES, 0.0, LONGEST, 0.0)
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
     assert verdict(prompt) == (OK, -1)
