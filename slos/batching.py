@@ -1,27 +1,20 @@
-"""From a plan to the next batch, and the look ahead that proves a plan (paper, section 4.2; dynamic batch size).
+"""From a plan to the next batch (paper, section 4.2; dynamic batch size).
 
 One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then prefill by earliest
-deadline. Where that would make a prefill late, only decodes that cannot wait for another such step go before it. The
-look ahead runs the same rule forward under the same roofline, so a set of requests that it passes is served in time,
-step by step, as long as nobody else is admitted.
-
-A kernel and those that it calls stay in one file: numba's cache on disk does not see a change in another.
+deadline. Where that would make a prefill late, only decodes that cannot wait for another such step go before it.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from slos.jobs import CHILD, COMPUTED, DUE, FIRST, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT, WAIT, WAKE
+from slos.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT
+from slos.kernels import kernel
 
-OK, LATE, MEMORY = 0, 1, 2
 EPS = 1e-9  # seconds
-HORIZON = 10_000  # steps looked ahead for rounds to come
-SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
 
 
-@njit(cache=True)
+@kernel
 def batch_time(planes, k_ctx, tokens, context):
     longest = 0.0
     for k in range(len(planes)):
@@ -29,7 +22,7 @@ def batch_time(planes, k_ctx, tokens, context):
     return longest + k_ctx * context
 
 
-@njit(cache=True)
+@kernel
 def batch_fits(planes, k_ctx, seconds, context):
     room = seconds - k_ctx * context + EPS
     tokens = np.inf
@@ -38,20 +31,20 @@ def batch_fits(planes, k_ctx, seconds, context):
     return max(0.0, np.floor(tokens))
 
 
-@njit(cache=True)
+@kernel
 def form(now, jobs, alive, planes, k_ctx, longest, tokens):
     """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
 
     longest: the cap on a step's length. A job that is late beyond cure no longer shortens the step for others.
     """
     prefills = np.empty(len(jobs), np.int64)
-    count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
-    _sort(prefills[:count], jobs)
-    return _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+    count, total, context, soonest = scan(jobs, alive, prefills, tokens)
+    sort(prefills[:count], jobs)
+    return fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
 
 
-@njit(cache=True)
-def _scan(jobs, alive, prefills, tokens):
+@kernel
+def scan(jobs, alive, prefills, tokens):
     """One token for every decode, none for others, whose indices go to `prefills`.
 
     Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode is due.
@@ -71,9 +64,9 @@ def _scan(jobs, alive, prefills, tokens):
     return count, total, context, soonest
 
 
-@njit(cache=True)
-def _fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens):
-    """`form` after `_scan`, with `prefills` sorted by deadline."""
+@kernel
+def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens):
+    """`form` after `scan`, with `prefills` sorted by deadline."""
     size = len(jobs)
     decodes = total
     for j in prefills:
@@ -98,11 +91,11 @@ def _fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, 
         tokens[:] = 0.0
         first, last = decoding[urgent], decoding[~urgent]
         if len(first) > budget:
-            _sort(first, jobs)
+            sort(first, jobs)
         used = _give(jobs, first, 0.0, budget, tokens)
         used = _give(jobs, prefills, used, budget, tokens)
         if used < budget:
-            _sort(last, jobs)
+            sort(last, jobs)
             used = _give(jobs, last, used, budget, tokens)
     else:
         used = _give(jobs, prefills, used, budget, tokens)
@@ -113,14 +106,14 @@ def _fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, 
     return batch_time(planes, k_ctx, used, context)
 
 
-@njit(cache=True)
-def _sort(some, jobs):
+@kernel
+def sort(some, jobs):
     """Sort indices in place, earliest deadline first, ties as they were."""
     if len(some) > 1:
         some[:] = some[np.argsort(jobs[some, DUE], kind="mergesort")]
 
 
-@njit(cache=True)
+@kernel
 def _give(jobs, some, used, budget, tokens):
     """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of it."""
     for j in some:
@@ -131,7 +124,7 @@ def _give(jobs, some, used, budget, tokens):
     return used
 
 
-@njit(cache=True)
+@kernel
 def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
     """Until when this step may be stretched for best effort.
 
@@ -153,221 +146,3 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
         if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
             end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
     return end
-
-
-@njit(cache=True)
-def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest):
-    """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool [new].
-
-    Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
-    passes; then `tries` of those left out, smallest prefill first, are let in if it still passes. Cost: prefill tokens
-    for a deadline missed, whole size where memory is short, per value. At most `seats` are admitted.
-    """
-    new = len(proposed)
-    inside = np.ones(len(jobs), np.bool_)
-    mine = inside[old : old + new]
-    mine[:] = proposed
-    prefill = np.empty(new)
-    for c in range(new):
-        prefill[c] = jobs[old + c, LEFT] / value[c]
-    while mine.any():
-        verdict, at = OK, -1
-        if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)
-            if verdict == OK:
-                break
-        until = np.inf if at < 0 or at >= old + new else jobs[at, DUE]
-        worst, highest = -1, -1.0
-        for c in range(new):
-            cost = prefill[c] + (jobs[old + c, REMAINING] / value[c] if verdict == MEMORY else 0.0)
-            cost += 1e12 * (jobs[old + c, DUE] <= until)
-            if mine[c] and cost > highest:
-                worst, highest = c, cost
-        mine[worst] = False
-    for c in np.argsort(prefill, kind="mergesort"):
-        if not mine[c] and tries > 0 and mine.sum() < seats:
-            tries -= 1
-            mine[c] = True
-            if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)[0] != OK:
-                mine[c] = False
-    return mine
-
-
-@njit(cache=True)
-def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch):
-    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
-
-    Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
-    finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
-    that cannot be in time even alone is not checked, so that it does not forbid others. Rounds to come are followed to
-    the last of them, each from when it will arrive. stretch: the least that the first step lasts, in seconds.
-    """
-    jobs, alive = jobs.copy(), inside.copy()
-    size = len(jobs)
-    asleep, wake = 0, links[:, WAKE].copy()
-    for j in range(len(links)):
-        child = int(links[j, CHILD])
-        if child:
-            alive[child] = alive[j]
-    for j in range(len(links)):
-        wake[j] = wake[j] if alive[j] else 0.0
-        if wake[j] > 0:
-            alive[j] = False
-            asleep += 1
-    strict = np.ones(size, np.bool_)
-    tokens = np.empty(size)
-    for j in range(size):
-        if alive[j]:
-            strict[j] = now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
-            if jobs[j, NEW] and not strict[j]:
-                return LATE, j
-    prefills = np.empty(size, np.int64)
-    count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
-    _sort(prefills[:count], jobs)
-    settle, horizon = SETTLE, HORIZON
-    while settle > 0:
-        if asleep:
-            if total == 0:
-                now, stretch = max(now + stretch, wake[wake > 0].min()), 0.0
-            late_comers = np.flatnonzero((wake > 0) & (wake <= now))
-            if len(late_comers):
-                asleep -= len(late_comers)
-                alive[late_comers] = True
-                jobs[late_comers, DUE] = wake[late_comers] + links[late_comers, FIRST]
-                wake[late_comers] = 0.0
-                count, total, context, soonest = _scan(jobs, alive, prefills, tokens)
-                _sort(prefills[:count], jobs)
-            horizon -= 1
-            if horizon == 0:
-                return LATE, -1
-            if not count and k_ctx == 0 and stretch == 0:
-                now = _leap(now, jobs, alive, strict, total, wake, blocks * block_size, block_size, planes, longest)
-                _, total, context, soonest = _scan(jobs, alive, prefills, tokens)
-        elif not count:
-            settle -= 1
-            if stretch == 0 and steady(now, jobs, alive, strict, planes, k_ctx):
-                return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
-        seconds = _fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
-        now, stretch = now + max(seconds, stretch), 0.0
-        held = freed = total = context = 0.0
-        soonest = np.inf
-        for j in range(size):
-            if not alive[j]:
-                continue
-            if strict[j] and now > jobs[j, DUE] + EPS:
-                return LATE, j
-            jobs[j, COMPUTED] += tokens[j]
-            held += jobs[j, COMPUTED]
-            if jobs[j, LEFT] > tokens[j]:
-                jobs[j, LEFT] -= tokens[j]
-            else:
-                jobs[j, REMAINING] -= 1
-                jobs[j, LEFT] = 1
-                if jobs[j, REMAINING] == jobs[j, SWITCH]:
-                    if jobs[j, REMAINING] == 0:
-                        alive[j] = False
-                        tokens[j] = 0.0
-                        freed += np.ceil(jobs[j, COMPUTED] / block_size)
-                        if len(links) and links[j, CHILD]:
-                            child = int(links[j, CHILD])
-                            wake[child] = now + links[child, WAIT]
-                            jobs[child, COMPUTED] = 0.0 if links[child, WAIT] else jobs[j, COMPUTED]
-                        continue
-                    jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
-                jobs[j, DUE] += jobs[j, TPOT]
-            total += jobs[j, LEFT]
-            context += jobs[j, COMPUTED]
-            tokens[j] = jobs[j, LEFT] == 1
-            if jobs[j, LEFT] == 1 and jobs[j, DUE] < soonest:
-                soonest = jobs[j, DUE]
-        kept = 0
-        for j in prefills[:count]:
-            if alive[j] and jobs[j, LEFT] > 1:
-                prefills[kept] = j
-                kept += 1
-        count = kept
-        if held + size * (block_size - 1) > blocks * block_size:  # perhaps not, if blocks are counted one by one
-            held = freed
-            for j in range(size):
-                held += np.ceil(jobs[j, COMPUTED] / block_size) if alive[j] else 0.0
-            if held > blocks:
-                return MEMORY, -1
-    tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
-    for j in range(size):
-        if alive[j]:
-            # One that is ahead may spread its slack over all that it still has to say: a looser pace.
-            pace = _tightest(jobs[j]) + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
-            tightest = min(tightest, pace)
-            final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
-            owed += 1.0 / pace
-            context += jobs[j, COMPUTED]
-    if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
-        return LATE, -1
-    return (OK if final <= blocks else MEMORY), -1
-
-
-@njit(cache=True)
-def _leap(now, jobs, alive, strict, count, wake, room, block_size, planes, longest):
-    """Take many steps at once while everybody decodes, until shortly before one ends or arrives; when that is."""
-    seconds, steps, held = batch_time(planes, 0.0, count, 0.0), np.inf, 0.0
-    for j in range(len(jobs)):
-        if alive[j]:
-            if min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, longest) < seconds:
-                return now
-            steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
-            held += jobs[j, COMPUTED] + block_size
-    sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until, steps, taken = sleepers.min() if len(sleepers) else np.inf, min(steps, (room - held) // count), 0
-    while taken < steps and now + seconds < until:
-        now += seconds
-        taken += 1
-    for j in range(len(jobs) if taken else 0):
-        if alive[j]:
-            jobs[j, COMPUTED] += taken
-            jobs[j, REMAINING] -= taken
-            jobs[j, DUE] += taken * jobs[j, TPOT]
-    return now
-
-
-@njit(cache=True)
-def _tightest(job):
-    """The smallest TPOT of what a job still has to say."""
-    return min(job[TPOT], job[LATER]) if job[SWITCH] > 0 and job[REMAINING] > job[SWITCH] else job[TPOT]
-
-
-@njit(cache=True)
-def steady(now, jobs, alive, strict, planes, k_ctx):
-    """Whether everybody alive can decode in every step from now to the end without losing slack."""
-    count = context = 0.0
-    slack = tightest = np.inf
-    for j in range(len(jobs)):
-        if alive[j]:
-            count += 1
-            context += jobs[j, COMPUTED] + jobs[j, REMAINING]
-            tightest = min(tightest, _tightest(jobs[j]))
-            if strict[j]:
-                slack = min(slack, jobs[j, DUE] - now)
-    return count == 0 or batch_time(planes, k_ctx, count, context) <= min(slack, tightest) + EPS
-
-
-@njit(cache=True)
-def _peak(jobs, alive, block_size, blocks):
-    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step.
-
-    Not told apart below `blocks`.
-    """
-    count = context = final = 0.0
-    for j in range(len(jobs)):
-        if alive[j]:
-            count += 1
-            context += jobs[j, COMPUTED]
-            final += jobs[j, COMPUTED] + jobs[j, REMAINING] + block_size - 1
-    if final <= blocks * block_size:
-        return 0.0
-    peak = 0.0
-    for j in np.argsort(jobs[:, REMAINING], kind="mergesort"):
-        if alive[j]:
-            peak = max(peak, context + count * (jobs[j, REMAINING] + block_size - 1))
-            count -= 1
-            context -= jobs[j, COMPUTED]
-    return peak / block_size

@@ -13,15 +13,13 @@ that depends on the round before).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import inf
 from struct import pack_into
 
 import numpy as np
-from numba import njit
 
-from slos.roofline import Roofline
-from slos.types import Foresight, LengthPredictor, Progress, Stage
+from slos.kernels import kernel
+from slos.types import LengthPredictor, Progress
 
 LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW, SWITCH, LATER = range(8)
 CHILD, WAIT, FIRST, WAKE = range(4)
@@ -46,64 +44,7 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarra
     return jobs
 
 
-@dataclass(frozen=True, slots=True)
-class Rounds:
-    """What is to come of a request after its present round: rows as above, and of the present one its last columns."""
-
-    stage: int
-    jobs: np.ndarray  # [rounds, 8]
-    links: np.ndarray  # [rounds, 4], without children
-    after: int  # tokens of stages that go on from the present one, and their smallest TPOT
-    later: float
-
-
-def rounds_of(p: Progress, lengths: Foresight, roofline: Roofline) -> Rounds | None:
-    """None if the present round is the last."""
-    stages = lengths.following(p)
-    if not stages:
-        return None
-    groups: list[list[Stage]] = [[]]
-    for stage in stages:
-        if not stage.goes_on:
-            groups.append([])
-        groups[-1].append(stage)
-    own, *following = groups
-    if not following:
-        return None
-    after, later = sum(s.output for s in own), min((s.slo.tpot for s in own), default=inf)
-    context = p.tokens + lengths.remaining(p) - lengths.after_stage(p) + after
-    jobs, links = [], []
-    for first, *rest in following:
-        left = first.prompt + (context if first.wait else 1)
-        switch = sum(s.output for s in rest)
-        remaining, tpots = first.output + switch, [s.slo.tpot for s in rest]
-        jobs.append((left, 0, first.slo.tpot, remaining, 0, 0, switch, min(tpots, default=inf)))
-        links.append((0, first.wait, first.slo.first_token(roofline.time(left)), inf))
-        context += first.prompt + remaining
-    return Rounds(p.stage, np.array(jobs, np.float64), np.array(links), after, later)
-
-
-def chain(jobs: np.ndarray, rounds: Sequence[tuple[int, Rounds, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Jobs with the rounds to come behind them, and links. rounds: row of its present round, or when the next arrives.
-
-    A row below 0 says that the request is away, and the time then counts.
-    """
-    if not rounds:
-        return jobs, NO_LINKS
-    links, size = [np.zeros((len(jobs), 4))], len(jobs)
-    for row, r, wake in rounds:
-        mine = r.links.copy()
-        mine[:-1, CHILD] = np.arange(size + 1, size + len(mine))
-        if row < 0:
-            mine[0, WAKE] = wake
-        else:
-            links[0][row, CHILD] = size
-        links.append(mine)
-        size += len(mine)
-    return np.concatenate((jobs, *(r.jobs for _, r, _ in rounds))), np.concatenate(links)
-
-
-@njit(cache=True)
+@kernel
 def fluid(now, jobs, new, value, blocks, block_size, tpots):
     """The planner's view of `jobs`, of which the last `new` ask to be admitted: what `planner.sweep` takes from
     `decoding` on; those jobs that it is about come in their order.
@@ -136,7 +77,24 @@ def fluid(now, jobs, new, value, blocks, block_size, tpots):
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kernel
+def after_step(jobs, tokens):
+    """Jobs after a step with `tokens` [jobs] in which no draft was accepted."""
+    jobs = jobs.copy()
+    for j in range(len(jobs)):
+        jobs[j, LEFT] -= tokens[j]
+        jobs[j, COMPUTED] += tokens[j]
+        if jobs[j, LEFT] == 0:
+            jobs[j, REMAINING] -= 1
+            jobs[j, LEFT] = 1
+            if jobs[j, REMAINING] == jobs[j, SWITCH]:
+                jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
+            jobs[j, DUE] += jobs[j, TPOT]
+    jobs[:, NEW] = 1  # whoever is too late then was not before
+    return jobs[jobs[:, REMAINING] > 0]
+
+
+@kernel
 def needed(jobs, tokens, block_size):
     """KV blocks, and seats, that a step with `tokens` takes beyond those that its jobs have."""
     blocks, starts = 0.0, 0

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from slos.kernels import kernel
 from slos.roofline import Roofline
 from slos.types import require
 
@@ -91,7 +91,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
     return Admission(accepted, float(value), feasible, exact)
 
 
-@njit(cache=True)
+@kernel
 def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
     """Add point (v, b, m) to the Pareto set of state s unless dominated; False if a point had to be dropped."""
     kept = 0
@@ -122,7 +122,7 @@ def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
     return exact
 
 
-@njit(cache=True)
+@kernel
 def _order(deadline, prefill, forced):
     """Indices by deadline; of those due at once the forced ones first, then the short ones."""
     order = np.argsort(prefill, kind="mergesort")
@@ -130,7 +130,7 @@ def _order(deadline, prefill, forced):
     return order[np.argsort(deadline[order], kind="mergesort")]
 
 
-@njit(cache=True)
+@kernel
 def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks):
     """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an `Admission`."""
     tiers, states = len(tpots), 1

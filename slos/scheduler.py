@@ -13,32 +13,17 @@ slowdown allows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import cast, final
+from typing import final
 
 import numpy as np
 
-from slos import batching
-from slos.jobs import (
-    COMPUTED,
-    DUE,
-    LATER,
-    LEFT,
-    NEW,
-    REMAINING,
-    SWITCH,
-    TPOT,
-    WAIT,
-    Rounds,
-    chain,
-    fluid,
-    jobs_of,
-    needed,
-    rounds_of,
-)
+from slos import batching, lookahead
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, after_step, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
-from slos.speculation import Acceptance, draft_length
-from slos.types import Batch, Foresight, LengthPredictor, Progress, View, require
+from slos.rounds import Promised
+from slos.speculation import Acceptance, draft_length, prefill_drafts
+from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
 SECOND_TRIES = 4  # candidates that the planner's fluid view left out and the look ahead is asked about all the same
@@ -67,9 +52,7 @@ class SLOsServe:
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
-    _rounds: dict[str, Rounds] = field(init=False, repr=False, default_factory=dict)  # promised, by request
-    _away: dict[str, float] = field(init=False, repr=False, default_factory=dict)  # when the next of them arrives
-    _end: float = field(init=False, repr=False, default=0.0)  # of the last step
+    _promised: Promised = field(init=False, repr=False, default_factory=Promised)
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -77,8 +60,8 @@ class SLOsServe:
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
-        if self._rounds:
-            self._follow(view)
+        if self._promised.rounds:
+            self._preempted |= self._promised.follow(view, self.lengths, self.roofline)
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -102,7 +85,7 @@ class SLOsServe:
         old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         jobs[old:, NEW] = 1
-        future = self._chain(jobs, guaranteed, candidates)
+        future = self._promised.chain(jobs, guaranteed, candidates, self.lengths, self.roofline)
         inside = np.ones(len(future[0]), np.bool_)
         if candidates:
             inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
@@ -115,43 +98,9 @@ class SLOsServe:
         batch = self._batch(
             view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined), (*future, inside)
         )
-        for p in guaranteed[old:] if len(future[1]) else ():
-            if p.id in batch.tokens and (rounds := self._foresee(p)):
-                self._rounds[p.id] = rounds
+        if len(future[1]):
+            self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
         return replace(batch, repeat=1) if candidates else batch
-
-    def _follow(self, view: View) -> None:
-        """Who of those with rounds to come is away, who has come back, who has lost its guarantee."""
-        here = {p.id: p for p in (*view.running, *view.waiting)}
-        for id, rounds in list(self._rounds.items()):
-            p = here.get(id)
-            if p is None:
-                self._away.setdefault(id, self._end + float(rounds.links[0, WAIT]))
-            elif p.best_effort or p.stage != rounds.stage:
-                del self._rounds[id]
-                if self._away.pop(id, None) is not None and not p.best_effort:
-                    self._preempted.add(id)
-                if not p.best_effort and (following := self._foresee(p)):
-                    self._rounds[id] = following
-
-    def _foresee(self, p: Progress) -> Rounds | None:
-        foresight = hasattr(self.lengths, "following")
-        return rounds_of(p, cast(Foresight, self.lengths), self.roofline) if foresight else None
-
-    def _chain(
-        self, jobs: np.ndarray, guaranteed: list[Progress], candidates: list[Progress]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Jobs with all rounds to come behind them, and links."""
-        found = [(i, p, self._rounds.get(p.id)) for i, p in enumerate(guaranteed)] if self._rounds else []
-        for i, p in enumerate(candidates, len(guaranteed)):
-            found.append((i, p, self._foresee(p)))
-        chains = [(-1, self._rounds[id], wake) for id, wake in self._away.items()]
-        for i, p, rounds in found:
-            if rounds:
-                chains.append((i, rounds, 0.0))
-                jobs[i, REMAINING] += rounds.after - self.lengths.after_stage(p)
-                jobs[i, SWITCH], jobs[i, LATER] = rounds.after, rounds.later
-        return chain(jobs, chains)
 
     def _admit(
         self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
@@ -166,8 +115,8 @@ class SLOsServe:
         blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
-        seats = view.max_seqs - old - len(self._away)
-        return batching.choose(
+        seats = view.max_seqs - old - len(self._promised.away)
+        return lookahead.choose(
             view.now, *future, old, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
         )
 
@@ -185,15 +134,17 @@ class SLOsServe:
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         planes, k_ctx = self.roofline.array, self.roofline.k_ctx
         seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share)
+        rounds = len(future[1]) > 0
+        drafting = self.speculate and view.max_drafts > 0 and not rounds
+        reserved = 0
+        if drafting and (jobs[:, LEFT] > np.maximum(share, 1)).any():
+            reserved, share = self._drafts_before_prefill(view, jobs, share)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = _Room(view, best_effort)
         need, starts = needed(jobs, share, view.block_size)
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
-        length = 0
-        rounds = len(future[1]) > 0
-        if self.speculate and view.max_drafts and not rounds:
-            length = self._draft(view, jobs, guaranteed, share, tokens, room)
+        length = self._draft(view, jobs, guaranteed, share, tokens, room, reserved) if drafting else 0
         gone = self._preempted.difference(tokens).union(room.preempted)
         self._preempted = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
@@ -223,23 +174,47 @@ class SLOsServe:
                 steps = 1
             if rounds and len(tokens) > len(before[0]):
                 seconds = self.roofline.time(used, length, context)
-                verdict, _ = batching.look_ahead(
+                verdict, _ = lookahead.look_ahead(
                     view.now, *future, view.total_blocks, view.block_size, planes, k_ctx, self.longest_step, seconds
                 )
-                if verdict != batching.OK:  # best effort would delay a round to come
+                if verdict != lookahead.OK:  # best effort would delay a round to come
                     tokens, room.preempted = before
         if rounds:
             context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
-            self._end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
+            self._promised.end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
             alone = guaranteed and len(tokens) == len(guaranteed) and not k_ctx
             steps = min(steps, (jobs[:, REMAINING] - jobs[:, SWITCH]).min()) if alone else 1
         settled = used == len(tokens) == len(view.running) and (jobs[:, LEFT] == 1).all()
         calm = settled and not room.preempted and not declined
-        if not (calm and batching.steady(view.now, jobs, alive, alive, planes, k_ctx)):
+        if not (calm and lookahead.steady(view.now, jobs, alive, alive, planes, k_ctx)):
             steps = 1
         for _ in range(int(steps) if rounds else 0):  # as the host adds them up
-            self._end += seconds
+            self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
+
+    def _drafts_before_prefill(self, view: View, jobs: np.ndarray, share: np.ndarray) -> tuple[int, np.ndarray]:
+        """Where prefill is left over: a draft length for decodes, so that later steps may be longer, and the shares.
+
+        Taken only if all promises hold even when no draft is accepted.
+        """
+        decoding = jobs[:, LEFT] == 1
+        count, context = int(decoding.sum()), int(jobs[:, COMPUTED].sum())
+        if not count:
+            return 0, share
+        tpot, alpha = float(jobs[decoding, TPOT].min()), self._acceptance.alpha
+        drafts = prefill_drafts(self.roofline, alpha, count, tpot, context, self.longest_step, view.max_drafts)
+        planes, k_ctx, shared = self.roofline.array.copy(), self.roofline.k_ctx, np.zeros(len(jobs))
+        planes[:, 2] += drafts * (planes[:, 1] + planes[:, 0] * count)  # as if every step took that much longer
+        everybody = np.ones(len(jobs), np.bool_)
+        end = view.now + batching.form(view.now, jobs, everybody, planes, k_ctx, self.longest_step, shared)
+        if not drafts or (end > jobs[shared == jobs[:, LEFT], DUE]).any():
+            return 0, share
+        then = after_step(jobs, shared)
+        verdict, _ = lookahead.look_ahead(
+            end, then, NO_LINKS, np.ones(len(then), np.bool_), view.total_blocks, view.block_size,
+            self.roofline.array, k_ctx, self.longest_step, 0.0,
+        )  # fmt: skip
+        return (drafts, shared) if verdict == lookahead.OK else (0, share)
 
     def _draft(
         self,
@@ -249,14 +224,17 @@ class SLOsServe:
         share: np.ndarray,
         tokens: dict[str, int],
         room: _Room,
+        reserved: int,
     ) -> int:
-        """Add drafts to the decodes of a batch where that pays; the length of the longest."""
+        """Add drafts to the decodes of a batch, `reserved` or where that pays; the length of the longest."""
         roofline = self.roofline
         decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
         end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
         total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
         alpha, longest = self._acceptance.alpha, 0
-        length = draft_length(roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
+        length = reserved or draft_length(
+            roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts
+        )
         for p in decoding if length else ():
             drafts = min(length, self.lengths.remaining(p) - 1)
             need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import FAST
 
-from slos.batching import LATE, MEMORY, OK, batch_fits, batch_time, form, look_ahead
+from slos.batching import batch_fits, batch_time, form
 from slos.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
+from slos.lookahead import LATE, MEMORY, OK, look_ahead
 
 PLANES = FAST.array
 LONGEST = 0.1
