@@ -2,7 +2,8 @@
 
 A waiting request is a candidate at every step until it starts, which is the promise to serve it in time, or until it
 cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have left
-and is preempted, newest first, when guaranteed requests need the memory.
+and is preempted, newest first, when guaranteed requests need the memory. The oldest of it is in time promised an easy
+pace, so that nobody starves.
 
 The promise covers all that the lengths foresee. With a `Foresight` that is the whole request: the rounds that come back
 from a tool are part of the proof from the start. Who cannot say when a tool answers makes every round a request of its
@@ -18,6 +19,7 @@ from typing import final
 import numpy as np
 
 from slos import batching, lookahead
+from slos.batching import Room
 from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, after_step, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
@@ -33,6 +35,8 @@ CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
 BUSY = 0.6  # pressure (share of KV cache held, or of the tightest TPOT used) from which best effort is held back:
 STRETCH = 0.1  # it then lengthens a step by this share at most,
 RESERVE = 0.2  # and always starts a request only if this share of the KV cache stays free beside guaranteed ones
+AGE = 30.0  # seconds after which the oldest of best effort is promised to end too,
+PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
 
 
 @final
@@ -52,6 +56,7 @@ class SLOsServe:
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
+    _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)  # stage and t0, by id
     _promised: Promised = field(init=False, repr=False, default_factory=Promised)
 
     def __post_init__(self) -> None:
@@ -82,6 +87,7 @@ class SLOsServe:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
+        self._age(view, guaranteed, best_effort, waiting)
         old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         jobs[old:, NEW] = 1
@@ -101,6 +107,35 @@ class SLOsServe:
         if len(future[1]):
             self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
         return replace(batch, repeat=1) if candidates else batch
+
+    def _age(
+        self, view: View, guaranteed: list[Progress], best_effort: list[Progress], waiting: list[Progress]
+    ) -> None:
+        """Move the oldest of best effort to the guaranteed ones, at an easy pace, if all promises hold beside it."""
+        queue = [*best_effort, *waiting]
+        old = [p for p in queue if p.id in self._aged]
+        if not old and queue:
+            oldest = min(queue, key=lambda p: p.arrival)
+            old = [oldest] if view.now - oldest.arrival > AGE and len(guaranteed) < view.max_seqs else []
+        before, self._aged = self._aged, {}
+        for p in old:
+            stage, t0 = before.get(p.id, (-1, 0.0))
+            tpot = PATIENCE * p.tpot
+            if stage != p.stage or view.now > t0 + p.generated * tpot:
+                t0 = view.now + max(PATIENCE, 2 * self.roofline.time(p.left)) - p.generated * tpot
+            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=PATIENCE * p.later_tpot)
+            if p.id not in before:
+                jobs = jobs_of([*guaranteed, easy], self.lengths)
+                future = self._promised.chain(jobs, guaranteed, (), self.lengths, self.roofline)
+                verdict, _ = lookahead.look_ahead(
+                    view.now, *future, np.ones(len(future[0]), np.bool_), view.total_blocks, view.block_size,
+                    self.roofline.array, self.roofline.k_ctx, self.longest_step, 0.0,
+                )  # fmt: skip
+                if verdict != lookahead.OK:
+                    continue
+            self._aged[p.id] = p.stage, t0
+            guaranteed.append(easy)
+            (best_effort if p in best_effort else waiting).remove(p)
 
     def _admit(
         self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
@@ -140,7 +175,7 @@ class SLOsServe:
         if drafting and (jobs[:, LEFT] > np.maximum(share, 1)).any():
             reserved, share = self._drafts_before_prefill(view, jobs, share)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
-        room = _Room(view, best_effort)
+        room = Room(view, best_effort)
         need, starts = needed(jobs, share, view.block_size)
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
@@ -199,7 +234,7 @@ class SLOsServe:
         """
         decoding = jobs[:, LEFT] == 1
         count, context = int(decoding.sum()), int(jobs[:, COMPUTED].sum())
-        if not count:
+        if not count or jobs[decoding, DUE].min() >= view.now + self.longest_step:
             return 0, share
         tpot, alpha = float(jobs[decoding, TPOT].min()), self._acceptance.alpha
         drafts = prefill_drafts(self.roofline, alpha, count, tpot, context, self.longest_step, view.max_drafts)
@@ -223,7 +258,7 @@ class SLOsServe:
         guaranteed: list[Progress],
         share: np.ndarray,
         tokens: dict[str, int],
-        room: _Room,
+        room: Room,
         reserved: int,
     ) -> int:
         """Add drafts to the decodes of a batch, `reserved` or where that pays; the length of the longest."""
@@ -244,45 +279,3 @@ class SLOsServe:
                 longest = max(longest, drafts)
                 self._acceptance.give(p, drafts)
         return longest
-
-
-class _Room:
-    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable` when they run out."""
-
-    def __init__(self, view: View, best_effort: list[Progress]) -> None:
-        self.view, self.evictable = view, list(best_effort)
-        self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
-        self.preempted: list[str] = []
-
-    def give_all(self, requests: list[Progress], wanted: list[int], need: float, starts: int) -> dict[str, int]:
-        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in turn.
-
-        need, starts: blocks and seats for all. Where best effort gives too little the last in turn go too.
-        """
-        if need <= self.free and starts <= self.seats:
-            self.free, self.seats = self.free - int(need), self.seats - starts
-            return {p.id: n for p, n in zip(requests, wanted, strict=True) if n}
-        best_effort = self.evictable
-        self.evictable = [p for p in requests if p.computed] + best_effort
-        tokens = {p.id: n for p, n in zip(requests, wanted, strict=True) if n and self.give(p, n)}
-        self.evictable = [p for p in best_effort if p.id not in self.preempted]
-        return tokens
-
-    def give(self, p: Progress, tokens: int) -> bool:
-        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there are none."""
-        if p.id in self.preempted:
-            return False
-        blocks = self.view.blocks
-        starts, need = not p.computed, blocks(p.computed + tokens) - blocks(p.computed)
-        if not starts:
-            self.evictable.remove(p)
-        while self.evictable and (need > self.free or (starts and not self.seats)):
-            victim = self.evictable.pop()
-            self.free += blocks(victim.computed)
-            self.seats += 1
-            self.preempted.append(victim.id)
-        if need > self.free or (starts and not self.seats):
-            return False
-        self.free -= need
-        self.seats -= starts
-        return True

@@ -47,11 +47,12 @@ def timeline(requests: Sequence[Request], system: str, hardware: Profile, settin
 
 
 def summary(runs: Sequence[Timeline]) -> Frame:
-    """One row per system: shares of requests by fate, and latencies in milliseconds."""
+    """One row per system: shares of requests by fate, latencies, and from arrival to end of best effort."""
     rows = {}
     for run in runs:
         frame = pd.DataFrame([(fate(o), o.attained_client, o.ttft, o.tpot) for o in run.outcomes],
                              columns=["fate", "client", "ttft", "tpot"])  # fmt: skip
+        effort: Frame = pd.Series([o.finish - o.arrival for o in run.outcomes if o.declined], dtype=float)
         share: Frame = frame["fate"].value_counts(normalize=True)
         rows[run.system] = {
             **{f"{name} (%)": 100 * share.get(name, 0.0) for name in ("attained", "late", "declined")},
@@ -59,6 +60,7 @@ def summary(runs: Sequence[Timeline]) -> Frame:
             "TTFT P50 (ms)": 1e3 * frame["ttft"].median(),
             "TTFT P99 (ms)": 1e3 * frame["ttft"].quantile(0.99),
             "TPOT P99 (ms)": 1e3 * frame["tpot"].quantile(0.99),
+            **{f"best effort, {name} (s)": effort.quantile(q) for name, q in (("P50", 0.5), ("P99", 0.99))},
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 

@@ -1,6 +1,7 @@
 """SLOs-Serve: what it guarantees it keeps, and best effort lives on what is left."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -130,6 +131,17 @@ def test_a_burst_is_served_in_part_and_the_rest_finishes_too() -> None:
     outcomes = keeps_its_word(work, World(FAST, 200)).values()
     # Alone a prompt takes 81 ms and is due after 243 ms, in which one batch holds 302 tokens.
     assert 2 <= sum(o.attained for o in outcomes) <= 3 and sum(o.declined for o in outcomes) >= 7
+
+
+def test_nobody_starves_under_a_load_that_never_ends() -> None:
+    """Twice what the machine carries, for two minutes: best effort ends all the while."""
+    slo = SLO(tpot=0.05, slowdown=3.0)
+    work = [req(f"r{i}", 100, 30, slo, arrival=0.08 * i) for i in range(1500)]
+    watch = Watch(SLOsServe(FAST, Oracle(work)))
+    outcomes = simulate(work, watch, World(FAST, 60))
+    assert all(o.attained == (o.id in watch.admitted) for o in outcomes)
+    ended = [o.finish for o in outcomes if o.declined and o.finish < 120]
+    assert len(ended) > 5 and max(b - a for a, b in pairwise([30.0, *ended, 120.0])) < 30, ended
 
 
 def test_value_decides() -> None:
