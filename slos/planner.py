@@ -55,13 +55,16 @@ class Instance:
 class Admission:
     """accepted: bool per request, forced ones included if feasible; value: of the new ones.
 
-    feasible: whether the forced requests alone can be served; exact: False if a Pareto set had to be cut.
+    feasible: whether the forced requests alone can be served. loss: how much more value there can be at the most; above
+    0 only if a Pareto set had to be cut: nothing better can come of a point that was dropped than its own value and
+    that of all new requests after it. What is accepted can be served all the same, and it is never missed that the
+    forced ones can, since the state that accepts nobody new is one point.
     """
 
     accepted: np.ndarray
     value: float
     feasible: bool
-    exact: bool
+    loss: float
 
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
@@ -75,7 +78,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
     Where the forced ones alone are infeasible all new ones are declined: never fails.
     """
-    accepted, value, feasible, exact = sweep(
+    accepted, value, feasible, loss = sweep(
         problem.now,
         np.asarray(problem.tpots, np.float64),
         prefill_rates(problem.tpots, roofline, problem.context),
@@ -88,22 +91,22 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
         np.asarray(problem.forced, np.bool_),
         float(problem.blocks),
     )
-    return Admission(accepted, float(value), feasible, exact)
+    return Admission(accepted, float(value), feasible, float(loss))
 
 
 @kernel
 def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
-    """Add point (v, b, m) to the Pareto set of state s unless dominated; False if a point had to be dropped."""
+    """Add point (v, b, m) to the Pareto set of state s unless dominated; the value of a point that had to go, or 0."""
     kept = 0
     for e in range(size[s]):
         if value[s, e] >= v and budget[s, e] >= b and memory[s, e] <= m:
-            return True
+            return 0.0
     for e in range(size[s]):
         if not (v >= value[s, e] and b >= budget[s, e] and m <= memory[s, e]):
             value[s, kept], budget[s, kept] = value[s, e], budget[s, e]
             memory[s, kept], node[s, kept] = memory[s, e], node[s, e]
             kept += 1
-    exact = True
+    dropped = 0.0
     if kept == width:
         worst = 0
         for e in range(1, kept):
@@ -111,15 +114,15 @@ def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
                 worst = e
         if v < value[s, worst] or (v == value[s, worst] and b <= budget[s, worst]):
             size[s] = kept
-            return False
-        exact = False
+            return v
         kept -= 1
+        dropped = value[s, worst]
         for row in (value, budget, memory):
             row[s, worst] = row[s, kept]
         node[s, worst] = node[s, kept]
     value[s, kept], budget[s, kept], memory[s, kept], node[s, kept] = v, b, m, k
     size[s] = kept + 1
-    return exact
+    return dropped
 
 
 @kernel
@@ -155,7 +158,7 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
     node = np.empty((states, width), np.int64)
     parent = np.empty(1024, np.int64)  # traceback: the item that a node accepted, and the node before it
     item = np.empty(1024, np.int64)
-    nodes, exact = 0, True
+    nodes, most = 0, 0.0
     size[0] = 1
     best_value[0, 0] = budget[0, 0] = used[0, 0] = 0.0
     node[0, 0] = -1
@@ -179,7 +182,7 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
     clock = now
     live = np.empty(states, np.int64)  # the states with points, ascending; `fresh` ones are found in descending order
     fresh = np.empty(states, np.int64)
-    live[0], alive = 0, 1
+    live[0], alive, rest = 0, 1, value[~forced].sum()  # rest: value of the new ones still to be seen
     for i in _order(deadline, prefill, forced):
         dt = max(0.0, deadline[i] - clock)
         clock += dt
@@ -204,13 +207,13 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
                 live[alive] = s
                 alive += 1
         if not alive:
-            return forced.copy() & False, 0.0, False, True
+            return forced.copy() & False, 0.0, False, 0.0
         mine = tier[i]
         if forced[i]:
             base += 1 / tpots[mine]
             base_tightest = min(base_tightest, mine)
             continue
-        found = 0
+        found, rest = 0, rest - value[i]
         for s in live[:alive][::-1]:
             if count[s, mine] == counts[mine]:
                 continue
@@ -232,7 +235,8 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
                 if width == 1:  # of one value per state the largest budget is best
                     size[to], best_value[to, 0], budget[to, 0], used[to, 0], node[to, 0] = 1, v, left, full, nodes
                 else:
-                    exact &= _insert(size, best_value, budget, used, node, to, v, left, full, nodes, width)
+                    dropped = _insert(size, best_value, budget, used, node, to, v, left, full, nodes, width)
+                    most = max(most, dropped + rest if dropped else 0.0)
                 nodes += 1
             if before == 0 < size[to]:
                 fresh[found] = to
@@ -255,9 +259,9 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
             if best_value[s, e] > best:
                 best, at = best_value[s, e], node[s, e]
     if best < 0:
-        return forced.copy() & False, 0.0, False, True
+        return forced.copy() & False, 0.0, False, 0.0
     accepted = forced.copy()
     while at >= 0:
         accepted[item[at]] = True
         at = parent[at]
-    return accepted, best, True, exact
+    return accepted, best, True, max(0.0, most - best)
