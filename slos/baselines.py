@@ -172,7 +172,7 @@ class Sarathi:
         for p in view.waiting if not preempted else ():
             need = view.blocks(p.left)
             alone = not view.running and not tokens
-            if budget <= 0 or admitted >= view.max_seqs or (need > free - reserve and not alone):
+            if budget <= 0 or admitted >= view.max_seqs or need > free - (0 if alone else reserve):
                 break
             tokens[p.id] = n = min(p.left, budget)
             admitted += 1

@@ -21,7 +21,10 @@ TOLERANCE = 1e-6  # seconds of lateness forgiven to rounding
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request. Seconds; `lateness` is the worst over all pace checks, negative if always early."""
+    """What became of one request. Seconds; `lateness` is the worst over all pace checks, negative if always early.
+
+    replica: where it ended; hops: how often it was passed on to another one.
+    """
 
     id: str
     kind: str
@@ -38,6 +41,8 @@ class Outcome:
     declined: bool
     attained: bool
     attained_client: bool
+    replica: str = ""
+    hops: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +60,10 @@ class Live:
     preemptions: int = 0
     late_first: bool = False
     client_ok: bool = True
+    claim: int = 0  # blocks that it will have held at its end, by its replica's predictor
+    route: list[str] = field(default_factory=list)  # replicas still to ask
+    replica: str = ""
+    hops: int = 0
     dice: Random = field(default_factory=Random)
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
@@ -118,4 +127,5 @@ class Live:
             self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions, self.progress.best_effort,
             attained=in_time and self.lateness <= TOLERANCE and not self.progress.best_effort,
             attained_client=in_time and self.client_ok and not self.progress.best_effort,
+            replica=self.replica, hops=self.hops,
         )  # fmt: skip

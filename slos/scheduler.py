@@ -82,7 +82,7 @@ class SLOsServe:
                 waiting.append(p)
             elif view.now + self.roofline.time(p.left) > p.due + batching.EPS:
                 declined.append(p)
-                waiting.append(p)
+                waiting += () if p.elsewhere else (p,)
             elif p.id in self._preempted:
                 guaranteed.append(p)
             else:
@@ -97,7 +97,9 @@ class SLOsServe:
             inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
-            candidates = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
+            left_out = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
+            declined += [p for p in left_out if p.elsewhere]  # another replica may have room for them now
+            candidates = [p for p in left_out if not p.elsewhere]
             if not guaranteed and not best_effort:  # nothing runs that they could wait for
                 declined += candidates
                 waiting += candidates

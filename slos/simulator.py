@@ -1,276 +1,291 @@
 """A discrete-event simulator that hosts real policies: the only place where simulated time passes.
 
-One replica runs step after step: it shows its policy a `View`, checks the answer against its KV ledger, and lets the
-step last as long as the world's roofline says. What the policy believes about the hardware is the policy's own affair.
+One clock drives any number of replicas. At every instant the steps that end are accounted for, then requests arrive and
+are routed, then idle replicas ask their policies. Requests are read as they arrive and forgotten when they are served:
+memory grows with those that are live.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, repeat
+from functools import partial
+from itertools import count
+from math import inf
 from random import Random
 
 import numpy as np
 
 from slos.live import Live, Outcome
-from slos.roofline import Profile, Roofline
-from slos.types import Batch, Policy, Progress, Request, View, require
+from slos.replica import Replica, Step, World
+from slos.types import LengthPredictor, Load, Policy, Progress, Request, Router, require
 
-MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little work
+__all__ = ["Link", "Node", "Replica", "Step", "World", "simulate", "stream"]
+Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
+ROLES = ("", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of step times.
+class Node:
+    """A replica to be simulated. role: "prefill" hands requests over after a stage's first token, "decode" takes them.
 
-    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if those before it were.
+    lengths: by which the replica says what its requests will have claimed of its KV cache; without, what they hold.
     """
 
-    roofline: Roofline
-    kv_blocks: int
-    block_size: int = 16
-    max_seqs: int = 256
-    noise: float = 0.0
-    max_drafts: int = 0
-    acceptance: float = 0.7
+    name: str
+    policy: Policy
+    world: World
+    role: str = ""
+    lengths: LengthPredictor | None = None
 
     def __post_init__(self) -> None:
-        require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
-        require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
-        require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
-        require(self.noise >= 0, "noise", self.noise, "at least 0")
-        require(self.max_drafts >= 0, "max_drafts", self.max_drafts, "at least 0")
-        require(0 <= self.acceptance <= 1, "acceptance", self.acceptance, "in [0, 1]")
-
-    @classmethod
-    def of(cls, profile: Profile, **changes: float) -> World:
-        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **changes)  # type: ignore[arg-type]
+        require(self.role in ROLES, f"{self.name}: role", self.role, f"one of {ROLES}")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One executed batch, or `count` equal ones in a row, from `start` to `end`, for timelines and laws."""
+class Link:
+    """What a KV hand-over costs: bytes per token, bytes per second out of one replica, and seconds for each."""
 
-    start: float
-    end: float
-    count: int
-    prefill: int
-    decode: int
-    best_effort: int
-    waiting: int
-    running: int
-    free_blocks: int
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """One engine: queues, KV ledger, and the step in flight."""
-
-    policy: Policy
-    world: World
-    rng: np.random.Generator
-    waiting: list[Progress] = field(default_factory=list)
-    running: list[Progress] = field(default_factory=list)
-    live: dict[str, Live] = field(default_factory=dict)
-    free: int = 0
-    start: float = 0.0
-    ends: list[float] = field(default_factory=list)  # when each step in flight ends; empty while idle
-    batch: Batch = field(default_factory=Batch)
+    bytes_per_token: float
+    bandwidth: float
+    latency: float = 0.0
 
     def __post_init__(self) -> None:
-        self.free = self.world.kv_blocks
+        require(self.bytes_per_token >= 0, "bytes_per_token", self.bytes_per_token, "at least 0")
+        require(self.bandwidth > 0, "bandwidth", self.bandwidth, "positive (bytes per second)")
+        require(self.latency >= 0, "latency", self.latency, "at least 0 seconds")
 
-    def arrive(self, live: Live, now: float) -> None:
-        """Queue a request; of a run of repeated steps only those that have begun by `now` remain."""
-        self.live[live.request.id] = live
-        self.waiting.append(live.progress)
-        del self.ends[bisect_left(self.ends, now) + 1 :]
-
-    def begin(self, now: float) -> bool:
-        """Ask the policy for a step and start it; False if it has nothing to run."""
-        w = self.world
-        view = View(now, self.waiting, self.running, self.free, w.kv_blocks, w.block_size, w.max_seqs, w.max_drafts)
-        batch = self.batch = self.policy.step(view)
-        for id in batch.decline:
-            self._find(id).progress.best_effort = True
-        for id in batch.preempt:
-            self._preempt(self._find(id))
-        if not batch.tokens:
-            return False
-        total = context = need = drafts = 0
-        decodes, steps = True, batch.repeat if not w.noise else 1
-        for id, n in batch.tokens.items():
-            live = self._find(id)
-            p = live.progress
-            left = p.tokens - p.computed
-            most = left if left > 1 else 1 + w.max_drafts
-            if not 1 <= n <= most:
-                raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left")
-            if left > 1 or n > 1:
-                decodes = False
-                drafts = max(drafts, n - 1 if left == 1 else 0)
-            else:
-                steps = min(steps, live.request.stages[p.stage].output - p.generated)
-            need += -(-(p.computed + n) // w.block_size) - live.blocks
-            total += n
-            context += p.computed
-        if need > self.free:
-            raise ValueError(f"batch needs {need} KV blocks; bound: {self.free} free; preempt somebody first")
-        started = [self.live[id] for id in batch.tokens if not self.live[id].blocks]
-        if started:
-            ids = {live.request.id for live in started}
-            self.waiting = [p for p in self.waiting if p.id not in ids]
-            self.running.extend(live.progress for live in started)
-            if len(self.running) > w.max_seqs:
-                raise ValueError(f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}")
-        self.start = now
-        self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if decodes else 1)
-        return True
-
-    def _find(self, id: str) -> Live:
-        if id not in self.live:
-            raise ValueError(f"batch names request {id!r}, which is not here; name only ids of the view")
-        return self.live[id]
-
-    def _ends(self, now: float, total: int, drafts: int, context: int, steps: int) -> list[float]:
-        """End times of up to `steps` equal decode steps, as many as the free blocks carry."""
-        w = self.world
-        while steps > 1 and self._growth(steps) > self.free:
-            steps //= 2
-        if w.noise:
-            seconds = w.roofline.time(total, drafts, context) * self.rng.lognormal(-0.5 * w.noise**2, w.noise)
-            return [now + seconds]
-        if w.roofline.k_ctx == 0:
-            times = repeat(w.roofline.time(total, drafts), steps)
-        else:
-            times = (w.roofline.time(total, drafts, context + i * total) for i in range(steps))
-        return list(accumulate(times, initial=now))[1:]
-
-    def _growth(self, steps: int) -> int:
-        size = self.world.block_size
-        lives = (self.live[id] for id in self.batch.tokens)
-        return sum(-(-(live.progress.computed + steps) // size) - live.blocks for live in lives)
-
-    def finish(self) -> list[Live]:
-        """Account for the steps that just ended; the requests whose stage ended with them."""
-        ended: list[Live] = []
-        if not self.ends:
-            return ended
-        ends, size, single = self.ends, self.world.block_size, len(self.ends) == 1
-        count = len(ends)
-        for id, n in self.batch.tokens.items():
-            live = self.live[id]
-            p = live.progress
-            if n > 1 and p.tokens - p.computed == 1:
-                times = ends * live.draft(n - 1, self.world.acceptance)
-                p.computed += len(times)
-                finished = live.emit(times)
-            else:
-                p.computed += n if single else count
-                finished = p.computed == p.tokens + (0 if single else count - 1) and live.emit(ends)
-            blocks = -(-p.computed // size)
-            self.free -= blocks - live.blocks
-            live.blocks = blocks
-            if finished:
-                ended.append(live)
-        self.ends = []
-        return ended
-
-    def release(self, live: Live) -> None:
-        """Take a request off this replica and its blocks with it."""
-        del self.live[live.request.id]
-        self.running.remove(live.progress)
-        self.free += live.blocks
-        live.blocks = live.progress.computed = 0
-
-    def _preempt(self, live: Live) -> None:
-        if live.progress not in self.running:
-            raise ValueError(f"preempted request {live.request.id!r} is not running; preempt only ids of view.running")
-        self.running.remove(live.progress)
-        self.waiting.insert(0, live.progress)
-        self.free += live.blocks
-        live.blocks = live.progress.computed = 0
-        live.preemptions += 1
+    def seconds(self, tokens: int) -> float:
+        return self.latency + tokens * self.bytes_per_token / self.bandwidth
 
 
 def simulate(
-    requests: Iterable[Request],
-    policy: Policy,
-    world: World,
-    seed: int = 0,
-    observe: Callable[[Replica, Step, tuple[Outcome, ...]], None] | None = None,
+    requests: Iterable[Request], policy: Policy, world: World, seed: int = 0, observe: Observer | None = None
 ) -> list[Outcome]:
-    """Serve `requests` to the end on one replica; outcomes in the order in which they finished.
+    """Serve `requests`, sorted by arrival, to the end on one replica; outcomes in the order in which they finished.
 
     `observe` is called after every executed step. Raises ValueError for an illegal batch and RuntimeError if the policy
     leaves requests unserved for ever.
     """
-    replica = Replica(policy, world, np.random.default_rng(seed))
-    outcomes: list[Outcome] = []
-    ready = [
-        (r.arrival, i, 0, Live(r, Progress(r.id, r.arrival, 0, 0.0, 1.0, r.value), dice=Random(f"{seed}/{r.id}")))
-        for i, r in enumerate(requests)
-    ]
-    heapq.heapify(ready)
-    longest = max((-(-live.request.context // world.block_size) for *_, live in ready), default=0)
-    require(
-        longest <= world.kv_blocks, "longest request in KV blocks", longest, f"at most {world.kv_blocks}", "drop it"
-    )
-    order = len(ready)
-    twice = [id for id, n in Counter(live.request.id for *_, live in ready).items() if n > 1]
-    require(not twice, "request ids", twice[:3], "different for every request")
-
-    def arrive() -> None:
-        arrival, _, stage, live = heapq.heappop(ready)
-        live.start_stage(stage, arrival, world.roofline)
-        replica.arrive(live, arrival)
-
-    while ready or replica.live:
-        now = replica.ends[-1] if replica.ends else ready[0][0] if ready else None
-        if now is None:
-            raise RuntimeError(f"{type(policy).__name__} runs nothing though {len(replica.live)} requests are waiting")
-        if ready and ready[0][0] < now:
-            arrive()
-            continue
-        done: list[Outcome] = []
-        step = _describe(replica) if observe and replica.ends else None
-        for live in replica.finish():
-            stages, p = live.request.stages, live.progress
-            following = p.stage + 1
-            if following == len(stages):
-                replica.release(live)
-                done.append(live.outcome(now))
-            elif stages[following].wait:
-                replica.release(live)
-                heapq.heappush(ready, (now + stages[following].wait, order, following, live))
-                order += 1
-            else:
-                live.start_stage(following, now, world.roofline)
-        outcomes += done
-        while ready and ready[0][0] <= now:
-            arrive()
-        if observe and step:
-            observe(replica, step, tuple(done))
-        if replica.live:
-            replica.begin(now)
-    return outcomes
+    return list(stream(requests, [Node("", policy, world)], seed=seed, observe=observe))
 
 
-def _describe(replica: Replica) -> Step:
-    prefill = decode = best_effort = 0
-    for id, n in replica.batch.tokens.items():
-        p = replica.live[id].progress
-        if p.best_effort:
-            best_effort += n
-        elif p.left == 1:
-            decode += n
-        else:
-            prefill += n
-    return Step(
-        replica.start, replica.ends[-1], len(replica.ends), prefill, decode, best_effort,
-        len(replica.waiting), len(replica.running), replica.free,
-    )  # fmt: skip
+def stream(
+    requests: Iterable[Request],
+    nodes: Sequence[Node],
+    router: Router | None = None,
+    seed: int = 0,
+    link: Link | None = None,
+    observe: Observer | None = None,
+) -> Iterator[Outcome]:
+    """Serve `requests`, sorted by arrival, on replicas that share one clock; outcomes as they finish.
+
+    router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one replica needs none.
+    link: between prefill and decode replicas, without it a hand-over takes no time.
+    """
+    names = [n.name for n in nodes]
+    require(len(nodes) > 0 and len(set(names)) == len(names), "nodes", names, "at least one, of different names")
+    roles = [n.role for n in nodes]
+    require(("prefill" in roles) == ("decode" in roles), "roles", roles, "prefill beside decode", "add nodes")
+    choice = len(nodes) - roles.count("decode") > 1 or roles.count("decode") > 1
+    require(router is not None or not choice, "router", router, "given where there are several replicas to choose from")
+    return _Run(nodes, router, seed, link or Link(0.0, 1.0), observe).outcomes(requests)
+
+
+class _Loads(Sequence[Load]):
+    """Loads of some replicas, looked at only if the router does."""
+
+    def __init__(self, replicas: Sequence[Replica], now: float) -> None:
+        self._replicas, self._now = replicas, now
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def __getitem__(self, i):
+        found = self._replicas[i]
+        return [r.load(self._now) for r in found] if isinstance(i, slice) else found.load(self._now)
+
+
+@dataclass(slots=True, eq=False)
+class _Transfers:
+    """Of one replica: KV caches that wait for memory here, and that are under way; until when its own link is busy."""
+
+    waiting: deque[tuple[Live, Replica]] = field(default_factory=deque)
+    flying: int = 0
+    sends: float = 0.0
+
+
+class _Run:
+    """The clock, the heaps of what is to come, and who lives where."""
+
+    def __init__(self, nodes: Sequence[Node], router: Router | None, seed: int, link: Link, observe: Observer | None):
+        self.router, self.seed, self.link, self.observe = router, seed, link, observe
+        self.replicas = [
+            Replica(n.policy, n.world, np.random.default_rng([seed, i] if i else seed), n.name, n.role, n.lengths)
+            for i, n in enumerate(nodes)
+        ]
+        self.index = {r.name: i for i, r in enumerate(self.replicas)}
+        self.entry = [r for r in self.replicas if r.role != "decode"]
+        self.decode = [r for r in self.replicas if r.role == "decode"]
+        self.transfers = {r.name: _Transfers() for r in self.replicas}
+        self.roofline = self.entry[0].world.roofline
+        self.ends: list[tuple[float, int]] = []  # a heap; an entry holds while that replica's step still ends then
+        self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
+        self.order = count()
+        self.touched: set[int] = set()  # replicas whose policy has something new to see
+        self.ids: set[str] = set()
+        self.done: list[Outcome] = []
+
+    def outcomes(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        coming = iter(requests)
+        request = next(coming, None)
+        while True:
+            now = min(request.arrival if request else inf, self.later[0][0] if self.later else inf, self._next_end())
+            if now == inf:
+                break
+            steps = self._end_steps(now)
+            while request and request.arrival <= now:
+                require(
+                    request.arrival == now, f"{request.id}: arrival", request.arrival, f"at least {now}", "sort them"
+                )
+                self._enter(request, now)
+                request = next(coming, None)
+            while self.later and self.later[0][0] <= now:
+                heapq.heappop(self.later)[2](now)
+            for replica, step, done in steps:
+                if self.observe and step:
+                    self.observe(replica, step, done)
+            self._begin_steps(now)
+            yield from self.done
+            self.done.clear()
+        for r in self.replicas:
+            if left := len(r.live) + len(self.transfers[r.name].waiting):
+                raise RuntimeError(f"{type(r.policy).__name__} runs nothing though {left} requests are waiting")
+
+    def _next_end(self) -> float:
+        while self.ends:
+            time, i = self.ends[0]
+            ends = self.replicas[i].ends
+            if ends and ends[-1] == time:
+                return time
+            heapq.heappop(self.ends)
+        return inf
+
+    def _touch(self, replica: Replica) -> None:
+        i = self.index[replica.name]
+        self.touched.add(i)
+        if replica.ends:
+            heapq.heappush(self.ends, (replica.ends[-1], i))
+
+    def _end_steps(self, now: float) -> list[tuple[Replica, Step | None, tuple[Outcome, ...]]]:
+        """Account for all steps that end now, those within a run of repeated ones included."""
+        if len(self.replicas) > 1:
+            for r in self.replicas:
+                if len(r.ends) > 1 and r.ends[bisect_left(r.ends, now)] == now:
+                    r.cut(now)
+                    self._touch(r)
+        ended = []
+        while self._next_end() == now:
+            r = self.replicas[heapq.heappop(self.ends)[1]]
+            step, before = r.describe() if self.observe else None, len(self.done)
+            sent = r.batch.tokens.items() if r.role == "prefill" else ()
+            first = [r.live[id] for id, n in sent if n >= r.live[id].progress.left]
+            for live in r.finish():
+                stages, following = live.request.stages, live.progress.stage + 1
+                if following == len(stages):
+                    r.release(live)
+                    self.ids.remove(live.request.id)
+                    self.done.append(live.outcome(now))
+                elif stages[following].wait:
+                    r.release(live)
+                    self._at(now + stages[following].wait, partial(self._arrive, live, following))
+                else:
+                    live.start_stage(following, now, self.roofline)
+            if r.role == "prefill":
+                self._hand_over(r, first, now)
+            self._touch(r)
+            ended.append((r, step, tuple(self.done[before:])))
+        return ended
+
+    def _at(self, time: float, action: Callable[[float], None]) -> None:
+        heapq.heappush(self.later, (time, next(self.order), action))
+
+    def _enter(self, request: Request, now: float) -> None:
+        require(request.id not in self.ids, "request id", request.id, "different from those in service")
+        for r in self.replicas:
+            need, most = -(-request.context // r.world.block_size), r.world.kv_blocks
+            require(need <= most, f"{request.id}: KV blocks of the whole request", need, f"at most {most}", "drop it")
+        self.ids.add(request.id)
+        progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
+        self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
+
+    def _arrive(self, live: Live, stage: int, now: float) -> None:
+        live.start_stage(stage, now, self.roofline)
+        live.route = self._rank(live, self.entry, now)
+        self._ask(live, now)
+
+    def _rank(self, live: Live, among: list[Replica], now: float) -> list[str]:
+        if len(among) == 1 or self.router is None:
+            return [among[0].name]
+        route, known = list(self.router.rank(live.progress, _Loads(among, now))), {r.name for r in among}
+        require(bool(route) and known.issuperset(route), "route", route, f"some of {sorted(known)}")
+        return route
+
+    def _ask(self, live: Live, now: float) -> None:
+        """Let the next replica of its route have a request."""
+        live.replica, p = live.route.pop(0), live.progress
+        p.elsewhere = bool(live.route) and not p.best_effort
+        replica = self.replicas[self.index[live.replica]]
+        replica.arrive(live, now)
+        self._touch(replica)
+
+    def _begin_steps(self, now: float) -> None:
+        while self.touched:
+            i = min(self.touched)
+            self.touched.remove(i)
+            r = self.replicas[i]
+            if r.ends:
+                continue
+            self._pull(r, now)
+            for live in r.begin(now) if r.live else ():
+                live.hops += 1
+                self._ask(live, now)
+            if r.ends:
+                heapq.heappush(self.ends, (r.ends[-1], i))
+
+    def _hand_over(self, source: Replica, first: list[Live], now: float) -> None:
+        """Requests that have their first token leave; their blocks stay until the KV cache is fetched."""
+        for live in first:
+            if live.request.id in source.live and live.progress.left == 1:
+                source.lend(live)
+                target = self.replicas[self.index[self._rank(live, self.decode, now)[0]]]
+                self.transfers[target.name].waiting.append((live, source))
+                target.cut(now)
+                self._touch(target)
+
+    def _pull(self, target: Replica, now: float) -> None:
+        """Fetch KV caches in turn, as far as memory and seats go; who was preempted here comes first."""
+        mine, world = self.transfers[target.name], target.world
+        while mine.waiting and not target.waiting and len(target.running) + mine.flying < world.max_seqs:
+            live, source = mine.waiting[0]
+            need = -(-live.progress.computed // world.block_size)
+            if need > target.free:
+                break
+            mine.waiting.popleft()
+            mine.flying += 1
+            target.free, target.lent = target.free - need, target.lent + need
+            theirs = self.transfers[source.name]
+            theirs.sends = max(now, theirs.sends) + self.link.seconds(live.progress.computed)
+            self._at(theirs.sends, partial(self._land, live, source, target, need))
+
+    def _land(self, live: Live, source: Replica, target: Replica, blocks: int, now: float) -> None:
+        source.free, source.lent = source.free + live.blocks, source.lent - live.blocks
+        target.lent, live.blocks, live.replica = target.lent - blocks, blocks, target.name
+        self.transfers[target.name].flying -= 1
+        target.arrive(live, now)
+        source.cut(now)
+        self._touch(source)
+        self._touch(target)

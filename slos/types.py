@@ -113,6 +113,8 @@ class Progress:
     is computed the next token appears. `due` is the deadline of that next token under the paper's rule: the first token
     of a stage at `t0`, token n at t0 + n * tpot, where t0 moves back to the first token's time if that came late.
     `later_tpot` is the smallest TPOT of the stages that follow without a wait, infinite if there are none.
+    `elsewhere`: if it is declined before it starts, another replica is asked; so a policy that would not start it in
+    time had better say so at once than let it wait.
     """
 
     id: str
@@ -126,6 +128,7 @@ class Progress:
     computed: int = 0
     best_effort: bool = False
     later_tpot: float = inf
+    elsewhere: bool = False
 
     @property
     def left(self) -> int:
@@ -162,9 +165,10 @@ class View:
 class Batch:
     """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with drafts 1 + drafts.
 
-    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become best effort. `repeat`
-    is the policy's word that it would answer the same for so many steps in a row while nobody arrives or finishes a
-    stage; a host may use it to save calls and must then account for every one of those steps.
+    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become best effort, or leave
+    for another replica where `Progress.elsewhere` says so. `repeat` is the policy's word that it would answer the same
+    for so many steps in a row while nobody arrives or finishes a stage; a host may use it to save calls and must then
+    account for every one of those steps.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
@@ -178,13 +182,23 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a router may know of one replica."""
+    """What a router may know of one replica, as it will be when the step in flight ends: then it takes in the next.
+
+    step_end: when that is, now if none is in flight. waiting, running: requests. Of those that are not best effort:
+    `prefill_tokens` left to compute, `decodes` as (TPOT, requests) ascending, and `claimed_blocks`, the KV blocks that
+    they will have held at their ends. Best effort takes what is left and gives way.
+    """
 
     replica: str
+    step_end: float
     waiting: int
     running: int
     free_blocks: int
+    total_blocks: int
+    block_size: int = 16
     prefill_tokens: int = 0
+    decodes: tuple[tuple[float, int], ...] = ()
+    claimed_blocks: int = 0
 
 
 class Policy(Protocol):
@@ -194,9 +208,12 @@ class Policy(Protocol):
 
 
 class Router(Protocol):
-    """Ranks replicas for a request, best first."""
+    """Names the replicas to ask for a request, in turn: each may pass it on to the next, the last one keeps it.
 
-    def rank(self, request: Request, loads: Sequence[Load]) -> Sequence[str]: ...
+    `request` is as a policy would see it, at its arrival; `loads` is never empty. Reads no clock, like a policy.
+    """
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> Sequence[str]: ...
 
 
 class LengthPredictor(Protocol):

@@ -26,12 +26,12 @@ WHERE = attrgetter("stage", "generated", "tokens", "computed")
 class Place:
     """Where the model has a request: `times` are those of its tokens and `arrived` its arrival, both by stage."""
 
-    stage: int
-    generated: int
-    tokens: int
-    computed: int
-    times: list[list[float]]
-    arrived: list[tuple[float, int]]  # with the tokens that the stage had to compute then
+    stage: int = 0
+    generated: int = 0
+    tokens: int = 0
+    computed: int = 0
+    times: list[list[float]] = field(default_factory=list)
+    arrived: list[tuple[float, int]] = field(default_factory=list)  # with the tokens that the stage had to compute then
 
 
 @dataclass(slots=True)
@@ -46,16 +46,23 @@ class Lawful:
     batch: Batch = field(default_factory=Batch)
     batches: list[Batch] = field(default_factory=list)
     here: dict[str, Place] = field(default_factory=dict)
-    away: dict[str, tuple[float, int, int, Place | None]] = field(init=False)  # back when, tokens, stage, where it was
+    away: dict[str, tuple[float, Place]] = field(default_factory=dict)  # back when
+    fetched: dict[str, tuple[float, Place]] = field(default_factory=dict)  # not before when, from another replica
+    declined: set[str] = field(default_factory=set)
+    sent: dict[str, Progress] = field(default_factory=dict)  # handed over, as they were then
+    passed: Callable[[str, float, Place], None] | None = None  # one that is declined for another replica
+    leaves: Callable[[str, float, Place], None] | None = None  # one that comes back after a wait
+    sends: Callable[[str, float, Place], None] | None = None  # one that has its first token
     gone: dict[str, Place] = field(default_factory=dict)
     by_id: dict[str, Request] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_id = {r.id: r for r in self.requests}
-        self.away = {r.id: (r.arrival, 0, 0, None) for r in self.requests}
+        if not self.leaves:  # alone
+            self.away = {r.id: (r.arrival, Place()) for r in self.requests}
 
     def step(self, view: View) -> Batch:
-        self.check(view.now, view.waiting, view.running, view.free_blocks)
+        self.check(view.now, view.waiting, view.running, view.free_blocks, self.world.kv_blocks - view.total_blocks)
         everybody = [*view.waiting, *view.running]
         before = [EVERYTHING(p) for p in everybody]
         batch = self.policy.step(view)
@@ -63,32 +70,41 @@ class Lawful:
         assert [EVERYTHING(p) for p in everybody] == before, "the policy wrote to a Progress"
         self.batch = batch if self.repeats else replace(batch, repeat=1)
         self.batches.append(self.batch)
+        for p in everybody:
+            if p.id in batch.decline and p.elsewhere:
+                assert self.passed and not p.computed and not p.best_effort
+                self.passed(p.id, view.now, self.here.pop(p.id))
+            elif p.id in batch.decline:
+                self.declined.add(p.id)
         for id in batch.preempt:
             self.here[id].computed = 0
         return self.batch
 
-    def check(self, now: float, waiting: Sequence[Progress], running: Sequence[Progress], free: int) -> None:
+    def check(self, now: float, waiting: Sequence[Progress], running: Sequence[Progress], free: int, lent: int) -> None:
         assert now >= self.clock, "the clock went back"
         self.clock = now
-        for id in [id for id, (back, *_) in self.away.items() if back <= now]:
-            back, tokens, stage, old = self.away.pop(id)
-            place = Place(stage, 0, tokens, 0, old.times if old else [], old.arrived if old else [])
+        for id in [id for id, (back, _) in self.away.items() if back <= now]:
+            back, place = self.away.pop(id)
             self.enter(id, place, back)
-            self.here[id] = place
         shown = [p.id for p in (*waiting, *running)]
+        for id in self.fetched.keys() & {p.id for p in running}:
+            earliest, self.here[id] = self.fetched.pop(id)
+            assert now >= earliest, "it came before its KV cache could"
         assert sorted(shown) == sorted(self.here), "a request was lost or is here twice"
         for p in (*waiting, *running):
             assert WHERE(p) == WHERE(self.here[p.id]), f"{p.id} is not where its tokens brought it"
         assert all(p.computed == 0 for p in waiting), "a waiting request holds KV"
         assert all(0 < p.computed < p.tokens for p in running)
         held = sum(-(-p.computed // self.world.block_size) for p in running)
-        assert free == self.world.kv_blocks - held >= 0, "the KV ledger does not add up"
+        assert free == self.world.kv_blocks - held - lent >= 0 <= lent, "the KV ledger does not add up"
         assert len(running) <= self.world.max_seqs
 
     def left(self, id: str) -> int:
         return self.here[id].tokens - self.here[id].computed
 
     def enter(self, id: str, place: Place, now: float) -> None:
+        """A request begins a stage here."""
+        self.here[id] = place
         place.tokens += self.by_id[id].stages[place.stage].prompt
         place.generated = 0
         place.times.append([])
@@ -106,7 +122,7 @@ class Lawful:
         if self.world.noise:
             ends = [step.end]
         assert ends[-1] == step.end, "a step must last as the roofline says"
-        finished = set()
+        finished, spoke = set(), []
         for id, n in self.batch.tokens.items():
             place, stages, left = self.here[id], self.by_id[id].stages, self.left(id)
             assert 1 <= n <= (left if left > 1 else 1 + self.world.max_drafts)
@@ -114,11 +130,12 @@ class Lawful:
             if n < left:
                 place.computed += n
                 continue  # its prefill goes on: no token yet
+            spoke.append(id)
             new = step.count
             if n > left:  # how many drafts were accepted is the world's secret: up to all of them
-                shown = replica.live.get(id)
-                goes_on = shown is not None and shown.progress.stage == place.stage
-                upto = shown.progress.generated if shown and goes_on else stages[place.stage].output
+                shown = replica.live[id].progress if id in replica.live else self.sent.pop(id, None)
+                goes_on = shown is not None and shown.stage == place.stage
+                upto = shown.generated if shown and goes_on else stages[place.stage].output
                 new = upto - place.generated
                 assert 1 <= new <= n
             place.computed += new if n >= left == 1 else n
@@ -133,23 +150,29 @@ class Lawful:
                 self.gone[id] = self.here.pop(id)
             elif wait := stages[place.stage + 1].wait:
                 del self.here[id]
-                self.away[id] = (step.end + wait, place.tokens, place.stage + 1, place)
+                place.stage, place.computed = place.stage + 1, 0
+                if self.leaves:
+                    self.leaves(id, step.end + wait, place)
+                else:
+                    self.away[id] = (step.end + wait, place)
             else:
                 place.stage += 1
                 self.enter(id, place, step.end)
+        if self.sends:
+            for id in [id for id in spoke if id in self.here and self.left(id) == 1]:
+                self.sends(id, step.end, self.here.pop(id))
         assert {o.id for o in done} == finished and len(done) == len(finished)
-        self.check(step.end, replica.waiting, replica.running, replica.free)
+        self.check(step.end, replica.waiting, replica.running, replica.free, replica.lent)
 
     def end(self, outcomes: Sequence[Outcome]) -> None:
-        assert not self.here and not self.away, "somebody was left behind"
-        assert sorted(o.id for o in outcomes) == sorted(self.by_id)
+        assert not self.here and not self.away and not self.fetched, "somebody was left behind"
+        assert sorted(o.id for o in outcomes) == sorted(self.gone)
         assert [o.finish for o in outcomes] == sorted(o.finish for o in outcomes)
-        declined = {id for b in self.batches for id in b.decline}
         for o in outcomes:
             r, place = self.by_id[o.id], self.gone[o.id]
             assert [len(t) for t in place.times] == [s.output for s in r.stages], "tokens were lost or made twice"
             assert o.finish == place.times[-1][-1] and (o.prompt, o.output) == (r.prompt, r.output)
-            assert o.declined == (o.id in declined)
+            assert o.declined == (o.id in self.declined)
             assert o.attained == (in_time(r, place, self.world.roofline) and not o.declined)
 
 
@@ -173,6 +196,7 @@ def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, rep
     watched = Lawful(build(name, requests, world), requests, world, repeats)
     outcomes = simulate(requests, watched, world, seed, watched.observe)
     watched.end(outcomes)
+    assert len(outcomes) == len(requests)
     return outcomes
 
 
@@ -192,9 +216,12 @@ class RejectAll:
     """Declines everybody, then serves the oldest alone."""
 
     def step(self, view: View) -> Batch:
-        p = min((*view.running, *view.waiting), key=lambda p: p.id)
-        late = tuple(q.id for q in view.running if q is not p)
-        return Batch({p.id: p.left}, preempt=late, decline=tuple(q.id for q in view.waiting if not q.best_effort))
+        decline = tuple(q.id for q in view.waiting if not q.best_effort)
+        keeps = [q for q in (*view.running, *view.waiting) if not q.elsewhere]
+        if not keeps:
+            return Batch(decline=decline)
+        p = min(keeps, key=lambda p: p.id)
+        return Batch({p.id: p.left}, preempt=tuple(q.id for q in view.running if q is not p), decline=decline)
 
 
 class Reverse:
@@ -264,7 +291,7 @@ def requests(draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, 
     n = draw(st.integers(1, size))
     times = draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.25, 0.7, 1.5]), min_size=n, max_size=n))
     of = stages() if of is None else of
-    return [Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0]))) for i, t in enumerate(times)]
+    return [Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0]))) for i, t in enumerate(sorted(times))]
 
 
 @st.composite

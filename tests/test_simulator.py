@@ -107,7 +107,7 @@ def test_illegal_batches(batch: Batch, message: str) -> None:
 def test_impossible_runs() -> None:
     with pytest.raises(RuntimeError, match="Says runs nothing though 1 requests are waiting"):
         simulate([req("a", (4, 2))], Says(Batch()), World(SLOW, 11))
-    with pytest.raises(ValueError, match="longest request in KV blocks = 2 must be at most 1"):
+    with pytest.raises(ValueError, match="a: KV blocks of the whole request = 2 must be at most 1"):
         simulate([req("a", (14, 4))], VLLM(), World(SLOW, 1))
     for setting in (
         {"kv_blocks": 0},
