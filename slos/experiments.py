@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pandas as pd
 
-from slos.live import Outcome
-from slos.metrics import attainment, capacity, geometric_mean, interval
-from slos.policies import POLICIES, make_policy
+from slos.metrics import geometric_mean, interval
+from slos.policies import POLICIES
 from slos.report import Headline, results_dir, upsert_headlines, write_whole
-from slos.roofline import Profile, profile, profiles
-from slos.simulator import World, simulate
+from slos.search import Probe, Search, hardware_of, parse_setting, search, serve
 from slos.sweep import commit, sweep
-from slos.types import Oracle, Request, require
-from workloads import SCENARIOS, build
+from slos.types import require
+from workloads import SCENARIOS
 
+__all__ = ["Probe", "Search", "hardware_of", "parse_setting", "search", "serve"]  # besides what stands here
 OURS = "slos-serve"
 Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -58,101 +56,6 @@ def size_of(name: str) -> Size:
     return SIZES[name]
 
 
-def hardware_of(scenario: str, name: str = "") -> Profile:
-    """The profile of that name, or the scenario's own. Raises ValueError for unknown names."""
-    require(scenario in SCENARIOS, "scenario", scenario, f"one of {', '.join(SCENARIOS)}")
-    return profile(name or SCENARIOS[scenario].profile)
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own."""
-
-    scenario: str
-    system: str
-    setting: str = ""
-    profile: str = ""
-    lengths: str = "dataset"
-    seed: int = 0
-    num_requests: int = 400
-    target: float = 0.9
-    precision: float = 0.02
-
-    def __str__(self) -> str:
-        hardware = self.hardware.name
-        if hardware not in profiles():  # a file of one's own, which may change
-            hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
-        parts = (self.scenario, self.lengths, hardware, self.system, self.setting)
-        numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
-        return f"{' '.join(filter(None, parts))}, {numbers}"
-
-    @property
-    def hardware(self) -> Profile:
-        return hardware_of(self.scenario, self.profile)
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds."""
-
-    scenario: str
-    lengths: str
-    system: str
-    setting: str
-    profile: str
-    seed: int
-    rate: float
-    attainment: float
-    attainment_client: float
-    declined: float
-    ttft_p99: float
-    tpot_p99: float
-    capacity: bool
-    source: str
-    status: str
-
-
-def parse_setting(text: str) -> dict[str, Any]:
-    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
-    pairs = [part.split("=") for part in text.split(",") if part]
-    try:
-        return {name.strip(): int(value) if value.strip().isdigit() else float(value) for name, value in pairs}
-    except ValueError:
-        raise ValueError(f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'") from None
-
-
-def serve(
-    requests: Sequence[Request], system: str, hardware: Profile, setting: str = "", **options: Any
-) -> list[Outcome]:
-    """Simulate one system on one replica that believes what is true; `options` go to `simulate`."""
-    policy = make_policy(system, hardware.roofline, Oracle(requests), **parse_setting(setting))
-    return simulate(requests, policy, World.of(hardware), **options)
-
-
-def search(case: Search) -> list[Probe]:
-    """Capacity of one case: every load that was tried, the capacity marked."""
-    hardware, rows = case.hardware, []
-    require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
-
-    def attained_at(rate: float) -> float:
-        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
-        outcomes = serve(workload.requests, case.system, hardware, case.setting)
-        kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)
-        rows.append(
-            Probe(
-                case.scenario, case.lengths, case.system, case.setting, hardware.name, case.seed, rate / hardware.gpus,
-                attainment(outcomes), attainment(outcomes, client=True),
-                sum(o.declined for o in outcomes) / len(outcomes), float(kept.ttft), float(kept.tpot),
-                False, workload.source, "simulated",
-            )
-        )  # fmt: skip
-        return rows[-1].attainment
-
-    start = {"reasoning": 0.5, "tool-calling": 0.7}.get(case.scenario, 3.0) * hardware.gpus
-    best, probes = capacity(attained_at, case.target, start, case.precision)
-    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
-
-
 def searches(
     size: str,
     scenarios: Sequence[str] = tuple(SCENARIOS),
@@ -183,12 +86,17 @@ def run_searches(size: str, cases: Sequence[Search], workers: int | None = None)
     return pd.DataFrame(sweep(search, cases, results_dir(size) / "probes.csv", Probe, workers))
 
 
-def capacities(probes: Frame) -> Frame:
-    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's."""
-    by = ["scenario", "lengths", "system", "setting", "profile", "source", "status"]
+def capacities(probes: Frame, *also: str) -> Frame:
+    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's.
+
+    also: further columns to tell apart, as "replicas" and "router".
+    """
+    by = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
     found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
     found[["capacity", "low", "high"]] = [interval(rates) for rates in found["rate"]]
-    best = found.loc[found.groupby(["scenario", "lengths", "system", "profile"], sort=False)["capacity"].idxmax()]
+    best = found.loc[
+        found.groupby(["scenario", "lengths", "system", "profile", *also], sort=False)["capacity"].idxmax()
+    ]
     ranks = {
         name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
     }  # one order, so one colour, in every figure
@@ -236,19 +144,8 @@ def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
 def save_capacities(size: str, best: Frame) -> Path:
     """Write results/<size>/capacity.csv, from which the report draws its table."""
     path = results_dir(size) / "capacity.csv"
-    columns = [
-        "scenario",
-        "lengths",
-        "system",
-        "setting",
-        "profile",
-        "capacity",
-        "low",
-        "high",
-        "seeds",
-        "source",
-        "status",
-    ]
+    columns = ["scenario", "lengths", "system", "setting", "profile"]
+    columns += ["capacity", "low", "high", "seeds", "source", "status"]
     write_whole(path, best[columns].assign(commit=commit()).to_csv(index=False))
     return path
 

@@ -132,6 +132,7 @@ class _Run:
         self.decode = [r for r in self.replicas if r.role == "decode"]
         self.transfers = {r.name: _Transfers() for r in self.replicas}
         self.roofline = self.entry[0].world.roofline
+        self.caches = {(n.world.kv_blocks, n.world.block_size) for n in nodes}
         self.ends: list[tuple[float, int]] = []  # a heap; an entry holds while that replica's step still ends then
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
         self.order = count()
@@ -215,8 +216,8 @@ class _Run:
 
     def _enter(self, request: Request, now: float) -> None:
         require(request.id not in self.ids, "request id", request.id, "different from those in service")
-        for r in self.replicas:
-            need, most = -(-request.context // r.world.block_size), r.world.kv_blocks
+        for most, size in self.caches:
+            need = -(-request.context // size)
             require(need <= most, f"{request.id}: KV blocks of the whole request", need, f"at most {most}", "drop it")
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)

@@ -31,6 +31,7 @@ from slos.experiments import (
 )
 from slos.policies import POLICIES
 from slos.roofline import profiles
+from slos.router import ROUTERS
 from slos.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from workloads import SCENARIOS, build
 
@@ -63,6 +64,9 @@ def _no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: search(replace(SMALL, scenario="gaming")), SCENARIOS),
         (lambda: search(replace(SMALL, system="orca")), POLICIES),
         (lambda: search(replace(SMALL, setting="chunk=512")), ["setting 'chunk'", "max_batched_tokens"]),
+        (lambda: search(replace(SMALL, router="dice")), ROUTERS),
+        (lambda: search(replace(SMALL, topology="2-1")), ["topology = '2-1'", "'2:1'"]),
+        (lambda: search(replace(SMALL, replicas=0)), ["replicas = 0", "at least 1"]),
         (lambda: search(replace(SMALL, lengths="poem")), ["dataset", "trace"]),
         (lambda: search(replace(SMALL, target=1.5)), ["target = 1.5", "(0, 1]"]),
     ],
@@ -112,6 +116,7 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
     changes = {
         "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512", "profile": "opt-13b-h100",
         "lengths": "trace", "seed": 1, "num_requests": 61, "target": 0.95, "precision": 0.1,
+        "replicas": 2, "router": "sequential", "topology": "2:1",
     }  # fmt: skip
     assert changes.keys() == {f for f in SMALL.__dataclass_fields__}
     keys = {str(SMALL)} | {str(replace(SMALL, **{name: value})) for name, value in changes.items()}

@@ -1,0 +1,144 @@
+"""Routers: which replicas to ask for a request, in turn. The same objects in the simulator and in front of engines.
+
+A replica that cannot start a request in time passes it on to the next of its route, and the last keeps it (paper,
+section 4.4). So the length of a route is the hop limit plus one. A new router is a class and a line in `ROUTERS`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from random import Random
+from statistics import median
+from typing import Any, cast, final
+
+from slos.roofline import Roofline
+from slos.types import SLO, LengthPredictor, Load, Oracle, Progress, Request, Router, Stage, require
+
+FULL = 1e6  # what it costs where something has run out
+
+
+@final
+@dataclass(slots=True)
+class RoundRobin:
+    """Each replica in turn, and nobody is passed on."""
+
+    _next: int = field(init=False, repr=False, default=0)
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        self._next += 1
+        return [loads[(self._next - 1) % len(loads)].replica]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LeastLoaded:
+    """The replica with the fewest requests, as load balancers do it; the first of equals."""
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        return [min(loads, key=lambda load: load.waiting + load.running).replica]
+
+
+@final
+@dataclass(slots=True)
+class Sequential:
+    """The paper's: each in turn, and from one to the next until it is admitted, `hops` times at most."""
+
+    hops: int = 3
+    _next: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        require(self.hops >= 0, "hops", self.hops, "at least 0")
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        n, first = len(loads), self._next
+        self._next = (first + 1) % n
+        return [loads[(first + i) % n].replica for i in range(min(n, self.hops + 1))]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Cheapest:
+    """Ours: first where admitting costs least of what is scarce there, then on as in the paper; the best one keeps it.
+
+    Scarce are seconds until the first token is due, tokens per second that decoding leaves over, and KV blocks. What a
+    request takes of each is set against what the replica has left, and the shares add up. A request with a tighter TPOT
+    than those already there shortens every batch, which costs tokens per second: so tiers gather where they fit.
+    longest_step: seconds of a batch where nobody decodes.
+    """
+
+    roofline: Roofline
+    lengths: LengthPredictor
+    hops: int = 3
+    longest_step: float = 0.15
+    _rates: dict[float, float] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(self.hops >= 0, "hops", self.hops, "at least 0")
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        costs = sorted((self.cost(request, load), i, load.replica) for i, load in enumerate(loads))
+        route = [name for *_, name in costs[: self.hops + 1]]
+        return [*route, route[0]] if len(route) > 1 else route
+
+    def cost(self, request: Progress, load: Load) -> float:
+        """The shares that it would take of what the replica has left, `FULL` and more where there is not enough."""
+        tightest = load.decodes[0][0] if load.decodes else self.longest_step
+        owed = 0.0
+        for tpot, count in load.decodes:
+            owed += count / tpot
+        before = self._rate(tightest) - owed
+        after = self._rate(min(tightest, request.tpot)) - owed - 1 / request.tpot
+        if before <= 0 or after <= 0:
+            return FULL - after
+        need = (request.tokens + self.lengths.remaining(request)) / load.block_size
+        free = load.total_blocks - load.claimed_blocks
+        if free < need:
+            return FULL + need - free
+        wait, left = load.step_end - request.arrival, request.tokens - request.computed
+        first = wait + max((load.prefill_tokens + left) / before, left / self._rate(self.longest_step))
+        return first / (request.due - request.arrival) + need / free + 1 - after / before
+
+    def _rate(self, seconds: float) -> float:
+        """Tokens per second of full batches of that length."""
+        if seconds not in self._rates:
+            self._rates[seconds] = self.roofline.fits(seconds) / seconds
+        return self._rates[seconds]
+
+
+ROUTERS: dict[str, Callable[..., Router]] = {
+    "round-robin": RoundRobin,
+    "least-loaded": LeastLoaded,
+    "sequential": Sequential,
+    "cheapest": Cheapest,
+}
+
+
+def make_router(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Router:
+    """A fresh router; one with a field `roofline` or `lengths` is given that belief about hardware or lengths."""
+    require(name in ROUTERS, "router", name, f"one of {', '.join(ROUTERS)}", "add yours to slos.router.ROUTERS")
+    kind = cast(Any, ROUTERS[name])
+    beliefs = {"roofline": roofline, "lengths": lengths}
+    known = {f.name for f in fields(kind) if f.init}
+    for setting in settings:
+        choices = ", ".join(sorted(known - beliefs.keys())) or "none"
+        require(setting in known - beliefs.keys(), f"setting of router {name!r}", setting, f"one of {choices}")
+    return kind(**{k: v for k, v in beliefs.items() if k in known} | settings)
+
+
+def decision_seconds(name: str, roofline: Roofline, replicas: int = 16, repeats: int = 2000) -> float:
+    """Median time of one decision, over random loads: what `python -m slos.bench` reports."""
+    rng, times = Random(0), []
+    router = make_router(name, roofline, Oracle([Request("x", 0.0, (Stage(800, 200, SLO(0.05)),))]))
+    request = Progress("x", 0.0, 800, 0.3, 0.05)
+    for _ in range(repeats):
+        loads = [
+            Load(f"r{i}", rng.random() / 10, rng.randrange(5), rng.randrange(80), rng.randrange(2000), 2687, 16,
+                 rng.randrange(2000), ((0.05, rng.randrange(1, 20)), (0.1, rng.randrange(1, 60))), rng.randrange(2687))
+            for i in range(replicas)
+        ]  # fmt: skip
+        start = time.perf_counter()
+        router.rank(request, loads)
+        times.append(time.perf_counter() - start)
+    return median(times)

@@ -1,0 +1,143 @@
+"""One capacity search: a scenario, a system with its setting, replicas and a router; and every load that it tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import pandas as pd
+
+from slos.live import Outcome
+from slos.metrics import attainment, capacity
+from slos.policies import POLICIES
+from slos.roofline import Profile, profile, profiles
+from slos.router import make_router
+from slos.simulator import Observer, stream
+from slos.topology import cluster, link, roles
+from slos.types import Oracle, Request, require
+from workloads import SCENARIOS, build
+
+
+def hardware_of(scenario: str, name: str = "") -> Profile:
+    """The profile of that name, or the scenario's own. Raises ValueError for unknown names."""
+    require(scenario in SCENARIOS, "scenario", scenario, f"one of {', '.join(SCENARIOS)}")
+    return profile(name or SCENARIOS[scenario].profile)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own.
+
+    replicas: how many of the topology (see `slos.topology`); router: of `slos.router`, "" where there is no choice.
+    """
+
+    scenario: str
+    system: str
+    setting: str = ""
+    profile: str = ""
+    lengths: str = "dataset"
+    seed: int = 0
+    num_requests: int = 400
+    target: float = 0.9
+    precision: float = 0.02
+    replicas: int = 1
+    router: str = ""
+    topology: str = ""
+
+    def __str__(self) -> str:
+        hardware = self.hardware.name
+        if hardware not in profiles():  # a file of one's own, which may change
+            hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
+        where = f"{self.replicas}x {self.topology}".strip() if self.replicas > 1 or self.topology else ""
+        parts = (self.scenario, self.lengths, hardware, self.system, self.setting, where, self.router)
+        numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
+        return f"{' '.join(filter(None, parts))}, {numbers}"
+
+    @property
+    def hardware(self) -> Profile:
+        return hardware_of(self.scenario, self.profile)
+
+    @property
+    def gpus(self) -> int:
+        return self.hardware.gpus * self.replicas * len(roles(self.topology))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds."""
+
+    scenario: str
+    lengths: str
+    system: str
+    setting: str
+    profile: str
+    replicas: int
+    router: str
+    topology: str
+    seed: int
+    rate: float
+    attainment: float
+    attainment_client: float
+    declined: float
+    hops: float
+    ttft_p99: float
+    tpot_p99: float
+    capacity: bool
+    source: str
+    status: str
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    try:
+        return {name.strip(): int(value) if value.strip().isdigit() else float(value) for name, value in pairs}
+    except ValueError:
+        raise ValueError(f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'") from None
+
+
+def serve(
+    requests: Sequence[Request],
+    system: str,
+    hardware: Profile,
+    setting: str = "",
+    replicas: int = 1,
+    router: str = "",
+    topology: str = "",
+    seed: int = 0,
+    observe: Observer | None = None,
+) -> list[Outcome]:
+    """Simulate one system on replicas that believe what is true."""
+    lengths = Oracle(requests)
+    nodes = cluster(system, hardware, lengths, replicas, topology, **parse_setting(setting))
+    chosen = make_router(router, hardware.roofline, lengths) if router else None
+    return list(stream(requests, nodes, chosen, seed, link(hardware) if topology else None, observe))
+
+
+def search(case: Search) -> list[Probe]:
+    """Capacity of one case: every load that was tried, the capacity marked."""
+    hardware, rows = case.hardware, []
+    require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
+    require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
+
+    def attained_at(rate: float) -> float:
+        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        outcomes = serve(
+            workload.requests, case.system, hardware, case.setting, case.replicas, case.router, case.topology
+        )
+        kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)
+        rows.append(
+            Probe(
+                case.scenario, case.lengths, case.system, case.setting, hardware.name, case.replicas, case.router,
+                case.topology, case.seed, rate / case.gpus, attainment(outcomes), attainment(outcomes, client=True),
+                sum(o.declined for o in outcomes) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+                float(kept.ttft), float(kept.tpot), False, workload.source, "simulated",
+            )
+        )  # fmt: skip
+        return rows[-1].attainment
+
+    start = {"reasoning": 0.5, "tool-calling": 0.7}.get(case.scenario, 3.0) * case.gpus
+    best, probes = capacity(attained_at, case.target, start, case.precision)
+    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
