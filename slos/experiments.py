@@ -81,9 +81,9 @@ def searches(
     return grid
 
 
-def run_searches(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
-    """Rows of `Probe` for all cases, from results/<size>/probes.csv where they lie already."""
-    return pd.DataFrame(sweep(search, cases, results_dir(size) / "probes.csv", Probe, workers))
+def run_searches(size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes") -> Frame:
+    """Rows of `Probe` for all cases, from results/<size>/<name>.csv where they lie already."""
+    return pd.DataFrame(sweep(search, cases, results_dir(size) / f"{name}.csv", Probe, workers))
 
 
 def capacities(probes: Frame, *also: str) -> Frame:

@@ -113,7 +113,8 @@ def serve(
     lengths = Oracle(requests)
     nodes = cluster(system, hardware, lengths, replicas, topology, **parse_setting(setting))
     chosen = make_router(router, hardware.roofline, lengths) if router else None
-    return list(stream(requests, nodes, chosen, seed, link(hardware) if topology else None, observe))
+    wire = link(hardware) if ":" in topology else None
+    return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
 
 
 def search(case: Search) -> list[Probe]:

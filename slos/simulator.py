@@ -21,6 +21,7 @@ import numpy as np
 
 from slos.live import Live, Outcome
 from slos.replica import Replica, Step, World
+from slos.roofline import Roofline
 from slos.types import LengthPredictor, Load, Policy, Progress, Request, Router, require
 
 __all__ = ["Link", "Node", "Replica", "Step", "World", "simulate", "stream"]
@@ -80,11 +81,13 @@ def stream(
     seed: int = 0,
     link: Link | None = None,
     observe: Observer | None = None,
+    zero_load: Roofline | None = None,
 ) -> Iterator[Outcome]:
     """Serve `requests`, sorted by arrival, on replicas that share one clock; outcomes as they finish.
 
     router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one replica needs none.
-    link: between prefill and decode replicas, without it a hand-over takes no time.
+    link: between prefill and decode replicas, without it a hand-over takes no time. zero_load: by which objectives that
+    are slowdowns become seconds, by default the first replica's.
     """
     names = [n.name for n in nodes]
     require(len(nodes) > 0 and len(set(names)) == len(names), "nodes", names, "at least one, of different names")
@@ -92,7 +95,9 @@ def stream(
     require(("prefill" in roles) == ("decode" in roles), "roles", roles, "prefill beside decode", "add nodes")
     choice = len(nodes) - roles.count("decode") > 1 or roles.count("decode") > 1
     require(router is not None or not choice, "router", router, "given where there are several replicas to choose from")
-    return _Run(nodes, router, seed, link or Link(0.0, 1.0), observe).outcomes(requests)
+    run = _Run(nodes, router, seed, link or Link(0.0, 1.0), observe)
+    run.roofline = zero_load or run.roofline
+    return run.outcomes(requests)
 
 
 class _Loads(Sequence[Load]):

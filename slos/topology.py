@@ -2,15 +2,16 @@
 
 DistServe (Zhong et al., OSDI'24) is a topology, not a policy: ordinary policies run on replicas with roles. "2:1" means
 two prefill replicas and one decode replica; the decode side fetches a KV cache when it has room for it, as there.
+"pooled" is one engine as large as all replicas together: what perfect routing would make of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slos.policies import make_policy
-from slos.roofline import Profile
+from slos.roofline import Profile, Roofline
 from slos.simulator import Link, Node, World
 from slos.types import LengthPredictor, Progress, require
 
@@ -29,6 +30,9 @@ NVLINK = 300e9
 """Bytes per second from one A100 to another: NVLink has 600 GB/s, half each way (NVIDIA's A100 data sheet). A machine
 without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had 25 Gbit/s between machines, 3 GB/s."""
 
+POOLED = "pooled"
+SEATS = 256  # requests that an engine runs at once, vLLM's default
+
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
@@ -43,11 +47,18 @@ class FirstToken:
 
 def roles(topology: str) -> tuple[str, ...]:
     """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one for decode."""
-    if not topology:
+    if topology in ("", POOLED):
         return ("",)
     counts = [int(part) if part.isdigit() else 0 for part in topology.split(":")]
     require(len(counts) == 2 and min(counts) > 0, "topology", topology, "'' or prefill:decode, as in '2:1'")
     return ("prefill",) * counts[0] + ("decode",) * counts[1]
+
+
+def pooled(hardware: Profile, count: int) -> Profile:
+    """`count` times the tokens per second and the KV cache in one engine; a batch still costs what it costs empty."""
+    planes = tuple(replace(p, k1=p.k1 / count) for p in hardware.roofline.planes)
+    roofline = Roofline(planes, hardware.roofline.k_ctx / count)
+    return replace(hardware, roofline=roofline, kv_tokens=hardware.kv_tokens * count, gpus=hardware.gpus * count)
 
 
 def cluster(
@@ -55,7 +66,10 @@ def cluster(
 ) -> list[Node]:
     """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true."""
     require(replicas >= 1, "replicas", replicas, "at least 1")
-    nodes, world = [], World.of(hardware)
+    seats = 1
+    if topology == POOLED:
+        hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
+    nodes, world = [], World.of(hardware, max_seqs=SEATS * seats)
     for i, role in enumerate(roles(topology) * replicas):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, hardware.roofline, expected, **settings)
