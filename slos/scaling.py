@@ -40,7 +40,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
-    "quick": Scale((1, 4), 200, 1, 0.05),
+    "quick": Scale((1, 4), 160, 1, 0.05),
     "full": Scale((1, 2, 4, 8, 16), 400, 3, 0.02),
 }
 

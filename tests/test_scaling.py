@@ -39,7 +39,7 @@ def test_the_grids_have_every_case_once() -> None:
     assert all(c.num_requests == c.replicas * scale.requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
     apart = disaggregation_cases("quick", ["coding"], [OURS])
-    assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {400, 600}
+    assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {320, 480}
 
 
 def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
