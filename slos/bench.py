@@ -7,20 +7,25 @@ from the view to the batch, admission included, the running ones known from the 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from statistics import median
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from slos.policies import POLICIES, make_policy
+from slos.report import Headline, results_dir, upsert_headlines
 from slos.roofline import profile
 from slos.simulator import World, simulate
-from slos.types import SLO, Oracle, Progress, Request, Stage, View
+from slos.sweep import commit
+from slos.types import SLO, Oracle, Progress, Request, Stage, View, require
 from workloads import SCENARIOS, build
+
+Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 NEAR_CAPACITY = {
     ("chatbot", "dataset"): {"vllm": 2.8, "vllm-v1": 3.0, "sarathi": 3.0, "slos-serve": 3.7},
@@ -30,6 +35,9 @@ NEAR_CAPACITY = {
 
 PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
 """TPOT tiers, new requests, running requests."""
+
+SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
+"""Requests per simulation, plannings of each shape."""
 
 PAPER = "the paper (section 4.2): below 10 ms, mostly below 2 ms"
 
@@ -97,24 +105,70 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
     return Planning(tiers, new, running, p50, p99, float(steady.max()))
 
 
+def simulations(num_requests: int) -> Frame:
+    """CPU seconds per 1,000 requests of every policy near its capacity, a row each."""
+    rows = [
+        (
+            scenario,
+            lengths,
+            system,
+            rates[system],
+            simulation_cost(scenario, lengths, system, rates[system], num_requests),
+        )
+        for (scenario, lengths), rates in NEAR_CAPACITY.items()
+        for system in POLICIES
+        if system in rates
+    ]
+    return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
+
+
+def plannings(count: int, shapes: Sequence[tuple[int, int, int]] = PLANNINGS) -> Frame:
+    """Milliseconds of a whole step, a row per shape."""
+    planning_cost(2, 1, 1, count=11)  # compiles
+    return pd.DataFrame([asdict(planning_cost(*shape, count=count + 10)) for shape in shapes])
+
+
+def run(size: str) -> tuple[Frame, Frame]:
+    """`plannings` and `simulations` at a size that notebooks know; the longest planning goes beside the paper's."""
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    num_requests, count = SIZES[size]
+    planned, simulated = plannings(count), simulations(num_requests)
+    longest = float(planned["p99"].max())
+    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} (05_overhead)"
+    row = Headline(
+        "planning_ms", longest, float(planned["p50"].max()), max(longest, float(planned["worst"].max())), "measured",
+        "random replicas at work", "this machine's CPU", commit(), command,
+    )  # fmt: skip
+    upsert_headlines(results_dir(size) / "headlines.csv", [row])
+    return planned, simulated
+
+
+def what_it_shows(planned: Frame, simulated: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    longest, small = planned.loc[planned["p99"].idxmax()], planned[(planned["tiers"] == 2) & (planned["new"] == 10)]
+    baselines = simulated[simulated["system"] != "slos-serve"]["cpu_seconds"]
+    return "\n".join(
+        [
+            f"- The longest planning, {longest.tiers:.0f} tiers with {longest.new:.0f} new and {longest.running:.0f} "
+            f"running requests, takes {longest.p50:.2f} ms in median and {longest.p99:.2f} ms at P99; {PAPER}.",
+            f"- Two tiers with 10 new requests: {small['p99'].max():.2f} ms at P99.",
+            f"- Simulating 1,000 requests takes {baselines.min():.2f} to {baselines.max():.2f} CPU seconds with a "
+            f"baseline, {simulated['cpu_seconds'].max():.2f} at most with SLOs-Serve.",
+        ]
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slos.bench", description=__doc__)
     parser.add_argument("--requests", type=int, default=1000, help="requests per simulation (default: 1000)")
     size = parser.parse_args(argv).requests
     print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
-    for (scenario, lengths), rates in NEAR_CAPACITY.items():
-        for system in POLICIES:
-            if system in rates:
-                cost = simulation_cost(scenario, lengths, system, rates[system], size)
-                print(f"  {scenario}, {lengths} lengths, {system:12} {rates[system]:5.1f} requests/s {cost:8.3f} s")
-                sys.stdout.flush()
+    print(simulations(size).to_string(index=False, float_format="{:.3f}".format), flush=True)
     start = time.perf_counter()
     planning_cost(2, 1, 1, count=11)
     print(f"planning: milliseconds of a whole step with new requests waiting; {PAPER}")
     print(f"  the first call took {time.perf_counter() - start:.2f} s, compilation included unless it was cached")
-    print("  tiers  new  running      P50      P99    worst")
-    for p in (planning_cost(*shape) for shape in PLANNINGS):
-        print(f"  {p.tiers:5}  {p.new:3}  {p.running:7} {p.p50:8.3f} {p.p99:8.3f} {p.worst:8.3f}", flush=True)
+    print(plannings(300).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

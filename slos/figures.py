@@ -227,3 +227,43 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     note(figure, f"{source}; dashed: {target:.0%} of the requests")
     return figure
+
+
+def planning_curves(planned: Frame) -> Figure:
+    """P99 of a planning against new requests, a panel per number of running ones, a line per number of tiers."""
+    running = sorted(set(planned["running"]))
+    figure, axes = plt.subplots(
+        1, len(running), figsize=(3.8 * len(running), 3), layout="constrained", squeeze=False, sharey=True
+    )
+    palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
+    for axis, count in zip(axes[0], running, strict=True):
+        for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
+            axis.plot(curve["new"], curve["p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
+        for limit, word in ((10, "paper's longest"), (2, "paper's usual")):
+            axis.axhline(limit, color="black", linewidth=0.8, linestyle="--")
+            axis.annotate(f"{word}, {limit} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
+        axis.set(xscale="log", yscale="log", xlabel="new requests", title=f"{count} running requests")
+        sns.despine(ax=axis)
+    axes[0][0].set_ylabel("planning, P99 (ms)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="TPOT tiers", loc="outside right upper", frameon=False, fontsize=9)
+    note(figure, "measured on this machine's CPU; a planning is a whole step, from the view to the batch")
+    return figure
+
+
+def simulation_bars(simulated: Frame) -> Figure:
+    """CPU seconds per 1,000 simulated requests, a bar per policy and kind of lengths."""
+    cases = list(dict.fromkeys(zip(simulated["scenario"], simulated["lengths"], strict=True)))
+    systems = list(dict.fromkeys(simulated["system"]))
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    palette = colors(systems)
+    for i, system in enumerate(systems):
+        values = simulated[simulated["system"] == system]["cpu_seconds"].tolist()
+        at = [k + (i - (len(systems) - 1) / 2) * 0.2 for k in range(len(cases))]
+        axis.bar(at, values, 0.2, color=palette[system], hatch=HATCHES[i], edgecolor="black", label=name_of(system))
+    axis.set_xticks(range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases])
+    axis.set_ylabel("CPU s per 1,000 requests")
+    axis.legend(fontsize=8, frameon=False)
+    sns.despine(ax=axis)
+    note(figure, "measured on this machine's CPU, one replica near its capacity, one core")
+    return figure
