@@ -45,6 +45,22 @@ class FirstToken:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class ThisRound:
+    """What is known of a request until it waits for a tool: the next round may go to another replica.
+
+    So no replica can promise it, and none must hold room for it.
+    """
+
+    lengths: LengthPredictor
+
+    def remaining(self, progress: Progress) -> int:
+        return self.lengths.remaining(progress)
+
+    def after_stage(self, progress: Progress) -> int:
+        return self.lengths.after_stage(progress)
+
+
 def roles(topology: str) -> tuple[str, ...]:
     """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one for decode."""
     if topology in ("", POOLED):
@@ -69,8 +85,9 @@ def cluster(
     seats = 1
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world = [], World.of(hardware, max_seqs=SEATS * seats)
-    for i, role in enumerate(roles(topology) * replicas):
+    nodes, world, kinds = [], World.of(hardware, max_seqs=SEATS * seats), roles(topology) * replicas
+    lengths = lengths if len(kinds) == 1 else ThisRound(lengths)
+    for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, hardware.roofline, expected, **settings)
         nodes.append(Node(f"{role or 'replica'}-{i:02}", policy, world, role, expected))

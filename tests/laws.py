@@ -16,7 +16,7 @@ from slos.live import Outcome
 from slos.policies import POLICIES, make_policy
 from slos.roofline import Plane, Roofline
 from slos.simulator import Replica, Step, World, simulate
-from slos.types import SLO, Batch, Oracle, Policy, Progress, Request, Stage, View
+from slos.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Request, Stage, View
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
 WHERE = attrgetter("stage", "generated", "tokens", "computed")
@@ -200,13 +200,13 @@ def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, rep
     return outcomes
 
 
-def build(name: str, requests: Sequence[Request], world: World) -> Policy:
+def build(name: str, requests: Sequence[Request], world: World, lengths: LengthPredictor | None = None) -> Policy:
     if name in PATHOLOGICAL:
         return PATHOLOGICAL[name]()
     kind = POLICIES[name]
     drafts = is_dataclass(kind) and "drafts" in (f.name for f in fields(kind))
     settings = {"drafts": world.max_drafts} if drafts else {}
-    return make_policy(name, world.roofline, Oracle(requests), **settings)
+    return make_policy(name, world.roofline, lengths or Oracle(requests), **settings)
 
 
 # Pathological policies: legal and bad.

@@ -15,7 +15,8 @@ from slos.live import Outcome
 from slos.replica import Replica
 from slos.roofline import Plane, Roofline
 from slos.simulator import Link, Node, World, simulate, stream
-from slos.types import SLO, Batch, Load, Oracle, Progress, Request, Stage, View
+from slos.topology import ThisRound
+from slos.types import SLO, Batch, Load, Oracle, Policy, Progress, Request, Stage, View
 
 PACE = SLO(tpot=1.0, ttft=10.0)
 SLOW = Roofline((Plane(0.01, 0.0, 0.1),))
@@ -97,6 +98,11 @@ class LawfulCluster:
         return outcomes
 
 
+def one_of(name: str, work: list[Request], world: World) -> Policy:
+    """A policy for a replica among several, which cannot count on rounds to come."""
+    return build(name, work, world, ThisRound(Oracle(work)))
+
+
 TOGETHER = ("", ""), ("", "", "")
 APART = ("prefill", "prefill", "decode", "decode"), ("", "prefill", "decode", "decode")
 
@@ -107,7 +113,7 @@ def cluster(
     """Pathological policies count on all blocks while they serve alone, so they get no hand-overs."""
     world = data.draw(worlds(work, noise=noise, drafts=drafts))
     kinds = data.draw(st.sampled_from(TOGETHER if name in PATHOLOGICAL else TOGETHER + APART))
-    nodes = [Node(f"n{i}", build(name, work, world), world, role, Oracle(work)) for i, role in enumerate(kinds)]
+    nodes = [Node(f"n{i}", one_of(name, work, world), world, role, Oracle(work)) for i, role in enumerate(kinds)]
     return nodes, data.draw(st.sampled_from([Link(0.0, 1.0), Link(1.0, 100.0, 0.01)]))
 
 
@@ -120,7 +126,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 3))
     first = LawfulCluster(work, nodes, link)
     outcomes = first.run(seed)
-    nodes = [replace(n, policy=build(name, work, n.world)) for n in nodes]
+    nodes = [replace(n, policy=one_of(name, work, n.world)) for n in nodes]
     again = LawfulCluster(work, nodes, link)
     assert again.run(seed) == outcomes and again.seen == first.seen, "not the same for the same seed"
 
@@ -135,7 +141,7 @@ def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     nodes, link = cluster(data, name, work, noise=0.0, drafts=drafts)
     runs = []
     for repeats in (True, False):
-        fresh = [replace(n, policy=build(name, work, n.world)) for n in nodes]
+        fresh = [replace(n, policy=one_of(name, work, n.world)) for n in nodes]
         watch = LawfulCluster(work, fresh, link, repeats)
         runs.append((sorted(watch.run(0), key=lambda o: (o.finish, o.id)), watch.seen))
     assert runs[0] == runs[1]
