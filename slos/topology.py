@@ -86,7 +86,7 @@ def cluster(
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
     nodes, world, kinds = [], World.of(hardware, max_seqs=SEATS * seats), roles(topology) * replicas
-    lengths = lengths if len(kinds) == 1 else ThisRound(lengths)
+    lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)  # pooled: what routing is compared with
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, hardware.roofline, expected, **settings)
