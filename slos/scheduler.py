@@ -1,7 +1,7 @@
 """SLOs-Serve as a policy: the planner proposes whom to admit, the look ahead proves it, one rule forms every batch.
 
-A waiting request is a candidate at every step until it is admitted, which is the promise to serve it in time, or until
-it cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have
+A waiting request is a candidate at every step until it starts, which is the promise to serve it in time, or until it
+cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have
 left and is preempted, newest first, when guaranteed requests need the memory. The oldest of it is in time promised an
 easy pace, so that nobody starves.
 
@@ -55,7 +55,8 @@ class SLOsServe:
     longest_step: float = 0.15
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    _waiting: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running
+    _started: set[str] = field(init=False, repr=False, default_factory=set)  # promised for good, but not running
+    _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # promised unless another proof is found
     _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)  # stage and t0, by id
     _promised: Promised = field(init=False, repr=False, default_factory=Promised)
 
@@ -66,7 +67,7 @@ class SLOsServe:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
         if self._promised.rounds:
-            self._waiting |= self._promised.follow(view, self.lengths, self.roofline)
+            self._started |= self._promised.follow(view, self.lengths, self.roofline)
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -83,7 +84,7 @@ class SLOsServe:
             elif view.now + self.roofline.time(p.left) > p.due + batching.EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
-            elif p.id in self._waiting:
+            elif p.id in self._started:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
@@ -97,6 +98,7 @@ class SLOsServe:
             inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
+            self._admitted = {p.id for p in guaranteed[old:]}
             left_out = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
             declined += [p for p in left_out if p.elsewhere]  # another replica may have room for them now
             candidates = [p for p in left_out if not p.elsewhere]
@@ -107,7 +109,7 @@ class SLOsServe:
             view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined), (*future, inside)
         )
         if len(future[1]):
-            self._promised.add(guaranteed[old:], self.lengths, self.roofline)
+            self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
         return replace(batch, repeat=1) if candidates else batch
 
     def _age(
@@ -153,9 +155,15 @@ class SLOsServe:
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
         seats = view.max_seqs - old - len(self._promised.away)
-        return lookahead.choose(
-            view.now, *future, old, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
-        )
+        hardware = blocks, size, planes, k_ctx, self.longest_step
+        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
+        before = np.array([p.id in self._admitted for p in candidates])
+        if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
+            inside = np.ones(len(future[0]), np.bool_)
+            inside[old : old + new] = False
+            if lookahead.look_ahead(view.now, *future, inside, *hardware, 0.0)[0] != lookahead.OK:
+                return before
+        return chosen
 
     def _batch(
         self,
@@ -179,7 +187,8 @@ class SLOsServe:
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
         length = self._draft(view, jobs, guaranteed, share, tokens, room) if drafting else 0
-        self._waiting = {p.id for p in guaranteed if p.id not in tokens and (not p.computed or p.id in room.preempted)}
+        gone = self._started.difference(tokens).union(room.preempted)
+        self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
         steps = float(REPEAT)  # for which this batch stays as it is
         if best_effort or waiting:
