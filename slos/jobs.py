@@ -78,23 +78,6 @@ def fluid(now, jobs, new, value, blocks, block_size, tpots):
 
 
 @kernel
-def after_step(jobs, tokens):
-    """Jobs after a step with `tokens` [jobs] in which no draft was accepted."""
-    jobs = jobs.copy()
-    for j in range(len(jobs)):
-        jobs[j, LEFT] -= tokens[j]
-        jobs[j, COMPUTED] += tokens[j]
-        if jobs[j, LEFT] == 0:
-            jobs[j, REMAINING] -= 1
-            jobs[j, LEFT] = 1
-            if jobs[j, REMAINING] == jobs[j, SWITCH]:
-                jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
-            jobs[j, DUE] += jobs[j, TPOT]
-    jobs[:, NEW] = 1  # whoever is too late then was not before
-    return jobs[jobs[:, REMAINING] > 0]
-
-
-@kernel
 def needed(jobs, tokens, block_size):
     """KV blocks, and seats, that a step with `tokens` takes beyond those that its jobs have."""
     blocks, starts = 0.0, 0

@@ -13,6 +13,8 @@ from slos.jobs import CHILD, LATER, NO_LINKS, REMAINING, SWITCH, WAIT, WAKE
 from slos.roofline import Roofline
 from slos.types import Foresight, LengthPredictor, Progress, Stage, View
 
+GRACE = 1.0  # seconds that a round may come later than foreseen before it is given up
+
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
@@ -91,6 +93,8 @@ class Promised:
             p = here.get(id)
             if p is None:
                 self.away.setdefault(id, self.end + float(rounds.links[0, WAIT]))
+                if view.now > self.away[id] + GRACE:  # it went to another replica, or will not come back
+                    del self.rounds[id], self.away[id]
             elif p.best_effort or p.stage != rounds.stage:
                 del self.rounds[id]
                 if self.away.pop(id, None) is not None:

@@ -1,9 +1,9 @@
 """SLOs-Serve as a policy: the planner proposes whom to admit, the look ahead proves it, one rule forms every batch.
 
 A waiting request is a candidate at every step until it starts, which is the promise to serve it in time, or until it
-cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have left
-and is preempted, newest first, when guaranteed requests need the memory. The oldest of it is in time promised an easy
-pace, so that nobody starves.
+cannot be in time even alone: then it is declined into best effort, which lives on what batches and KV blocks have
+left and is preempted, newest first, when guaranteed requests need the memory. The oldest of it is in time promised an
+easy pace, so that nobody starves.
 
 The promise covers all that the lengths foresee. With a `Foresight` that is the whole request: the rounds that come back
 from a tool are part of the proof from the start. Who cannot say when a tool answers makes every round a request of its
@@ -20,11 +20,11 @@ import numpy as np
 
 from slos import batching, lookahead
 from slos.batching import Room
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, after_step, fluid, jobs_of, needed
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.rounds import Promised
-from slos.speculation import Acceptance, draft_length, prefill_drafts
+from slos.speculation import Acceptance, draft_length
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
@@ -55,7 +55,8 @@ class SLOsServe:
     longest_step: float = 0.15
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
+    _started: set[str] = field(init=False, repr=False, default_factory=set)  # promised for good, but not running
+    _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # promised unless another proof is found
     _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)  # stage and t0, by id
     _promised: Promised = field(init=False, repr=False, default_factory=Promised)
 
@@ -66,7 +67,7 @@ class SLOsServe:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
         if self._promised.rounds:
-            self._preempted |= self._promised.follow(view, self.lengths, self.roofline)
+            self._started |= self._promised.follow(view, self.lengths, self.roofline)
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -83,7 +84,7 @@ class SLOsServe:
             elif view.now + self.roofline.time(p.left) > p.due + batching.EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
-            elif p.id in self._preempted:
+            elif p.id in self._started:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
@@ -97,6 +98,7 @@ class SLOsServe:
             inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
+            self._admitted = {p.id for p in guaranteed[old:]}
             left_out = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
             declined += [p for p in left_out if p.elsewhere]  # another replica may have room for them now
             candidates = [p for p in left_out if not p.elsewhere]
@@ -153,9 +155,15 @@ class SLOsServe:
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
         seats = view.max_seqs - old - len(self._promised.away)
-        return lookahead.choose(
-            view.now, *future, old, proposed, value, seats, SECOND_TRIES, blocks, size, planes, k_ctx, self.longest_step
-        )
+        hardware = blocks, size, planes, k_ctx, self.longest_step
+        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
+        before = np.array([p.id in self._admitted for p in candidates])
+        if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
+            inside = np.ones(len(future[0]), np.bool_)
+            inside[old : old + new] = False
+            if lookahead.look_ahead(view.now, *future, inside, *hardware, 0.0)[0] != lookahead.OK:
+                return before
+        return chosen
 
     def _batch(
         self,
@@ -173,17 +181,14 @@ class SLOsServe:
         seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share)
         rounds = len(future[1]) > 0
         drafting = self.speculate and view.max_drafts > 0 and not rounds
-        reserved = 0
-        if drafting and (jobs[:, LEFT] > np.maximum(share, 1)).any():
-            reserved, share = self._drafts_before_prefill(view, jobs, share)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = Room(view, best_effort)
         need, starts = needed(jobs, share, view.block_size)
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
-        length = self._draft(view, jobs, guaranteed, share, tokens, room, reserved) if drafting else 0
-        gone = self._preempted.difference(tokens).union(room.preempted)
-        self._preempted = {p.id for p in guaranteed if p.id in gone} if gone else set()
+        length = self._draft(view, jobs, guaranteed, share, tokens, room) if drafting else 0
+        gone = self._started.difference(tokens).union(room.preempted)
+        self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
         steps = float(REPEAT)  # for which this batch stays as it is
         if best_effort or waiting:
@@ -229,30 +234,6 @@ class SLOsServe:
             self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
 
-    def _drafts_before_prefill(self, view: View, jobs: np.ndarray, share: np.ndarray) -> tuple[int, np.ndarray]:
-        """Where prefill is left over: a draft length for decodes, so that later steps may be longer, and the shares.
-
-        Taken only if all promises hold even when no draft is accepted.
-        """
-        decoding = jobs[:, LEFT] == 1
-        count, context = int(decoding.sum()), int(jobs[:, COMPUTED].sum())
-        if not count or jobs[decoding, DUE].min() >= view.now + self.longest_step:
-            return 0, share
-        tpot, alpha = float(jobs[decoding, TPOT].min()), self._acceptance.alpha
-        drafts = prefill_drafts(self.roofline, alpha, count, tpot, context, self.longest_step, view.max_drafts)
-        planes, k_ctx, shared = self.roofline.array.copy(), self.roofline.k_ctx, np.zeros(len(jobs))
-        planes[:, 2] += drafts * (planes[:, 1] + planes[:, 0] * count)  # as if every step took that much longer
-        everybody = np.ones(len(jobs), np.bool_)
-        end = view.now + batching.form(view.now, jobs, everybody, planes, k_ctx, self.longest_step, shared)
-        if not drafts or (end > jobs[shared == jobs[:, LEFT], DUE]).any():
-            return 0, share
-        then = after_step(jobs, shared)
-        verdict, _ = lookahead.look_ahead(
-            end, then, NO_LINKS, np.ones(len(then), np.bool_), view.total_blocks, view.block_size,
-            self.roofline.array, k_ctx, self.longest_step, 0.0,
-        )  # fmt: skip
-        return (drafts, shared) if verdict == lookahead.OK else (0, share)
-
     def _draft(
         self,
         view: View,
@@ -261,17 +242,17 @@ class SLOsServe:
         share: np.ndarray,
         tokens: dict[str, int],
         room: Room,
-        reserved: int,
     ) -> int:
-        """Add drafts to the decodes of a batch, `reserved` or where that pays; the length of the longest."""
+        """Add drafts to the decodes of a batch where that pays; the length of the longest.
+
+        Never while a prefill is left over: what drafts bring changes the batches to come, and its proof is of others.
+        """
         roofline = self.roofline
         decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
         end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
         total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
         alpha, longest = self._acceptance.alpha, 0
-        length = reserved or draft_length(
-            roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts
-        )
+        length = draft_length(roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
         for p in decoding if length else ():
             drafts = min(length, self.lengths.remaining(p) - 1)
             need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)

@@ -36,23 +36,6 @@ def draft_length(
     return best
 
 
-def prefill_drafts(
-    roofline: Roofline, alpha: float, decodes: int, tpot: float, context: int, longest: float, most: int
-) -> int:
-    """The draft length at which prefill goes fastest while `decodes` requests keep a pace of `tpot` seconds.
-
-    With drafts a step may last as long as the tokens that they bring are worth, up to `longest` seconds (paper,
-    section 4.3, with one tier: the tightest that decodes).
-    """
-    best, best_rate = 0, 0.0
-    for s in range(most + 1):
-        time = min(longest, tpot * expected_tokens(alpha, s))
-        rate = (roofline.fits(time, s, context) - decodes * (s + 1)) / time
-        if rate > best_rate:
-            best, best_rate = s, rate
-    return best
-
-
 @dataclass(slots=True)
 class Acceptance:
     """alpha, learned from what became of the drafts that were given out; `prior` counts as `weight` draft tokens."""

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from laws import FAST, Lawful, requests, slos, stages, worlds
 
 from slos.live import Outcome
-from slos.roofline import Plane, Roofline
+from slos.roofline import Plane, Roofline, profile
 from slos.scheduler import SLOsServe
 from slos.simulator import World, simulate
 from slos.types import SLO, Batch, Oracle, Progress, Request, Stage, View
+from workloads import build
 
 HOPELESS = SLO(tpot=0.1, ttft=0.001)
 
@@ -108,6 +109,18 @@ def test_200_busy_replicas_keep_every_promise() -> None:
         rounds += sum(any(s.wait for s in r.stages) for r in work if r.id in watch.admitted)
         total += len(work)
     assert 0.2 * total < admitted < 0.9 * total and rounds > 0.05 * total, (admitted, rounds, total)
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+@pytest.mark.parametrize("rate", [9, 14, 28])
+def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
+    """Where admitted requests wait for their first token while others are preferred, and drafts come and go."""
+    hardware = profile("opt-6.7b-draft-a100")
+    for seed in range(3):
+        work = build("mixed", rate, 300, seed).requests
+        watch = Watch(SLOsServe(hardware.roofline, Oracle(work)))
+        outcomes = simulate(work, watch, World.of(hardware, max_drafts=drafts), seed)
+        assert [o.id for o in outcomes if o.attained != (o.id in watch.admitted)] == []
 
 
 @settings(max_examples=200)
