@@ -51,11 +51,11 @@ class SLOsServe:
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
-        self._planes = self.roofline.array()
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
+        self._planes = self.roofline.array()  # a host that learns gives a new one
         guaranteed, candidates, best_effort, declined = [], [], [], []
         for p in view.running:
             if p.best_effort:
