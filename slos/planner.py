@@ -28,7 +28,8 @@ class Instance:
     """One planning problem.
 
     Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier (index into tpots),
-    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give.
+    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give,
+    and `seats` are free for new requests: no more of a tier are accepted.
     """
 
     now: float
@@ -42,6 +43,7 @@ class Instance:
     forced: np.ndarray
     blocks: int
     context: int = 0
+    seats: int = 1 << 30
 
     def __post_init__(self) -> None:
         require(bool((np.diff(self.tpots) > 0).all()), "tpots", self.tpots, "ascending and distinct")
@@ -76,8 +78,9 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
     Where the forced ones alone are infeasible all new ones are declined: never fails.
     """
     order = np.lexsort((problem.prefill, ~problem.forced, problem.deadline))
+    order = order[(problem.forced | (problem.memory <= problem.blocks))[order]]  # others do not even fit alone
     new = order[~problem.forced[order]]
-    counts = np.bincount(problem.tier[new], minlength=len(problem.tpots)).astype(np.int64)
+    counts = np.array([_most(problem, new[problem.tier[new] == t]) for t in range(len(problem.tpots))])
     values = problem.value[new]
     plain = len(new) == 0 or (values == values[0]).all()
     bound = problem.memory[new].sum() > problem.blocks
@@ -99,6 +102,12 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
         1 if plain and not bound else WIDTH,
     )
     return Admission(accepted, float(value), feasible, exact)
+
+
+def _most(problem: Instance, tier: np.ndarray) -> int:
+    """How many of these new requests, of one tier, could be accepted at all."""
+    fit = np.searchsorted(np.sort(problem.memory[tier]).cumsum(), problem.blocks, side="right")
+    return min(int(fit), problem.seats)
 
 
 @njit(cache=True)

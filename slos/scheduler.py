@@ -46,7 +46,7 @@ class SLOsServe:
     longest_step: float = 0.15
     speculate: bool = True
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    _planes: np.ndarray = field(init=False, repr=False)
+    _planes: np.ndarray = field(init=False, repr=False, compare=False)
     _preempted: set[str] = field(init=False, repr=False, default_factory=set)  # guaranteed, but not running now
 
     def __post_init__(self) -> None:
@@ -114,6 +114,8 @@ class SLOsServe:
         memory is bounded by what is held now; when blocks come back is for the look ahead to see.
         """
         new, old = len(candidates), len(jobs) - len(candidates)
+        if old >= view.max_seqs:
+            return np.zeros(new, np.bool_)
         value = np.array([p.value for p in candidates])
         tpots = np.unique(jobs[:, TPOT])
         tpots = np.append(tpots, 2 * tpots[-1])
@@ -136,6 +138,7 @@ class SLOsServe:
             forced=open_ < old,
             blocks=max(0, view.total_blocks - int(blocks[:old].sum())),
             context=int(decoding[:, COMPUTED].sum()),
+            seats=view.max_seqs - old,
         )
         proposed = admit(problem, self.roofline).accepted[len(open_) - new :]
         return batching.choose(
