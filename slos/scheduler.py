@@ -249,6 +249,8 @@ class SLOsServe:
         """
         roofline = self.roofline
         decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
+        if not decoding:
+            return 0
         end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
         total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
         alpha, longest = self._acceptance.alpha, 0

@@ -9,12 +9,18 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from slos.live import TOLERANCE
 from slos.objectives import Objectives, Phase, parse
 from slos.roofline import Roofline
 from slos.types import SLO, Progress, require
+
+KINDS = {  # of a setting, by its type as written here
+    "str": (str,), "bool": (bool,), "float": (int, float), "float | None": (int, float, type(None)),
+    "Mapping[str, Any]": (Mapping,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,23 @@ class Settings:
     tpot: float = 0.1
     value: float = 1.0
 
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kinds = getattr(self, f.name), KINDS[str(f.type)]
+            ok = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            require(ok, f"slos setting {f.name}", value, f"a {f.type}")
+        require(0 < self.caution < 1, "slos setting caution", self.caution, "in (0, 1)")
+        require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
+        folder = Path(self.save).parent
+        require(folder.is_dir(), "slos setting save", self.save, "in a folder that exists", f"make {folder}")
+        try:
+            _ = self.objectives
+        except ValueError as error:
+            raise ValueError(f"slos settings of the default objectives: {error}") from None
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
+        require(isinstance(config, Mapping), "slos settings", config, 'an object, such as {"policy": "slos-serve"}')
         known = [f.name for f in fields(cls)]
         for name in config:
             require(name in known, "slos setting", name, f"one of {', '.join(known)}")

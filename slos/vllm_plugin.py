@@ -12,9 +12,12 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from operator import index
 from typing import Any, cast
 
 import vllm
+from llvmlite.binding import ffi
 from packaging.version import Version
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -43,6 +46,10 @@ for _owner, _names in HOOKS.items():
         if not callable(getattr(_owner, _name, None)):
             raise ImportError(f"vllm {vllm.__version__} has no {_owner.__name__}.{_name}, which the plug-in rests on")
 
+# A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it finds in any module,
+# and numba's binding to LLVM takes that for a function of the library.
+getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
+
 logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
@@ -54,7 +61,8 @@ class SLOScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        require(isinstance(self.waiting, deque), "scheduling policy", self.scheduler_config.policy, "fcfs")
+        asked = self.scheduler_config.policy
+        require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", "leave --scheduling-policy out")
         self.settings = Settings.of(dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {}))
         self.tracked: dict[str, Tracked] = {}
         self.queue: list[Tracked] = []  # neither running nor finished, in the order in which vLLM would serve them
@@ -91,7 +99,7 @@ class SLOScheduler(AsyncScheduler):
         default = self.settings.objectives
         try:
             t = Tracked.of(request, default, self.roofline)
-        except ValueError as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
+        except Exception as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
             t = Tracked.of(request, default, self.roofline, own=False)
         self.tracked[request.request_id] = t
@@ -117,15 +125,20 @@ class SLOScheduler(AsyncScheduler):
         return out
 
     def _decide(self, now: float) -> Batch | None:
-        """The policy's answer, checked; None where vLLM is to schedule this step by itself."""
+        """The policy's answer, checked; None where vLLM is to schedule this step by itself, or there is nobody."""
         if self.slo_policy is None or self.stuck:
             return None
         try:
-            batch = self.slo_policy.step(self._view(now))
+            view = self._view(now)
+            if not view.waiting and not view.running:
+                return None
+            batch = self.slo_policy.step(view)
             known = self.tracked.keys()
             for ids in (batch.tokens, batch.preempt, batch.decline):
                 require(known >= set(ids), "request ids of a batch", [i for i in ids if i not in known], "in the view")
-            return batch
+            tokens = {id: index(n) for id, n in batch.tokens.items()}
+            require(min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each")
+            return replace(batch, tokens={id: n for id, n in tokens.items() if n})
         except Exception:
             if not self.failed:
                 logger.exception("the policy %s failed: vLLM schedules such steps by itself", self.settings.policy)
@@ -255,8 +268,12 @@ class SLOScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every request ends here, finished or aborted."""
         t = self.tracked.pop(request.request_id, None)
-        if t is not None and request.status != RequestStatus.FINISHED_ABORTED:
-            self.lengths.finished.append(request.num_output_tokens)
+        if t is not None:
+            for held in (self.queue, self.admitted):
+                if t in held:
+                    held.remove(t)
+            if request.status != RequestStatus.FINISHED_ABORTED:
+                self.lengths.finished.append(request.num_output_tokens)
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:

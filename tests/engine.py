@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from zlib import crc32
 
 warnings.simplefilter("ignore")  # vLLM's own
 
+import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
@@ -63,20 +64,44 @@ def answer(prompt: Sequence[int], length: int) -> list[int]:
     return context[len(prompt) :]
 
 
+class Later(Future):
+    """A result that is there at `end`; whoever waits for it lets the clock go on until then."""
+
+    def __init__(self, value: Any, clock: Clock, end: float) -> None:
+        super().__init__()
+        self.clock, self.end = clock, end
+        self.set_result(value)
+
+    def done(self) -> bool:
+        return self.clock.now >= self.end
+
+    def result(self, timeout: float | None = None) -> Any:
+        self.clock.now = max(self.clock.now, self.end)
+        return super().result(timeout)
+
+
 class Modelless(Executor):
-    """Executes a step by moving tokens through blocks, and lets `clock` advance by what `roofline` says."""
+    """Executes a step by moving tokens through blocks; the step ends, on `clock`, when `roofline` says so.
+
+    Like vLLM's own worker it knows of a request what it was told and what it said itself: where the scheduler runs
+    ahead of it, it puts in its own last token and drafts, and takes back positions whose drafts were refused.
+    """
 
     clock: Clock
     roofline: Roofline
     acceptance: float = 0.6
     blocks: int = 64
+    ahead: int = 0  # positions that the scheduler may count on too early: drafts under way
 
     def _init_executor(self) -> None:
         self.memory: dict[int, list[int]] = {}
         self.tables: dict[str, list[int]] = {}
         self.inputs: dict[str, list[int]] = {}  # the tokens that the worker knows of a request
+        self.computed: dict[str, int] = {}
         self.drafts: dict[str, list[int]] = {}
-        self.pending: ModelRunnerOutput | None = None
+        self.end = 0.0  # of the last step
+        self.steps = 0
+        self.pending: Later | None = None
 
     @classmethod
     def supports_async_scheduling(cls) -> bool:
@@ -113,14 +138,13 @@ class Modelless(Executor):
 
     def execute_model(self, scheduler_output, non_block: bool = False):
         output = self._run(scheduler_output)
-        if not non_block:
-            return output
-        future: Future = Future()
-        future.set_result(output)
-        return future
+        self.pending = Later(output, self.clock, self.end)
+        return self.pending if non_block else self.pending.result()
 
     def sample_tokens(self, grammar_output, non_block: bool = False):
-        raise AssertionError("execute_model has answered already")
+        """What the asynchronous loop asks for; `execute_model` has sampled already."""
+        assert self.pending is not None
+        return self.pending if non_block else self.pending.result()
 
     def take_draft_token_ids(self) -> DraftTokenIds | None:
         return DraftTokenIds(list(self.drafts), list(self.drafts.values())) if self.drafts else None
@@ -129,34 +153,38 @@ class Modelless(Executor):
         for id in out.finished_req_ids:
             self.tables.pop(id, None)
             self.inputs.pop(id, None)
+            self.computed.pop(id, None)
         start: dict[str, int] = {}
         for new in out.scheduled_new_reqs:
             self.tables[new.req_id] = list(new.block_ids[0])
-            self.inputs[new.req_id] = list(new.prompt_token_ids)
-            start[new.req_id] = new.num_computed_tokens
+            self.inputs[new.req_id] = list(new.prefill_token_ids or new.prompt_token_ids)
+            start[new.req_id] = self.computed[new.req_id] = new.num_computed_tokens
         cached = out.scheduled_cached_reqs
         for id, blocks, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
             if id in cached.resumed_req_ids:
                 self.tables[id] = []
-            if id in cached.all_token_ids:
-                self.inputs[id] = list(cached.all_token_ids[id])
+            if id in cached.all_token_ids:  # it was not in the step before
+                self.inputs[id], self.computed[id] = list(cached.all_token_ids[id]), computed
+            assert 0 <= computed - self.computed[id] <= self.ahead, f"{id} is at {self.computed[id]}, not at {computed}"
             self.tables[id] += blocks[0] if blocks else []
             start[id] = computed
         self._pass_time(out, start)
         sampled, ids = [], list(out.num_scheduled_tokens)
         before, self.drafts = self.drafts, {}
         for id in ids:
-            sampled.append(self._tokens(id, start[id], out.num_scheduled_tokens[id], out, before.get(id, [])))
+            sampled.append(self._tokens(id, out.num_scheduled_tokens[id], out, before.get(id, [])))
         return ModelRunnerOutput(ids, {id: i for i, id in enumerate(ids)}, sampled)
 
     def _pass_time(self, out, start: dict[str, int]) -> None:
         if start:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
-            self.clock.now += self.roofline.time(out.total_num_scheduled_tokens, drafts, sum(start.values()))
+            seconds = self.roofline.time(out.total_num_scheduled_tokens, drafts, sum(start.values()))
+            self.end = max(self.clock.now, self.end) + seconds
+            self.steps += 1
 
-    def _tokens(self, id: str, start: int, count: int, out, proposed: list[int]) -> list[int]:
+    def _tokens(self, id: str, count: int, out, proposed: list[int]) -> list[int]:
         """Write this step's tokens into the request's blocks; if they reach its end, what the model says then."""
-        known, table = self.inputs[id], self.tables[id]
+        known, table, start = self.inputs[id], self.tables[id], self.computed[id]
         drafts = out.scheduled_spec_decode_tokens.get(id, [])
         if -1 in drafts:  # an asynchronous scheduler leaves the tokens to the worker, which has none where it padded
             drafts = (proposed + [0] * len(drafts))[: len(drafts)]
@@ -165,6 +193,7 @@ class Modelless(Executor):
         for at, token in enumerate(feed, start):
             self.memory.setdefault(table[at // BLOCK], [-1] * BLOCK)[at % BLOCK] = token
         if start + count < len(known):
+            self.computed[id] = start + count
             return []
         said = []
         for at in range(len(known), start + count + 1):
@@ -173,6 +202,7 @@ class Modelless(Executor):
             if at - len(known) >= len(drafts) or drafts[at - len(known)] != said[-1]:
                 break
         known += said
+        self.computed[id] = len(known) - 1
         if limit := out.num_spec_tokens_to_schedule:
             self.drafts[id] = self._propose(known, limit)
         return said
@@ -208,11 +238,16 @@ class Recorder:
 
 def engine(
     model: Path, roofline: Roofline, slos: dict[str, Any] | None = None, blocks: int = 64, max_seqs: int = 32,
-    drafts: int = 0, asynchronous: bool = False, caching: bool = False, stock: bool = False, **more: Any,
+    drafts: int = 0, asynchronous: bool = False, caching: bool = False, stock: bool = False, v2: bool = False,
+    **more: Any,
 ) -> tuple[Any, Clock]:  # fmt: skip
-    """An engine core with our scheduler, or with the stock one, on a clock of its own."""
+    """An engine core with our scheduler, or with the stock one, on a clock of its own.
+
+    v2: speak to the worker as to vLLM's second model runner, the usual one on GPUs.
+    """
     clock = Clock()
-    executor = type("Executor", (Modelless,), {"clock": clock, "roofline": roofline, "blocks": blocks})
+    world = {"clock": clock, "roofline": roofline, "blocks": blocks, "ahead": drafts * asynchronous}
+    executor = type("Executor", (Modelless,), world)
     ours = type("Scheduler", (SLOScheduler,), {"clock": staticmethod(clock)})
     theirs = AsyncScheduler if asynchronous else Scheduler
     if drafts:
@@ -225,7 +260,13 @@ def engine(
         num_gpu_blocks_override=blocks + 1, max_model_len=min(1024, blocks * BLOCK),
         max_num_batched_tokens=more.pop("max_num_batched_tokens", 2048), **more,
     )  # fmt: skip
-    return EngineCore(args.create_engine_config(), executor, log_stats=False), clock
+    config = args.create_engine_config()
+    config.scheduler_config.async_scheduling = asynchronous  # the CPU platform has switched it off
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(v2)))
+        core = EngineCore(config, executor, log_stats=False)
+    assert (core.batch_queue is not None) == asynchronous and core.scheduler.use_v2_model_runner == v2  # type: ignore[attr-defined]
+    return core, clock
 
 
 def profile_file(folder: Path, roofline: Roofline) -> str:
@@ -237,13 +278,13 @@ def profile_file(folder: Path, roofline: Roofline) -> str:
 
 def add(core: Any, asked: Asked, prompt: Sequence[int], **sampling: Any) -> None:
     """Hand a request of the kit to the engine, as the front-end would."""
-    params = SamplingParams(
-        temperature=0.0,
-        max_tokens=asked.output,
-        ignore_eos=True,
-        extra_args=xargs(asked.stages, asked.value),
-        **sampling,
-    )
+    usual = {
+        "temperature": 0.0,
+        "max_tokens": asked.output,
+        "ignore_eos": True,
+        "extra_args": xargs(asked.stages, asked.value),
+    }
+    params = SamplingParams(**(usual | sampling))
     request = Request(
         asked.id, list(prompt), params, None, arrival_time=asked.arrival, block_hasher=core.request_block_hasher
     )
@@ -251,24 +292,42 @@ def add(core: Any, asked: Asked, prompt: Sequence[int], **sampling: Any) -> None
 
 
 def serve(
-    core: Any, clock: Clock, asked: Sequence[Asked], prompts: dict[str, list[int]], most: int = 100_000
+    core: Any,
+    clock: Clock,
+    asked: Sequence[Asked],
+    prompts: dict[str, list[int]],
+    most: int = 100_000,
+    between: Callable[[int], None] = lambda step: None,
+    **sampling: Any,
 ) -> dict[str, list[int]]:
-    """Serve requests as they arrive on the clock; the tokens that came out of each."""
+    """Serve requests as they arrive on the clock; the tokens that came out of each. `between` is called every step."""
     waiting = sorted(asked, key=lambda r: r.arrival)
     said: dict[str, list[int]] = {r.id: [] for r in asked}
-    for _ in range(most):
-        if not core.scheduler.has_requests():
+    for step in range(most):
+        if not core.scheduler.has_requests() and not core.batch_queue:
             if not waiting:
                 return said
             clock.now = max(clock.now, waiting[0].arrival)
         while waiting and waiting[0].arrival <= clock.now:
             r = waiting.pop(0)
-            add(core, r, prompts[r.id])
+            add(core, r, prompts[r.id], **sampling)
+        between(step)
         before = clock.now
         outputs, executed = core.step_fn()
         core.post_step(executed)
         for output in outputs[0].outputs if outputs and 0 in outputs else ():
-            said[output.request_id] += output.new_token_ids
+            said.setdefault(output.request_id, []).extend(output.new_token_ids)
         if clock.now == before and not executed and waiting and core.scheduler.get_num_unfinished_requests():
             clock.now = waiting[0].arrival  # nothing can be done before somebody comes
     raise AssertionError(f"not done after {most} steps: {[i for i, s in said.items() if not s][:5]}")
+
+
+def drained(core: Any) -> bool:
+    """Whether everything was given back: requests, KV blocks, and what the plug-in keeps of both."""
+    s = core.scheduler
+    pool = s.kv_cache_manager.block_pool
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "KV blocks are still held"
+    assert not s.requests and not s.running and not s.waiting, "requests are still there"
+    if isinstance(s, SLOScheduler):
+        assert not s.tracked and not s.queue and not s.admitted and not s.flying, "the plug-in still holds on to some"
+    return True
