@@ -25,7 +25,7 @@ from slos.types import SLO, require
 
 READY = 600.0  # seconds that a server may take to start
 PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)  # tokens, as far as the model's context goes
-TOGETHER = (1, 4, 16, 32)  # requests that decode at the same time, with contexts as they are met in practice
+TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
 ROUNDS = 5
 
 
