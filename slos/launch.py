@@ -24,9 +24,9 @@ from slos.served import Settings
 from slos.types import SLO, require
 
 READY = 600.0  # seconds that a server may take to start
-PROMPTS = (8, 16, 32, 64, 128, 256, 512, 1024)  # tokens, as far as the model's context goes
+PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, alone and then four at once, as far as the model's context goes
 TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
-ROUNDS = 5
+ROUNDS = 4
 
 
 def options() -> argparse.ArgumentParser:
@@ -92,9 +92,10 @@ def calibrate(url: str) -> None:
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
         for _ in range(ROUNDS):
             for together in TOGETHER:
-                list(pool.map(ask, [rng.randint(16, longest // 2) for _ in range(together)], [12] * together))
+                list(pool.map(ask, [rng.randint(16, longest // 3) for _ in range(together)], [12] * together))
             for prompt in PROMPTS:
-                ask(min(prompt, longest - 8), 3)
+                ask(prompt, 3)
+                list(pool.map(ask, [prompt] * 4, [3] * 4))
         list(pool.map(ask, [longest // 2] * 4, [24] * 4))  # long contexts
     print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
 

@@ -13,7 +13,9 @@ slowdown allows.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import final
 
 import numpy as np
@@ -28,6 +30,7 @@ from slos.speculation import Acceptance, draft_length
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
+STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
 SECOND_TRIES = 4  # candidates that the planner's fluid view left out and the look ahead is asked about all the same
 
 # Best effort takes what is left, but time and memory that look idle are also what the next burst will be carried by.
@@ -89,6 +92,7 @@ class SLOsServe:
             else:
                 candidates.append(p)
         self._age(view, guaranteed, best_effort, waiting)
+        candidates, unplanned = self._planned(candidates)
         old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         jobs[old:, NEW] = 1
@@ -110,7 +114,19 @@ class SLOsServe:
         )
         if len(future[1]):
             self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
-        return replace(batch, repeat=1) if candidates else batch
+        return replace(batch, repeat=1) if candidates or unplanned else batch
+
+    def _planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
+        """As many as one planning takes, those admitted already and then the most urgent first; and the others."""
+        counts = Counter(p.tpot for p in candidates)
+        if prod(n + 1 for n in counts.values()) <= STATES:
+            return candidates, []
+        candidates = sorted(candidates, key=lambda p: (p.id not in self._admitted, p.due))
+        last = len(candidates)
+        while prod(n + 1 for n in counts.values()) > STATES:
+            last -= 1
+            counts[candidates[last].tpot] -= 1
+        return candidates[:last], candidates[last:]
 
     def _age(
         self, view: View, guaranteed: list[Progress], best_effort: list[Progress], waiting: list[Progress]

@@ -219,3 +219,12 @@ def test_guarantee_when_the_pace_changes(response: float) -> None:
 def test_nobody_waits_for_ever(slo: SLO, blocks: int) -> None:
     """A pace that the machine does not have; and a request that just fills the cache. Best effort is left for both."""
     simulate([req("a", 2, 30, slo)], SLOsServe(FAST, Oracle([req("a", 2, 30, slo)])), World(FAST, blocks, block_size=4))
+
+
+def test_a_crowd_of_many_paces_is_planned_in_parts_and_nobody_is_forgotten() -> None:
+    """Count vectors grow with the product of the tiers: some 300,000 here, ten times what one planning takes."""
+    tpots = (0.05, 0.1, 0.2, 0.4)
+    crowd = [Request(f"r{i}", 0.0, (Stage(40, 3, SLO(tpots[i % 4], ttft=60.0)),)) for i in range(92)]
+    roofline = Roofline((Plane(1e-4, 0.0, 5e-3),))
+    outcomes = simulate(crowd, SLOsServe(roofline, Oracle(crowd)), World(roofline, 2000))
+    assert len(outcomes) == 92 and all(o.attained for o in outcomes)
