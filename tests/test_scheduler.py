@@ -219,3 +219,24 @@ def test_guarantee_when_the_pace_changes(response: float) -> None:
 def test_nobody_waits_for_ever(slo: SLO, blocks: int) -> None:
     """A pace that the machine does not have; and a request that just fills the cache. Best effort is left for both."""
     simulate([req("a", 2, 30, slo)], SLOsServe(FAST, Oracle([req("a", 2, 30, slo)])), World(FAST, blocks, block_size=4))
+
+
+def view_of(*waiting: Progress, running: tuple[Progress, ...] = ()) -> View:
+    return View(0.0, waiting, running, 50, 64, max_drafts=3)
+
+
+def test_a_new_roofline_is_planned_with_from_the_next_step_on() -> None:
+    work = [req(f"r{i}", 400, 20, SLO(tpot=0.1, ttft=0.5)) for i in range(3)]
+    view = view_of(*(Progress(r.id, 0.0, 400, 0.5, 0.1) for r in work))
+    slow = Roofline((Plane(1e-3, 0.0, 1e-2),))
+    policy = SLOsServe(FAST, Oracle(work))
+    before = policy.step(view)
+    policy.roofline = slow
+    assert policy.step(view) == SLOsServe(slow, Oracle(work)).step(view) != before
+
+
+def test_a_roofline_without_a_cost_per_batch_is_planned_with() -> None:
+    """As it may be learned: an empty batch then takes no time."""
+    work = [req("a", 90, 20, SLO(tpot=0.1, ttft=1e-6))]
+    policy = SLOsServe(Roofline((Plane(1e-4, 0.0, 0.0),)), Oracle(work))
+    assert policy.step(view_of(Progress("a", 0.0, 90, 1e-6, 0.1))).tokens == {"a": 90}
