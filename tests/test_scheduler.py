@@ -228,3 +228,24 @@ def test_a_crowd_of_many_paces_is_planned_in_parts_and_nobody_is_forgotten() -> 
     roofline = Roofline((Plane(1e-4, 0.0, 5e-3),))
     outcomes = simulate(crowd, SLOsServe(roofline, Oracle(crowd)), World(roofline, 2000))
     assert len(outcomes) == 92 and all(o.attained for o in outcomes)
+
+
+def view_of(*waiting: Progress, running: tuple[Progress, ...] = ()) -> View:
+    return View(0.0, waiting, running, 50, 64, max_drafts=3)
+
+
+def test_a_new_roofline_is_planned_with_from_the_next_step_on() -> None:
+    work = [req(f"r{i}", 400, 20, SLO(tpot=0.1, ttft=0.5)) for i in range(3)]
+    view = view_of(*(Progress(r.id, 0.0, 400, 0.5, 0.1) for r in work))
+    slow = Roofline((Plane(1e-3, 0.0, 1e-2),))
+    policy = SLOsServe(FAST, Oracle(work))
+    before = policy.step(view)
+    policy.roofline = slow
+    assert policy.step(view) == SLOsServe(slow, Oracle(work)).step(view) != before
+
+
+def test_a_roofline_without_a_cost_per_batch_is_planned_with() -> None:
+    """As it may be learned: an empty batch then takes no time."""
+    work = [req("a", 90, 20, SLO(tpot=0.1, ttft=1e-6))]
+    policy = SLOsServe(Roofline((Plane(1e-4, 0.0, 0.0),)), Oracle(work))
+    assert policy.step(view_of(Progress("a", 0.0, 90, 1e-6, 0.1))).tokens == {"a": 90}
