@@ -116,12 +116,12 @@ def by_load(frame: Frame) -> Frame:
 def capacities(table: Frame, target: float = 0.9) -> Frame:
     """The load at which attainment falls below `target`, interpolated; the largest one tried if it never does.
 
-    Attainment is made to fall with the load first, as it does but for chance.
+    Attainment is made to fall with the load first, as it does but for chance: neighbours out of order are averaged.
     """
     found = []
     for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
         curve = group.sort_values("rate")
-        rates, falling = curve["rate"].to_numpy(), np.minimum.accumulate(curve["attainment"].to_numpy())
+        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].tolist())
         below = np.flatnonzero(falling < target)
         if not len(below):
             load = rates[-1]
@@ -143,3 +143,15 @@ def errors(table: Frame) -> Frame:
     for column in ("ttft", "tpot"):
         off[column] = 100 * (simulated[column] / measured[column] - 1)
     return off.reset_index()
+
+
+def _falling(values: list[float]) -> np.ndarray:
+    """The nearest sequence that never rises, by least squares (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = value, 1
+        while pools and total / count > pools[-1][0] / pools[-1][1]:
+            before, n = pools.pop()
+            total, count = total + before, count + n
+        pools.append((total, count))
+    return np.repeat([total / n for total, n in pools], [n for _, n in pools])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -144,11 +145,13 @@ class Calibrated:
         """Seconds of 16 decodes at a quarter of the longest context."""
         return self.profile.roofline.time(16, 0, 4 * self.profile.max_context)
 
-    def loads(self, workload: str, multiples: Sequence[float]) -> list[float]:
+    def loads(self, workload: str, num_requests: int, multiples: Sequence[float]) -> list[float]:
         """Requests per second: `multiples` of what vLLM's own scheduler carries at 90 % attainment, by simulation."""
 
         def attained_at(rate: float) -> float:
-            return attainment(predict(WORKLOADS[workload](rate, 200, 0, self.step), STOCK, self).outcomes)
+            return attainment(
+                predict(WORKLOADS[workload](rate, max(num_requests, 100), 0, self.step), STOCK, self).outcomes
+            )
 
         carried, _ = capacity(attained_at, start=0.05 / self.step, precision=0.05)
         return [float(f"{carried * m:.3g}") for m in multiples]
@@ -170,7 +173,8 @@ def calibrate(url: str, saved: Path) -> Calibrated:
 
 
 def _replay(requests: Sequence[Request], url: str, seed: int = 0) -> Replayed:
-    with ThreadPoolExecutor(1) as outside:  # a notebook has an event loop of its own
+    with ThreadPoolExecutor(1) as outside, warnings.catch_warnings():  # a notebook has an event loop of its own
+        warnings.simplefilter("ignore", RuntimeWarning)  # on how late the client was, which is in the rows
         return outside.submit(replay.run, requests, url, seed=seed, vocabulary=500).result()
 
 
@@ -216,7 +220,7 @@ def compare(
             save = ["--save-profile", str(saved)] if system == OURS else []
             with server(model, system, folder, *save, *arguments) as url:
                 engine = engine or calibrate(url, saved)
-                loads = [(w, rate) for w in workloads for rate in engine.loads(w, multiples)]
+                loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, multiples)]
                 for (workload, rate), seed in product(loads, range(seeds)):
                     requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
                     runs = {"simulated": predict(requests, system, engine), "measured": _replay(requests, url, seed)}
