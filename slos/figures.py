@@ -17,7 +17,8 @@ from slos.experiments import OURS, Frame
 from slos.timeline import Timeline, fate
 from slos.types import Request
 
-NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve"}
+NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
+         "distserve": "DistServe", "vllm_spec": "vLLM, drafting"}  # fmt: skip
 MARKERS = "osD^vPX*" * 4
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
