@@ -43,7 +43,10 @@ RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; and of the
-    runs on one replica and one seed in which settings are chosen."""
+    runs on one replica and one seed in which settings are chosen.
+
+    With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
+    """
 
     replicas: int
     requests: int
@@ -55,8 +58,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(4, 50, 1, 0.05, 80, 0.15),
-    "full": Scale(4, 100, 3, 0.03, 200, 0.1),
+    "quick": Scale(4, 120, 1, 0.1, 120, 0.2),
+    "full": Scale(4, 250, 3, 0.05, 250, 0.15),
 }
 Key = TypeVar("Key", bound=Hashable)
 

@@ -133,7 +133,7 @@ def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> 
                       label=f"over {label}", markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
-    axis.annotate(f"paper: {paper:g}x", (len(scenarios) - 0.55, paper), va="bottom", ha="right", fontsize=8)
+    axis.annotate(f" paper:\n {paper:g}x", (1, paper), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
     axis.set_xticks(range(len(scenarios)), scenarios)
     axis.set_ylabel("SLOs-Serve over another (x)")

@@ -132,7 +132,7 @@ def ablation_chart(table: Frame, source: str) -> Figure:
             axis.annotate(f" paper: {PAPER[part]:g}x", (PAPER[part], -0.45), fontsize=7)
         axis.set_title(PARTS[part], fontsize=10)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("capacity, with over without")
