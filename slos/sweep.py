@@ -100,12 +100,12 @@ def _finished(
     if ray is None:
         yield from ((k, list(function(case))) for k, case in todo.items())
         return
-    call = ray.remote(_call).options(max_retries=3, retry_exceptions=False, runtime_env=None if _own else _sent())
+    call = ray.remote(_call).options(max_retries=3, retry_exceptions=False)
     waiting, running = list(reversed(todo.items())), {}
     try:
         while waiting or running:
             cores = int(ray.cluster_resources().get("CPU", 1))  # anew every time: a cluster may grow
-            while waiting and len(running) < (2 * cores if _own or not workers else workers):
+            while waiting and len(running) < (workers or 2 * cores):
                 k, case = waiting.pop()
                 running[call.remote(function, case, digest)] = k
             ray.wait([*running])
@@ -134,7 +134,7 @@ def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) ->
 
 _digest_of_this_process = cache(sources_digest)
 _own: dict[str, Any] = {}
-"""What the Ray that this process started was started for; empty if there is none."""
+"""What this process started Ray, or connected to a cluster, for; empty if it did neither."""
 
 
 def _ray(workers: int | None, digest: str) -> Any:
@@ -153,7 +153,9 @@ def _ray(workers: int | None, digest: str) -> Any:
     _end()  # its workers hold other sources, data or settings
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
     if address != "local":
-        ray.init(address, **quiet)
+        ray.init(address, runtime_env=_sent(), **quiet)
+        _own.update(wanted)
+        atexit.register(_end)
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most 107 characters.
@@ -173,7 +175,7 @@ def _ray(workers: int | None, digest: str) -> Any:
 
 
 def _end() -> None:
-    """Shut down the Ray that this process started, if any."""
+    """Shut down the Ray that this process started, or leave the cluster that it joined."""
     if _own:
         import ray
 
@@ -188,7 +190,7 @@ def _settings() -> dict[str, str]:
 
 
 def _sent() -> dict[str, Any]:
-    """What the workers of a Ray that was there before get from here."""
+    """What the workers of a cluster get from here."""
     return {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"], "env_vars": _settings()}
 
 

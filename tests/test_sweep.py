@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     paths = os.pathsep.join((str(root), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     env = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # nobody else may run tasks there
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
         cluster = subprocess.Popen(
             [sys.executable, "-c", CLUSTER, temp], env=env, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
@@ -161,8 +163,8 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
                 path.unlink(missing_ok=True)
                 subprocess.run(command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE)
                 assert sorted(called(calls)) == sorted(case.name for case in MANY), part
-                ours = {p.pid for p in psutil.Process(cluster.pid).children(recursive=True)}
-                assert processes(calls) & ours, "the workers are the cluster's, and still there"
+                logs = [log.stem for log in Path(temp).glob("session_latest/logs/worker-*.out")]
+                assert processes(calls) <= {int(log.split("-")[-1]) for log in logs}, "the workers are the cluster's"
                 calls.unlink()
             cluster.stdin.close()
     sweep(rows_of, MANY, tmp_path / "alone.csv", Row, workers=1)
