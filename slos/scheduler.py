@@ -14,6 +14,7 @@ slowdown allows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import final
@@ -106,7 +107,7 @@ class SLOsServe:
         future = self._promised.chain(jobs, guaranteed, candidates, self.lengths, self.roofline)
         inside = np.ones(len(future[0]), np.bool_)
         if candidates:
-            inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
+            inside[old : len(jobs)] = admitted = self.admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
             self._admitted = {p.id for p in guaranteed[old:]}
@@ -163,8 +164,8 @@ class SLOsServe:
             guaranteed.append(easy)
             (best_effort if p in best_effort else waiting).remove(p)
 
-    def _admit(
-        self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
+    def admit(
+        self, view: View, jobs: np.ndarray, candidates: Sequence[Progress], future: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
@@ -185,7 +186,7 @@ class SLOsServe:
         if fixed:
             rates[:] = fixed / self.roofline.time(fixed, 0, context)
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
-        proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
+        proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
         chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware, fixed)
         before = np.array([p.id in self._admitted for p in candidates])
         if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
