@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import fields
@@ -29,6 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from tqdm.auto import tqdm
 
 from slos.report import write_whole
@@ -159,15 +161,23 @@ def _ray(workers: int | None, digest: str) -> Any:
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most 107 characters.
-    temp = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
+        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(int(left.name.split("-")[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    temp = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     atexit.register(shutil.rmtree, temp, ignore_errors=True)
     atexit.register(_end)
     _own.update(wanted)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)  # workers find what is found here
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 are too few for a machine with much else to do
     try:
         ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20,
                  _temp_dir=temp, **quiet)  # fmt: skip
+    except Exception as error:  # Ray raises a bare one
+        warnings.warn(f"Ray did not start, so runs are made one at a time: {error}", RuntimeWarning, stacklevel=4)
+        _end()
+        return None
     finally:
         os.environ.pop("PYTHONPATH")
         os.environ.update({} if before is None else {"PYTHONPATH": before})

@@ -299,6 +299,15 @@ def test_an_error_keeps_what_was_finished_before_it(tmp_path: Path, workers: int
     assert path.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
+def test_a_ray_that_does_not_start_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
+    slos.sweep._end()
+    monkeypatch.setattr("ray.init", lambda *args, **kwargs: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="one at a time: division by zero"):
+        assert sweep(rows_of, CASES, tmp_path / "together.csv", Row, workers=2) == alone
+    assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
 def test_a_worker_killed_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     calls = tmp_path / "calls"
     cases = [replace(case, dies=str(tmp_path / f"dead {case.name}")) for case in told(CASES, calls)]
