@@ -79,9 +79,15 @@ def pooled(hardware: Profile, count: int) -> Profile:
 
 
 def cluster(
-    system: str, hardware: Profile, lengths: LengthPredictor, replicas: int = 1, topology: str = "", **settings: Any
+    system: str,
+    hardware: Profile,
+    lengths: LengthPredictor,
+    replicas: int = 1,
+    topology: str = "",
+    belief: Roofline | None = None,
+    **settings: Any,
 ) -> list[Node]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true."""
+    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true, or `belief`."""
     require(replicas >= 1, "replicas", replicas, "at least 1")
     seats = 1
     if topology == POOLED:
@@ -90,7 +96,7 @@ def cluster(
     lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)  # pooled: what routing is compared with
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
-        policy = make_policy(system, hardware.roofline, expected, **settings)
+        policy = make_policy(system, belief or hardware.roofline, expected, **settings)
         nodes.append(Node(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
 
