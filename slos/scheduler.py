@@ -14,6 +14,7 @@ slowdown allows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import final
@@ -99,7 +100,7 @@ class SLOsServe:
         future = self._promised.chain(jobs, guaranteed, candidates, self.lengths, self.roofline)
         inside = np.ones(len(future[0]), np.bool_)
         if candidates:
-            inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
+            inside[old : len(jobs)] = admitted = self.admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
             self._admitted = {p.id for p in guaranteed[old:]}
@@ -157,8 +158,8 @@ class SLOsServe:
             guaranteed.append(easy)
             (best_effort if p in best_effort else waiting).remove(p)
 
-    def _admit(
-        self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
+    def admit(
+        self, view: View, jobs: np.ndarray, candidates: Sequence[Progress], future: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
@@ -169,8 +170,8 @@ class SLOsServe:
         rates = prefill_rates(tpots, self.roofline, context)
         blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
-        proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
         seats = view.max_seqs - old - len(self._promised.away)
+        proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
         hardware = blocks, size, planes, k_ctx, self.longest_step
         chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
         before = np.array([p.id in self._admitted for p in candidates])
