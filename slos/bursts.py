@@ -93,9 +93,10 @@ def cases(
     hardware_of(scenario, profile)
     for name in systems:
         require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-    when = tuple(at), seconds, width, SPANS[size]
     return [
-        Bursts(scenario, name, profile, rate, burst_rate, *when, seed) for name in systems for seed in range(seeds)
+        Bursts(scenario, name, profile, rate, burst_rate, tuple(at), seconds, width, SPANS[size], seed)
+        for name in systems
+        for seed in range(seeds)
     ]
 
 
