@@ -17,7 +17,9 @@ EPS = 1e-9  # seconds
 
 @kernel
 def batch_time(planes, k_ctx, tokens, context):
-    longest = 0.0
+    longest, tile = 0.0, planes[0, 3]
+    if tile > 1:
+        tokens = np.ceil(tokens / tile) * tile
     for k in range(len(planes)):
         longest = max(longest, planes[k, 0] * tokens + planes[k, 2])
     return longest + k_ctx * context
@@ -26,10 +28,10 @@ def batch_time(planes, k_ctx, tokens, context):
 @kernel
 def batch_fits(planes, k_ctx, seconds, context):
     room = seconds - k_ctx * context + EPS
-    tokens = np.inf
+    tokens, tile = np.inf, planes[0, 3]
     for k in range(len(planes)):
         tokens = min(tokens, (room - planes[k, 2]) / planes[k, 0])
-    return max(0.0, np.floor(tokens))
+    return max(0.0, np.floor(tokens) if tile == 1 else np.floor(tokens / tile) * tile)
 
 
 @kernel
@@ -77,7 +79,8 @@ def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, t
     for j in prefills:
         if jobs[j, DUE] - now + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
             limit = min(limit, jobs[j, DUE] - now)
-    budget = max(decodes, fixed) if fixed else max(1.0, batch_fits(planes, k_ctx, limit, context))
+    whole = max(planes[0, 3], batch_fits(planes, k_ctx, limit, context))  # whole tiles: the rest of one is free
+    budget = max(decodes, fixed) if fixed else whole
     if total <= budget:
         for j in prefills:
             tokens[j] = jobs[j, LEFT]

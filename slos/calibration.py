@@ -88,5 +88,6 @@ def save(profile: Profile, path: Path | str) -> None:
     planes = [[p["k1"], p["k2"], p["b"]] for p in roofline["planes"]]
     path = Path(path)
     whole = path.with_name(path.name + ".part")
-    whole.write_text(json.dumps({name: {"planes": planes, "k_ctx": roofline["k_ctx"], **raw}}, indent=1))
+    fields = {"planes": planes, "k_ctx": roofline["k_ctx"], "tile": roofline["tile"], **raw}
+    whole.write_text(json.dumps({name: fields}, indent=1))
     whole.replace(path)

@@ -69,8 +69,9 @@ class Admission:
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
     """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) = rates[tightest] - sum n/tpot."""
-    reading = roofline.k_ctx * context
-    return np.array([max(0.0, min((t - reading - p.b) / p.k1 for p in roofline.planes)) / t for t in tpots.tolist()])
+    reading, tile = roofline.k_ctx * context, roofline.tile
+    most = [(max(0.0, min((t - reading - p.b) / p.k1 for p in roofline.planes)), t) for t in tpots.tolist()]
+    return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
 
 
 def admit(problem: Instance, roofline: Roofline) -> Admission:

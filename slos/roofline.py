@@ -1,8 +1,8 @@
 """Batch time as a roofline, its inverse, its fit, and named profiles (paper, section 3.1).
 
 T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in
-the step, `draft_steps` the longest draft in the batch, `context` the KV tokens that its requests had before it (weight
-0 in the paper).
+the step, in whole tiles, `draft_steps` the longest draft in the batch, `context` the KV tokens that its requests had
+before it (weight 0 in the paper).
 """
 
 from __future__ import annotations
@@ -38,18 +38,24 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
+    """tile: tokens are computed in multiples of it; a GPU takes as long for 129 as for 256 where that is 128."""
+
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
-    array: np.ndarray = field(init=False, repr=False, compare=False)  # planes as float64 [planes, 3], for kernels
+    tile: int = 1
+    array: np.ndarray = field(init=False, repr=False, compare=False)  # float64 [planes, 4] for kernels: k1, k2, b, tile
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
-        object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b) for p in self.planes]))
+        require(self.tile >= 1, "tile", self.tile, "at least 1 token")
+        object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64))
 
     def time(self, tokens: int, draft_steps: int = 0, context: int = 0) -> float:
         """Seconds of a batch."""
         longest = 0.0
+        if self.tile > 1:
+            tokens = -(-tokens // self.tile) * self.tile
         for p in self.planes:
             longest = max(longest, p.k1 * tokens + p.k2 * draft_steps + p.b)
         return longest + self.k_ctx * context
@@ -57,7 +63,8 @@ class Roofline:
     def fits(self, seconds: float, draft_steps: int = 0, context: int = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none fits."""
         room = seconds - self.k_ctx * context + _SLACK
-        return max(0, min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes))
+        most = min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes)
+        return max(0, most // self.tile * self.tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,8 @@ class Profile:
 
 def _parse(name: str, raw: dict) -> Profile:
     planes = tuple(Plane(*p) for p in raw["planes"])
-    rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx")}
-    return Profile(name=name, roofline=Roofline(planes, raw.get("k_ctx", 0.0)), **rest)
+    rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
+    return Profile(name=name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest)
 
 
 @cache
@@ -124,12 +131,18 @@ class Fit:
     error_by_tokens: dict[str, float]
 
 
-def fit(rows: Path | str | Sequence[tuple[float, float, float, float]], planes: int = 2, context: bool = False) -> Fit:
+def fit(
+    rows: Path | str | Sequence[tuple[float, float, float, float]],
+    planes: int = 2,
+    context: bool = False,
+    tile: int = 1,
+) -> Fit:
     """Least-squares fit of a max-affine roofline to measured steps.
 
     rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in the order tokens,
     draft_steps, context, seconds. Alternates between assigning each step to its highest plane and refitting the planes,
-    from a split of the batch sizes; the relative errors are what is minimised, so that small batches count.
+    from a split of the batch sizes; the relative errors are what is minimised, so that small batches count. tile: of
+    the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
@@ -141,7 +154,7 @@ def fit(rows: Path | str | Sequence[tuple[float, float, float, float]], planes: 
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
     best: Fit | None = None
     for count in range(1, planes + 1):
-        candidate = _alternate(tokens, drafts, ctx if context else np.zeros_like(ctx), seconds, count)
+        candidate = _alternate(tokens, drafts, ctx if context else np.zeros_like(ctx), seconds, count, tile)
         if best is None or candidate.r2 > best.r2:
             best = candidate
     assert best is not None
@@ -162,10 +175,13 @@ def _read(path: Path) -> list[tuple[float, float, float, float]]:
     return rows
 
 
-def _alternate(tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray, count: int) -> Fit:
+def _alternate(
+    tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray, count: int, tile: int
+) -> Fit:
+    whole = np.ceil(tokens / tile) * tile
     order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
     owner = order * count // len(order)
-    features = np.stack([tokens, drafts, np.ones_like(tokens)], axis=1)
+    features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
     planes, k_ctx = np.zeros((count, 3)), 0.0
     for _ in range(500):
         before = (planes.copy(), k_ctx)
@@ -181,7 +197,7 @@ def _alternate(tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds:
         if np.allclose(planes, before[0], rtol=1e-12, atol=0) and np.isclose(k_ctx, before[1], rtol=1e-12, atol=0):
             break
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
-    roofline = Roofline(tuple(used), k_ctx)
+    roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     r2 = 1 - ((seconds - predicted) ** 2).sum() / max(((seconds - seconds.mean()) ** 2).sum(), 1e-300)
     error = np.abs(predicted - seconds) / seconds

@@ -237,6 +237,7 @@ class SLOsServe:
                     end = min(end, view.now + seconds * (1 + STRETCH))
                 else:
                     steps = min(steps, at_ease // len(guaranteed))
+            end = max(end, view.now + self.roofline.time(used, length, context))  # the rest of the last tile is free
             before = tokens.copy(), list(room.preempted)
             spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
             for p in [*room.evictable, *waiting]:

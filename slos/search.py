@@ -9,14 +9,15 @@ from zlib import crc32
 
 import pandas as pd
 
+from slos.calibration import scaled
 from slos.live import Outcome
 from slos.metrics import attainment, capacity
 from slos.policies import POLICIES
-from slos.roofline import Profile, profile, profiles
+from slos.roofline import Profile, Roofline, profile, profiles
 from slos.router import make_router
 from slos.simulator import Observer, stream
 from slos.topology import cluster, link, roles
-from slos.types import Oracle, Request, require
+from slos.types import SLO, Oracle, Request, require
 from workloads import SCENARIOS, build
 
 
@@ -33,6 +34,7 @@ class Search:
 
     replicas: how many of the topology (see `slos.topology`); router: of `slos.router`, "" where there is no choice.
     max_drafts: the longest draft, on hardware with a draft model; acceptance: the chance of each draft token.
+    slo_scale: of all objectives; kv_scale: of the KV cache; belief: of the policy about the roofline, see `believed`.
     """
 
     scenario: str
@@ -49,6 +51,9 @@ class Search:
     topology: str = ""
     max_drafts: int = 0
     acceptance: float = 0.7
+    slo_scale: float = 1.0
+    kv_scale: float = 1.0
+    belief: str = ""
 
     def __str__(self) -> str:
         hardware = self.hardware.name
@@ -57,12 +62,16 @@ class Search:
         where = f"{self.replicas}x {self.topology}".strip() if self.replicas > 1 or self.topology else ""
         drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" if self.max_drafts else ""
         parts = (self.scenario, self.lengths, hardware, self.system, self.setting, drafts, where, self.router)
+        kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
+        slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
+        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")
         numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
         return f"{' '.join(filter(None, parts))}, {numbers}"
 
     @property
     def hardware(self) -> Profile:
-        return hardware_of(self.scenario, self.profile, self.max_drafts > 0)
+        hardware = hardware_of(self.scenario, self.profile, self.max_drafts > 0)
+        return replace(hardware, kv_tokens=round(hardware.kv_tokens * self.kv_scale))
 
     @property
     def gpus(self) -> int:
@@ -113,19 +122,49 @@ def serve(
     topology: str = "",
     seed: int = 0,
     observe: Observer | None = None,
+    belief: Roofline | None = None,
     **drafts: float,
 ) -> list[Outcome]:
-    """Simulate one system on replicas that believe what is true. drafts: `max_drafts` and `acceptance` of the world."""
+    """Simulate one system on replicas that believe what is true, or have another `belief` of the roofline.
+
+    drafts: `max_drafts` and `acceptance` of the world.
+    """
     lengths = Oracle(requests)
-    nodes = cluster(system, hardware, lengths, replicas, topology, drafts, **parse_setting(setting))
+    nodes = cluster(system, hardware, lengths, replicas, topology, belief, drafts, **parse_setting(setting))
     chosen = make_router(router, hardware.roofline, lengths) if router else None
     wire = link(hardware) if ":" in topology else None
     return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
 
 
+def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
+    """The same requests with objectives `factor` times as long."""
+    require(factor > 0, "slo_scale", factor, "positive")
+
+    def loose(slo: SLO) -> SLO:
+        times = {name: t * factor for name in ("tpot", "ttft", "slowdown") if (t := getattr(slo, name)) is not None}
+        return replace(slo, **times)
+
+    return [replace(r, stages=tuple(replace(s, slo=loose(s.slo)) for s in r.stages)) for r in requests]
+
+
+def believed(true: Roofline, text: str) -> Roofline:
+    """What `text` makes of the true roofline.
+
+    "scale=0.7" takes batches for so much shorter; "tile=1" does not know tiles, nor does "smooth=1", which is right on
+    the average; "k_ctx=0" knows no context. Raises ValueError for unknown names.
+    """
+    changes, known = parse_setting(text), ("k_ctx", "scale", "smooth", "tile")
+    require(changes.keys() <= set(known), "belief", text, f"made of {', '.join(known)}", "write name=number")
+    if changes.pop("smooth", 0):
+        planes = tuple(replace(p, b=p.b + p.k1 * (true.tile - 1) / 2) for p in true.planes)
+        true = replace(true, planes=planes, tile=1)
+    return replace(scaled(true, changes.pop("scale", 1.0)), **changes)
+
+
 def search(case: Search) -> list[Probe]:
     """Capacity of one case: every load that was tried, the capacity marked."""
     hardware, rows = case.hardware, []
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
     drafting = any(p.k2 > 0 for p in hardware.roofline.planes)
@@ -136,8 +175,9 @@ def search(case: Search) -> list[Probe]:
 
     def attained_at(rate: float) -> float:
         workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        asked = workload.requests if case.slo_scale == 1 else scaled_slos(workload.requests, case.slo_scale)
         outcomes = serve(
-            workload.requests, case.system, hardware, case.setting, case.replicas, case.router, case.topology,
+            asked, case.system, hardware, case.setting, case.replicas, case.router, case.topology, belief=belief,
             max_drafts=case.max_drafts, acceptance=case.acceptance,
         )  # fmt: skip
         kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)

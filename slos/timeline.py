@@ -11,7 +11,7 @@ from slos.experiments import Frame, serve
 from slos.live import Outcome
 from slos.roofline import Profile
 from slos.simulator import Replica, Step
-from slos.types import Request
+from slos.types import Request, require
 from workloads import Workload
 
 
@@ -81,3 +81,29 @@ def what_the_burst_shows(runs: Sequence[Timeline], at: float) -> str:
             line += f", {len(declined)} are declined into best effort and the last of those is done {when}"
         lines.append(line + ".")
     return "\n".join(lines)
+
+
+def windows(run: Timeline, requests: Sequence[Request], width: float) -> Frame:
+    """One row per window of `width` seconds, by arrival, with its middle as `time`.
+
+    Requests per second; and of those that arrived in it P99 of TTFT and of mean TPOT over their objectives, guaranteed
+    or not, and the shares (%) that met every objective and that became best effort.
+    """
+    require(width > 0, "width", width, "positive (seconds)")
+    pace = {r.id: sum(s.output * s.slo.tpot for s in r.stages) / r.output for r in requests}
+    frame = pd.DataFrame(
+        [(o.arrival, o.ttft / o.ttft_slo, o.tpot / pace[o.id], o.attained, o.declined) for o in run.outcomes],
+        columns=["arrival", "ttft", "tpot", "attained", "declined"],
+    )
+    frame = frame.assign(attained=100 * frame["attained"], declined=100 * frame["declined"])
+    groups = frame.groupby((frame["arrival"] // width).astype(int))
+    return pd.DataFrame(
+        {
+            "time": (groups.size().index + 0.5) * width,
+            "arrivals": groups.size() / width,
+            "ttft_p99": groups["ttft"].quantile(0.99),
+            "tpot_p99": groups["tpot"].quantile(0.99),
+            "attained": groups["attained"].mean(),
+            "best_effort": groups["declined"].mean(),
+        }
+    ).reset_index(drop=True)

@@ -74,7 +74,8 @@ def roles(topology: str) -> tuple[str, ...]:
 def pooled(hardware: Profile, count: int) -> Profile:
     """`count` times the tokens per second and the KV cache in one engine; a batch still costs what it costs empty."""
     planes = tuple(replace(p, k1=p.k1 / count) for p in hardware.roofline.planes)
-    roofline = Roofline(planes, hardware.roofline.k_ctx / count)
+    old = hardware.roofline
+    roofline = Roofline(planes, old.k_ctx / count, old.tile * count if old.tile > 1 else 1)
     return replace(hardware, roofline=roofline, kv_tokens=hardware.kv_tokens * count, gpus=hardware.gpus * count)
 
 
@@ -84,10 +85,11 @@ def cluster(
     lengths: LengthPredictor,
     replicas: int = 1,
     topology: str = "",
+    belief: Roofline | None = None,
     changes: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> list[Node]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true.
+    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true, or `belief`.
 
     changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
     """
@@ -99,7 +101,7 @@ def cluster(
     lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)  # pooled: what routing is compared with
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
-        policy = make_policy(system, hardware.roofline, expected, **settings)
+        policy = make_policy(system, belief or hardware.roofline, expected, **settings)
         nodes.append(Node(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
 

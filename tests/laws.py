@@ -301,7 +301,7 @@ def worlds(
     """A world whose KV cache just holds the longest request, or a few times that."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
-    roofline = replace(FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])))
+    roofline = replace(FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])), tile=draw(st.sampled_from([1, 1, 16])))
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
     return World(roofline, blocks, size, seqs, sigma, max_drafts=drafts, acceptance=accepted)

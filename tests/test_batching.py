@@ -11,8 +11,9 @@ from laws import FAST
 from slos.batching import batch_fits, batch_time, form
 from slos.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
 from slos.lookahead import LATE, MEMORY, OK, look_ahead
+from slos.planner import prefill_rates
 
-PLANES = FAST.array
+tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
 
 
@@ -33,41 +34,46 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
 jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, np.float64))
 
 
-@given(st.integers(1, 3000), st.integers(0, 10_000), st.floats(0.001, 1), st.sampled_from([0.0, 1e-6]))
-def test_kernels_agree_with_the_roofline(tokens: int, context: int, seconds: float, k_ctx: float) -> None:
-    r = replace(FAST, k_ctx=k_ctx)
-    assert batch_time(PLANES, k_ctx, tokens, context) == r.time(tokens, 0, context)
-    assert abs(batch_fits(PLANES, k_ctx, seconds, context) - r.fits(seconds, 0, context)) <= 1
+@given(st.integers(1, 3000), st.integers(0, 10_000), st.floats(0.001, 1), st.sampled_from([0.0, 1e-6]), tiles)
+def test_kernels_agree_with_the_roofline(tokens: int, context: int, seconds: float, k_ctx: float, tile: int) -> None:
+    r = replace(FAST, k_ctx=k_ctx, tile=tile)
+    assert batch_time(r.array, k_ctx, tokens, context) == r.time(tokens, 0, context)
+    assert abs(batch_fits(r.array, k_ctx, seconds, context) - r.fits(seconds, 0, context)) in (0, tile)
+    [rate] = prefill_rates(np.array([seconds]), r, context)
+    assert rate * seconds == pytest.approx(r.fits(seconds, 0, context), abs=1 if tile == 1 else 1e-6)
 
 
 @settings(max_examples=300)
-@given(jobs)
-def test_every_batch(jobs: np.ndarray) -> None:
+@given(jobs, tiles)
+def test_every_batch(jobs: np.ndarray, tile: int) -> None:
+    world = replace(FAST, tile=tile)
     alive, tokens, before = np.ones(len(jobs), np.bool_), np.empty(len(jobs)), jobs.copy()
-    seconds = form(0.0, jobs, alive, PLANES, 0.0, LONGEST, tokens)
+    seconds = form(0.0, jobs, alive, world.array, 0.0, LONGEST, tokens)
     assert (jobs == before).all()
     assert (tokens >= 0).all() and (tokens <= jobs[:, LEFT]).all() and (tokens == np.floor(tokens)).all()
-    assert tokens.sum() >= 1 and seconds == pytest.approx(FAST.time(int(tokens.sum())))
-    assert seconds <= max(LONGEST, FAST.time(int((jobs[:, LEFT] == 1).sum()))) + 1e-8
+    assert tokens.sum() >= 1 and seconds == pytest.approx(world.time(int(tokens.sum())))
+    assert seconds <= max(LONGEST, world.time(int((jobs[:, LEFT] == 1).sum()))) + 1e-8
+    assert (tokens == jobs[:, LEFT]).all() or tokens.sum() % tile == 0, "the rest of a tile is free"
     decoding = jobs[:, LEFT] == 1
-    if decoding.any() and jobs[decoding, DUE].min() >= FAST.time(int(decoding.sum())):
+    if decoding.any() and jobs[decoding, DUE].min() >= world.time(int(decoding.sum())):
         assert seconds <= jobs[decoding, DUE].min() + 1e-8, "longer than until the earliest token is due"
 
 
 @settings(max_examples=300)
-@given(jobs, st.sampled_from([10, 40, 1000]))
-def test_what_the_look_ahead_passes_is_in_time_to_the_end(jobs: np.ndarray, blocks: int) -> None:
+@given(jobs, st.sampled_from([10, 40, 1000]), tiles)
+def test_what_the_look_ahead_passes_is_in_time_to_the_end(jobs: np.ndarray, blocks: int, tile: int) -> None:
     """Those that can still be in time alone are; and where everybody decodes in every step memory holds out too."""
-    alone = np.array([FAST.time(int(j[LEFT])) <= j[DUE] for j in jobs])
+    world = replace(FAST, tile=tile)
+    alone = np.array([world.time(int(j[LEFT])) <= j[DUE] for j in jobs])
     everybody = np.ones(len(jobs), np.bool_)
-    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, blocks, 16, PLANES, 0.0, LONGEST, 0.0)
+    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, blocks, 16, world.array, 0.0, LONGEST, 0.0)
     assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
     if verdict != OK:
         return
     jobs, now = jobs.copy(), 0.0
     tokens = np.empty(len(jobs))
     while (alive := jobs[:, REMAINING] > 0).any():
-        now += form(now, jobs, alive, PLANES, 0.0, LONGEST, tokens)
+        now += form(now, jobs, alive, world.array, 0.0, LONGEST, tokens)
         jobs[alive, LEFT] -= tokens[alive]
         jobs[alive, COMPUTED] += tokens[alive]
         assert np.ceil(jobs[alive, COMPUTED] / 16).sum() <= blocks
@@ -85,7 +91,7 @@ def test_verdicts_by_hand() -> None:
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
         everybody = np.ones(len(rows), np.bool_)
-        return look_ahead(0.0, padded, NO_LINKS, everybody, blocks, 16, PLANES, 0.0, LONGEST, 0.0)
+        return look_ahead(0.0, padded, NO_LINKS, everybody, blocks, 16, FAST.array, 0.0, LONGEST, 0.0)
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
     assert verdict(prompt) == (OK, -1)

@@ -1,6 +1,7 @@
 """Batch time, its inverse, the fit, and the profiles."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from slos.roofline import Plane, Profile, Roofline, fit, profile, profiles
 
 planes = st.builds(Plane, st.floats(1e-6, 0.01), st.floats(0, 0.01), st.floats(0, 0.1))
-rooflines = st.builds(Roofline, st.lists(planes, min_size=1, max_size=3).map(tuple), st.sampled_from([0.0, 1e-7]))
+several = st.lists(planes, min_size=1, max_size=3).map(tuple)
+rooflines = st.builds(Roofline, several, st.sampled_from([0.0, 1e-7]), st.sampled_from([1, 1, 8, 128]))
 
 
 def test_time_by_hand() -> None:
@@ -20,7 +22,10 @@ def test_time_by_hand() -> None:
     assert r.time(10, draft_steps=3) == pytest.approx(0.036)
     assert r.time(30, context=100) == pytest.approx(0.07), "the second plane is higher from 20 tokens on"
     assert (r.fits(0.03), r.fits(0.0299), r.fits(0.06), r.fits(0.01)) == (10, 9, 30, 0)
-    assert r.array.tolist() == [[0.001, 0.002, 0.02], [0.002, 0.0, 0.0]]
+    assert r.array.tolist() == [[0.001, 0.002, 0.02, 1.0], [0.002, 0.0, 0.0, 1.0]]
+    tiled = replace(r, tile=16)
+    assert [tiled.time(n) for n in (0, 1, 16, 17)] == pytest.approx([0.02, 0.036, 0.036, 0.064])
+    assert [tiled.fits(s) for s in (0.0359, 0.036, 0.0639, 0.064)] == [0, 16, 16, 32]
 
 
 @given(rooflines, st.integers(1, 20_000), st.integers(0, 8), st.integers(0, 50_000))
@@ -30,6 +35,15 @@ def test_fits_inverts_time(r: Roofline, tokens: int, drafts: int, context: int) 
     most = r.fits(seconds * 1.3, drafts, context)
     assert r.time(most, drafts, context) <= seconds * 1.3 + 1e-9 * 1.001
     assert r.time(most + 1, drafts, context) > seconds * 1.3
+    assert most % r.tile == 0
+
+
+@given(rooflines, st.integers(0, 20_000), st.integers(0, 20_000))
+def test_tiles_round_up_and_nothing_else(r: Roofline, tokens: int, more: int) -> None:
+    smooth = replace(r, tile=1)
+    whole = -(-tokens // r.tile) * r.tile
+    assert smooth.time(tokens) <= r.time(tokens) == r.time(whole) == smooth.time(whole)
+    assert r.time(tokens) <= r.time(tokens + more) <= r.time(tokens) + r.time(more) + 1e-9, "two batches pay twice"
 
 
 def test_the_papers_figures() -> None:
@@ -47,11 +61,12 @@ GRID = [(n, s, c) for n in (1, 8, 64, 200, 400, 700, 1000, 2000) for s in (0, 1,
         Roofline((Plane(7e-5, 3e-3, 0.03),)),
         Roofline((Plane(1e-5, 0.0, 0.025), Plane(8e-5, 0.0, 0.003))),
         Roofline((Plane(2e-5, 1e-3, 0.02),), k_ctx=1e-6),
+        Roofline((Plane(1e-5, 0.0, 0.025), Plane(8e-5, 0.0, 0.003)), tile=128),
     ],
 )
 def test_fit_recovers_noiseless_planes(truth: Roofline) -> None:
     rows = [(n, s, c, truth.time(n, s, c)) for n, s, c in GRID]
-    found = fit(rows, planes=len(truth.planes), context=truth.k_ctx > 0)
+    found = fit(rows, planes=len(truth.planes), context=truth.k_ctx > 0, tile=truth.tile)
     assert found.r2 == pytest.approx(1, abs=1e-6)
     assert max(found.error_by_tokens.values()) < 1e-3
     for n, s, c in GRID:
@@ -93,9 +108,9 @@ def test_profiles(tmp_path: Path) -> None:
         profile("gpt")
     path = tmp_path / "mine.json"
     fields = {"model": "m", "gpu": "g", "gpus": 1, "kv_tokens": 70, "max_context": 64, "source": "measured here"}
-    path.write_text(json.dumps({"mine": fields | {"planes": [[1e-4, 0, 0.01]], "k_ctx": 1e-7}}))
+    path.write_text(json.dumps({"mine": fields | {"planes": [[1e-4, 0, 0.01]], "k_ctx": 1e-7, "tile": 64}}))
     mine = profile(str(path))
-    assert mine.name == "mine" and mine.kv_blocks == 4 and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7)
+    assert mine.name == "mine" and mine.kv_blocks == 4 and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7, 64)
     for wrong in ({"gpus": 0}, {"kv_tokens": 3}, {"source": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Profile(**({"name": "x", "roofline": mine.roofline, **fields} | wrong))  # type: ignore[arg-type]
@@ -109,3 +124,5 @@ def test_planes_are_checked() -> None:
         Roofline(())
     with pytest.raises(ValueError, match="k_ctx"):
         Roofline((Plane(1, 0, 0),), k_ctx=-1)
+    with pytest.raises(ValueError, match="tile = 0"):
+        Roofline((Plane(1, 0, 0),), tile=0)

@@ -94,7 +94,8 @@ def busy_replica(seed: int) -> tuple[list[Request], World]:
             pace = SLO(dice.choice([0.05, 0.15])) if kind == "reasoning" else slo
             made.append(Stage(prompt, dice.randint(1, 40), pace, dice.lognormvariate(-0.7, 0.8) * (kind == "tools")))
         work.append(Request(f"r{i}", now, tuple(made)))
-    return work, World(roofline, blocks, max_seqs=dice.choice([8, 256]))
+    seats, tile = dice.choice([8, 256]), dice.choice([1, 1, 32])
+    return work, World(replace(roofline, tile=tile), blocks, max_seqs=seats)
 
 
 def test_200_busy_replicas_keep_every_promise() -> None:
@@ -180,6 +181,17 @@ def test_a_better_roofline_takes_its_place_between_steps() -> None:
     assert policy.step(view).tokens == {"a": 100}
     policy.roofline = Roofline((Plane(0.01, 0.0, 0.0),))
     assert policy.step(view).decline == ("a",), "now a prompt of 100 tokens takes a second"
+
+
+@pytest.mark.parametrize(("tile", "filled"), [(1, None), (64, 63)])
+def test_best_effort_has_the_rest_of_a_tile(tile: int, filled: int | None) -> None:
+    """A decode that is late already leaves no time for others, but they fill its tile for nothing."""
+    roofline = replace(FAST, tile=tile)
+    late = Progress("late", 0.0, 51, 1.0, 0.05, computed=50, generated=1)
+    queued = Progress("queued", 0.0, 100, 0.2, 0.1, best_effort=True)
+    policy = SLOsServe(roofline, Oracle([req("late", 50, 20, HOPELESS), req("queued", 100, 5, HOPELESS)]))
+    batch = policy.step(View(2.0, [queued], [late], 90, 100))
+    assert batch.tokens == {"late": 1} | ({"queued": filled} if filled else {})
 
 
 def test_settings_are_checked() -> None:

@@ -1,0 +1,182 @@
+"""Figures of the performance model, of what a policy believes, of what is varied, and of a burst in windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from slos.experiments import Frame
+from slos.figures import HATCHES, MARKERS, colors, name_of, note
+from slos.performance import FitCase
+from slos.roofline import Plane, Roofline
+
+LABELS = {
+    "slo_scale": "objectives (times the paper's)",
+    "target": "attainment asked for",
+    "kv_scale": "KV memory (times the profile's)",
+    "belief": "batch times as believed (times the true ones)",
+}
+
+
+def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
+    """The fitted forms of a GPU at the smallest degree of parallelism, by name."""
+    mine = table[(table["kind"] == kind) & (table["gpu"] == gpu)]
+    mine = mine[mine["tp"] == mine["tp"].min()].drop_duplicates(["context", "tile"])
+    return {
+        f"{'with' if r.context else 'no'} context, tile {r.tile}": Roofline(
+            tuple(Plane(k1, 0.0, b) for k1, b in (map(float, p.split()) for p in r.planes.split(" | "))),
+            r.k_ctx, r.tile,
+        )
+        for r in mine.itertuples()
+    }  # fmt: skip
+
+
+def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
+    """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per GPU."""
+    kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
+    gpus = list(dict.fromkeys(table["gpu"]))
+    figure, axes = plt.subplots(1, len(gpus), figsize=(4.8 * len(gpus), 3.4), layout="constrained", squeeze=False)
+    for axis, gpu in zip(axes[0], gpus, strict=True):
+        steps = FitCase(kind, gpu, 1, False, 1).steps()
+        steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
+        axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", color="0.55", markersize=3, label="steps of prompts")
+        n = np.arange(1, most + 1)
+        looks = (("no context, tile 1", "#0072B2", "--"), ("with context, tile 128", "#D55E00", "-"))
+        for name, color, style in looks:
+            roofline = _rooflines(table, kind, gpu)[name]
+            axis.plot(n, [1e3 * roofline.time(int(t)) for t in n], style, color=color, linewidth=1.3, label=name)
+        axis.set(title=gpu.upper(), xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
+        sns.despine(ax=axis)
+    axes[0][0].set_ylabel("time of a step (ms)")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    note(figure, source)
+    return figure
+
+
+def errors_by_size(table: Frame, source: str) -> Figure:
+    """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of steps."""
+    panels = list(dict.fromkeys(zip(table["kind"], table["gpu"], strict=True)))
+    figure, axes = plt.subplots(
+        -(-len(panels) // 2), 2, figsize=(10, 2.5 * -(-len(panels) // 2) + 0.5), layout="constrained", squeeze=False,
+        sharey=True,
+    )  # fmt: skip
+    looks = ((False, 1, "paper's form", "#0072B2", ""), (True, 1, "with context", "#56B4E9", "//"),
+             (True, 128, "with context and tiles of 128", "#D55E00", ".."))  # fmt: skip
+    for axis, (kind, gpu) in zip(axes.flat, panels, strict=False):
+        mine = table[(table["kind"] == kind) & (table["gpu"] == gpu)]
+        mine = mine[mine["tp"] == mine["tp"].min()]
+        sizes = sorted(set(mine["tokens"]))
+        for i, (context, tile, label, color, hatch) in enumerate(looks):
+            rows = mine[(mine["context"] == context) & (mine["tile"] == tile)].set_index("tokens").reindex(sizes)
+            x = np.arange(len(sizes)) + (i - 1) * 0.27
+            edge = {"edgecolor": "black", "linewidth": 0.4}
+            axis.bar(x, 100 * rows["mean_error"], 0.27, color=color, hatch=hatch, label=label, **edge)
+            axis.scatter(x, 100 * rows["max_error"], s=18, marker="v", color=color, zorder=3, **edge)
+        axis.set_xticks(range(len(sizes)), [str(s) for s in sizes], fontsize=7)
+        axis.set_title(f"{gpu.upper()}, {kind}, TP{mine['tp'].min()}", fontsize=10)
+        axis.set_xlabel("tokens of a step, up to")
+        sns.despine(ax=axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("error (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    note(figure, f"{source}; bars: mean error, triangles: largest")
+    return figure
+
+
+def lines(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
+    """`value` against `by`, a panel per scenario, a line per system, with intervals."""
+    scenarios, systems = list(dict.fromkeys(table["scenario"])), list(dict.fromkeys(table["system"]))
+    figure, axes = plt.subplots(
+        1, len(scenarios), figsize=(4.2 * len(scenarios), 3.1), layout="constrained", squeeze=False
+    )
+    palette = colors(systems)
+    for axis, scenario in zip(axes[0], scenarios, strict=True):
+        for i, system in enumerate(systems):
+            rows = table[(table["scenario"] == scenario) & (table["system"] == system)].sort_values(by)
+            bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
+            axis.errorbar(rows[by], rows[value], yerr=bounds, marker=MARKERS[i], color=palette[system], capsize=2,
+                          markeredgecolor="black", markeredgewidth=0.4, label=name_of(system))  # fmt: skip
+        axis.set(title=scenario, xlabel=LABELS[by], ylim=(0, None))
+        if by in ("slo_scale", "kv_scale", "belief"):
+            axis.set_xscale("log")
+        axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
+        axis.minorticks_off()
+        sns.despine(ax=axis)
+    axes[0][0].set_ylabel(ylabel or "capacity (requests/s per GPU)")
+    if len(systems) > 1:
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
+    note(figure, f"{source}; whiskers: 95 % interval over seeds")
+    return figure
+
+
+def belief_curves(table: Frame, source: str) -> Figure:
+    """Capacity over that of the true belief, against how long the policy takes batches for, a line per scenario."""
+    told = table["belief"].map(lambda text: float(text.split("=")[1]) if text else 1.0)
+    figure = lines(table.assign(belief=told), "belief", source, "ratio", "capacity over that of the truth (x)")
+    for axis in figure.axes:
+        axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    return figure
+
+
+def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
+    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows, by system."""
+    panels = (
+        ("arrivals", "load\n(requests/s)", None),
+        ("ttft_p99", "P99 TTFT\nover its SLO", 1),
+        ("tpot_p99", "P99 TPOT\nover its SLO", 1),
+        ("attained", "attained (%)", 100 * target),
+        ("best_effort", "best effort\n(% of requests)", None),
+    )
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 9), layout="constrained", sharex=True)
+    palette = colors(list(tables))
+    for axis, (column, label, aim) in zip(axes, panels, strict=True):
+        for i, (system, table) in enumerate(tables.items()):
+            if column == "arrivals" and i:
+                continue
+            color = "black" if column == "arrivals" else palette[system]
+            axis.plot(table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3, color=color,
+                      label=name_of(system))  # fmt: skip
+        if aim is not None:
+            axis.axhline(aim, color="black", linewidth=0.8, linestyle="--")
+        if column.endswith("p99"):
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylabel(label)
+        sns.despine(ax=axis)
+    axes[-1].set_xlabel("time of arrival (s)")
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(tables), frameon=False, fontsize=9)
+    note(figure, f"{source}; windows of {width:g} s by arrival; dashed: target")
+    return figure
+
+
+def summary_chart(table: Frame, source: str) -> Figure:
+    """Ours over the paper's number, a bar per claim that was run; 1 is the paper's value, right of it is better."""
+    table = table[table["against"].notna()]
+    figure, axis = plt.subplots(figsize=(8, 0.34 * max(4, len(table)) + 1.2), layout="constrained")
+    looks = {"OK": ("#009E73", HATCHES[0]), "NEAR": ("#E69F00", HATCHES[1]), "MISS": ("#D55E00", HATCHES[3])}
+    for i, r in enumerate(table.iloc[::-1].itertuples()):
+        color, hatch = looks[r.verdict]
+        axis.barh(i, r.against, color=color, hatch=hatch, edgecolor="black", linewidth=0.5)
+        axis.annotate(f"{r.ours:.3g} of {r.paper:g}", (r.against, i), xytext=(3, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip
+    axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
+    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axis.set_xscale("log")
+    axis.set_xlabel("ours over the paper's; for times the other way round (dashed: the paper's value)")
+    for verdict, (color, hatch) in looks.items():
+        axis.bar(0, 0, color=color, hatch=hatch, edgecolor="black", label=verdict)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.margins(x=0.15)
+    sns.despine(ax=axis)
+    note(figure, source)
+    return figure
