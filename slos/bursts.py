@@ -73,8 +73,10 @@ class Window:
 def watch(case: Bursts) -> list[Window]:
     requests, source = case.requests()
     seen = windows(timeline(requests, case.system, case.hardware), requests, case.width)
-    rows = [map(float, row) for row in seen.itertuples(index=False, name=None)]
-    return [Window(case.scenario, case.system, case.seed, *row, source, "simulated") for row in rows]
+    return [
+        Window(case.scenario, case.system, case.seed, **row, source=source, status="simulated")
+        for row in seen.astype(float).to_dict("records")
+    ]
 
 
 def cases(
