@@ -27,7 +27,7 @@ RUN = """const run = name => window.jupyterapp.commands.execute(name);
 run('notebook:run-all-cells').then(() => run('docmanager:save')).then(
     () => { window.finished = 'saved' }, error => { window.finished = String(error) })"""
 FIGURES = """return [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')].filter(
-    image => image.complete && image.naturalWidth > 300 && image.clientWidth > 300).length"""
+    image => image.complete && image.naturalWidth > 300 && image.clientWidth > 300).map(image => image.src)"""
 
 
 def eventually(what: str, answer: Callable[[], Any]) -> Any:
@@ -100,8 +100,13 @@ def test_the_quick_start_runs_in_jupyterlab(root: Path, tmp_path: Path, monkeypa
             strange = [output for output in outputs if output.output_type not in ("execute_result", "display_data")]
             assert strange == [], "an error, or a warning"
             assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
-            assert sum("image/png" in output.data for output in outputs) == 1, "the figure, once"
-            assert eventually("the figure in the page", lambda: page.execute_script(FIGURES)) == 1
+            assert sum("image/png" in output.data for output in outputs) == 2, "each figure once"
+            eventually("the figures in the page", lambda: len(page.execute_script(FIGURES)) == 2)
+            assert len(page.find_elements("css selector", ".jp-Notebook .widget-slider")) == 3
+            before = page.execute_script(FIGURES)
+            page.find_element("css selector", ".jp-Notebook .widget-dropdown option:not(:checked)").click()
+            eventually("the second drawn anew", lambda: page.execute_script(FIGURES)[1:] not in ([], before[1:]))
+            assert page.execute_script(FIGURES)[:1] == before[:1], "the first is left alone"
         finally:
             page.save_screenshot(str(picture))
 
