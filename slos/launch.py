@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--slo-tpot", type=float, default=Settings().tpot, help="default objective: seconds per token")
     parser.add_argument("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
     parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
+    parser.add_argument("--load", default="", metavar="FILE", help="keep the engine's load there, for a router")
+    parser.add_argument("--leash", action="store_true", help="end with standard input, all of the process group")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     return parser
@@ -50,7 +53,7 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
     SLO(ours.slo_tpot, ours.slo_ttft, ours.slo_slowdown)
     slos = {
         "policy": ours.policy, "profile": ours.profile, "save": ours.save_profile, "ttft": ours.slo_ttft,
-        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot,
+        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot, "load": ours.load,
     }  # fmt: skip
     if "--additional-config" in theirs:
         at = theirs.index("--additional-config")
@@ -69,6 +72,13 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
         whole + added,
         None if ours.no_calibrate else f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}",
     )
+
+
+def _end_with_input() -> None:
+    """Whoever started this group of processes holds its standard input, so its end is known however it comes."""
+    while os.read(0, 1024):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 def calibrate(url: str) -> None:
@@ -117,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] in ([], ["-h"], ["--help"]):
         return options().print_help()
     if argv[:1] == ["serve"]:
+        if "--leash" in argv:
+            threading.Thread(target=_end_with_input, daemon=True).start()
         try:
             argv, url = arguments(argv[1:])
         except ValueError as error:
