@@ -48,6 +48,7 @@ class Asked:
     stays: bool
     route: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
+    hops: int = 0
 
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
@@ -180,6 +181,7 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
             async for part in parts:
                 if isinstance(part, bytes) and part == PASSED:
                     asked.route.pop(0)
+                    asked.hops += 1
                     break
                 begun = True
                 yield part

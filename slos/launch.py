@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -74,11 +75,21 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
     )
 
 
-def _end_with_input() -> None:
-    """Whoever started this group of processes holds its standard input, so its end is known however it comes."""
-    while os.read(0, 1024):
-        pass
-    os.killpg(0, signal.SIGKILL)
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _leash() -> None:
+    """Whoever started this group of processes holds its standard input: when he ends, however, the group does too.
+
+    That is looked after by a process of its own, since this one may be killed first and leave an engine behind.
+    """
+    if os.fork() == 0:
+        while os.read(0, 1024):
+            pass
+        os.killpg(0, signal.SIGKILL)
 
 
 def calibrate(url: str) -> None:
@@ -128,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return options().print_help()
     if argv[:1] == ["serve"]:
         if "--leash" in argv:
-            threading.Thread(target=_end_with_input, daemon=True).start()
+            _leash()
         try:
             argv, url = arguments(argv[1:])
         except ValueError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -72,11 +71,10 @@ class Replica:
     """One engine: a child process that ends with this one, and takes this one along when it ends."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="slos-replica-"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        self.url, self.report, log = f"http://127.0.0.1:{port}", self.folder / "load.json", self.folder / "engine.log"
+        self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
+        port = str(launch.free_port())
+        folder = Path(self.folder.name)
+        self.url, self.report, log = f"http://127.0.0.1:{port}", folder / "load.json", folder / "engine.log"
         own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1", "--no-calibrate", "--leash"]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         with log.open("w") as out:
@@ -100,7 +98,11 @@ class Replica:
         self.engine.wait()
         with suppress(ProcessLookupError):
             os.killpg(self.engine.pid, signal.SIGKILL)  # the engine has children of its own
+        self.folder.cleanup()
         os._exit(1)
+
+    def __del__(self) -> None:
+        self.folder.cleanup()
 
     async def answer(self, asked: Asked) -> AsyncIterator[Any]:
         yield TAKEN
@@ -146,7 +148,8 @@ class Gateway:
             async for part in parts:
                 yield part
 
-        return StreamingResponse(whole(), status, {"content-type": kind})
+        told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
+        return StreamingResponse(whole(), status, {"content-type": kind} | told)
 
 
 def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import pytest
@@ -82,7 +82,7 @@ class Fleeting:
     async def __aenter__(self) -> Fleeting:
         self.session, self.urls, self.runners = aiohttp.ClientSession(), {}, []
         for name, upstream in self.upstreams.items():
-            server = web.Server(upstream, handler_cancellation=True)
+            server = web.Server(cast(Any, upstream), handler_cancellation=True)
             runner = web.ServerRunner(server, shutdown_timeout=0.1)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -148,8 +148,7 @@ def test_who_is_declined_goes_to_the_next_with_its_arrival_kept(first: list[byte
 
 def test_a_refused_answer_in_one_piece_goes_on_too() -> None:
     refused, whole = ({"choices": [{"text": t, "finish_reason": f}]} for t, f in (("", "abort"), ("all", "stop")))
-    json_ = {"kind": "application/json"}
-    a, b = (Upstream(json.dumps(answer, indent=1).encode(), **json_) for answer in (refused, whole))
+    a, b = (Upstream(json.dumps(answer, indent=1).encode(), kind="application/json") for answer in (refused, whole))
     status, text, calls = played(asked(stream=False), a=a, b=b)
     assert (status, json.loads(text), calls) == (200, whole, ["a", "b"])
 
@@ -171,8 +170,8 @@ def test_an_answer_that_breaks_off_ends_with_an_error_and_is_not_begun_again() -
 
 
 def test_what_kills_every_replica_is_given_up() -> None:
-    dead = [Upstream(end="breaks") for _ in range(5)]
-    status, text, calls = played(asked(), **{name: u for name, u in zip("abcde", dead, strict=True)})
+    a, b, c, d, e = (Upstream(end="breaks") for _ in range(5))
+    status, text, calls = played(asked(), a=a, b=b, c=c, d=d, e=e)
     assert status == 503 and "no replica could answer" in json.loads(text)["error"]["message"]
     assert len(calls) == len(set(calls)) == 3, "each once"
 
