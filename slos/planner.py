@@ -90,6 +90,7 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
         np.asarray(problem.tier, np.int64),
         np.asarray(problem.forced, np.bool_),
         float(problem.blocks),
+        len(problem.tier),
     )
     return Admission(accepted, float(value), feasible, float(loss))
 
@@ -134,15 +135,18 @@ def _order(deadline, prefill, forced):
 
 
 @kernel
-def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks):
-    """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an `Admission`."""
+def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks, seats):
+    """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an `Admission`.
+
+    seats: no more new requests of a tier than that are accepted.
+    """
     tiers, states = len(tpots), 1
     counts = np.zeros(tiers, np.int64)
     plain, total, first = True, 0.0, -1
     for i in range(len(tier)):
         if not forced[i]:
             first = i if first < 0 else first
-            counts[tier[i]] += 1
+            counts[tier[i]] = min(counts[tier[i]] + 1, seats)
             plain &= value[i] == value[first]
             total += memory[i]
     weigh = 1.0 if total > blocks else 0.0  # memory that cannot run out need not be told apart

@@ -24,8 +24,9 @@ from urllib.request import urlopen
 import numpy as np
 import pandas as pd
 
-from slos import launch, replay
+from slos import engine_work, launch, replay
 from slos.calibration import scaled
+from slos.engine_work import WORKLOADS
 from slos.live import TOLERANCE, Outcome
 from slos.measured import Frame, Labels, Replayed, rows
 from slos.metrics import attainment, capacity
@@ -35,54 +36,22 @@ from slos.roofline import Profile, profile
 from slos.simulator import World, simulate
 from slos.sweep import commit
 from slos.tiny_model import write
-from slos.types import SLO, Oracle, Request, Stage, require
-from workloads import build
+from slos.types import Oracle, Request, require
 
 STOCK, OURS = "vllm-v1", "slos-serve"  # the policy that vLLM's own scheduler is in the simulator, and ours
-TIERS = {"interactive": (4.0, 50.0), "batch": (16.0, 400.0), "one": (8.0, 60.0)}
-"""TPOT and TTFT of a tier, in steps of 16 decodes of the engine at hand, so that they make sense on any device."""
 MULTIPLES = (0.5, 0.8, 1.0, 1.3, 1.8, 2.5)  # loads, of what vLLM's own scheduler should carry
 SIZES = {"smoke": (12, 1, (1.0,)), "quick": (120, 1, MULTIPLES), "full": (300, 3, MULTIPLES)}
 """Requests per load, seeds, and loads."""
-SHRINK = 4.0  # lengths of the scenarios are divided by this, for a small model on a CPU
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
-LONGEST = 1000  # tokens of prompt and answer
+MODEL = (512, 6)  # width and layers of the model that stands in for one: a decode step takes milliseconds, not HTTP
+ON_CPU = ("--enforce-eager", "--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
+"""For vLLM on a CPU: no compilation, half a minute that a small model never earns back; and the model in the engine's
+own process, named in full because vLLM turns a plain `uni` into a second process, for which the first waits spinning:
+on few cores that slows the model, the server and the client by turns."""
 
 
 def has_engine() -> bool:
     return find_spec("vllm") is not None
-
-
-def bursty(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
-    """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding trace, in bursts.
-
-    step: seconds of 16 decodes, the unit of `TIERS`.
-    """
-    arrivals = [r.arrival for r in build("coding", rate, num_requests, seed).requests]
-    chats = build("chatbot", 1.0, num_requests, seed).requests
-    documents = build("summarization", 1.0, num_requests, seed).requests
-    short = np.random.default_rng(seed).random(num_requests) < 0.5
-    return [
-        _shrunk(i, t, "interactive", SHRINK, chats[i], step) if short[i]
-        else _shrunk(i, t, "batch", SHRINK / 2, documents[i], step)
-        for i, t in enumerate(arrivals)
-    ]  # fmt: skip
-
-
-def steady(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
-    """One tier and Poisson arrivals: nothing for a planner to gain, and nothing that it may lose."""
-    documents = build("summarization", rate, num_requests, seed).requests
-    return [_shrunk(i, r.arrival, "one", SHRINK, r, step) for i, r in enumerate(documents)]
-
-
-def _shrunk(i: int, arrival: float, tier: str, divide: float, of: Request, step: float) -> Request:
-    tpot, ttft = (steps * step for steps in TIERS[tier])
-    prompt, output = int(of.prompt / divide), int(of.output / divide)
-    stage = Stage(min(max(1, prompt), LONGEST - 100), min(max(2, output), 100), SLO(tpot=tpot, ttft=ttft))
-    return Request(f"{tier}-{i:04d}", arrival, (stage,), kind=tier)
-
-
-WORKLOADS = {"bursty": bursty, "steady": steady}
 
 
 @contextmanager
@@ -94,7 +63,7 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
     require(system in (STOCK, OURS), "system", system, f"one of {STOCK}, {OURS}")
     port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
-    which += ["--distributed-executor-backend", "uni", "--no-calibrate", "--max-num-batched-tokens", str(BUDGET)]
+    which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ())]
     command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -132,10 +101,20 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An engine as the simulator is told of it. outside: seconds that a first token takes beside the engine's steps."""
+    """An engine as the simulator is told of it.
+
+    outside: seconds that a first token takes beside the engine's steps. pace: seconds that `pace` took.
+    """
 
     profile: Profile
     outside: float
+    pace: float
+
+    def at(self, pace: float) -> Calibrated:
+        """The same engine while the machine takes `pace` seconds for the same work."""
+        factor = pace / self.pace
+        p = replace(self.profile, roofline=scaled(self.profile.roofline, factor))
+        return Calibrated(p, self.outside * factor, pace)
 
     @property
     def step(self) -> float:
@@ -155,18 +134,32 @@ class Calibrated:
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
-    """Short prompts and decodes of many sizes, then single requests for what HTTP and tokenizing add."""
+    """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add; then a ramp of load.
+
+    The ramp is there because a server that streams to a client beside it is slower than one that does not.
+    """
     launch.calibrate(url)
-    for _ in range(40):  # the last fit is made beside the engine
+    first = _learned(saved, 0)
+    took = np.median([o.ttft for o in _replay(engine_work.alone(), url).outcomes])
+    since = time.time()
+    _replay(engine_work.ramp(first.roofline.time(16)), url)
+    learned = _learned(saved, since)
+    return Calibrated(learned, max(0.0, float(took) - learned.roofline.time(64)), pace(url))
+
+
+def _learned(saved: Path, since: float) -> Profile:
+    """The profile in the file that the plug-in writes beside the engine, once it is newer than `since`."""
+    for _ in range(40):
         with suppress(OSError, ValueError):
-            learned = profile(str(saved))
-            break
+            if saved.stat().st_mtime >= since:
+                return profile(str(saved))
         time.sleep(0.25)
-    else:
-        raise RuntimeError(f"{saved} was not written: too few steps for a fit")
-    alone = [Request(f"c{i}", 0.3 * i, (Stage(64, 4, SLO(tpot=1.0, ttft=9.0)),)) for i in range(16)]
-    took = np.median([o.ttft for o in _replay(alone, url).outcomes])
-    return Calibrated(learned, max(0.0, float(took) - learned.roofline.time(64)))
+    raise RuntimeError(f"{saved} was not written: too few steps for a fit")
+
+
+def pace(url: str) -> float:
+    """Seconds that the server takes now for a fixed piece of work, the median of three: machines drift."""
+    return float(np.median([max(o.finish for o in _replay(engine_work.together(), url).outcomes) for _ in range(3)]))
 
 
 def _replay(requests: Sequence[Request], url: str, seed: int = 0) -> Replayed:
@@ -212,18 +205,21 @@ def compare(
     tables, engine = [], None
     with tempfile.TemporaryDirectory(prefix="slos-engine-") as name:
         folder = Path(name)
-        model, saved = model or write(folder / "tiny"), folder / "profile.json"
+        model, saved = model or write(folder / "small", *MODEL), folder / "profile.json"
         for system in (OURS, STOCK):
             save = ["--save-profile", str(saved)] if system == OURS else []
             with server(model, system, folder, *save, *arguments) as url:
                 engine = engine or calibrate(url, saved)
                 loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, multiples)]
+                now = pace(url)
                 for (workload, rate), seed in product(loads, range(seeds)):
                     requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
-                    runs = {"simulated": predict(requests, system, engine), "measured": _replay(requests, url, seed)}
+                    measured, before, now = _replay(requests, url, seed), now, pace(url)
+                    simulated = predict(requests, system, engine.at(min(before, now)))  # either may have met a pause
+                    runs = {"simulated": simulated, "measured": measured}
                     for status, run in runs.items():
                         labels = Labels(workload, system, engine.profile.gpu, rate, seed, status=status)
-                        tables.append(rows(labels, run).assign(lag=run.lag))
+                        tables.append(rows(labels, run).assign(lag=run.lag, drift=min(before, now) / engine.pace))
     assert engine is not None
     return pd.concat(tables, ignore_index=True), engine
 
@@ -249,7 +245,8 @@ def what_it_is(engine: Calibrated, frame: Frame) -> str:
         f"{p.source}, on {p.gpu}: a step takes {planes}, and {1e6 * r.k_ctx:.3f} us per token of context; most steps "
         f"stay below {p.margin:.2f} times that. A step of 16 decodes: {1e3 * engine.step:.1f} ms. Outside of the "
         f"engine a first token takes {1e3 * engine.outside:.1f} ms. The client was late by at most "
-        f"{1e3 * frame['lag'].max():.0f} ms."
+        f"{1e3 * frame['lag'].max():.0f} ms. While the loads ran the machine took {frame['drift'].min():.2f} to "
+        f"{frame['drift'].max():.2f} times as long as at calibration, which the simulator was told."
     )
 
 

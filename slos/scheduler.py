@@ -169,8 +169,8 @@ class SLOsServe:
         rates = prefill_rates(tpots, self.roofline, context)
         blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
-        proposed = sweep(view.now, tpots, rates, *problem)[0][-new:]
         seats = view.max_seqs - old - len(self._promised.away)
+        proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
         hardware = blocks, size, planes, k_ctx, self.longest_step
         chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
         before = np.array([p.id in self._admitted for p in candidates])

@@ -21,6 +21,7 @@ warnings.simplefilter("ignore")  # vLLM's own
 import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.envs import disable_envs_cache
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -245,6 +246,7 @@ def engine(
 
     v2: speak to the worker as to vLLM's second model runner, the usual one on GPUs.
     """
+    disable_envs_cache()  # that an engine before has filled
     clock = Clock()
     world = {"clock": clock, "roofline": roofline, "blocks": blocks, "ahead": drafts * asynchronous}
     executor = type("Executor", (Modelless,), world)

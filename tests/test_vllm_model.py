@@ -17,6 +17,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_
 import torch
 from engine import profile_file
 from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.envs import disable_envs_cache
 
 from slos.roofline import Plane, Roofline
 from slos.types import Batch, View
@@ -59,6 +60,7 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    disable_envs_cache()  # an engine of another test may have filled it
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
