@@ -131,16 +131,24 @@ class Fleet:
 
 
 def declined(text: bytes) -> bool | None:
-    """Whether a stream that begins so is a refusal, None while that is open: a chat's first event has no token yet."""
+    """Whether a stream that begins so is a refusal, None while that is open: the first event may have no token yet.
+
+    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those about the answer.
+    """
     for line in text.split(b"\n"):
-        if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-            for choice in json.loads(line[5:]).get("choices") or [{}]:
-                if choice.get("finish_reason") == "abort":
-                    return True
-                delta = choice.get("delta") or {}
-                if "role" not in delta or delta.get("content") or choice.get("finish_reason"):
-                    return False
+        if line.startswith(b"data:"):
+            event = {} if (end := line[5:].strip() == b"[DONE]") else json.loads(line[5:])
+            choices = event.get("choices") or []
+            if end or any(c.get("finish_reason") == "abort" for c in choices):
+                return True
+            if "error" in event or any(not _only_role(c) for c in choices):
+                return False
     return None
+
+
+def _only_role(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    return "role" in delta and not delta.get("content") and not choice.get("finish_reason")
 
 
 async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:

@@ -136,7 +136,13 @@ def test_an_answer_is_passed_on_as_it_is() -> None:
 REFUSED = event("", "abort")
 
 
-@pytest.mark.parametrize("first", [[REFUSED, DONE], [ROLE, ABORTED, DONE], [ROLE + ABORTED[:9], ABORTED[9:]]])
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "first",
+    [[DONE], [USAGE, DONE], [ROLE, DONE], [REFUSED, DONE], [ROLE, ABORTED, DONE], [ROLE + ABORTED[:9], ABORTED[9:]]],
+)
 def test_who_is_declined_goes_to_the_next_with_its_arrival_kept(first: list[bytes]) -> None:
     a, b, c = Upstream(*first), Upstream(*first), Upstream(*WHOLE)
     call = asked()
@@ -206,6 +212,11 @@ def test_answers_of_several_parts_stay_with_one_replica(fields: dict[str, Any]) 
 def test_what_the_engine_refuses_is_said_in_its_words() -> None:
     a = Upstream(b'{"error": {"message": "too long"}}', kind="application/json", status=400)
     assert played(asked(), a=a, b=Upstream(*WHOLE)) == (400, b'{"error": {"message": "too long"}}', ["a"])
+
+
+def test_an_error_in_a_stream_is_the_engines_answer() -> None:
+    a = Upstream(b'data: {"error": {"message": "bad"}}\n\n', DONE)
+    assert played(asked(), a=a, b=Upstream(*WHOLE))[2] == ["a"]
 
 
 def test_malformed_objectives_are_refused_and_other_bodies_go_as_they_are() -> None:

@@ -23,6 +23,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_
 from slos import launch, replay
 from slos.calibration import save
 from slos.measured import Replayed
+from slos.real_engine import ON_CPU
 from slos.roofline import Plane, Profile, Roofline
 from slos.types import SLO, Request, Stage
 
@@ -66,7 +67,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     port, log = str(launch.free_port()), folder / "log"
     command = [sys.executable, "-m", "slos.serve", str(model), "--replicas", "2", "--port", port]
     command += ["--profile", str(folder / "guess.json"), "--no-calibrate", "--slo-ttft", "30", "--slo-tpot", "3"]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja")]
+    command += [*ON_CPU, "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja")]
     usual = {
         "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
