@@ -18,6 +18,7 @@ What is done already is skipped. Ctrl-C loses only the run in flight: the same c
   SLOS_EXTRA   the real engine, vLLM: gpu, cpu, or none (gpu where nvidia-smi finds one, cpu on other Linux machines)
   SLOS_PYTHON  the Python to make it with (the first of python3, python3.11, 3.12, 3.13 that is 3.11 to 3.13)
   SLOS_DATA    a folder with the real traces (without it they are synthetic)
+  RAY_ADDRESS  a Ray cluster for the simulations (without it, the cores of this machine)
 END
 }
 say() { echo "run_all: $*"; }

@@ -33,15 +33,16 @@ def batch_fits(planes, k_ctx, seconds, context):
 
 
 @kernel
-def form(now, jobs, alive, planes, k_ctx, longest, tokens):
+def form(now, jobs, alive, planes, k_ctx, longest, tokens, fixed=0):
     """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
 
     longest: the cap on a step's length. A job that is late beyond cure no longer shortens the step for others.
+    fixed: if above 0, every batch holds so many tokens, decodes first, whatever is due.
     """
     prefills = np.empty(len(jobs), np.int64)
     count, total, context, soonest = scan(jobs, alive, prefills, tokens)
     sort(prefills[:count], jobs)
-    return fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+    return fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens, fixed)
 
 
 @kernel
@@ -66,7 +67,7 @@ def scan(jobs, alive, prefills, tokens):
 
 
 @kernel
-def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens):
+def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens, fixed=0):
     """`form` after `scan`, with `prefills` sorted by deadline."""
     size = len(jobs)
     decodes = total
@@ -76,7 +77,7 @@ def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, t
     for j in prefills:
         if jobs[j, DUE] - now + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
             limit = min(limit, jobs[j, DUE] - now)
-    budget = max(1.0, batch_fits(planes, k_ctx, limit, context))
+    budget = max(decodes, fixed) if fixed else max(1.0, batch_fits(planes, k_ctx, limit, context))
     if total <= budget:
         for j in prefills:
             tokens[j] = jobs[j, LEFT]
@@ -84,7 +85,7 @@ def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, t
     rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
     for j in prefills:
         owed += jobs[j, LEFT]
-        tight |= owed > rate * (jobs[j, DUE] - now)
+        tight |= not fixed and owed > rate * (jobs[j, DUE] - now)
     used = decodes
     if tight:
         decoding = np.flatnonzero(tokens)

@@ -17,7 +17,7 @@ from slos.roofline import Plane, Profile, Roofline, fit
 from slos.types import require
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
-EVERY = 256
+EVERY = 128
 SIZES = 3  # batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a step's
 KEPT = 48  # steps kept of each
 Measured = tuple[int, int, int, float]  # tokens, draft steps, context tokens, seconds of one executed step

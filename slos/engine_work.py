@@ -51,12 +51,7 @@ def alone() -> list[Request]:
     return [Request(f"c{i}", 0.3 * i, (Stage(64, 4, EASY),)) for i in range(16)]
 
 
-def together() -> list[Request]:
-    """A fixed piece of work: equal requests at once."""
-    return [Request(f"p{i}", 0.0, (Stage(64, 24, EASY),)) for i in range(24)]
-
-
-def ramp(step: float, count: int = 100) -> list[Request]:
+def ramp(step: float, count: int = 60) -> list[Request]:
     """Requests of random lengths that come faster and faster, from one in 16 steps to one in 2."""
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(np.linspace(16, 2, count) * step).tolist()

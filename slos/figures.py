@@ -17,7 +17,8 @@ from slos.experiments import OURS, Frame
 from slos.timeline import Timeline, fate
 from slos.types import Request
 
-NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve"}
+NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
+         "distserve": "DistServe", "vllm_spec": "vLLM, drafting"}  # fmt: skip
 MARKERS = "osD^vPX*" * 4
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
@@ -132,7 +133,7 @@ def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> 
                       label=f"over {label}", markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
-    axis.annotate(f"paper: {paper:g}x", (len(scenarios) - 0.55, paper), va="bottom", ha="right", fontsize=8)
+    axis.annotate(f" paper:\n {paper:g}x", (1, paper), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
     axis.set_xticks(range(len(scenarios)), scenarios)
     axis.set_ylabel("SLOs-Serve over another (x)")
@@ -230,7 +231,7 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
 
 
 def planning_curves(planned: Frame) -> Figure:
-    """P99 of a planning against new requests, a panel per number of running ones, a line per number of tiers."""
+    """P99 of a step against new requests, a panel per number of running ones, a line per number of tiers."""
     running = sorted(set(planned["running"]))
     figure, axes = plt.subplots(
         1, len(running), figsize=(3.8 * len(running), 3), layout="constrained", squeeze=False, sharey=True
@@ -238,16 +239,16 @@ def planning_curves(planned: Frame) -> Figure:
     palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
     for axis, count in zip(axes[0], running, strict=True):
         for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
-            axis.plot(curve["new"], curve["p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
+            axis.plot(curve["new"], curve["step_p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
         for limit, word in ((10, "paper's longest"), (2, "paper's usual")):
             axis.axhline(limit, color="black", linewidth=0.8, linestyle="--")
             axis.annotate(f"{word}, {limit} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
         axis.set(xscale="log", yscale="log", xlabel="new requests", title=f"{count} running requests")
         sns.despine(ax=axis)
-    axes[0][0].set_ylabel("planning, P99 (ms)")
+    axes[0][0].set_ylabel("step with a planning, P99 (ms)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, title="TPOT tiers", loc="outside right upper", frameon=False, fontsize=9)
-    note(figure, "measured on this machine's CPU; a planning is a whole step, from the view to the batch")
+    note(figure, "measured on this machine's CPU: whole steps, from the view to the batch")
     return figure
 
 

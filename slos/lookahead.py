@@ -17,7 +17,7 @@ SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybod
 
 
 @kernel
-def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest):
+def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest, fixed=0):
     """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool [new].
 
     Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
@@ -34,7 +34,7 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_s
     while mine.any():
         verdict, at = OK, -1
         if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)
+            verdict, at = look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)
             if verdict == OK:
                 break
         until = np.inf if at < 0 or at >= old + new else jobs[at, DUE]
@@ -49,13 +49,32 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_s
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
-            if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0)[0] != OK:
+            if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK:
                 mine[c] = False
     return mine
 
 
 @kernel
-def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch):
+def in_turn(now, jobs, links, old, new, seats, blocks, block_size, planes, k_ctx, longest, fixed):
+    """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead refuses: bool [new].
+
+    Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At least one job runs.
+    """
+    inside = np.ones(len(jobs), np.bool_)
+    mine = inside[old : old + new]
+    mine[:] = False
+    for c in range(min(new, seats)):
+        job = jobs[old + c]
+        job[NEW] = now + batch_time(planes, k_ctx, job[LEFT], 0.0) <= job[DUE] + EPS
+        mine[c] = True
+        if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK:
+            mine[c] = old == 0 and mine.sum() == 1
+            break
+    return mine
+
+
+@kernel
+def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch, fixed=0):
     """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
@@ -108,7 +127,7 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
             settle -= 1
             if stretch == 0 and steady(now, jobs, alive, strict, planes, k_ctx):
                 return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
-        seconds = fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens)
+        seconds = fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens, fixed)
         now, stretch = now + max(seconds, stretch), 0.0
         held = freed = total = context = 0.0
         soonest = np.inf

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
@@ -39,7 +39,7 @@ from slos.tiny_model import write
 from slos.types import Oracle, Request, require
 
 STOCK, OURS = "vllm-v1", "slos-serve"  # the policy that vLLM's own scheduler is in the simulator, and ours
-MULTIPLES = (0.5, 0.8, 1.0, 1.3, 1.8, 2.5)  # loads, of what vLLM's own scheduler should carry
+MULTIPLES = (0.5, 0.8, 1.1, 1.6, 2.5)  # loads, of what vLLM's own scheduler should carry
 SIZES = {"smoke": (12, 1, (1.0,)), "quick": (120, 1, MULTIPLES), "full": (300, 3, MULTIPLES)}
 """Requests per load, seeds, and loads."""
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
@@ -48,6 +48,8 @@ ON_CPU = ("--enforce-eager", "--distributed-executor-backend", "vllm.v1.executor
 """For vLLM on a CPU: no compilation, half a minute that a small model never earns back; and the model in the engine's
 own process, named in full because vLLM turns a plain `uni` into a second process, for which the first waits spinning:
 on few cores that slows the model, the server and the client by turns."""
+
+ON_GPU = ("--gpu-memory-utilization", "0.4")  # both servers are there at once
 
 
 def has_engine() -> bool:
@@ -63,7 +65,7 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
     require(system in (STOCK, OURS), "system", system, f"one of {STOCK}, {OURS}")
     port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
-    which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ())]
+    which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ON_GPU)]
     command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -103,18 +105,11 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
 class Calibrated:
     """An engine as the simulator is told of it.
 
-    outside: seconds that a first token takes beside the engine's steps. pace: seconds that `pace` took.
+    outside: seconds that a first token takes beside the engine's steps.
     """
 
     profile: Profile
     outside: float
-    pace: float
-
-    def at(self, pace: float) -> Calibrated:
-        """The same engine while the machine takes `pace` seconds for the same work."""
-        factor = pace / self.pace
-        p = replace(self.profile, roofline=scaled(self.profile.roofline, factor))
-        return Calibrated(p, self.outside * factor, pace)
 
     @property
     def step(self) -> float:
@@ -134,32 +129,29 @@ class Calibrated:
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
-    """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add; then a ramp of load.
-
-    The ramp is there because a server that streams to a client beside it is slower than one that does not.
-    """
+    """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add; then `again`."""
     launch.calibrate(url)
-    first = _learned(saved, 0)
+    first = _learned(saved)
     took = np.median([o.ttft for o in _replay(engine_work.alone(), url).outcomes])
-    since = time.time()
-    _replay(engine_work.ramp(first.roofline.time(16)), url)
-    learned = _learned(saved, since)
-    return Calibrated(learned, max(0.0, float(took) - learned.roofline.time(64)), pace(url))
+    return again(Calibrated(first, max(0.0, float(took) - first.roofline.time(64))), url, saved)
 
 
-def _learned(saved: Path, since: float) -> Profile:
-    """The profile in the file that the plug-in writes beside the engine, once it is newer than `since`."""
+def again(engine: Calibrated, url: str, saved: Path) -> Calibrated:
+    """The engine as it is now, for machines drift: what the plug-in has learned at the end of a ramp of load.
+
+    A ramp, because a server that streams to a client beside it is slower than one that does not.
+    """
+    _replay(engine_work.ramp(engine.profile.roofline.time(16)), url)
+    return replace(engine, profile=_learned(saved))
+
+
+def _learned(saved: Path) -> Profile:
+    """The profile in the file that the plug-in writes beside the engine, soon after its last fit."""
     for _ in range(40):
-        with suppress(OSError, ValueError):
-            if saved.stat().st_mtime >= since:
-                return profile(str(saved))
         time.sleep(0.25)
+        with suppress(OSError, ValueError):
+            return profile(str(saved))
     raise RuntimeError(f"{saved} was not written: too few steps for a fit")
-
-
-def pace(url: str) -> float:
-    """Seconds that the server takes now for a fixed piece of work, the median of three: machines drift."""
-    return float(np.median([max(o.finish for o in _replay(engine_work.together(), url).outcomes) for _ in range(3)]))
 
 
 def _replay(requests: Sequence[Request], url: str, seed: int = 0) -> Replayed:
@@ -202,25 +194,22 @@ def compare(
     require(has_engine(), "vllm", None, "installed", "SLOS_EXTRA=cpu ./run_all.sh installs it")
     for name in workloads:
         require(name in WORKLOADS, "workload", name, f"one of {', '.join(WORKLOADS)}")
-    tables, engine = [], None
-    with tempfile.TemporaryDirectory(prefix="slos-engine-") as name:
+    tables = []
+    with tempfile.TemporaryDirectory(prefix="slos-engine-") as name, ExitStack() as servers:
         folder = Path(name)
         model, saved = model or write(folder / "small", *MODEL), folder / "profile.json"
-        for system in (OURS, STOCK):
-            save = ["--save-profile", str(saved)] if system == OURS else []
-            with server(model, system, folder, *save, *arguments) as url:
-                engine = engine or calibrate(url, saved)
-                loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, multiples)]
-                now = pace(url)
-                for (workload, rate), seed in product(loads, range(seeds)):
-                    requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
-                    measured, before, now = _replay(requests, url, seed), now, pace(url)
-                    simulated = predict(requests, system, engine.at(min(before, now)))  # either may have met a pause
-                    runs = {"simulated": simulated, "measured": measured}
-                    for status, run in runs.items():
-                        labels = Labels(workload, system, engine.profile.gpu, rate, seed, status=status)
-                        tables.append(rows(labels, run).assign(lag=run.lag, drift=min(before, now) / engine.pace))
-    assert engine is not None
+        save = {OURS: ["--save-profile", str(saved)], STOCK: []}
+        urls = {s: servers.enter_context(server(model, s, folder, *save[s], *arguments)) for s in (OURS, STOCK)}
+        now = engine = calibrate(urls[OURS], saved)
+        loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, multiples)]
+        for (workload, rate), seed in product(loads, range(seeds)):
+            requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
+            now = again(now, urls[OURS], saved)
+            for system, url in urls.items():  # one works, the other one waits
+                runs = {"simulated": predict(requests, system, now), "measured": _replay(requests, url, seed)}
+                for status, run in runs.items():
+                    labels = Labels(workload, system, engine.profile.gpu, rate, seed, status=status)
+                    tables.append(rows(labels, run).assign(lag=run.lag, drift=now.step / engine.step))
     return pd.concat(tables, ignore_index=True), engine
 
 
@@ -245,8 +234,8 @@ def what_it_is(engine: Calibrated, frame: Frame) -> str:
         f"{p.source}, on {p.gpu}: a step takes {planes}, and {1e6 * r.k_ctx:.3f} us per token of context; most steps "
         f"stay below {p.margin:.2f} times that. A step of 16 decodes: {1e3 * engine.step:.1f} ms. Outside of the "
         f"engine a first token takes {1e3 * engine.outside:.1f} ms. The client was late by at most "
-        f"{1e3 * frame['lag'].max():.0f} ms. While the loads ran the machine took {frame['drift'].min():.2f} to "
-        f"{frame['drift'].max():.2f} times as long as at calibration, which the simulator was told."
+        f"{1e3 * frame['lag'].max():.0f} ms. Calibrated anew before every load, a step took {frame['drift'].min():.2f} "
+        f"to {frame['drift'].max():.2f} times as long as at first."
     )
 
 

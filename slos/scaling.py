@@ -108,18 +108,18 @@ def over(best: Frame, mine: Mapping[str, object], theirs: Mapping[str, object], 
     """
     rows = []
     for scenario, group in best.groupby("scenario", sort=False):
-        a, b = ([r.rate for r in _rows(_select(group, keys))] for keys in (mine, theirs))
+        a, b = ([r.rate for r in rows_of(_select(group, keys))] for keys in (mine, theirs))
         if len(a) == len(b) == 1:
             each = [x / y for x, y in zip(a[0], b[0], strict=True)]
             rows.append((scenario, label, *interval(each), each))
     return pd.DataFrame(rows, columns=["scenario", "what", "ratio", "low", "high", "each"])
 
 
-def _within(low: float, high: float) -> str:
+def within(low: float, high: float) -> str:
     return f" [{low:.2f}, {high:.2f}]" if low < high else " (one seed)"
 
 
-def _rows(frame: Frame) -> list[Any]:
+def rows_of(frame: Frame) -> list[Any]:
     return list(frame.itertuples())
 
 
@@ -164,7 +164,7 @@ def against_distserve(best: Frame) -> Frame:
     parts = []
     engines = [s for s in dict.fromkeys(best["system"]) if s != OURS]
     rivals = pd.concat([best_ratio(best, system) for system in engines])
-    for r in _rows(rivals.loc[rivals.groupby("scenario", sort=False)["capacity"].idxmax()]):
+    for r in rows_of(rivals.loc[rivals.groupby("scenario", sort=False)["capacity"].idxmax()]):
         here = best[best["scenario"] == r.scenario]
         keys = {"system": r.system, "topology": r.topology}
         part = over(here, {"system": OURS, "replicas": r.gpus, "topology": ""}, keys, str(r.topology))
@@ -214,7 +214,7 @@ def what_scaling_shows(best: Frame, replicas: int, paper: dict[str, float]) -> s
         top: Any = table.loc[table["ratio"].idxmax()]
         name = "in one engine as large as all" if what == POOLED else what
         lines.append(
-            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {mean:.2f}x{_within(low, high)} in "
+            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {mean:.2f}x{within(low, high)} in "
             f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
         )
     lines += [
@@ -241,18 +241,18 @@ def what_disaggregation_shows(best: Frame, paper: float = 2.2) -> str:
     table = against_distserve(best)
     mean, low, high = mean_of(table)
     lines = [
-        f"SLOs-Serve, side by side, carries {mean:.2f}x{_within(low, high)} of DistServe at its best ratio, on as "
+        f"SLOs-Serve, side by side, carries {mean:.2f}x{within(low, high)} of DistServe at its best ratio, on as "
         f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper:g}x.",
-        *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in _rows(table)),
+        *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
         "",
     ]
     for system in dict.fromkeys(best["system"]):
         gains = []
-        for r in _rows(best_ratio(best, system)):
+        for r in rows_of(best_ratio(best, system)):
             here = _select(best, {"scenario": r.scenario, "system": system})
             gains.append(over(here, {"topology": r.topology}, {"topology": "", "replicas": r.gpus}, r.topology))
         gain = pd.concat(gains, ignore_index=True)
-        better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in _rows(gain) if r.ratio > 1]
+        better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in rows_of(gain) if r.ratio > 1]
         lines.append(
             f"- **{system}** apart at the best ratio carries {mean_of(gain)[0]:.2f}x of itself side by side; more in "
             f"{', '.join(better) or 'no scenario'}"

@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from slos.ablation import PAPER, PARTS
 from slos.experiments import Frame
 from slos.figures import HATCHES, MARKERS, colors, name_of, note
+from slos.scaling import mean_of
 from slos.topology import POOLED
 
 LABELS = {POOLED: "one large engine", "": "one replica"}
@@ -99,4 +102,45 @@ def disaggregation_bars(best: Frame, source: str) -> Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=9)
     note(figure, f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded")
+    return figure
+
+
+def ablation_chart(table: Frame, source: str) -> Figure:
+    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean last, the paper's."""
+    parts = [part for part in PARTS if part in set(table["part"])]
+    names = [*dict.fromkeys(table["scenario"]), "geometric mean"]
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(2.3 * len(parts) + 1.2, 0.42 * len(names) + 1.5), layout="constrained", sharey=True,
+        sharex=True, squeeze=False,
+    )  # fmt: skip
+    hows = ("off alone", "on alone")
+    palette = colors(hows)
+    for axis, part in zip(axes[0], parts, strict=True):
+        for i, how in enumerate(hows):
+            mine = table[(table["part"] == part) & (table["how"] == how)]
+            mean, low, high = mean_of(mine)
+            x = [*mine["ratio"], mean]
+            lows, highs = [*mine["low"], low], [*mine["high"], high]
+            bounds = np.maximum(0, [np.subtract(x, lows), np.subtract(highs, x)])
+            y = [names.index(name) + (i - 0.5) * 0.26 for name in (*mine["scenario"], names[-1])]
+            axis.errorbar(x, y, xerr=bounds, fmt=MARKERS[i], color=palette[how], capsize=2, label=how,
+                          markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
+        if part in PAPER:
+            axis.axvline(PAPER[part], color="black", linewidth=0.8, linestyle="--")
+            axis.annotate(f" paper: {PAPER[part]:g}x", (PAPER[part], -0.45), fontsize=7)
+        axis.set_title(PARTS[part], fontsize=10)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("capacity, with over without")
+        sns.despine(ax=axis)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].set_ylim(len(names) - 0.4, -0.6)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    note(figure, f"{source}; off alone: all parts over all but one; on alone: the base with one part over the base; "
+         "whiskers: 95 % over seeds; speculation: where there is a draft model")  # fmt: skip
     return figure

@@ -14,6 +14,7 @@ slowdown allows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import final
@@ -31,6 +32,7 @@ from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
+IN_TURN = 64  # candidates looked at in a step where nobody is set aside
 SECOND_TRIES = 4  # candidates that the planner's fluid view left out and the look ahead is asked about all the same
 
 # Best effort takes what is left, but time and memory that look idle are also what the next burst will be carried by.
@@ -50,13 +52,18 @@ class SLOsServe:
     roofline, lengths: what is believed of the hardware and of output lengths; a host that learns may assign better ones
     between steps. longest_step: cap on a batch, seconds, so that arrivals are seen in time. speculate: draft where the
     engine can. What is promised never rests on drafts: they are an advance on it, which gives slack and KV blocks back
-    sooner.
+    sooner. For ablations: without `admission` whoever's prompt fits the free KV blocks starts, in order of arrival;
+    without `best_effort` nobody is set aside, and who cannot be in time is in the way of those behind; batch_tokens is
+    the size of every batch, 0 where it follows from what is due.
     """
 
     roofline: Roofline
     lengths: LengthPredictor
     longest_step: float = 0.15
     speculate: bool = True
+    admission: bool = True
+    best_effort: bool = True
+    batch_tokens: int = 0
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     _started: set[str] = field(init=False, repr=False, default_factory=set)  # promised for good, but not running
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)  # promised unless another proof is found
@@ -65,6 +72,7 @@ class SLOsServe:
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
+        require(self.batch_tokens >= 0, "batch_tokens", self.batch_tokens, "at least 0 (0: as the deadlines ask)")
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
@@ -75,7 +83,7 @@ class SLOsServe:
         for p in view.running:
             if p.best_effort:
                 best_effort.append(p)
-            elif p.tokens - p.computed > 1 and p.due < view.now:  # its first token is late whatever happens now
+            elif self.best_effort and p.tokens - p.computed > 1 and p.due < view.now:  # late whatever happens now
                 declined.append(p)
                 best_effort.append(p)
             else:
@@ -84,10 +92,10 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
-            elif view.now + self.roofline.time(p.left) > p.due + batching.EPS:
+            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + batching.EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
-            elif p.id in self._started:
+            elif p.id in self._started and self.admission:
                 guaranteed.append(p)
             else:
                 candidates.append(p)
@@ -99,7 +107,7 @@ class SLOsServe:
         future = self._promised.chain(jobs, guaranteed, candidates, self.lengths, self.roofline)
         inside = np.ones(len(future[0]), np.bool_)
         if candidates:
-            inside[old : len(jobs)] = admitted = self._admit(view, jobs, candidates, future)
+            inside[old : len(jobs)] = admitted = self.admit(view, jobs, candidates, future)
             jobs = jobs[inside[: len(jobs)]]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
             self._admitted = {p.id for p in guaranteed[old:]}
@@ -118,6 +126,9 @@ class SLOsServe:
 
     def _planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """As many as one planning takes, those admitted already and then the most urgent first; and the others."""
+        if not (self.admission and self.best_effort):
+            candidates = sorted(candidates, key=lambda p: p.arrival)
+            return candidates[:IN_TURN], candidates[IN_TURN:]
         counts = Counter(p.tpot for p in candidates)
         if prod(n + 1 for n in counts.values()) <= STATES:
             return candidates, []
@@ -147,39 +158,49 @@ class SLOsServe:
             if p.id not in before:
                 jobs = jobs_of([*guaranteed, easy], self.lengths)
                 future = self._promised.chain(jobs, guaranteed, (), self.lengths, self.roofline)
-                verdict, _ = lookahead.look_ahead(
-                    view.now, *future, np.ones(len(future[0]), np.bool_), view.total_blocks, view.block_size,
-                    self.roofline.array, self.roofline.k_ctx, self.longest_step, 0.0,
-                )  # fmt: skip
-                if verdict != lookahead.OK:
+                if not self._proven(view, *future, np.ones(len(future[0]), np.bool_)):
                     continue
             self._aged[p.id] = p.stage, t0
             guaranteed.append(easy)
             (best_effort if p in best_effort else waiting).remove(p)
 
-    def _admit(
-        self, view: View, jobs: np.ndarray, candidates: list[Progress], future: tuple[np.ndarray, np.ndarray]
+    def admit(
+        self, view: View, jobs: np.ndarray, candidates: Sequence[Progress], future: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
+        blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
+        hardware, fixed = (blocks, size, planes, k_ctx, self.longest_step), self.batch_tokens
+        seats = view.max_seqs - old - len(self._promised.away)
+        if not self.admission:
+            claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / size)
+            free = blocks - claimed[:old].sum() - old  # a block for each to grow into
+            return (claimed[old:].cumsum() <= free) & (np.arange(new) < seats) | (np.arange(old, new + old) == 0)
+        if not self.best_effort:
+            return lookahead.in_turn(view.now, *future, old, new, seats, *hardware, fixed)
         value = np.array([p.value for p in candidates])
         paces = sorted(set(jobs[:, TPOT].tolist()))
         tpots = np.array([*paces, 2 * paces[-1]])
         context = int(jobs[:old, COMPUTED][jobs[:old, LEFT] == 1].sum()) if self.roofline.k_ctx else 0
         rates = prefill_rates(tpots, self.roofline, context)
-        blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
+        if fixed:
+            rates[:] = fixed / self.roofline.time(fixed, 0, context)
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
-        seats = view.max_seqs - old - len(self._promised.away)
         proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
-        hardware = blocks, size, planes, k_ctx, self.longest_step
-        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
+        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware, fixed)
         before = np.array([p.id in self._admitted for p in candidates])
         if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
             inside = np.ones(len(future[0]), np.bool_)
             inside[old : old + new] = False
-            if lookahead.look_ahead(view.now, *future, inside, *hardware, 0.0)[0] != lookahead.OK:
+            if not self._proven(view, *future, inside):
                 return before
         return chosen
+
+    def _proven(self, view: View, jobs: np.ndarray, links: np.ndarray, inside: np.ndarray, seconds: float = 0) -> bool:
+        """Whether the jobs `inside` are all served in time, if this step lasts `seconds` at the least."""
+        hardware = view.total_blocks, view.block_size, self.roofline.array, self.roofline.k_ctx, self.longest_step
+        found = lookahead.look_ahead(view.now, jobs, links, inside, *hardware, seconds, self.batch_tokens)
+        return found[0] == lookahead.OK
 
     def _batch(
         self,
@@ -194,7 +215,7 @@ class SLOsServe:
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         planes, k_ctx = self.roofline.array, self.roofline.k_ctx
-        seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share)
+        seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
         rounds = len(future[1]) > 0
         drafting = self.speculate and view.max_drafts > 0 and not rounds
         urgent = np.argsort(jobs[:, DUE], kind="stable")
@@ -220,6 +241,7 @@ class SLOsServe:
             spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
             for p in [*room.evictable, *waiting]:
                 n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
+                n = min(n, self.batch_tokens - used) if self.batch_tokens else n
                 if n < 1:
                     steps = 1
                     break
@@ -230,13 +252,9 @@ class SLOsServe:
                     spare -= whole if not p.computed else 0
             if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
                 steps = 1
-            if rounds and len(tokens) > len(before[0]):
-                seconds = self.roofline.time(used, length, context)
-                verdict, _ = lookahead.look_ahead(
-                    view.now, *future, view.total_blocks, view.block_size, planes, k_ctx, self.longest_step, seconds
-                )
-                if verdict != lookahead.OK:  # best effort would delay a round to come
-                    tokens, room.preempted = before
+            stretched = self.roofline.time(used, length, context)
+            if rounds and len(tokens) > len(before[0]) and not self._proven(view, *future, stretched):
+                tokens, room.preempted = before  # best effort would delay a round to come
         if rounds:
             context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
             self._promised.end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)

@@ -20,10 +20,11 @@ from slos.types import Oracle, Request, require
 from workloads import SCENARIOS, build
 
 
-def hardware_of(scenario: str, name: str = "") -> Profile:
-    """The profile of that name, or the scenario's own. Raises ValueError for unknown names."""
+def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
+    """The profile of that name, or the scenario's own, with its draft model if asked for; ValueError if unknown."""
     require(scenario in SCENARIOS, "scenario", scenario, f"one of {', '.join(SCENARIOS)}")
-    return profile(name or SCENARIOS[scenario].profile)
+    own = SCENARIOS[scenario]
+    return profile(name or (own.drafting if drafts else "") or own.profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Search:
     """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own.
 
     replicas: how many of the topology (see `slos.topology`); router: of `slos.router`, "" where there is no choice.
+    max_drafts: the longest draft, on hardware with a draft model; acceptance: the chance of each draft token.
     """
 
     scenario: str
@@ -45,19 +47,22 @@ class Search:
     replicas: int = 1
     router: str = ""
     topology: str = ""
+    max_drafts: int = 0
+    acceptance: float = 0.7
 
     def __str__(self) -> str:
         hardware = self.hardware.name
         if hardware not in profiles():  # a file of one's own, which may change
             hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
         where = f"{self.replicas}x {self.topology}".strip() if self.replicas > 1 or self.topology else ""
-        parts = (self.scenario, self.lengths, hardware, self.system, self.setting, where, self.router)
+        drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" if self.max_drafts else ""
+        parts = (self.scenario, self.lengths, hardware, self.system, self.setting, drafts, where, self.router)
         numbers = f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed {self.seed}"
         return f"{' '.join(filter(None, parts))}, {numbers}"
 
     @property
     def hardware(self) -> Profile:
-        return hardware_of(self.scenario, self.profile)
+        return hardware_of(self.scenario, self.profile, self.max_drafts > 0)
 
     @property
     def gpus(self) -> int:
@@ -108,10 +113,11 @@ def serve(
     topology: str = "",
     seed: int = 0,
     observe: Observer | None = None,
+    **drafts: float,
 ) -> list[Outcome]:
-    """Simulate one system on replicas that believe what is true."""
+    """Simulate one system on replicas that believe what is true. drafts: `max_drafts` and `acceptance` of the world."""
     lengths = Oracle(requests)
-    nodes = cluster(system, hardware, lengths, replicas, topology, **parse_setting(setting))
+    nodes = cluster(system, hardware, lengths, replicas, topology, drafts, **parse_setting(setting))
     chosen = make_router(router, hardware.roofline, lengths) if router else None
     wire = link(hardware) if ":" in topology else None
     return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
@@ -122,12 +128,18 @@ def search(case: Search) -> list[Probe]:
     hardware, rows = case.hardware, []
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
+    drafting = any(p.k2 > 0 for p in hardware.roofline.planes)
+    require(
+        drafting or not case.max_drafts, "max_drafts", case.max_drafts, f"0: {hardware.name} has no draft model",
+        "its planes need k2, the seconds of a draft step",
+    )  # fmt: skip
 
     def attained_at(rate: float) -> float:
         workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
         outcomes = serve(
-            workload.requests, case.system, hardware, case.setting, case.replicas, case.router, case.topology
-        )
+            workload.requests, case.system, hardware, case.setting, case.replicas, case.router, case.topology,
+            max_drafts=case.max_drafts, acceptance=case.acceptance,
+        )  # fmt: skip
         kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)
         rows.append(
             Probe(
@@ -139,6 +151,6 @@ def search(case: Search) -> list[Probe]:
         )  # fmt: skip
         return rows[-1].attainment
 
-    start = {"reasoning": 0.5, "tool-calling": 0.7}.get(case.scenario, 3.0) * case.gpus
+    start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(case.scenario, 3.0) * case.gpus
     best, probes = capacity(attained_at, case.target, start, case.precision)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]

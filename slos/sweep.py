@@ -1,27 +1,36 @@
-"""Grids of runs: in parallel, resumable, and with the same bytes in the result file however they were executed.
+"""Grids of runs: Ray tasks, resumable, and with the same bytes in the result file however they were executed.
 
 The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds finished runs only. A row
 is used again while the code and data that made it are the same.
+
+Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is started on this machine
+and kept until the process ends. A cluster is sent slos and workloads, and must have the rest: the same Python and
+packages on every node, and the data under the paths SLOS_DATA and SLOS_CACHE. A worker with other data is an error.
 """
 
 from __future__ import annotations
 
+import atexit
 import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
+import platform
+import shutil
 import subprocess
-import threading
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from tqdm.auto import tqdm
 
 from slos.report import write_whole
@@ -64,48 +73,135 @@ def sweep(
     """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their order.
 
     function: importable (it runs in other processes), from a case to its rows. cases: distinct, their `str` is the key
-    in the file. row: the frozen dataclass of a row, of str, int, float and bool fields. workers: processes, by default
-    one per core. An error of one run stops the sweep; what was finished stays in the file.
+    in the file. row: the frozen dataclass of a row, of str, int, float and bool fields. workers: runs at a time, by
+    default one per core. One at a time, a single run, or no Ray installed: all in this process. An error of one run
+    stops the sweep; what was finished stays in the file. A run whose worker died is run again, three times at most.
     """
     path = Path(path)
     keys = [str(case) for case in cases]
     digest = sources_digest()
     done = _read(path, row, digest)
-    todo = [(k, case) for k, case in zip(keys, cases, strict=True) if k not in done]
+    todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
     report = _Progress(len(todo))
-    if todo and (workers or os.cpu_count() or 1) == 1:
-        for k, case in todo:
-            done[k] = list(function(case))
-            _write(path, row, done, digest)
-            report.step(k)
-    elif todo:
-        context = multiprocessing.get_context("spawn")  # a fork of a threaded kernel can hang
-        count = min(workers or os.cpu_count() or 1, len(todo))
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
-            running = {pool.submit(function, case): k for k, case in todo}
-            try:
-                while running:
-                    finished = wait(running, return_when=FIRST_COMPLETED).done
-                    for future in sorted(finished, key=lambda f: f.exception() is not None):
-                        k = running.pop(future)
-                        done[k] = list(future.result())
-                        _write(path, row, done, digest)
-                        report.step(k)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-    report.close()
+    try:
+        with closing(_finished(function, todo, workers, digest)) as finished:
+            for k, rows in finished:
+                done[k] = rows
+                _write(path, row, done, digest)
+                report.step(k)
+    finally:
+        report.close()
     return [r for k in keys for r in done[k]]
 
 
-def _end_with_parent() -> None:
-    """In a worker: do not outlive who started it, even if that was killed."""
+def _finished(
+    function: Callable[[Case], Sequence[Any]], todo: dict[str, Case], workers: int | None, digest: str
+) -> Generator[tuple[str, list[Any]]]:
+    """Keys and rows in the order in which they are ready."""
+    ray = _ray(workers, digest) if len(todo) > 1 else None
+    if ray is None:
+        yield from ((k, list(function(case))) for k, case in todo.items())
+        return
+    call = ray.remote(_call).options(max_retries=3, retry_exceptions=False)
+    waiting, running = list(reversed(todo.items())), {}
+    try:
+        while waiting or running:
+            cores = int(ray.cluster_resources().get("CPU", 1))  # anew every time: a cluster may grow
+            while waiting and len(running) < (workers or 2 * cores):
+                k, case = waiting.pop()
+                running[call.remote(function, case, digest)] = k
+            ray.wait([*running])
+            failed = None
+            for ref in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
+                k = running.pop(ref)
+                try:
+                    rows = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    failed = error
+                else:
+                    yield k, rows
+            if failed:
+                raise getattr(failed, "cause", failed) from failed  # the function's own error, if it is one
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
 
-    def watch() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) -> list[Any]:
+    """In a worker: the rows of a case, if made from what the sweep is made from."""
+    if _digest_of_this_process() != digest:
+        raise RuntimeError(f"sources or data on {platform.node()} are not those of the sweep, or have changed since")
+    return list(function(case))
+
+
+_digest_of_this_process = cache(sources_digest)
+_own: dict[str, Any] = {}
+"""What this process started Ray, or connected to a cluster, for; empty if it did neither."""
+
+
+def _ray(workers: int | None, digest: str) -> Any:
+    """Ray, connected; None where runs are to be made in this process."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    cores = workers or os.cpu_count() or 1
+    if workers == 1 or (cores == 1 and address == "local"):
+        return None
+    try:
+        import ray
+    except ImportError:
+        return None
+    wanted = {"cores": cores, "digest": digest, "folder": os.getcwd(), "path": [*sys.path], **_settings()}
+    if ray.is_initialized() and _own in ({}, wanted):
+        return ray
+    _end()  # its workers hold other sources, data or settings
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
+    if address != "local":
+        ray.init(address, runtime_env=_sent(), **quiet)
+        _own.update(wanted)
+        atexit.register(_end)
+        return ray
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most 107 characters.
+    for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
+        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(int(left.name.split("-")[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    temp = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
+    atexit.register(shutil.rmtree, temp, ignore_errors=True)
+    atexit.register(_end)
+    _own.update(wanted)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)  # workers find what is found here
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 are too few for a machine with much else to do
+    try:
+        ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20,
+                 _temp_dir=temp, **quiet)  # fmt: skip
+    except Exception as error:  # Ray raises a bare one
+        warnings.warn(f"Ray did not start, so runs are made one at a time: {error}", RuntimeWarning, stacklevel=4)
+        _end()
+        return None
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({} if before is None else {"PYTHONPATH": before})
+    return ray
+
+
+def _end() -> None:
+    """Shut down the Ray that this process started, or leave the cluster that it joined."""
+    if _own:
+        import ray
+
+        ray.shutdown()
+        _own.clear()
+
+
+def _settings() -> dict[str, str]:
+    """Environment that results depend on, with paths that hold in every folder."""
+    names = [name for name in ("SLOS_DATA", "SLOS_CACHE") if os.environ.get(name)]
+    return {name: str(Path(os.environ[name]).expanduser().resolve()) for name in names}
+
+
+def _sent() -> dict[str, Any]:
+    """What the workers of a cluster get from here."""
+    return {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"], "env_vars": _settings()}
 
 
 def _columns(row: type) -> list[str]:

@@ -7,6 +7,7 @@ two prefill replicas and one decode replica; the decode side fetches a KV cache 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,14 +79,23 @@ def pooled(hardware: Profile, count: int) -> Profile:
 
 
 def cluster(
-    system: str, hardware: Profile, lengths: LengthPredictor, replicas: int = 1, topology: str = "", **settings: Any
+    system: str,
+    hardware: Profile,
+    lengths: LengthPredictor,
+    replicas: int = 1,
+    topology: str = "",
+    changes: Mapping[str, float] | None = None,
+    **settings: Any,
 ) -> list[Node]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true."""
+    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true.
+
+    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
+    """
     require(replicas >= 1, "replicas", replicas, "at least 1")
     seats = 1
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world, kinds = [], World.of(hardware, max_seqs=SEATS * seats), roles(topology) * replicas
+    nodes, world, kinds = [], World.of(hardware, max_seqs=SEATS * seats, **(changes or {})), roles(topology) * replicas
     lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)  # pooled: what routing is compared with
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths

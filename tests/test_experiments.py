@@ -116,10 +116,11 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
     changes = {
         "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512", "profile": "opt-13b-h100",
         "lengths": "trace", "seed": 1, "num_requests": 61, "target": 0.95, "precision": 0.1,
-        "replicas": 2, "router": "sequential", "topology": "2:1",
+        "replicas": 2, "router": "sequential", "topology": "2:1", "max_drafts": 4, "acceptance": 0.5,
     }  # fmt: skip
+    base = replace(SMALL, max_drafts=3)
     assert changes.keys() == {f for f in SMALL.__dataclass_fields__}
-    keys = {str(SMALL)} | {str(replace(SMALL, **{name: value})) for name, value in changes.items()}
+    keys = {str(base)} | {str(replace(base, **{name: value})) for name, value in changes.items()}
     assert len(keys) == 1 + len(changes)
     assert str(replace(SMALL, profile=SCENARIOS["chatbot"].profile)) == str(SMALL), "the same hardware, the same run"
 

@@ -67,7 +67,7 @@ CARRIED = [
 
 def test_routing_and_scaling() -> None:
     best = frame(CARRIED)
-    gains = {(r.scenario, r.system, r.what): r.ratio for r in scaling._rows(scaling.routing(best, 4))}
+    gains = {(r.scenario, r.system, r.what): r.ratio for r in scaling.rows_of(scaling.routing(best, 4))}
     assert gains == pytest.approx(
         {
             ("coding", OURS, BEST_ROUTER): 1.2,
@@ -96,7 +96,7 @@ def test_disaggregation() -> None:
             ("coding", OURS, 1, "least-loaded", "1:2", 4.0),
         ]
     )
-    [row] = scaling._rows(scaling.against_distserve(best))
+    [row] = scaling.rows_of(scaling.against_distserve(best))
     assert (row.ratio, row.system, row.what) == (pytest.approx(2.5), "vllm", "2:1")
     text = scaling.what_disaggregation_shows(best)
     assert "2.50x" in text and "**vllm** apart at the best ratio carries 2.00x of itself" in text

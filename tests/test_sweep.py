@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +32,7 @@ class Case:
     """What to run. Only the name is part of the key.
 
     calls: a file that gets a line per call. fails: the file of rows, in which `others` runs are waited for before this
-    one fails.
+    one fails. dies: a file, for whose want the process that runs this is killed, and which is there from then on.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Case:
     seconds: float = 0.0
     fails: str = ""
     others: int = 0
+    dies: str = ""
 
     def __str__(self) -> str:
         return f"case {self.name}"
@@ -67,6 +70,9 @@ def rows_of(case: Case) -> list[Row]:
     if case.calls:
         with open(case.calls, "a") as f:
             f.write(f"{case.name} {os.getpid()}\n")
+    if case.dies and not Path(case.dies).exists():
+        Path(case.dies).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     if case.seconds:
         time.sleep(case.seconds)
     if case.fails:
@@ -85,6 +91,11 @@ CASES = [Case(name) for name in ("b", "a,c", "d", 'e"', "f")]
 def called(path: Path) -> list[str]:
     """Names in the file `calls`, in order."""
     return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def processes(path: Path) -> set[int]:
+    """Those that wrote into the file `calls`."""
+    return {int(line.split()[1]) for line in path.read_text().splitlines()}
 
 
 def told(cases: list[Case], calls: Path, **changes: float) -> list[Case]:
@@ -115,6 +126,55 @@ def test_parts_of_a_grid_add_up_to_the_file_of_the_whole(tmp_path: Path) -> None
         got = sweep(rows_of, part, tmp_path / "parts.csv", Row, workers=1)
         assert got == [row for case in part for row in rows_of(case)], "only the rows that were asked for"
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_without_ray_it_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(rows_of, told(CASES, tmp_path / "with"), tmp_path / "with.csv", Row, workers=2)
+    assert len(called(tmp_path / "with")) == len(CASES) and os.getpid() not in processes(tmp_path / "with")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sweep(rows_of, told(CASES, tmp_path / "without"), tmp_path / "without.csv", Row, workers=2)
+    assert called(tmp_path / "without") == [case.name for case in CASES]
+    assert processes(tmp_path / "without") == {os.getpid()}
+    assert (tmp_path / "without.csv").read_bytes() == (tmp_path / "with.csv").read_bytes()
+
+
+CLUSTER = """
+import ray, sys
+ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=sys.argv[1])
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
+    path, calls = tmp_path / "rows.csv", tmp_path / "calls"
+    paths = os.pathsep.join((str(root), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    env = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # nobody else may run tasks there
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        cluster = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, temp], env=env, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+        )
+        with cluster:
+            assert cluster.stdin and cluster.stdout
+            address = cluster.stdout.readline().strip()
+            command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(calls), "0", "0"]
+            for part in ("once", "again"):
+                path.unlink(missing_ok=True)
+                subprocess.run(command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE)
+                assert sorted(called(calls)) == sorted(case.name for case in MANY), part
+                logs = [log.stem for log in Path(temp).glob("session_latest/logs/worker-*.out")]
+                assert processes(calls) <= {int(log.split("-")[-1]) for log in logs}, "the workers are the cluster's"
+                calls.unlink()
+            cluster.stdin.close()
+    sweep(rows_of, MANY, tmp_path / "alone.csv", Row, workers=1)
+    assert path.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_a_worker_with_other_sources_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="not those of the sweep"):
+        slos.sweep._call(rows_of, CASES[0], "another")
+    assert slos.sweep._call(rows_of, CASES[0], slos.sweep.sources_digest()) == rows_of(CASES[0])
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
@@ -239,21 +299,43 @@ def test_an_error_keeps_what_was_finished_before_it(tmp_path: Path, workers: int
     assert path.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
+def test_a_ray_that_does_not_start_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
+    slos.sweep._end()
+    monkeypatch.setattr("ray.init", lambda *args, **kwargs: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="one at a time: division by zero"):
+        assert sweep(rows_of, CASES, tmp_path / "together.csv", Row, workers=2) == alone
+    assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def test_a_worker_killed_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    calls = tmp_path / "calls"
+    cases = [replace(case, dies=str(tmp_path / f"dead {case.name}")) for case in told(CASES, calls)]
+    sweep(rows_of, cases, tmp_path / "rows.csv", Row, workers=2)
+    assert sorted(called(calls)) == sorted(2 * [case.name for case in CASES]), "each was killed once and run again"
+    assert "Traceback" not in capfd.readouterr().err
+    sweep(rows_of, CASES, tmp_path / "undisturbed.csv", Row, workers=1)
+    assert (tmp_path / "rows.csv").read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_sweep import Case, Row, rows_of, sweep
 seconds = float(sys.argv[4])
 cases = [Case(f"n{i}", sys.argv[3], seconds) for i in range(40)]
-sweep(rows_of, cases, sys.argv[2], Row, int(sys.argv[5]))
+sweep(rows_of, cases, sys.argv[2], Row, int(sys.argv[5]) or None)
 """
 MANY = [Case(f"n{i}") for i in range(40)]
 
 
-def killed(path: Path, calls: Path, seconds: float, workers: int, after: int, patience: float = 0.0) -> list[str]:
-    """Run a sweep in a process of its own and kill it once `after` runs have begun.
+def killed(
+    path: Path, calls: Path, seconds: float, workers: int, after: int, patience: float = 0.0, sign: int = signal.SIGKILL
+) -> list[str]:
+    """Run a sweep in a process of its own and send it `sign` once `after` runs have begun.
 
-    Its children are given `patience` seconds to end by themselves; the commands of those that did not.
+    Its children are given `patience` seconds to end by themselves; the commands of those that did not. Ray's agents,
+    which do no runs and wait a minute for Ray to come back, do not count.
     """
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(calls), str(seconds)]
     process = subprocess.Popen([*command, str(workers)], stderr=subprocess.DEVNULL)
@@ -263,11 +345,16 @@ def killed(path: Path, calls: Path, seconds: float, workers: int, after: int, pa
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.002)
         left = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGKILL)
+        agents = [child for child in left if "Agent" in " ".join(child.cmdline())]
+        process.send_signal(sign)
+        process.wait(PATIENCE)
     finally:
         process.kill()
         process.wait()
-    commands, left = [], psutil.wait_procs(left, timeout=patience)[1]
+    commands, left = [], psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1]
+    for child in agents:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     for child in left:
         with suppress(psutil.NoSuchProcess):
             commands.append(" ".join(child.cmdline()))
@@ -301,8 +388,11 @@ def test_kill_leaves_whole_rows_and_the_next_call_runs_what_is_missing(
 
 
 def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
-    left = killed(tmp_path / "rows.csv", tmp_path / "calls", 0.1, 2, 4, patience=3.0)
-    assert not [child for child in left if "spawn_main" in child]
+    assert not killed(tmp_path / "rows.csv", tmp_path / "calls", 0.1, 2, 4, patience=PATIENCE)
+
+
+def test_an_interrupt_ends_the_sweep_and_its_workers(tmp_path: Path) -> None:
+    assert not killed(tmp_path / "rows.csv", tmp_path / "calls", 0.2, 2, 4, PATIENCE, signal.SIGINT)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ class Scenario:
     profile: the hardware of `slos/profiles.json` that it runs on by default. max_context: longer requests are dropped,
     None: none are. slos: of each stage (tool calling: of the loop rounds and of the last; reasoning: thinking and
     response). table: of `lengths.TABLES`; arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a mix
-    joins, each with its own lengths, arrivals and objectives.
+    joins, each with its own lengths, arrivals and objectives. drafting: the profile with a draft model, or none.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Scenario:
     arrivals: str = ""
     reported: tuple[Reported, ...] = ()
     parts: tuple[str, ...] = ()
+    drafting: str = ""
 
     @property
     def has_trace(self) -> bool:
@@ -46,20 +47,24 @@ def _slo(slowdown: float, tpot: float) -> SLO:
     return SLO(tpot=tpot, slowdown=slowdown)
 
 
+OPT_DRAFT = "opt-6.7b-draft-a100"  # the paper drafts for OPT only
 SCENARIOS = {
     s.name: s
     for s in (
         Scenario(
             "chatbot", "opt-6.7b-a100", 2048, (_slo(5, 0.1),), "sharegpt", "azure-conv",
             (Reported("prompt", 763, 1591, 424), Reported("output", 266, 619, 160)),
+            drafting=OPT_DRAFT,
         ),
         Scenario(
             "coding", "opt-6.7b-a100", 2048, (_slo(5, 0.05),), "humaneval", "azure-code",
             (Reported("prompt", 847, 2010, 617), Reported("output", 26, 232, 47)),
+            drafting=OPT_DRAFT,
         ),
         Scenario(
             "summarization", "opt-6.7b-a100", 2048, (_slo(3, 0.1),), "arxiv", "poisson",
             (Reported("prompt", 1333, 1946, 444), Reported("output", 202, 1508, 234)),
+            drafting=OPT_DRAFT,
         ),
         # ToolLLaMA takes 8192; the reported P99 of the prompt needs more than 2048, and 4096 is Llama-2's own.
         Scenario(
@@ -71,7 +76,7 @@ SCENARIOS = {
             "reasoning", "r1-qwen-1.5b-a100", None, (_slo(3, 0.05), SLO(tpot=0.1)), "s1k", "poisson",
             (Reported("prompt", 127, 421, 83), Reported("thinking", 4693), Reported("response", 803)),
         ),
-        Scenario("mixed", "opt-6.7b-a100", 2048, parts=("chatbot", "coding", "summarization")),
+        Scenario("mixed", "opt-6.7b-a100", 2048, parts=("chatbot", "coding", "summarization"), drafting=OPT_DRAFT),
     )
 }  # fmt: skip
 

@@ -1,0 +1,241 @@
+"""What each part of SLOs-Serve is worth, and all of them against the baselines, with speculation, on several replicas.
+
+A part is off alone (the whole system without it) or on alone (added to a base that has none of them). The base starts
+whoever's prompt fits the KV cache, in order of arrival, in batches of a fixed size, without drafts, behind round robin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from slos.experiments import OURS, SETTINGS, Frame, run_searches
+from slos.metrics import interval
+from slos.scaling import BEST_ROUTER, PLAIN, RATIOS, mean_of, rows_of, within
+from slos.search import Search, parse_setting
+from slos.topology import roles
+from slos.types import require
+from workloads import SCENARIOS
+
+PARTS = {
+    "speculation": "speculation",
+    "best_effort": "burst resilience",
+    "routing": "routing",
+    "batching": "dynamic batch size",
+    "admission": "admission control",
+}
+"""The parts and what figures call them: the one place where they are named; `case_of` says what each switches."""
+
+PAPER = {"speculation": 1.66, "best_effort": 1.34, "routing": 1.19}
+MAX_DRAFTS = 10  # the paper's longest draft
+FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
+BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
+RIVAL_ROUTER = "least-loaded"
+RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in ("vllm", "vllm-v1", "sarathi")} | {
+    "distserve": [(engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS]
+}
+"""Of each baseline what is tried: engine, setting, topology."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; and of the
+    runs on one replica and one seed in which settings are chosen.
+
+    With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
+    """
+
+    replicas: int
+    requests: int
+    seeds: int
+    precision: float
+    tuning_requests: int
+    tuning_precision: float
+
+
+SCALES = {
+    "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
+    "quick": Scale(4, 120, 1, 0.1, 120, 0.2),
+    "full": Scale(4, 250, 3, 0.05, 250, 0.15),
+}
+Key = TypeVar("Key", bound=Hashable)
+
+
+def scale_of(size: str) -> Scale:
+    require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
+    return SCALES[size]
+
+
+def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
+    """Our policy with these parts alone. batch_tokens: of every batch without "batching". where: fields of a search."""
+    for part in parts:
+        require(part in PARTS, "part", part, f"one of {', '.join(PARTS)}")
+    off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
+    off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []
+    router = BEST_ROUTER if "routing" in parts else PLAIN
+    drafts = MAX_DRAFTS if "speculation" in parts and SCENARIOS[scenario].drafting else 0
+    where = {"router": router if where.get("replicas", 1) > 1 else "", "max_drafts": drafts} | where
+    return Search(scenario, OURS, ",".join(off), **where)
+
+
+def tuned(size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None) -> dict[Key, Search]:
+    """Of each group the case that carries most at one replica (or one DistServe), with one seed."""
+    s = scale_of(size)
+    small = {"precision": s.tuning_precision, "seed": 0}
+    tried = {
+        key: [replace(c, num_requests=s.tuning_requests * len(roles(c.topology)), **small) for c in cases]
+        for key, cases in groups.items()
+    }
+    found = carried(size, [case for cases in tried.values() for case in cases], workers)
+    best = {key: max(range(len(cases)), key=lambda i: found[cases[i]].rate) for key, cases in tried.items()}
+    return {key: groups[key][i] for key, i in best.items()}
+
+
+def carried(size: str, cases: Sequence[Search], workers: int | None = None) -> dict[Search, Any]:
+    """The row of each case that is its capacity: `rate` is in requests per second and GPU."""
+    cases = list(dict.fromkeys(cases))
+    probes = run_searches(size, cases, workers, "ablation")
+    return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
+
+
+def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
+    """By scenario and name: "all", "without PART", "base" and "only PART", of the size's replicas and first seed."""
+    s, whole = scale_of(size), frozenset(PARTS)
+    sets = {"all": whole, "base": frozenset()}
+    sets |= {f"without {part}": whole - {part} for part in PARTS}
+    sets |= {f"only {part}": frozenset({part}) for part in PARTS}
+    scenarios = scenarios or tuple(SCENARIOS)
+    for name in scenarios:
+        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    alone, off = frozenset(), whole - {"batching"}  # where a batch is fixed, and its size is chosen
+    options = {(c, parts): [case_of(c, parts, n) for n in BUDGETS] for c in scenarios for parts in (alone, off)}
+    budgets = {k: int(parse_setting(case.setting)["batch_tokens"]) for k, case in tuned(size, options, workers).items()}
+    where = {"num_requests": s.replicas * s.requests, "precision": s.precision, "replicas": s.replicas}
+    return {
+        (scenario, name): case_of(scenario, parts, budgets[scenario, off if parts == off else alone], **where)
+        for scenario in scenarios
+        for name, parts in sets.items()
+    }
+
+
+def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
+    """By scenario and name: each baseline at its best on as many GPUs, and "vllm_spec", vLLM that has to draft.
+
+    Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
+    none among them.
+    """
+    s, scenarios = scale_of(size), scenarios or tuple(SCENARIOS)
+    router = {True: RIVAL_ROUTER, False: ""}
+    first = {
+        (c, name): [Search(c, system, setting, router=router[bool(t)], topology=t) for system, setting, t in options]
+        for c in scenarios
+        for name, options in RIVALS.items()
+    }
+    best, second = tuned(size, first, workers), {}
+    for (scenario, name), case in best.items():
+        drafts = FIXED_DRAFTS if SCENARIOS[scenario].drafting else ()
+        speculating = [replace(case, setting=f"{case.setting},drafts={n}", max_drafts=MAX_DRAFTS) for n in drafts]
+        second[scenario, name] = [case, *speculating]
+        if name == "vllm":
+            second[scenario, "vllm_spec"] = speculating or [case]
+    found = {}
+    for key, case in tuned(size, second, workers).items():
+        n = max(1, s.replicas // len(roles(case.topology)))
+        where = {"replicas": n, "num_requests": s.requests * n * len(roles(case.topology)), "precision": s.precision}
+        found[key] = replace(case, router=RIVAL_ROUTER, **where)
+    return found
+
+
+def measured(size: str, cases: Mapping[tuple[str, str], Search], workers: int | None = None) -> Frame:
+    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and what ran."""
+    seeds = range(scale_of(size).seeds)
+    found = carried(size, [replace(case, seed=seed) for case in cases.values() for seed in seeds], workers)
+    rows = []
+    for (scenario, name), case in cases.items():
+        mine = [found[replace(case, seed=seed)] for seed in seeds]
+        where = case.setting, case.replicas, case.topology, case.router, case.max_drafts, case.hardware.name
+        each = [row.rate for row in mine]
+        rows.append((scenario, name, *where, mine[0].source, *interval(each), each))
+    where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
+    return pd.DataFrame(rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"])
+
+
+def over(best: Frame, mine: str, theirs: str) -> Frame:
+    """Capacity of one name over that of another, per scenario: scenario, ratio, low, high, each."""
+    rates = {(r.scenario, r.name): r.rate for r in rows_of(best)}
+    rows = []
+    for scenario in dict.fromkeys(best["scenario"]):
+        each = [a / b for a, b in zip(rates[scenario, mine], rates[scenario, theirs], strict=True)]
+        rows.append((scenario, *interval(each), each))
+    return pd.DataFrame(rows, columns=["scenario", "ratio", "low", "high", "each"])
+
+
+def gains(best: Frame) -> Frame:
+    """What each part brings: the whole system over it without the part, and the base with the part over the base.
+
+    Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation: where drafts are.
+    """
+    tables = []
+    for part in PARTS:
+        drafted = [bool(SCENARIOS[name].drafting) or part != "speculation" for name in best["scenario"]]
+        for how, mine, theirs in (("off alone", "all", f"without {part}"), ("on alone", f"only {part}", "base")):
+            if any(drafted):
+                tables.append(over(best[drafted], mine, theirs).assign(part=part, how=how))
+    return pd.concat(tables, ignore_index=True)
+
+
+def against(best: Frame) -> Frame:
+    """The whole system over each baseline and over the best of them: scenario, against, ratio, low, high, each."""
+    names = [name for name in RIVALS if name in set(best["name"])]
+    rivals = best[best["name"].isin(names)]
+    strongest = rivals.loc[rivals.groupby("scenario", sort=False)["capacity"].idxmax()].assign(name="best")
+    best = pd.concat([best, strongest])
+    return pd.concat([over(best, "all", name).assign(against=name) for name in (*names, "vllm_spec", "best")])
+
+
+def numbers(best: Frame) -> dict[str, tuple[float, float, float]]:
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    parts, others = gains(best), against(best)
+    found = {}
+    for key, part in (("ablation_speculation", "speculation"), ("ablation_burst", "best_effort")):
+        table = parts[(parts["part"] == part) & (parts["how"] == "off alone")]
+        if len(table):
+            found[key] = mean_of(table)
+    for name, table in others.groupby("against", sort=False):
+        key = "capacity_vs_vllm_spec" if name == "vllm_spec" else f"headline_vs_{name}".replace("-", "_")
+        found[key] = mean_of(table)
+    return found
+
+
+def what_ablation_shows(best: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    table, lines = gains(best), []
+    for part, label in PARTS.items():
+        says = []
+        for how in ("off alone", "on alone"):
+            mine = table[(table["part"] == part) & (table["how"] == how)]
+            if len(mine):
+                mean, low, high = mean_of(mine)
+                each = ", ".join(f"{r.scenario} {r.ratio:.2f}" for r in rows_of(mine))
+                says.append(f"{how} {mean:.2f}x{within(low, high)} ({each})")
+        paper = f"the paper reports {PAPER[part]:g}x" if part in PAPER else "the paper reports no number"
+        lines.append(f"- **{label}**: {'; '.join(says) or 'no scenario here has a draft model'}; {paper}")
+    whole = over(best, "all", "base")
+    return "\n".join([*lines, f"- **all together** over the base: {mean_of(whole)[0]:.2f}x"])
+
+
+def what_rivals_show(best: Frame, paper: float = 2.2) -> str:
+    """The findings in Markdown, from the numbers."""
+    lines, table = [], against(best)
+    for name, mine in table.groupby("against", sort=False):
+        mean, low, high = mean_of(mine)
+        mine = mine.sort_values("ratio")
+        worst, top = mine.iloc[0], mine.iloc[-1]
+        lines.append(
+            f"- over **{'the best of them' if name == 'best' else name}**: {mean:.2f}x{within(low, high)}, "
+            f"most in {top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
+        )
+    return "\n".join([*lines, "", f"The paper reports {paper:g}x over the baselines together."])
