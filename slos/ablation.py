@@ -42,8 +42,8 @@ RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; and of the
-    runs on one replica and one seed in which settings are chosen.
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; of the runs
+    on one replica and one seed in which settings are chosen; and which scenarios.
 
     With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
     """
@@ -54,11 +54,12 @@ class Scale:
     precision: float
     tuning_requests: int
     tuning_precision: float
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
 
 
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(4, 120, 1, 0.1, 120, 0.2),
+    "quick": Scale(2, 250, 1, 0.1, 150, 0.2, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)),
     "full": Scale(4, 250, 3, 0.05, 250, 0.15),
 }
 Key = TypeVar("Key", bound=Hashable)
@@ -107,7 +108,7 @@ def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = Non
     sets = {"all": whole, "base": frozenset()}
     sets |= {f"without {part}": whole - {part} for part in PARTS}
     sets |= {f"only {part}": frozenset({part}) for part in PARTS}
-    scenarios = scenarios or tuple(SCENARIOS)
+    scenarios = scenarios or s.scenarios
     for name in scenarios:
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
     alone, off = frozenset(), whole - {"batching"}  # where a batch is fixed, and its size is chosen
@@ -127,7 +128,8 @@ def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None)
     Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
     none among them.
     """
-    s, scenarios = scale_of(size), scenarios or tuple(SCENARIOS)
+    s = scale_of(size)
+    scenarios = scenarios or s.scenarios
     router = {True: RIVAL_ROUTER, False: ""}
     first = {
         (c, name): [Search(c, system, setting, router=router[bool(t)], topology=t) for system, setting, t in options]

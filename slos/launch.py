@@ -13,6 +13,8 @@ import importlib.util
 import json
 import os
 import random
+import signal
+import socket
 import sys
 import threading
 import time
@@ -40,6 +42,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--slo-tpot", type=float, default=Settings().tpot, help="default objective: seconds per token")
     parser.add_argument("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
     parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
+    parser.add_argument("--load", default="", metavar="FILE", help="keep the engine's load there, for a router")
+    parser.add_argument("--leash", action="store_true", help="end with standard input, all of the process group")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     return parser
@@ -51,7 +55,7 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
     SLO(ours.slo_tpot, ours.slo_ttft, ours.slo_slowdown)
     slos = {
         "policy": ours.policy, "profile": ours.profile, "save": ours.save_profile, "ttft": ours.slo_ttft,
-        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot,
+        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot, "load": ours.load,
     }  # fmt: skip
     if "--additional-config" in theirs:
         at = theirs.index("--additional-config")
@@ -70,6 +74,23 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
         whole + added,
         None if ours.no_calibrate else f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}",
     )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _leash() -> None:
+    """Whoever started this group of processes holds its standard input: when he ends, however, the group does too.
+
+    That is looked after by a process of its own, since this one may be killed first and leave an engine behind.
+    """
+    if os.fork() == 0:
+        while os.read(0, 1024):
+            pass
+        os.killpg(0, signal.SIGKILL)
 
 
 def calibrate(url: str) -> None:
@@ -123,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] in ([], ["-h"], ["--help"]):
         return options().print_help()
     if argv[:1] == ["serve"]:
+        if "--leash" in argv:
+            _leash()
         try:
             argv, url = arguments(argv[1:])
         except ValueError as error:

@@ -3,6 +3,8 @@
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds per token),
 `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after `tokens` tokens.
+What stands before several servers may add `slo_arrival` (seconds since the epoch: when the request first came) and
+`slo_elsewhere` (1: rather than as best effort, end it with `finish_reason` "abort", since another server is asked).
 Over HTTP, headers such as `x-slo-ttft: 2` say the same, where the server runs `CheckObjectives`.
 """
 
@@ -17,7 +19,7 @@ from typing import Any, final
 from slos.types import SLO, Stage, require
 
 PREFIX = "slo_"
-FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages")
+FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages", "slo_arrival", "slo_elsewhere")
 ENDS = ("until", "tokens")
 
 
@@ -32,10 +34,12 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """What one request asks for: its phases, and what serving it in time is worth."""
+    """What one request asks for: its phases, and what serving it in time is worth; what a router says of it."""
 
     phases: tuple[Phase, ...]
     value: float = 1.0
+    arrival: float | None = None
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.phases) > 0, "phases", self.phases, "at least one")
@@ -69,7 +73,9 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
         phases = (Phase(_slo("slo_", tpot=tpot)),)
     slo = _slo("slo_", tpot=phases[0].slo.tpot, **start)
     value = _number(given, "slo_value")
-    return Objectives((replace(phases[0], slo=slo), *phases[1:]), default.value if value is None else value)
+    arrival, elsewhere = _number(given, "slo_arrival"), bool(_number(given, "slo_elsewhere"))
+    phases = (replace(phases[0], slo=slo), *phases[1:])
+    return Objectives(phases, default.value if value is None else value, arrival, elsewhere)
 
 
 def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:

@@ -7,7 +7,6 @@ engine, and the workloads are not those of the calibration.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -64,9 +63,7 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
     Raises RuntimeError with the end of the log if it does not start.
     """
     require(system in (STOCK, OURS), "system", system, f"one of {STOCK}, {OURS}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
     which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ON_GPU)]
     command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]

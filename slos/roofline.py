@@ -24,7 +24,7 @@ _SLACK = 1e-9  # seconds forgiven to rounding when a time is turned into tokens
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One affine piece: k1 seconds per token, k2 per draft step, b per batch."""
+    """One affine piece: k1 seconds per token, k2 per draft step, b per batch (below 0 in one that is steep)."""
 
     k1: float
     k2: float
@@ -33,7 +33,6 @@ class Plane:
     def __post_init__(self) -> None:
         require(self.k1 > 0, "k1", self.k1, "positive (seconds per token)")
         require(self.k2 >= 0, "k2", self.k2, "at least 0 (seconds per draft step)")
-        require(self.b >= 0, "b", self.b, "at least 0 (seconds per batch)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,8 @@ class Roofline:
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
+        least = max(p.b for p in self.planes)
+        require(least >= 0, "b", least, "at least 0 (seconds per batch) in one of the planes")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
         object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64))
@@ -189,7 +190,7 @@ def _alternate(
         for p in range(count):
             mine = owner == p
             if mine.sum() >= 3:
-                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine])
+                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine], free=2 if p else None)
         compute = (features @ planes.T).max(axis=1)
         if ctx.any():
             k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
@@ -207,14 +208,16 @@ def _alternate(
     return Fit(roofline, float(r2), by_size)
 
 
-def _nonnegative(a: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted least squares with coefficients at least 0: drop the most negative column and solve again."""
+def _nonnegative(a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None) -> np.ndarray:
+    """Weighted least squares with coefficients at least 0, but that of column `free`: drop the most negative one and
+    solve again."""
     columns = list(range(a.shape[1]))
     x = np.zeros(a.shape[1])
     while columns:
         solution = np.linalg.lstsq(a[:, columns] * weight[:, None], y * weight, rcond=None)[0]
-        if (solution >= 0).all():
+        held = np.where(np.array(columns) == free, 0.0, solution)
+        if (held >= 0).all():
             x[columns] = solution
             break
-        columns.pop(int(solution.argmin()))
+        columns.pop(int(held.argmin()))
     return x

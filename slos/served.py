@@ -5,17 +5,18 @@ The engine's own requests are read by duck typing: nothing here imports it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import json
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from slos.live import TOLERANCE
 from slos.objectives import Objectives, Phase, parse
-from slos.roofline import Roofline
-from slos.types import SLO, Progress, require
+from slos.roofline import Plane, Roofline
+from slos.types import SLO, Load, Progress, require
 
 KINDS = {  # of a setting, by its type as written here
     "str": (str,), "bool": (bool,), "float": (int, float), "float | None": (int, float, type(None)),
@@ -29,7 +30,7 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a JSON file to start
     from; without one vLLM schedules until a roofline is learned. learn: keep fitting it. save: file to keep it in.
-    slowdown or ttft, tpot, value: objectives of a request that brings none.
+    slowdown or ttft, tpot, value: objectives of a request that brings none. load: file for a router to read it from.
     """
 
     policy: str = "slos-serve"
@@ -42,6 +43,7 @@ class Settings:
     slowdown: float | None = None
     tpot: float = 0.1
     value: float = 1.0
+    load: str = ""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -50,8 +52,9 @@ class Settings:
             require(ok, f"slos setting {f.name}", value, f"a {f.type}")
         require(0 < self.caution < 1, "slos setting caution", self.caution, "in (0, 1)")
         require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
-        folder = Path(self.save).parent
-        require(folder.is_dir(), "slos setting save", self.save, "in a folder that exists", f"make {folder}")
+        for name in ("save", "load"):
+            folder = Path(getattr(self, name)).parent
+            require(folder.is_dir(), f"slos setting {name}", getattr(self, name), "in a folder that exists", "make it")
         try:
             _ = self.objectives
         except ValueError as error:
@@ -73,13 +76,17 @@ class Settings:
 
 @dataclass(slots=True, eq=False)
 class Tracked:
-    """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its present phase."""
+    """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its present phase.
+
+    claim: KV blocks that it will have held at its end, by what was known of its length when it came.
+    """
 
     request: Any
     progress: Progress
     objectives: Objectives
     phase_start: int = 0
     seen: int = 0  # output tokens that phases and deadlines have been checked for
+    claim: int = 0
 
     @classmethod
     def of(cls, request: Any, default: Objectives, roofline: Roofline | None, own: bool = True) -> Tracked:
@@ -88,13 +95,12 @@ class Tracked:
         Raises ValueError where those are malformed.
         """
         objectives = parse(request.sampling_params.extra_args if own else None, default)
-        first, arrival = objectives.phases[0].slo, request.arrival_time
+        first, arrival = objectives.phases[0].slo, min(request.arrival_time, objectives.arrival or inf)
         due = arrival + first.first_token(roofline.time(request.num_prompt_tokens) if roofline else 0.0)
         later = min((f.slo.tpot for f in objectives.phases[1:]), default=inf)
-        id, value = request.request_id, objectives.value
-        return cls(
-            request, Progress(id, arrival, request.num_tokens, due, first.tpot, value, later_tpot=later), objectives
-        )
+        progress = Progress(request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value)
+        progress.later_tpot, progress.elsewhere = later, objectives.elsewhere
+        return cls(request, progress, objectives)
 
     def sync(self) -> Progress:
         """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself counts them."""
@@ -102,6 +108,7 @@ class Tracked:
         p.tokens = r.num_tokens + r.num_output_placeholders
         p.computed = r.num_computed_tokens
         p.generated = r.num_output_tokens + r.num_output_placeholders - self.phase_start
+        p.elsewhere = p.elsewhere and not (r.num_computed_tokens or r.num_output_tokens)  # only before it starts
         return p
 
     def emitted(self, now: float) -> None:
@@ -144,6 +151,48 @@ class Lengths:
         phase = t.objectives.phases[progress.stage]
         left = self.remaining(progress)
         return left // 2 if phase.tokens is None else max(0, left - (phase.tokens - progress.generated))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an engine tells its router: its load, when that was (seconds since the epoch), and what it believes."""
+
+    load: Load
+    at: float
+    roofline: Roofline | None = None
+
+    def write(self, path: Path) -> None:
+        """As a JSON file: all of it or nothing."""
+        r, part = self.roofline, path.with_name(path.name + ".part")
+        planes = r and [(p.k1, p.k2, p.b) for p in r.planes]
+        raw = {"load": asdict(self.load), "at": self.at, "planes": planes, "k_ctx": r and r.k_ctx, "tile": r and r.tile}
+        part.write_text(json.dumps(raw))
+        part.replace(path)
+
+    @classmethod
+    def parse(cls, text: str) -> Report:
+        raw = json.loads(text)
+        load = raw["load"] | {"decodes": tuple((tpot, count) for tpot, count in raw["load"]["decodes"])}
+        planes = tuple(Plane(*p) for p in raw["planes"] or ())
+        return cls(Load(**load), raw["at"], Roofline(planes, raw["k_ctx"], raw["tile"]) if planes else None)
+
+
+def load_of(
+    tracked: Iterable[Tracked], running: int, step_end: float, free_blocks: int, total_blocks: int, block_size: int
+) -> Load:
+    """The load of an engine whose steps in flight, which count as done, end at `step_end`: as `Replica.load` has it."""
+    tiers: Counter[float] = Counter()
+    count = prefill = claimed = 0
+    for t in tracked:
+        p, count = t.sync(), count + 1
+        if not p.best_effort:
+            claimed += t.claim
+            left = p.left if p.left > 1 or not p.computed else 0
+            prefill += left
+            tiers[p.tpot] += not left
+    decodes = tuple(sorted((tpot, n) for tpot, n in tiers.items() if n))
+    waiting = count - running
+    return Load("", step_end, waiting, running, free_blocks, total_blocks, block_size, prefill, decodes, claimed)
 
 
 def done(request: Any) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from operator import index
+from pathlib import Path
 from typing import Any, cast
 
 import vllm
@@ -22,12 +23,13 @@ from packaging.version import Version
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from slos.calibration import Learned, Measured, save
 from slos.policies import make_policy
 from slos.roofline import Profile, Roofline, profile
-from slos.served import Lengths, Settings, Tracked, done, ordered
+from slos.served import Lengths, Report, Settings, Tracked, done, load_of, ordered
 from slos.types import SLO, Batch, Oracle, Policy, Progress, Stage, View, require
 from slos.types import Request as Work
 
@@ -37,7 +39,7 @@ if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Vers
 HOOKS = {
     Scheduler: (
         "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead", "_update_after_schedule",
-        "_preempt_request", "_free_request", "shutdown",
+        "_preempt_request", "_free_request", "finish_requests", "shutdown",
     ),
     AsyncScheduler: ("_update_request_with_output",),
 }  # fmt: skip
@@ -52,6 +54,7 @@ getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
 logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+TELL = 0.01  # seconds between two reports of the load
 
 
 class SLOScheduler(AsyncScheduler):
@@ -70,7 +73,8 @@ class SLOScheduler(AsyncScheduler):
         self.lengths = Lengths(self.tracked)
         self.caps: Mapping[str, int] | None = None  # tokens that each request may have in the step being scheduled
         self.flying: deque[tuple[float, int, int, int]] = deque()  # start, tokens, draft steps, context of steps
-        self.last_end, self.busy, self.stuck, self.failed = 0.0, False, False, False
+        self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
+        self.passed: list[Request] = []  # declined before they started, for another replica
         start = profile(self.settings.profile) if self.settings.profile else None
         self.learned = Learned(start and start.roofline, self.settings.caution, start.margin if start else 1.0)
         self.fitter = ThreadPoolExecutor(1, "slos-fit")
@@ -79,6 +83,7 @@ class SLOScheduler(AsyncScheduler):
         self.slo_policy: Policy | None = self._policy(belief) if belief else None
         self.scheduler_reserve_full_isl = False  # whether a prompt is started is the policy's to say
         self._warm_up()
+        self._tell(self.clock())
 
     def _policy(self, roofline: Roofline) -> Policy:
         return make_policy(self.settings.policy, roofline, self.lengths, **self.settings.options)
@@ -96,13 +101,14 @@ class SLOScheduler(AsyncScheduler):
         super().add_request(request)
         if request.sampling_params is None or request.request_id in self.tracked:
             return  # pooling, or a session that goes on
-        default = self.settings.objectives
+        id, default = request.request_id, self.settings.objectives
         try:
             t = Tracked.of(request, default, self.roofline)
         except Exception as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
-            logger.warning("request %s gets the default objectives: %s", request.request_id, error)
+            logger.warning("request %s gets the default objectives: %s", id, error)
             t = Tracked.of(request, default, self.roofline, own=False)
-        self.tracked[request.request_id] = t
+        self.tracked[id] = t
+        t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
         self.queue.append(t)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,7 +128,15 @@ class SLOScheduler(AsyncScheduler):
         self.busy = bool(computed)
         # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own step comes next.
         self.stuck = batch is not None and not computed and not self.flying and bool(self.queue or self.admitted)
+        self._tell(start)
         return out
+
+    def _tell(self, now: float) -> None:
+        """Write the load for a router, if one is there: at once where all is done, else every `TELL` seconds."""
+        if self.settings.load and (now >= self.told + TELL or not self.tracked):
+            flown, self.told = self._flown(now), now
+            load = load_of(self.tracked.values(), len(self.running), flown, *self._blocks(), self.block_size)
+            Report(load, now, self.learned.cautious).write(Path(self.settings.load))
 
     def _decide(self, now: float) -> Batch | None:
         """The policy's answer, checked; None where vLLM is to schedule this step by itself, or there is nobody."""
@@ -145,11 +159,18 @@ class SLOScheduler(AsyncScheduler):
             self.failed = True
             return None
 
-    def _view(self, now: float) -> View:
-        """vLLM's state as a policy sees it, at the time at which the step about to be formed will begin."""
+    def _flown(self, now: float) -> float:  # when the steps in flight will have ended
         if self.roofline:
             for begin, tokens, drafts, context in self.flying:
                 now = max(now, begin + self.roofline.time(tokens, drafts, context))
+        return now
+
+    def _blocks(self) -> tuple[int, int]:
+        groups, pool = max(1, len(self.kv_cache_config.kv_cache_groups)), self.kv_cache_manager.block_pool
+        return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups  # one is vLLM's null block
+
+    def _view(self, now: float) -> View:
+        """vLLM's state as a policy sees it, at the time at which the step about to be formed will begin."""
         running, waiting = [], []
         for t in self.tracked.values():
             r = t.request
@@ -160,23 +181,17 @@ class SLOScheduler(AsyncScheduler):
                 if r.status == RequestStatus.PREEMPTED and t not in self.queue:  # by vLLM itself
                     self.queue.insert(0, t)
         self.admitted, self.queue = ordered(self.admitted, running), ordered(self.queue, waiting)
-        groups = max(1, len(self.kv_cache_config.kv_cache_groups))
-        pool = self.kv_cache_manager.block_pool
-        return View(
-            now,
-            [t.sync() for t in self.queue if not t.request.num_stale_output_tokens],
-            [t.sync() for t in self.admitted if not done(t.request)],
-            pool.get_num_free_blocks() // groups,
-            (pool.num_gpu_blocks - 1) // groups,  # one is vLLM's null block
-            self.block_size,
-            self.max_num_running_reqs,
-            self.num_spec_tokens,
-        )
+        waits = [t.sync() for t in self.queue if not t.request.num_stale_output_tokens]
+        runs = [t.sync() for t in self.admitted if not done(t.request)]
+        size, most = self.block_size, self.max_num_running_reqs
+        return View(self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens)
 
     def _apply(self, batch: Batch) -> None:
         """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will go."""
-        for id in batch.decline:
+        leave = {id for id in batch.decline if self.tracked[id].progress.elsewhere}
+        for id in set(batch.decline) - leave:
             self.tracked[id].progress.best_effort = True
+        self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
         for id in batch.preempt:
             request = self.tracked[id].request
             if request.status == RequestStatus.RUNNING:
@@ -228,6 +243,10 @@ class SLOScheduler(AsyncScheduler):
         for id in scheduler_output.num_scheduled_tokens:
             if id in self.tracked:
                 self.tracked[id].emitted(now)
+        while self.passed:
+            r = self.passed.pop()
+            end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
+            out.setdefault(r.client_index, EngineCoreOutputs()).outputs.append(end)
         self._believe()
         return out
 

@@ -117,9 +117,17 @@ def test_profiles(tmp_path: Path) -> None:
 
 
 def test_planes_are_checked() -> None:
-    for plane in ((0.0, 0.0, 0.0), (1.0, -1.0, 0.0), (1.0, 0.0, -1.0)):
-        with pytest.raises(ValueError, match=r"k1|k2|b ="):
+    for plane in ((0.0, 0.0, 0.0), (1.0, -1.0, 0.0)):
+        with pytest.raises(ValueError, match=r"k1|k2"):
             Plane(*plane)
+    with pytest.raises(ValueError, match=r"b = -1.0 .* in one of the planes"):
+        Roofline((Plane(1.0, 0.0, -1.0), Plane(2.0, 0.0, -2.0)))
+
+
+def test_times_that_grow_faster_than_tokens_are_fitted() -> None:
+    true = Roofline((Plane(1e-4, 0.0, 0.02), Plane(4e-4, 0.0, -0.6)))
+    found = fit([(n, 0, 0, true.time(n)) for n in range(64, 4096, 64)])
+    assert found.r2 > 0.999 and min(p.b for p in found.roofline.planes) < -0.5
     with pytest.raises(ValueError, match="planes"):
         Roofline(())
     with pytest.raises(ValueError, match="k_ctx"):

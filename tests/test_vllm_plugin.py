@@ -23,15 +23,18 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
 import vllm
-from engine import add, answer, drained, engine, profile_file, serve
+from engine import BLOCK, add, answer, drained, engine, profile_file, serve
 from laws import PATHOLOGICAL
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
 from slos import vllm_plugin
+from slos.objectives import xargs
 from slos.policies import POLICIES, make_policy
 from slos.roofline import Plane, Roofline, profile
-from slos.types import SLO, Batch, Progress, Request, Stage, View
+from slos.served import Report
+from slos.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
@@ -415,6 +418,69 @@ def test_the_declined_become_best_effort_and_are_served_after_the_others(build, 
         order = list(finished)
         ranks = [[order.index(id) for id, b in finished.items() if b == best_effort] for best_effort in (False, True)]
         assert sum(ranks[0]) / len(ranks[0]) < sum(ranks[1]) / len(ranks[1])
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_the_declined_leave_for_another_replica_before_they_start(build, loop):
+    """A front-end sees an end by abort without a token; who has started, or has nowhere to go, stays."""
+    requests, prompts = workload(seed=11, size=60, rate=60)
+    core, clock = build(blocks=TIGHT, **loop)
+    step, ends = core.step_fn, {}
+
+    def watched():
+        outputs, executed = step()
+        for output in outputs[0].outputs if outputs and 0 in outputs else ():
+            ends.setdefault(output.request_id, output.finish_reason)
+        return outputs, executed
+
+    core.step_fn = watched
+    for i, r in enumerate(requests):  # every other one may leave
+        fields = xargs(r.stages, r.value) | ({"slo_elsewhere": 1} if i % 2 else {})
+        add(core, r, prompts[r.id], extra_args=fields)
+    said = serve(core, clock, [], prompts)
+    left = {id for id, end in ends.items() if end == FinishReason.ABORT}
+    assert left and left <= {r.id for r in requests[1::2]} and not any(said[id] for id in left)
+    assert {id: tokens for id, tokens in said.items() if id not in left} == {
+        id: tokens for id, tokens in answers(requests, prompts).items() if id not in left
+    }
+    assert drained(core) and not core.scheduler.passed and not core.scheduler.failed
+
+
+def test_a_request_from_another_replica_keeps_its_arrival(build):
+    core, clock = build()
+    clock.now = 50.0
+    assert asked(core, "r", 50.0, slo_ttft=3.0, slo_arrival=48.5).due == 51.5
+    assert asked(core, "future", 50.0, slo_ttft=3.0, slo_arrival=99.0).due == 53.0
+    assert not asked(core, "here", 50.0, slo_elsewhere=0).elsewhere and asked(core, "e", slo_elsewhere=1).elsewhere
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_the_load_is_written_for_a_router(build, tmp_path, loop):
+    path = tmp_path / "load.json"
+    core, clock = build(slos={"load": str(path)}, blocks=ROOMY, **loop)
+
+    def told() -> Report:
+        return Report.parse(path.read_text())
+
+    idle = told()
+    assert idle.load == Load("", 0.0, 0, 0, ROOMY, ROOMY, BLOCK) and idle.roofline == ROOFLINE
+    requests, prompts = workload(seed=3, size=30, rate=100)
+    seen: list[Load] = []
+
+    def look(step: int) -> None:
+        report = told()
+        seen.append(report.load)
+        assert report.at <= clock.now and report.load.step_end >= report.at
+
+    assert serve(core, clock, requests, prompts, between=look) == answers(requests, prompts)
+    most = sum(-(-(len(prompts[r.id]) + r.output) // BLOCK) for r in requests)
+    assert max(n.claimed_blocks for n in seen) <= most and max(n.running for n in seen) > 3
+    for n in seen:
+        assert sum(count for _, count in n.decodes) <= n.running and {tpot for tpot, _ in n.decodes} <= {0.02, 0.05}
+        assert n.running == 0 or n.claimed_blocks > 0 or n.waiting == 0
+    assert any(n.prefill_tokens for n in seen) and any(len(n.decodes) == 2 for n in seen)
+    end = told().load
+    assert (end.waiting, end.running, end.claimed_blocks, end.free_blocks) == (0, 0, 0, ROOMY)
 
 
 def at_every_step(core: Any) -> list[tuple[int, int, int, float, float]]:

@@ -1,0 +1,215 @@
+"""A call on its way through replicas: whom to ask next, what to do where one declines or dies. Hosted by `slos.serve`.
+
+A replica that declines a request before it starts passes it on, with its arrival kept; the last of the route serves it
+as best effort. What a lost replica had not begun to answer goes to another one; an answer that breaks off ends with an
+error. So every call gets one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from slos.objectives import CheckObjectives
+from slos.roofline import Roofline
+from slos.router import make_router
+from slos.served import Lengths, Report, Settings, Tracked
+from slos.types import Load, Router
+
+LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
+HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
+TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and what it may say instead of an answer
+HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A call on its way. route: the replicas to ask, the next one first; lost: those that it must not be sent to again.
+
+    stays: whoever takes it keeps it. request: what `Tracked` reads of a request of vLLM's, as far as known here.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    fields: dict[str, Any] | None
+    request: SimpleNamespace
+    stays: bool
+    route: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+    hops: int = 0
+
+    @classmethod
+    def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
+        """Raises ValueError for malformed objectives."""
+        completes = method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions")
+        if completes:
+            slo = {k: v for k, v in headers.items() if k.startswith("x-slo-")}
+            body = CheckObjectives(None).checked(body, slo)
+        given: Any = None
+        with suppress(ValueError):
+            given = json.loads(body) if completes else None
+        if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs") or {}, dict):
+            given = {}  # the engine says what is wrong with it
+        prompt = given.get("prompt", given.get("messages", ""))
+        ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+        tokens = max(1, len(prompt) if ids else len(json.dumps(prompt)) // 4)  # of text a guess
+        single = ids or isinstance(prompt, str) or "messages" in given
+        alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
+        most = given.get("max_completion_tokens") or given.get("max_tokens")
+        xargs, whole = given.get("vllm_xargs"), bool(given.get("ignore_eos"))
+        request = SimpleNamespace(
+            request_id=os.urandom(8).hex(), arrival_time=time.time(), num_prompt_tokens=tokens, num_tokens=tokens,
+            max_tokens=most if isinstance(most, int) and most > 0 else 256,
+            sampling_params=SimpleNamespace(extra_args=xargs, ignore_eos=whole, min_tokens=0),
+        )  # fmt: skip
+        kept = {k: v for k, v in headers.items() if k in HEADERS}
+        return cls(method, path, kept, body, given or None, request, not (given and single and alone))
+
+    def sent(self) -> bytes:
+        """The body for the replica that comes next."""
+        if self.fields is None:
+            return self.body
+        mine = {"slo_arrival": self.request.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
+        return json.dumps(self.fields | {"vllm_xargs": (self.fields.get("vllm_xargs") or {}) | mine}).encode()
+
+
+class Fleet:
+    """Who is asked next: a router over the replicas' reports, and over what was sent to them since."""
+
+    def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+        self.make: Callable[[Roofline], Router] = lambda r: make_router(router, r, Lengths(self.tracked), **options)
+        self.default = Settings(**default).objectives
+        self.router: Any = None
+        self.tracked: dict[str, Tracked] = {}
+        self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
+
+    def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
+        """The replica to ask, of those that live; None if it has to wait for one."""
+        reports = {name: report for name, report in reports.items() if name not in asked.lost}
+        while asked.route and asked.route[0] not in reports:
+            asked.route.pop(0)
+        if not asked.route and reports:
+            asked.route = self.rank(asked, reports, now)[: 1 if asked.stays else None]
+        return asked.route[0] if asked.route else None
+
+    def rank(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> list[str]:
+        roofline = next((r.roofline for r in reports.values() if r and r.roofline), None)
+        if roofline is None or None in reports.values():  # until the engines know themselves
+            return [min(reports, key=lambda name: len(self.open[name]))]
+        if self.router is None:
+            self.router = self.make(roofline)
+        elif getattr(self.router, "roofline", roofline) != roofline:
+            self.router = replace(self.router, roofline=roofline)
+        tracked = Tracked.of(asked.request, self.default, roofline)
+        self.tracked[tracked.progress.id] = tracked
+        try:
+            return list(self.router.rank(tracked.progress, [self.load(n, r, now) for n, r in reports.items() if r]))
+        finally:
+            del self.tracked[tracked.progress.id]
+
+    def load(self, name: str, report: Report, now: float) -> Load:
+        load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
+        since = [asked.request for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        tokens = sum(r.num_tokens for r in since)
+        claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
+        return replace(
+            load, waiting=load.waiting + len(since), prefill_tokens=load.prefill_tokens + tokens,
+            claimed_blocks=load.claimed_blocks + claimed,
+        )  # fmt: skip
+
+
+def declined(text: bytes) -> bool | None:
+    """Whether a stream that begins so is a refusal, None while that is open: the first event may have no token yet.
+
+    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those about the answer.
+    """
+    for line in text.split(b"\n"):
+        if line.startswith(b"data:"):
+            event = {} if (end := line[5:].strip() == b"[DONE]") else json.loads(line[5:])
+            choices = event.get("choices") or []
+            if end or any(c.get("finish_reason") == "abort" for c in choices):
+                return True
+            if "error" in event or any(not _only_role(c) for c in choices):
+                return False
+    return None
+
+
+def _only_role(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta") or {}
+    return "role" in delta and not delta.get("content") and not choice.get("finish_reason")
+
+
+async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
+    """An engine's answer: status, content type and first bytes, then the other whole events; or `PASSED`."""
+    call = session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers)
+    async with call as response:
+        kind = response.headers.get("content-type", "application/json")
+        if not kind.startswith("text/event-stream"):
+            whole = await response.read()
+            refused = asked.fields and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" "))
+            yield PASSED if refused and len(asked.route) > 1 else (response.status, kind, whole)
+            return
+        held, begun = b"", False
+        async for part in response.content.iter_any():
+            whole, end, held = (held + part).rpartition(b"\n\n")
+            if begun and whole:
+                yield whole + end
+            elif whole and (refused := declined(whole)) is not None:
+                if refused and len(asked.route) > 1:
+                    yield PASSED
+                    return
+                begun = True
+                yield response.status, kind, whole + end
+            else:
+                held = whole + end + held
+        if held.strip() or not begun:
+            raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
+
+
+async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float) -> AsyncIterator[Any]:
+    """The one answer that a call gets: status, content type and first bytes, then the rest."""
+    begun = False
+    while True:
+        parts = ask(asked)
+        try:
+            async with asyncio.timeout(patience):
+                await anext(parts)  # `TAKEN`
+            async for part in parts:
+                if isinstance(part, bytes) and part == PASSED:
+                    asked.route.pop(0)
+                    asked.hops += 1
+                    break
+                begun = True
+                yield part
+            else:
+                return
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error  # of an error in another process
+            why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}"
+            if begun:
+                yield b"data: " + failure(f"the replica was lost in the middle of this answer ({why})") + b"\n\n"
+                yield b"data: [DONE]\n\n"
+                return
+            if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
+                yield 503, "application/json", failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
+                return
+            asked.lost.update(asked.route[:1])
+            asked.route.clear()
+        finally:
+            await parts.aclose()  # type: ignore[attr-defined]
+
+
+def failure(message: str, code: int = 503, kind: str = "ServiceUnavailable") -> bytes:
+    return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
