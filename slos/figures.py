@@ -122,11 +122,11 @@ def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> 
     against = list(dict.fromkeys(table["against"]))
     rows = pd.concat([table, means.assign(scenario="geometric mean")])
     scenarios = list(dict.fromkeys(rows["scenario"]))
-    figure, axis = plt.subplots(figsize=(1.3 * len(scenarios) + 1.5, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * len(scenarios) + 1.5), 3.4), layout="constrained")
     palette = colors(against)
     for i, other in enumerate(against):
         mine = rows[rows["against"] == other].set_index("scenario").reindex(scenarios)
-        x = np.arange(len(scenarios)) + (i - (len(against) - 1) / 2) * 0.16
+        x = np.arange(len(scenarios)) + (i - (len(against) - 1) / 2) * 0.8 / max(5, len(against))
         bounds = np.maximum(0, np.array([mine["ratio"] - mine["low"], mine["high"] - mine["ratio"]]))
         label = "the best of them" if other == "best" else name_of(other)
         axis.errorbar(x, mine["ratio"], yerr=bounds, fmt=MARKERS[i], color=palette[other], capsize=2,
@@ -138,7 +138,7 @@ def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> 
     axis.set_xticks(range(len(scenarios)), scenarios)
     axis.set_ylabel("SLOs-Serve over another (x)")
     axis.set_ylim(0, 1.08 * max([paper, *rows["high"]]))
-    axis.legend(frameon=False, fontsize=8, ncols=len(against), loc="lower left", bbox_to_anchor=(0, 1))
+    figure.legend(frameon=False, fontsize=8, ncols=min(4, len(against)), loc="outside upper center")
     sns.despine(ax=axis)
     note(figure, f"{source}; whiskers: 95 % interval over seeds")
     return figure
