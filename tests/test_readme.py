@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from slos.measured import capacities
 from slos.policies import POLICIES
 from slos.report import read_headlines
 from workloads import SCENARIOS
@@ -29,6 +31,13 @@ CLAIMS = {
 def ran(path: Path = REFERENCE) -> bool:
     """Whether there is a reference run. The folder alone, empty, is none."""
     return path.is_dir() and any(path.iterdir())
+
+
+def test_what_was_measured_is_what_the_reference_run_measured() -> None:
+    found = capacities(pd.read_csv(REFERENCE / "engine.csv")).set_index(["scenario", "status", "system"])["capacity"]
+    for workload, phrase in (("bursty", "{}x on a bursty"), ("steady", "{}x on a steady")):
+        ratio = found[workload, "measured", "slos-serve"] / found[workload, "measured", "vllm-v1"]
+        assert phrase.format(f"{ratio:.2f}") in README
 
 
 # The policy
