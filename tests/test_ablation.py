@@ -158,7 +158,8 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ablation, "carried", carried)
     cases, s = variants("quick"), SCALES["quick"]
-    assert len(cases) == len(SCENARIOS) * (2 + 2 * len(PARTS))
+    assert len(cases) == len(s.scenarios) * (2 + 2 * len(PARTS))
+    assert SCALES["full"].scenarios == tuple(SCENARIOS), "the paper speaks of all"
     assert all(c.replicas == s.replicas and c.num_requests == s.replicas * s.requests for c in cases.values())
     assert cases["chatbot", "base"].setting == "admission=0,best_effort=0,batch_tokens=1024"
     assert cases["chatbot", "base"].router == PLAIN and cases["chatbot", "base"].max_drafts == 0
