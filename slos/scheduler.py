@@ -51,10 +51,10 @@ class SLOsServe:
 
     roofline, lengths: what is believed of the hardware and of output lengths; a host that learns may assign better ones
     between steps. longest_step: cap on a batch, seconds, so that arrivals are seen in time. speculate: draft where the
-    engine can. What is promised never rests on drafts: they are an advance on it, which gives slack and KV blocks back
-    sooner. For ablations: without `admission` whoever's prompt fits the free KV blocks starts, in order of arrival;
-    without `best_effort` nobody is set aside, and who cannot be in time is in the way of those behind; batch_tokens is
-    the size of every batch, 0 where it follows from what is due.
+    engine can; no promise rests on drafts, an advance that gives slack and KV blocks back sooner. For ablations:
+    without `admission` whoever's prompt fits the free KV blocks starts, in order of arrival; without `best_effort`
+    nobody is set aside, and who cannot be in time is in the way of those behind; batch_tokens is the size of every
+    batch, 0 where it follows from what is due.
     """
 
     roofline: Roofline
@@ -100,7 +100,7 @@ class SLOsServe:
             else:
                 candidates.append(p)
         self._age(view, guaranteed, best_effort, waiting)
-        candidates, unplanned = self._planned(candidates)
+        candidates, unplanned = self.planned(candidates)
         old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         jobs[old:, NEW] = 1
@@ -124,7 +124,7 @@ class SLOsServe:
             self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
         return replace(batch, repeat=1) if candidates or unplanned else batch
 
-    def _planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
+    def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """As many as one planning takes, those admitted already and then the most urgent first; and the others."""
         if not (self.admission and self.best_effort):
             candidates = sorted(candidates, key=lambda p: p.arrival)

@@ -18,9 +18,11 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -171,6 +173,7 @@ def _ray(workers: int | None, digest: str) -> Any:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)  # workers find what is found here
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 are too few for a machine with much else to do
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20,
                  _temp_dir=temp, **quiet)  # fmt: skip
@@ -181,6 +184,8 @@ def _ray(workers: int | None, digest: str) -> Any:
     finally:
         os.environ.pop("PYTHONPATH")
         os.environ.update({} if before is None else {"PYTHONPATH": before})
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack, at the end of every notebook
     return ray
 
 
