@@ -34,7 +34,6 @@ REPEAT = 64  # steps for which a steady batch is promised
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
 IN_TURN = 64  # candidates looked at in a step where nobody is set aside
 SECOND_TRIES = 4  # candidates that the planner's fluid view left out and the look ahead is asked about all the same
-
 # Best effort takes what is left, but time and memory that look idle are also what the next burst will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
 BUSY = 0.6  # pressure (share of KV cache held, or of the tightest TPOT used) from which best effort is held back:
