@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from slos.experiments import Frame
 from slos.figures import HATCHES, MARKERS, colors, name_of, note
@@ -172,10 +173,12 @@ def summary_chart(table: Frame, source: str) -> Figure:
     axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
     axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axis.set_xscale("log")
-    axis.set_xlabel("ours over the paper's; for times the other way round (dashed: the paper's value)")
-    for verdict, (color, hatch) in looks.items():
-        axis.bar(0, 0, color=color, hatch=hatch, edgecolor="black", label=verdict)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 4, 8]))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("ours over the paper's (of times, the inverse)")
+    keys = [Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict) for verdict, (c, h) in looks.items()]
+    axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
     axis.margins(x=0.15)
     sns.despine(ax=axis)
     note(figure, source)
