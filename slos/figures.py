@@ -13,7 +13,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import OURS, Frame
+from slos.compare import Frame
+from slos.experiments import OURS
 from slos.timeline import Timeline, fate
 from slos.types import Request
 

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from statistics import geometric_mean
@@ -100,6 +101,12 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
         require(key not in claims, f"{path}: key", key, "there once")
         claims[key] = Claim(**raw)
     return list(claims.values())
+
+
+@cache
+def paper(key: str) -> float:
+    """The paper's number under a key of `results/paper.yaml`."""
+    return next(c.value for c in read_claims() if c.key == key)
 
 
 def read_headlines(path: Path) -> list[Headline]:

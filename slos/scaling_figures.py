@@ -8,10 +8,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.ablation import PAPER, PARTS
-from slos.experiments import Frame
+from slos.ablation import CLAIMS, PARTS
+from slos.compare import Frame, mean_of
 from slos.figures import HATCHES, MARKERS, colors, name_of, note
-from slos.scaling import mean_of
+from slos.report import paper
 from slos.topology import POOLED
 
 LABELS = {POOLED: "one large engine", "": "one replica"}
@@ -127,9 +127,10 @@ def ablation_chart(table: Frame, source: str) -> Figure:
                           markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
-        if part in PAPER:
-            axis.axvline(PAPER[part], color="black", linewidth=0.8, linestyle="--")
-            axis.annotate(f" paper: {PAPER[part]:g}x", (PAPER[part], -0.45), fontsize=7)
+        if part in CLAIMS:
+            said = paper(CLAIMS[part])
+            axis.axvline(said, color="black", linewidth=0.8, linestyle="--")
+            axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
         axis.set_title(PARTS[part], fontsize=10)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))

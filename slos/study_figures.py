@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import Frame
+from slos.compare import Frame
 from slos.figures import HATCHES, MARKERS, colors, name_of, note
 from slos.performance import FitCase
 from slos.roofline import Plane, Roofline
