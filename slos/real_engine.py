@@ -103,10 +103,7 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An engine as the simulator is told of it.
-
-    outside: seconds that a first token takes beside the engine's steps.
-    """
+    """An engine as the simulator is told of it. outside: seconds that a first token takes beside the engine's steps."""
 
     profile: Profile
     outside: float
