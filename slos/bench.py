@@ -24,7 +24,7 @@ import pandas as pd
 from slos.compare import Frame, put
 from slos.jobs import NEW, NO_LINKS, jobs_of
 from slos.planner import Instance, admit
-from slos.policies import POLICIES, make_policy
+from slos.policies import make_policy
 from slos.report import paper
 from slos.roofline import Plane, Roofline, profile
 from slos.scheduler import SLOsServe
@@ -118,16 +118,9 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
 def simulations(num_requests: int) -> Frame:
     """CPU seconds per 1,000 requests of every policy near its capacity, a row each."""
     rows = [
-        (
-            scenario,
-            lengths,
-            system,
-            rates[system],
-            simulation_cost(scenario, lengths, system, rates[system], num_requests),
-        )
+        (scenario, lengths, system, rate, simulation_cost(scenario, lengths, system, rate, num_requests))
         for (scenario, lengths), rates in NEAR_CAPACITY.items()
-        for system in POLICIES
-        if system in rates
+        for system, rate in rates.items()
     ]
     return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
 

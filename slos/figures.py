@@ -151,7 +151,7 @@ def dots(axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
     rows, reported = pd.concat([table, means.assign(scenario="geometric mean")]), paper("capacity_vs_vllm")
-    count = rows["scenario"].nunique()
+    count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     palette = colors(list(dict.fromkeys(table["against"])))
     groups = {

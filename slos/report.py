@@ -201,13 +201,10 @@ def capacity_tables(path: Path) -> str:
     tables = []
     for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):
         grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
-        texts = {
-            (
-                r.scenario,
-                r.system,
-            ): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}".strip()
-            for r in rows.itertuples()
-        }
+        texts = {}
+        for r in rows.itertuples():
+            text = f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
+            texts[r.scenario, r.system] = text.strip()
         baselines = [s for s in grid if not str(s).startswith(OURS)]
         ratio = grid.get(OURS, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
         lines = []

@@ -56,7 +56,7 @@ def scaling_cases(
 ) -> list[Search]:
     """Every scenario, system, router and number of replicas; and ours in one engine as large as all of them."""
     s, grid = _known(size, scenarios, systems, routers), []
-    for scenario, n, seed in ((c, n, i) for c in scenarios or s.scenarios for n in s.replicas for i in range(s.seeds)):
+    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
         kinds = [(system, router, "") for system in systems for router in (routers if n > 1 else ("",))]
         kinds += [(OURS, "", POOLED)] if n > 1 and OURS in systems else []
         for system, router, topology in kinds:
@@ -74,9 +74,7 @@ def disaggregation_cases(
 ) -> list[Search]:
     """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same router."""
     s, grid = _known(size, scenarios, systems), []
-    for scenario, system, seed in (
-        (c, p, i) for c in scenarios or s.scenarios for p in systems for i in range(s.seeds)
-    ):
+    for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds)):
         for topology in (*RATIOS, "2", "3"):
             gpus = int(topology) if topology.isdigit() else len(roles(topology))
             apart = not topology.isdigit()
