@@ -69,8 +69,7 @@ def in_turn(now, jobs, links, old, new, seats, before, blocks, block_size, plane
     first = max(0, min(before, new, seats))
     mine[:first] = True
     while (
-        first
-        and look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK
+        first and look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK
     ):
         first //= 2
         mine[first:] = False

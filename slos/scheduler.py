@@ -23,11 +23,11 @@ import numpy as np
 
 from slos import batching, lookahead
 from slos.batching import Room
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.rounds import Promised
-from slos.speculation import Acceptance, draft_length
+from slos.speculation import Acceptance, Drafting
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
@@ -202,10 +202,12 @@ class SLOsServe:
         roofline = self.roofline
         return view.total_blocks, view.block_size, roofline.array, roofline.k_ctx, self.longest_step, self.batch_tokens
 
-    def _proven(self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1) -> bool:
+    def _proven(
+        self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1, now: float | None = None
+    ) -> bool:
         """Whether those inside the `future` are all served in time, if so many `steps` last `seconds` at the least."""
-        *hardware, fixed = self._hardware(view)
-        return lookahead.look_ahead(view.now, *future, *hardware, seconds, fixed, steps)[0] == lookahead.OK
+        now, (*hardware, fixed) = view.now if now is None else now, self._hardware(view)
+        return lookahead.look_ahead(now, *future, *hardware, seconds, fixed, steps)[0] == lookahead.OK
 
     def _batch(
         self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
@@ -214,15 +216,32 @@ class SLOsServe:
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         planes, k_ctx = self.roofline.array, self.roofline.k_ctx
-        seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
-        rounds = len(future[1]) > 0
-        drafting = self.speculate and view.max_drafts > 0 and not rounds
+
+        def form(jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> float:
+            return batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
+
+        def proven(now: float, jobs: np.ndarray, inside: np.ndarray) -> bool:
+            return self._proven(view, jobs, NO_LINKS, inside, now=now)
+
+        seconds, rounds = form(jobs, planes, share), len(future[1]) > 0
+        drafts, length = np.zeros(len(jobs), np.int64), 0
+        if self.speculate and view.max_drafts > 0 and not rounds:
+            short = bool(jobs[:, COMPUTED].sum() > BUSY * view.total_blocks * view.block_size)
+            drafting = Drafting(view, self.roofline, self._acceptance, self.longest_step, short, form, proven)
+            drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = Room(view, best_effort)
         need, starts = needed(jobs, share, view.block_size)
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
-        length = self._draft(view, jobs, guaranteed, share, tokens, room) if drafting else 0
+        for j in np.flatnonzero(drafts).tolist():
+            p, n = guaranteed[j], int(drafts[j])
+            need = view.blocks(p.computed + 1 + n) - view.blocks(p.computed + 1)
+            if p.id in tokens and need <= room.free:
+                room.free -= need
+                tokens[p.id] += n
+                length = max(length, n)
+                self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
@@ -267,34 +286,3 @@ class SLOsServe:
             for _ in range(steps):  # as the host adds them up
                 self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)
-
-    def _draft(
-        self,
-        view: View,
-        jobs: np.ndarray,
-        guaranteed: list[Progress],
-        share: np.ndarray,
-        tokens: dict[str, int],
-        room: Room,
-    ) -> int:
-        """Add drafts to the decodes of a batch where that pays; the length of the longest.
-
-        Never while a prefill is left over: what drafts bring changes the batches to come, and its proof is of others.
-        """
-        roofline = self.roofline
-        decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
-        if not decoding:
-            return 0
-        end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
-        total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
-        alpha, longest = self._acceptance.alpha, 0
-        length = draft_length(roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
-        for p in decoding if length else ():
-            drafts = min(length, self.lengths.remaining(p) - 1)
-            need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)
-            if drafts > 0 and need <= room.free:
-                room.free -= need
-                tokens[p.id] += drafts
-                longest = max(longest, drafts)
-                self._acceptance.give(p, drafts)
-        return longest
