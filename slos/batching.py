@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from slos.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT
+from slos.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
 from slos.kernels import kernel
 from slos.types import Progress, View
 
@@ -151,6 +151,32 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
         if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
             end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
     return end
+
+
+@kernel
+def advance(now, jobs, tokens, drafts, planes):
+    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether all are in time.
+
+    To be proven afterwards: who could be in time before and no more can fails there.
+    """
+    jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
+    for j in range(len(jobs)):
+        job = jobs[j]
+        job[NEW] = 1
+        if tokens[j] < job[LEFT]:
+            job[LEFT] -= tokens[j]
+            job[COMPUTED] += tokens[j]
+            continue
+        in_time &= now <= job[DUE] + EPS
+        said = 1 + min(drafts[j], max(0.0, job[REMAINING] - job[SWITCH] - 1))
+        job[COMPUTED] += tokens[j] + said - 1
+        job[LEFT], job[REMAINING] = 1, job[REMAINING] - said
+        job[DUE] += (said - 1) * job[TPOT]
+        alive[j] = job[REMAINING] > 0
+        if job[REMAINING] == job[SWITCH]:
+            job[TPOT], job[SWITCH] = job[LATER], 0.0
+        job[DUE] += job[TPOT]
+    return jobs, alive, in_time
 
 
 class Room:

@@ -55,17 +55,25 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_s
 
 
 @kernel
-def in_turn(now, jobs, links, old, new, seats, blocks, block_size, planes, k_ctx, longest, fixed):
+def in_turn(now, jobs, links, old, new, seats, before, blocks, block_size, planes, k_ctx, longest, fixed):
     """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead refuses: bool [new].
 
     Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At least one job runs.
+    before: how many were let in by the last proof, and are likely to pass together.
     """
     inside = np.ones(len(jobs), np.bool_)
     mine = inside[old : old + new]
     mine[:] = False
-    for c in range(min(new, seats)):
-        job = jobs[old + c]
+    for job in jobs[old : old + new]:
         job[NEW] = now + batch_time(planes, k_ctx, job[LEFT], 0.0) <= job[DUE] + EPS
+    first = max(0, min(before, new, seats))
+    mine[:first] = True
+    while (
+        first and look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK
+    ):
+        first //= 2
+        mine[first:] = False
+    for c in range(first, min(new, seats)):
         mine[c] = True
         if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK:
             mine[c] = old == 0 and mine.sum() == 1
@@ -74,13 +82,46 @@ def in_turn(now, jobs, links, old, new, seats, blocks, block_size, planes, k_ctx
 
 
 @kernel
-def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch, fixed=0):
+def refused(now, jobs, links, inside, first, running, steps, blocks, block_size, planes, k_ctx, longest, fixed):
+    """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`, the ones before it
+    being those decodes that are guaranteed.
+
+    Looked at only until one of those who are away comes back: then there is more to decide.
+    """
+    inside = inside.copy()
+    inside[first] = True
+    for j in range(len(links)):
+        if links[j, CHILD]:
+            inside[int(links[j, CHILD])] = inside[j]
+    if len(links):  # who is outside only costs time
+        links, place = links[inside], np.cumsum(inside) - 1.0
+        for link in links:
+            link[CHILD] = place[int(link[CHILD])] if link[CHILD] else 0.0
+    jobs, inside = jobs[inside], np.ones(inside.sum(), np.bool_)
+    for k in range(1, steps):
+        now += batch_time(planes, 0.0, running, 0.0)
+        if len(links) and ((links[:, WAKE] > 0) & (links[:, WAKE] <= now)).any():
+            return k
+        for job in jobs[:first]:
+            if job[REMAINING] == job[SWITCH]:
+                return k
+            job[COMPUTED], job[REMAINING], job[DUE] = job[COMPUTED] + 1, job[REMAINING] - 1, job[DUE] + job[TPOT]
+        job = jobs[first]
+        job[NEW] = now + batch_time(planes, k_ctx, job[LEFT], 0.0) <= job[DUE] + EPS
+        if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] == OK:
+            return k
+    return steps
+
+
+@kernel
+def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch, fixed=0, steps=1):
     """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
     finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
     that cannot be in time even alone is not checked, so that it does not forbid others. Rounds to come are followed to
-    the last of them, each from when it will arrive. stretch: the least that the first step lasts, in seconds.
+    the last of them, each from when it will arrive. stretch: the least that the first step lasts, in seconds, and more
+    `steps` like it until somebody arrives.
     """
     jobs, alive = jobs.copy(), inside.copy()
     size = len(jobs)
@@ -104,14 +145,16 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
     prefills = np.empty(size, np.int64)
     count, total, context, soonest = scan(jobs, alive, prefills, tokens)
     sort(prefills[:count], jobs)
-    settle, horizon = SETTLE, HORIZON
+    settle, horizon = SETTLE + steps - 1, HORIZON + steps - 1
     while settle > 0:
         if asleep:
             if total == 0:
+                while steps > 1 and now + stretch < wake[wake > 0].min():
+                    now, steps = now + stretch, steps - 1
                 now, stretch = max(now + stretch, wake[wake > 0].min()), 0.0
             late_comers = np.flatnonzero((wake > 0) & (wake <= now))
             if len(late_comers):
-                asleep -= len(late_comers)
+                asleep, steps = asleep - len(late_comers), 1
                 alive[late_comers] = True
                 jobs[late_comers, DUE] = wake[late_comers] + links[late_comers, FIRST]
                 wake[late_comers] = 0.0
@@ -128,7 +171,8 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
             if stretch == 0 and steady(now, jobs, alive, strict, planes, k_ctx):
                 return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
         seconds = fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens, fixed)
-        now, stretch = now + max(seconds, stretch), 0.0
+        now, steps = now + max(seconds, stretch), steps - 1
+        stretch = stretch if steps > 0 else 0.0
         held = freed = total = context = 0.0
         soonest = np.inf
         for j in range(size):

@@ -60,24 +60,27 @@ def chain(jobs: np.ndarray, rounds: Sequence[tuple[int, Rounds, float]]) -> tupl
     """
     if not rounds:
         return jobs, NO_LINKS
-    links, size = [np.zeros((len(jobs), 4))], len(jobs)
-    for row, r, wake in rounds:
-        mine = r.links.copy()
-        mine[:-1, CHILD] = np.arange(size + 1, size + len(mine))
+    rows, known, wakes = zip(*rounds, strict=True)
+    links = np.concatenate((np.zeros((len(jobs), 4)), *(r.links for r in known)))
+    ends = len(jobs) + np.array([len(r.links) for r in known]).cumsum()
+    starts = [len(jobs), *ends[:-1].tolist()]
+    links[len(jobs) :, CHILD] = np.arange(len(jobs) + 1, len(links) + 1)
+    links[ends - 1, CHILD] = 0
+    for row, start, wake in zip(rows, starts, wakes, strict=True):
         if row < 0:
-            mine[0, WAKE] = wake
+            links[start, WAKE] = wake
         else:
-            links[0][row, CHILD] = size
-        links.append(mine)
-        size += len(mine)
-    return np.concatenate((jobs, *(r.jobs for _, r, _ in rounds))), np.concatenate(links)
+            links[row, CHILD] = start
+    return np.concatenate((jobs, *(r.jobs for r in known))), links
 
 
 @dataclass(slots=True)
 class Promised:
-    """Rounds to come by request, when those arrive whose request is away, and when the last step ends (s)."""
+    """Rounds to come by request, those of candidates as first seen, when those arrive whose request is away, and when
+    the last step ends (s)."""
 
     rounds: dict[str, Rounds] = field(default_factory=dict)
+    asked: dict[str, Rounds] = field(default_factory=dict)
     away: dict[str, float] = field(default_factory=dict)
     end: float = 0.0
 
@@ -114,8 +117,11 @@ class Promised:
         """Jobs, those of `guaranteed` and then of `candidates`, with all rounds to come behind them; and links."""
         known = enumerate(guaranteed) if self.rounds else ()
         found = [(i, p, rounds) for i, p in known if (rounds := self.rounds.get(p.id))]
+        asked, self.asked = self.asked, {}
         for i, p in enumerate(candidates, len(guaranteed)):
-            if rounds := rounds_of(p, lengths, roofline):
+            rounds = asked.get(p.id)
+            if (rounds and rounds.stage == p.stage) or (rounds := rounds_of(p, lengths, roofline)):
+                self.asked[p.id] = rounds
                 found.append((i, p, rounds))
         for i, p, rounds in found:
             jobs[i, REMAINING] += rounds.after - lengths.after_stage(p)

@@ -23,11 +23,11 @@ import numpy as np
 
 from slos import batching, lookahead
 from slos.batching import Room
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.rounds import Promised
-from slos.speculation import Acceptance, draft_length
+from slos.speculation import Acceptance, Drafting
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
 REPEAT = 64  # steps for which a steady batch is promised
@@ -78,7 +78,7 @@ class SLOsServe:
         self._acceptance.learn(view.running)
         if self._promised.rounds:
             self._started |= self._promised.follow(view, self.lengths, self.roofline)
-        guaranteed, candidates, best_effort, declined = [], [], [], []
+        guaranteed, candidates, best_effort, waiting, declined = [], [], [], [], []
         for p in view.running:
             if p.best_effort:
                 best_effort.append(p)
@@ -87,7 +87,6 @@ class SLOsServe:
                 best_effort.append(p)
             else:
                 guaranteed.append(p)
-        waiting = []
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
@@ -116,12 +115,16 @@ class SLOsServe:
             if not guaranteed and not best_effort:  # nothing runs that they could wait for
                 declined += candidates
                 waiting += candidates
-        batch = self._batch(
-            view, jobs, guaranteed, best_effort, waiting, tuple(p.id for p in declined), (*future, inside)
-        )
+        batch = self._batch(view, jobs, guaranteed, best_effort, waiting, declined, (*future, inside))
         if len(future[1]):
             self._promised.add([p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline)
-        return replace(batch, repeat=1) if candidates or unplanned else batch
+        if not (candidates or unplanned):
+            return batch
+        steps = 1 if self.best_effort or self.roofline.k_ctx else batch.repeat
+        if steps > 1 and self.admission:  # without it nobody gets in before somebody ends
+            hardware = len(batch.tokens), int(steps), *self._hardware(view)
+            steps = lookahead.refused(view.now, *future, inside, old, *hardware)
+        return replace(batch, repeat=steps)
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """As many as one planning takes, those admitted already and then the most urgent first; and the others."""
@@ -168,15 +171,15 @@ class SLOsServe:
     ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
-        blocks, size, k_ctx, planes = view.total_blocks, view.block_size, self.roofline.k_ctx, self.roofline.array
-        hardware, fixed = (blocks, size, planes, k_ctx, self.longest_step), self.batch_tokens
+        blocks, size, *_, fixed = hardware = self._hardware(view)
         seats = view.max_seqs - old - len(self._promised.away)
         if not self.admission:
             claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / size)
             free = blocks - claimed[:old].sum() - old  # a block for each to grow into
             return (claimed[old:].cumsum() <= free) & (np.arange(new) < seats) | (np.arange(old, new + old) == 0)
         if not self.best_effort:
-            return lookahead.in_turn(view.now, *future, old, new, seats, *hardware, fixed)
+            before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
+            return lookahead.in_turn(view.now, *future, old, new, seats, before, *hardware)
         value = np.array([p.value for p in candidates])
         paces = sorted(set(jobs[:, TPOT].tolist()))
         tpots = np.array([*paces, 2 * paces[-1]])
@@ -186,7 +189,7 @@ class SLOsServe:
             rates[:] = fixed / self.roofline.time(fixed, 0, context)
         problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
-        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware, fixed)
+        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
         before = np.array([p.id in self._admitted for p in candidates])
         if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
             inside = np.ones(len(future[0]), np.bool_)
@@ -195,38 +198,54 @@ class SLOsServe:
                 return before
         return chosen
 
-    def _proven(self, view: View, jobs: np.ndarray, links: np.ndarray, inside: np.ndarray, seconds: float = 0) -> bool:
-        """Whether the jobs `inside` are all served in time, if this step lasts `seconds` at the least."""
-        hardware = view.total_blocks, view.block_size, self.roofline.array, self.roofline.k_ctx, self.longest_step
-        found = lookahead.look_ahead(view.now, jobs, links, inside, *hardware, seconds, self.batch_tokens)
-        return found[0] == lookahead.OK
+    def _hardware(self, view: View) -> tuple[int, int, np.ndarray, float, float, int]:
+        roofline = self.roofline
+        return view.total_blocks, view.block_size, roofline.array, roofline.k_ctx, self.longest_step, self.batch_tokens
+
+    def _proven(
+        self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1, now: float | None = None
+    ) -> bool:
+        """Whether those inside the `future` are all served in time, if so many `steps` last `seconds` at the least."""
+        now, (*hardware, fixed) = view.now if now is None else now, self._hardware(view)
+        return lookahead.look_ahead(now, *future, *hardware, seconds, fixed, steps)[0] == lookahead.OK
 
     def _batch(
-        self,
-        view: View,
-        jobs: np.ndarray,
-        guaranteed: list[Progress],
-        best_effort: list[Progress],
-        waiting: list[Progress],
-        declined: tuple[str, ...],
-        future: tuple[np.ndarray, np.ndarray, np.ndarray],
-    ) -> Batch:
+        self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
+        waiting: list[Progress], declined: list[Progress], future: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> Batch:  # fmt: skip
         """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         planes, k_ctx = self.roofline.array, self.roofline.k_ctx
-        seconds = batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
-        rounds = len(future[1]) > 0
-        drafting = self.speculate and view.max_drafts > 0 and not rounds
+
+        def form(jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> float:
+            return batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
+
+        def proven(now: float, jobs: np.ndarray, inside: np.ndarray) -> bool:
+            return self._proven(view, jobs, NO_LINKS, inside, now=now)
+
+        seconds, rounds = form(jobs, planes, share), len(future[1]) > 0
+        drafts, length = np.zeros(len(jobs), np.int64), 0
+        if self.speculate and view.max_drafts > 0 and not rounds:
+            short = bool(jobs[:, COMPUTED].sum() > BUSY * view.total_blocks * view.block_size)
+            drafting = Drafting(view, self.roofline, self._acceptance, self.longest_step, short, form, proven)
+            drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = Room(view, best_effort)
         need, starts = needed(jobs, share, view.block_size)
         wanted = share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
-        length = self._draft(view, jobs, guaranteed, share, tokens, room) if drafting else 0
+        for j in np.flatnonzero(drafts).tolist():
+            p, n = guaranteed[j], int(drafts[j])
+            need = view.blocks(p.computed + 1 + n) - view.blocks(p.computed + 1)
+            if p.id in tokens and need <= room.free:
+                room.free -= need
+                tokens[p.id] += n
+                length = max(length, n)
+                self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
         used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
-        steps = float(REPEAT)  # for which this batch stays as it is
+        steps, before = float(REPEAT), (tokens.copy(), list(room.preempted))  # steps that this batch stays as it is
         if best_effort or waiting:
             end = view.now + self.longest_step
             if guaranteed:
@@ -237,7 +256,6 @@ class SLOsServe:
                 else:
                     steps = min(steps, at_ease // len(guaranteed))
             end = max(end, view.now + self.roofline.time(used, length, context))  # the rest of the last tile is free
-            before = tokens.copy(), list(room.preempted)
             spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
             for p in [*room.evictable, *waiting]:
                 n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
@@ -252,49 +270,19 @@ class SLOsServe:
                     spare -= whole if not p.computed else 0
             if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
                 steps = 1
-            stretched = self.roofline.time(used, length, context)
-            if rounds and len(tokens) > len(before[0]) and not self._proven(view, *future, stretched):
-                tokens, room.preempted = before  # best effort would delay a round to come
+        calm = used == len(tokens) == len(view.running) and not (room.preempted or declined)
+        calm = calm and (jobs[:, LEFT] == 1).all() and lookahead.steady(view.now, jobs, alive, alive, planes, k_ctx)
+        steps = max(1, steps) if calm else 1
         if rounds:
+            steps = 1 if k_ctx else max(1, int((jobs[:, REMAINING] - jobs[:, SWITCH]).min(initial=steps)))
+            seconds = self.roofline.time(used, length, context)
+            if len(tokens) > len(before[0]):
+                if steps > 1 and not self._proven(view, *future, seconds=seconds, steps=steps):
+                    steps = 1
+                if steps == 1 and not self._proven(view, *future, seconds=seconds):
+                    tokens, room.preempted = before  # best effort would delay a round to come
             context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
             self._promised.end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
-            alone = guaranteed and len(tokens) == len(guaranteed) and not k_ctx
-            steps = min(steps, (jobs[:, REMAINING] - jobs[:, SWITCH]).min()) if alone else 1
-        settled = used == len(tokens) == len(view.running) and (jobs[:, LEFT] == 1).all()
-        calm = settled and not room.preempted and not declined
-        if not (calm and lookahead.steady(view.now, jobs, alive, alive, planes, k_ctx)):
-            steps = 1
-        for _ in range(int(steps) if rounds else 0):  # as the host adds them up
-            self._promised.end += seconds
-        return Batch(tokens, tuple(room.preempted), declined, max(1, steps))
-
-    def _draft(
-        self,
-        view: View,
-        jobs: np.ndarray,
-        guaranteed: list[Progress],
-        share: np.ndarray,
-        tokens: dict[str, int],
-        room: Room,
-    ) -> int:
-        """Add drafts to the decodes of a batch where that pays; the length of the longest.
-
-        Never while a prefill is left over: what drafts bring changes the batches to come, and its proof is of others.
-        """
-        roofline = self.roofline
-        decoding = [p for p in guaranteed if p.left == 1 and p.id in tokens]
-        if not decoding:
-            return 0
-        end = batching.latest_end(view.now, jobs, share, roofline.array, roofline.k_ctx, self.longest_step, 0.0)
-        total, context = sum(tokens.values()), sum(p.computed for p in guaranteed if p.id in tokens)
-        alpha, longest = self._acceptance.alpha, 0
-        length = draft_length(roofline, alpha, len(decoding), total, context, end - view.now, view.max_drafts)
-        for p in decoding if length else ():
-            drafts = min(length, self.lengths.remaining(p) - 1)
-            need = view.blocks(p.computed + 1 + drafts) - view.blocks(p.computed + 1)
-            if drafts > 0 and need <= room.free:
-                room.free -= need
-                tokens[p.id] += drafts
-                longest = max(longest, drafts)
-                self._acceptance.give(p, drafts)
-        return longest
+            for _ in range(steps):  # as the host adds them up
+                self._promised.end += seconds
+        return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)

@@ -1,21 +1,33 @@
 """Speculative decoding: what a draft length is worth, and how often drafts are accepted (paper, section 4.3).
 
+A guaranteed request drafts for one of two ends. Where no prefill is left over, or KV blocks are short, drafts end it
+sooner, which gives its blocks back. Else they bring it ahead of its pace, so that it can sit out the batches of a
+burst: only who is less than AHEAD tokens ahead drafts then, at most as far as its tier pays in the long run.
+
 alpha is the chance that a draft token is accepted given that those before it were; a step with s drafts yields
 A(s) = 1 + alpha + ... + alpha^s = (1 - alpha^(s+1)) / (1 - alpha) tokens in expectation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from slos.batching import advance, latest_end
+from slos.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
+from slos.kernels import kernel
 from slos.roofline import Roofline
-from slos.types import Progress, require
+from slos.types import Progress, View, require
+
+AHEAD = 2.0  # tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
 
 
+@kernel
 def expected_tokens(alpha: float, drafts: int) -> float:
     """A(s): tokens of a step with `drafts` draft tokens."""
-    return float(drafts + 1) if alpha == 1 else (1 - alpha ** (drafts + 1)) / (1 - alpha)
+    return drafts + 1.0 if alpha == 1 else (1 - alpha ** (drafts + 1)) / (1 - alpha)
 
 
 def draft_length(
@@ -36,12 +48,58 @@ def draft_length(
     return best
 
 
+@kernel
+def drafting(planes, drafts, tokens):
+    """The roofline's planes for the rest of a batch in which `tokens` are drafts, the longest of `drafts`."""
+    planes = planes.copy()
+    tile = planes[0, 3]
+    planes[:, 2] += planes[:, 1] * drafts + planes[:, 0] * np.ceil(tokens / tile) * tile
+    return planes
+
+
+@kernel
+def tier_lengths(planes, reading, alpha, tpots, counts, most, longest):
+    """Draft lengths [tiers] that leave the most tokens per second to prefills, and how many: rho(n).
+
+    Of `counts` requests at `tpots` each decodes at its pace: with s drafts in a step of every A(s) * tpot seconds, so
+    that the step lasts as long as the tier at the bottleneck allows, `longest` at the most, and a tier that could wait
+    longer sits out some. For a given step the shortest draft that keeps the pace is the cheapest, so that only the
+    bottleneck and its draft are to be chosen. reading: seconds that the context takes; most: drafts that are allowed.
+    """
+    lengths, best = np.zeros(len(tpots), np.int64), -np.inf
+    mine = lengths.copy()
+    for tier in range(len(tpots)):
+        for s in range(most + 1):
+            seconds, cost, longest_draft, possible = min(longest, tpots[tier] * expected_tokens(alpha, s)), 0.0, 0, True
+            for other in range(len(tpots)):
+                n = 0
+                while n < most and tpots[other] * expected_tokens(alpha, n) < seconds:
+                    n += 1
+                pace = tpots[other] * expected_tokens(alpha, n)
+                possible &= counts[other] == 0 or pace >= seconds
+                if counts[other]:
+                    mine[other], longest_draft = n, max(longest_draft, n)
+                    cost += counts[other] * (n + 1) * min(1.0, seconds / pace)
+            tokens = np.inf
+            for k in range(len(planes)):
+                room = seconds - reading - planes[k, 2] - planes[k, 1] * longest_draft
+                tokens = min(tokens, max(0.0, room) / planes[k, 0])
+            rate = (np.floor(tokens / planes[0, 3]) * planes[0, 3] - cost) / seconds
+            if possible and rate > best:
+                lengths[:], best = mine, rate
+    return lengths, best
+
+
 @dataclass(slots=True)
 class Acceptance:
-    """alpha, learned from what became of the drafts that were given out; `prior` counts as `weight` draft tokens."""
+    """alpha, learned from what became of the drafts that were given out; `prior` counts as `weight` draft tokens.
+
+    ahead: by id, tokens that were accepted and that no proof has counted on yet.
+    """
 
     prior: float = 0.7
     weight: float = 50.0
+    ahead: dict[str, int] = field(init=False, repr=False, default_factory=dict)
     _tried: float = field(init=False, repr=False, default=0.0)
     _accepted: float = field(init=False, repr=False, default=0.0)
     _given: dict[str, tuple[int, int, int]] = field(init=False, repr=False, default_factory=dict)
@@ -64,5 +122,79 @@ class Acceptance:
             if stage == p.stage and p.generated > before:
                 accepted = p.generated - before - 1
                 self._accepted += accepted
+                self.ahead[p.id] = self.ahead.get(p.id, 0) + accepted
                 self._tried += min(accepted + 1, drafts)
         self._given.clear()
+
+
+def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
+    """Whether a step that computes `share` of the jobs leaves some prefill for another."""
+    return bool((share < jobs[:, LEFT])[jobs[:, LEFT] > 1].any())
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How drafts are put into a step, given how steps are formed and promises proven.
+
+    form: fills the tokens of a step, by jobs and planes, and tells its seconds; proven: whether jobs are served in time
+    from a time on, those that count; longest: seconds that any step lasts; short: of KV blocks.
+    """
+
+    view: View
+    roofline: Roofline
+    acceptance: Acceptance
+    longest: float
+    short: bool
+    form: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+    proven: Callable[[float, np.ndarray, np.ndarray], bool]
+
+    def spread(self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
+        """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is changed for them.
+
+        Drafts may take from prefill that is left over, if the look
+        ahead passes whether all or none are accepted. Where it fails for what came of them between the two, the step is
+        formed as if none had been: that was proven.
+        """
+        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.roofline.array
+        if not left_over(jobs, share):
+            self.acceptance.ahead.clear()
+            return self.lengths(jobs, share, seconds)
+        if self.acceptance.ahead and not self.proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
+            held, ahead = jobs.copy(), np.array([self.acceptance.ahead.get(p.id, 0) for p in requests])
+            held[:, DUE] -= ahead * jobs[:, TPOT]
+            held[:, REMAINING] += ahead
+            self.form(held, planes, share)
+            return none
+        self.acceptance.ahead.clear()
+        drafts, rest = self.lengths(jobs, share, seconds), np.zeros(len(jobs))
+        if drafts.any():
+            self.form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
+            drafts[rest == 0] = 0
+            context = int(jobs[rest > 0, COMPUTED].sum())
+            end = view.now + self.roofline.time(int((rest + drafts).sum()), int(drafts.max()), context)
+            after = [advance(end, jobs, rest, accepted, planes) for accepted in (none, drafts)]
+            fits = needed(jobs, rest + drafts, view.block_size)[0] <= view.free_blocks
+            if fits and all(in_time and self.proven(end, jobs, alive) for jobs, alive, in_time in after):
+                share[:] = rest
+                return drafts
+        return none
+
+    def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
+        """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
+        now, most, alpha, planes = self.view.now, self.view.max_drafts, self.acceptance.alpha, self.roofline.array
+        decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
+        count, context = int(decoding.sum()), int(jobs[share > 0, COMPUTED].sum())
+        if not count:
+            return drafts
+        if not left_over(jobs, share):
+            spare = latest_end(now, jobs, share, planes, self.roofline.k_ctx, self.longest, 0.0) - now
+            drafts[decoding] = draft_length(self.roofline, alpha, count, int(share.sum()), context, spare, most)
+        else:
+            tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
+            reading = self.roofline.k_ctx * context
+            drafts[decoding] = tier_lengths(planes, reading, alpha, tpots, counts, most, self.longest)[0][tier]
+            if not self.short:
+                steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
+                lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
+                drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
+        return np.minimum(drafts, np.maximum(jobs[:, REMAINING] - 1, 0).astype(np.int64))

@@ -1,15 +1,18 @@
 """Draft lengths and the learned acceptance, against the obvious way to know them."""
 
+from itertools import product
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slos.jobs import DUE, LEFT, REMAINING, TPOT
 from slos.roofline import Plane, Roofline, profile
 from slos.simulator import World, simulate
-from slos.speculation import Acceptance, draft_length, expected_tokens
-from slos.types import SLO, Oracle, Progress, Request, Stage
+from slos.speculation import Acceptance, Drafting, draft_length, expected_tokens, tier_lengths
+from slos.types import SLO, Oracle, Progress, Request, Stage, View
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
@@ -35,6 +38,49 @@ def test_draft_length_is_the_best_that_fits(alpha, decodes, prefill, seconds, mo
     found = draft_length(roofline, alpha, decodes, tokens, 0, seconds, most)
     best = max(expected_tokens(alpha, s) / times[s] for s in fitting)
     assert found in fitting and expected_tokens(alpha, found) / times[found] == pytest.approx(best)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.02, 0.03, 0.05, 0.1]), st.integers(1, 40)), min_size=1, max_size=3),
+    st.floats(0, 1), st.integers(0, 4), st.floats(1e-5, 1e-3), st.floats(0, 5e-3), st.floats(0, 0.03),
+    st.sampled_from([1, 16]), st.floats(0.03, 0.3),
+)  # fmt: skip
+def test_tier_lengths_leave_the_most_to_prefills(tiers, alpha, most, k1, k2, b, tile, longest) -> None:
+    roofline = Roofline((Plane(k1, k2, b), Plane(2 * k1, 0.0, 0.0)), tile=tile)
+    paces = sorted(set(t for t, _ in tiers))
+    counts = [sum(n for t, n in tiers if t == pace) for pace in paces]
+
+    def rate(lengths: tuple[int, ...]) -> float:
+        """rho(n) with these draft lengths, as the paper writes it."""
+        each = [t * expected_tokens(alpha, s) for t, s in zip(paces, lengths, strict=True)]
+        seconds = min(longest, *each)
+        cost = sum(n * (s + 1) * min(1, seconds / e) for n, s, e in zip(counts, lengths, each, strict=True))
+        return (roofline.fits(seconds, max(lengths)) - cost) / seconds
+
+    best = max(rate(lengths) for lengths in product(range(most + 1), repeat=len(paces)))
+    args = np.array(paces), np.array(counts), most, longest
+    lengths, found = tier_lengths(roofline.array, 0.0, alpha, *args)
+    step = 1.01 * tile / min(longest, *paces)  # one tile more or less in a step, by rounding
+    assert found == pytest.approx(best, rel=1e-6, abs=step)
+    assert rate(tuple(lengths)) == pytest.approx(best, rel=1e-6, abs=step)
+
+
+def test_drafts_where_prefill_is_left_over_are_for_who_is_not_ahead() -> None:
+    roofline = profile("opt-6.7b-draft-a100").roofline
+    jobs = np.zeros((4, 8))
+    jobs[:, LEFT], jobs[:, REMAINING], jobs[:, TPOT] = (1, 1, 1, 5000), 50, 0.05
+    jobs[:, DUE] = 0.05, 0.05, 1.0, 0.5
+    jobs[1, REMAINING] = 2
+    share = np.array([1, 1, 1, 300.0])
+    view = View(0.0, [], [], 1000, 1000, 16, 256, max_drafts=8)
+
+    def drafts(short: bool) -> list[int]:
+        drafting = Drafting(view, roofline, Acceptance(), 0.15, short, lambda *_: 0.0, lambda *_: True)
+        return drafting.lengths(jobs, share, 0.05).tolist()
+
+    some, everybody = drafts(short=False), drafts(short=True)
+    assert some[0] > some[1] == 1 and some[2] == some[3] == 0
+    assert everybody[0] == everybody[2] >= some[0] and everybody[3] == 0
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.9])
