@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from slos.compare import Frame, Spread, mean_of, over, over_each, rows_of, select, within
+from slos.compare import Frame, Spread, mean_of, over, over_each, rows_of, select, told
 from slos.experiments import OURS, SETTINGS, run_searches
 from slos.metrics import interval
 from slos.report import paper
@@ -215,9 +215,8 @@ def what_ablation_shows(best: Frame) -> str:
         for how in ("off alone", "on alone"):
             mine = select(table, part=part, how=how)
             if len(mine):
-                mean, low, high = mean_of(mine)
                 each = ", ".join(f"{r.scenario} {r.ratio:.2f}" for r in rows_of(mine))
-                says.append(f"{how} {mean:.2f}x{within(low, high)} ({each})")
+                says.append(f"{how} {told(mine)} ({each})")
         reported = f"{paper(CLAIMS[part]):g}x" if part in CLAIMS else "no number"
         found = "; ".join(says) or "no scenario here has a draft model"
         lines.append(f"- **{label}**: {found}; the paper reports {reported}")
@@ -229,11 +228,10 @@ def what_rivals_show(best: Frame) -> str:
     """The findings in Markdown, from the numbers."""
     lines, table = [], against(best)
     for name, mine in table.groupby("against", sort=False):
-        mean, low, high = mean_of(mine)
         mine = mine.sort_values("ratio")
         worst, top = mine.iloc[0], mine.iloc[-1]
         lines.append(
-            f"- over **{'the best of them' if name == 'best' else name}**: {mean:.2f}x{within(low, high)}, "
+            f"- over **{'the best of them' if name == 'best' else name}**: {told(mine)}, "
             f"most in {top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
         )
     return "\n".join([*lines, "", f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together."])

@@ -72,8 +72,10 @@ def geometric_means(table: Frame) -> Frame:
     return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
 
 
-def within(low: float, high: float) -> str:
-    return f" [{low:.2f}, {high:.2f}]" if low < high else " (one seed)"
+def told(table: Frame) -> str:
+    """`mean_of` in words."""
+    mean, low, high = mean_of(table)
+    return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if low < high else "(one seed)")
 
 
 def put(size: str, notebook: str, numbers: Mapping[str, Spread], status: str, source: str, hardware: str) -> Frame:

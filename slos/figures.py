@@ -212,11 +212,8 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
         column[3].legend(fontsize=8, loc="upper right", frameon=True)
         for axis in column:
             axis.margins(x=0)
-    for axis, label in zip(
-        axes[:, 0],
-        ("arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"),
-        strict=True,
-    ):
+    labels = "arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     axes[1][0].legend(fontsize=8, loc="upper left", frameon=True)
     axes[2][0].legend(fontsize=8, loc="upper left", frameon=True)

@@ -105,8 +105,8 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
 
 @cache
 def paper(key: str) -> float:
-    """The paper's number under a key of `results/paper.yaml`."""
-    return next(c.value for c in read_claims() if c.key == key)
+    """The paper's number under a key of `results/paper.yaml`. Raises KeyError for an unknown one."""
+    return {c.key: c.value for c in read_claims()}[key]
 
 
 def read_headlines(path: Path) -> list[Headline]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from slos.compare import Frame, Spread, mean_of, over, rows_of, select, strongest, within
+from slos.compare import Frame, Spread, mean_of, over, rows_of, select, strongest, told
 from slos.experiments import OURS, capacities, run_searches
 from slos.policies import POLICIES
 from slos.report import paper
@@ -140,11 +140,10 @@ def what_scaling_shows(best: Frame, replicas: int) -> str:
     gains, lines = routing(best, replicas), []
     for system, what in dict.fromkeys(map(tuple, gains[["system", "what"]].values.tolist())):
         table = select(gains, system=system, what=what)
-        mean, low, high = mean_of(table)
         top = table.loc[table["ratio"].idxmax()]
         name = "in one engine as large as all" if what == POOLED else what
         lines.append(
-            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {mean:.2f}x{within(low, high)} in "
+            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {told(table)} in "
             f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
         )
     lines += [
@@ -170,9 +169,8 @@ def what_scaling_shows(best: Frame, replicas: int) -> str:
 def what_disaggregation_shows(best: Frame) -> str:
     """The findings in Markdown, from the numbers."""
     table = against_distserve(best)
-    mean, low, high = mean_of(table)
     lines = [
-        f"SLOs-Serve, side by side, carries {mean:.2f}x{within(low, high)} of DistServe at its best ratio, on as "
+        f"SLOs-Serve, side by side, carries {told(table)} of DistServe at its best ratio, on as "
         f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper('capacity_vs_distserve'):g}x.",
         *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
         "",
