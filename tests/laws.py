@@ -203,10 +203,11 @@ def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, rep
 def build(name: str, requests: Sequence[Request], world: World, lengths: LengthPredictor | None = None) -> Policy:
     if name in PATHOLOGICAL:
         return PATHOLOGICAL[name]()
+    name, off = ABLATED.get(name, (name, {}))
     kind = POLICIES[name]
     drafts = is_dataclass(kind) and "drafts" in (f.name for f in fields(kind))
     settings = {"drafts": world.max_drafts} if drafts else {}
-    return make_policy(name, world.roofline, lengths or Oracle(requests), **settings)
+    return make_policy(name, world.roofline, lengths or Oracle(requests), **settings, **off)
 
 
 # Pathological policies: legal and bad.
@@ -265,7 +266,13 @@ PATHOLOGICAL: dict[str, Callable[[], Policy]] = {
     "one-at-a-time": OneAtATime,
     "churn": Churn,
 }
-EVERY = [*POLICIES, *PATHOLOGICAL]
+ABLATED: dict[str, tuple[str, dict[str, int]]] = {
+    "in-turn": ("slos-serve", {"best_effort": 0}),
+    "first-come": ("slos-serve", {"admission": 0}),
+    "neither": ("slos-serve", {"admission": 0, "best_effort": 0}),
+    "fixed": ("slos-serve", {"batch_tokens": 16}),
+}
+EVERY = [*POLICIES, *ABLATED, *PATHOLOGICAL]
 
 
 # Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small machine busy.
