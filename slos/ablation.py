@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from slos.experiments import OURS, SETTINGS, Frame, run_searches
+from slos.compare import Frame, Spread, mean_of, over, over_each, rows_of, select, told
+from slos.experiments import OURS, SETTINGS, run_searches
 from slos.metrics import interval
-from slos.scaling import BEST_ROUTER, PLAIN, RATIOS, mean_of, rows_of, within
+from slos.report import paper
+from slos.scaling import BEST_ROUTER, PLAIN, RATIOS
 from slos.search import Search, parse_setting
 from slos.topology import roles
 from slos.types import require
@@ -29,7 +31,9 @@ PARTS = {
 }
 """The parts and what figures call them: the one place where they are named; `case_of` says what each switches."""
 
-PAPER = {"speculation": 1.66, "best_effort": 1.34, "routing": 1.19}
+CLAIMS = {"speculation": "ablation_speculation", "best_effort": "ablation_burst", "routing": "ablation_routing"}
+"""Those that the paper has a number for, and its key in `results/paper.yaml`."""
+
 MAX_DRAFTS = 10  # the paper's longest draft
 FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
@@ -165,14 +169,8 @@ def measured(size: str, cases: Mapping[tuple[str, str], Search], workers: int | 
     return pd.DataFrame(rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"])
 
 
-def over(best: Frame, mine: str, theirs: str) -> Frame:
-    """Capacity of one name over that of another, per scenario: scenario, ratio, low, high, each."""
-    rates = {(r.scenario, r.name): r.rate for r in rows_of(best)}
-    rows = []
-    for scenario in dict.fromkeys(best["scenario"]):
-        each = [a / b for a, b in zip(rates[scenario, mine], rates[scenario, theirs], strict=True)]
-        rows.append((scenario, *interval(each), each))
-    return pd.DataFrame(rows, columns=["scenario", "ratio", "low", "high", "each"])
+def named(best: Frame, name: str) -> Frame:
+    return select(best, name=name)[["scenario", "rate"]]
 
 
 def gains(best: Frame) -> Frame:
@@ -185,27 +183,24 @@ def gains(best: Frame) -> Frame:
         drafted = [bool(SCENARIOS[name].drafting) or part != "speculation" for name in best["scenario"]]
         for how, mine, theirs in (("off alone", "all", f"without {part}"), ("on alone", f"only {part}", "base")):
             if any(drafted):
-                tables.append(over(best[drafted], mine, theirs).assign(part=part, how=how))
+                tables.append(over(named(best[drafted], mine), named(best, theirs)).assign(part=part, how=how))
     return pd.concat(tables, ignore_index=True)
 
 
 def against(best: Frame) -> Frame:
     """The whole system over each baseline and over the best of them: scenario, against, ratio, low, high, each."""
-    names = [name for name in RIVALS if name in set(best["name"])]
-    rivals = best[best["name"].isin(names)]
-    strongest = rivals.loc[rivals.groupby("scenario", sort=False)["capacity"].idxmax()].assign(name="best")
-    best = pd.concat([best, strongest])
-    return pd.concat([over(best, "all", name).assign(against=name) for name in (*names, "vllm_spec", "best")])
+    theirs = pd.concat([select(best, name=name) for name in (*RIVALS, "vllm_spec")])
+    return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
 
 
-def numbers(best: Frame) -> dict[str, tuple[float, float, float]]:
+def numbers(best: Frame) -> dict[str, Spread]:
     """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
     parts, others = gains(best), against(best)
     found = {}
-    for key, part in (("ablation_speculation", "speculation"), ("ablation_burst", "best_effort")):
-        table = parts[(parts["part"] == part) & (parts["how"] == "off alone")]
+    for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
+        table = select(parts, part=part, how="off alone")
         if len(table):
-            found[key] = mean_of(table)
+            found[CLAIMS[part]] = mean_of(table)
     for name, table in others.groupby("against", sort=False):
         key = "capacity_vs_vllm_spec" if name == "vllm_spec" else f"headline_vs_{name}".replace("-", "_")
         found[key] = mean_of(table)
@@ -218,26 +213,25 @@ def what_ablation_shows(best: Frame) -> str:
     for part, label in PARTS.items():
         says = []
         for how in ("off alone", "on alone"):
-            mine = table[(table["part"] == part) & (table["how"] == how)]
+            mine = select(table, part=part, how=how)
             if len(mine):
-                mean, low, high = mean_of(mine)
                 each = ", ".join(f"{r.scenario} {r.ratio:.2f}" for r in rows_of(mine))
-                says.append(f"{how} {mean:.2f}x{within(low, high)} ({each})")
-        paper = f"the paper reports {PAPER[part]:g}x" if part in PAPER else "the paper reports no number"
-        lines.append(f"- **{label}**: {'; '.join(says) or 'no scenario here has a draft model'}; {paper}")
-    whole = over(best, "all", "base")
+                says.append(f"{how} {told(mine)} ({each})")
+        reported = f"{paper(CLAIMS[part]):g}x" if part in CLAIMS else "no number"
+        found = "; ".join(says) or "no scenario here has a draft model"
+        lines.append(f"- **{label}**: {found}; the paper reports {reported}")
+    whole = over(named(best, "all"), named(best, "base"))
     return "\n".join([*lines, f"- **all together** over the base: {mean_of(whole)[0]:.2f}x"])
 
 
-def what_rivals_show(best: Frame, paper: float = 2.2) -> str:
+def what_rivals_show(best: Frame) -> str:
     """The findings in Markdown, from the numbers."""
     lines, table = [], against(best)
     for name, mine in table.groupby("against", sort=False):
-        mean, low, high = mean_of(mine)
         mine = mine.sort_values("ratio")
         worst, top = mine.iloc[0], mine.iloc[-1]
         lines.append(
-            f"- over **{'the best of them' if name == 'best' else name}**: {mean:.2f}x{within(low, high)}, "
+            f"- over **{'the best of them' if name == 'best' else name}**: {told(mine)}, "
             f"most in {top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
         )
-    return "\n".join([*lines, "", f"The paper reports {paper:g}x over the baselines together."])
+    return "\n".join([*lines, "", f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together."])

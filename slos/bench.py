@@ -17,23 +17,20 @@ from itertools import product
 from math import inf
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from slos.compare import Frame, put
 from slos.jobs import NEW, NO_LINKS, jobs_of
 from slos.planner import Instance, admit
-from slos.policies import POLICIES, make_policy
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.policies import make_policy
+from slos.report import paper
 from slos.roofline import Plane, Roofline, profile
 from slos.scheduler import SLOsServe
 from slos.simulator import World, simulate
-from slos.sweep import commit
 from slos.types import SLO, Oracle, Progress, Request, Stage, View, require
 from workloads import SCENARIOS, build
-
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 NEAR_CAPACITY = {
     ("chatbot", "dataset"): {"vllm": 2.8, "vllm-v1": 3.0, "sarathi": 3.0, "slos-serve": 3.7},
@@ -47,7 +44,7 @@ PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
 SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
 """Requests per simulation, plannings of each shape."""
 
-PAPER = "the paper (section 4.2): below 10 ms, mostly below 2 ms"
+PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +118,9 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
 def simulations(num_requests: int) -> Frame:
     """CPU seconds per 1,000 requests of every policy near its capacity, a row each."""
     rows = [
-        (
-            scenario,
-            lengths,
-            system,
-            rates[system],
-            simulation_cost(scenario, lengths, system, rates[system], num_requests),
-        )
+        (scenario, lengths, system, rate, simulation_cost(scenario, lengths, system, rate, num_requests))
         for (scenario, lengths), rates in NEAR_CAPACITY.items()
-        for system in POLICIES
-        if system in rates
+        for system, rate in rates.items()
     ]
     return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
 
@@ -147,12 +137,8 @@ def run(size: str) -> tuple[Frame, Frame]:
     num_requests, count = SIZES[size]
     planned, simulated = plannings(count), simulations(num_requests)
     longest = float(planned["step_p99"].max())  # the paper's scheduler plans in every step: all of ours counts
-    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} (05_overhead)"
-    row = Headline(
-        "planning_ms", longest, float(planned["step_p50"].max()), max(longest, float(planned["step_worst"].max())),
-        "measured", "random replicas at work", "this machine's CPU", commit(), command,
-    )  # fmt: skip
-    upsert_headlines(results_dir(size) / "headlines.csv", [row])
+    spread = longest, float(planned["step_p50"].max()), max(longest, float(planned["step_worst"].max()))
+    put(size, "05_overhead", {"planning_ms": spread}, "measured", "random replicas at work", "this machine's CPU")
     return planned, simulated
 
 
@@ -225,12 +211,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.instances:
         print(compared(given.instances).to_string(index=False, float_format="{:.3f}".format))
         return
-    print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
-    print(simulations(size).to_string(index=False, float_format="{:.3f}".format), flush=True)
     start = time.perf_counter()
     planning_cost(2, 1, 1, count=11)
+    print(f"the first plannings took {time.perf_counter() - start:.2f} s, compilation included unless it was cached")
+    print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
+    print(simulations(size).to_string(index=False, float_format="{:.3f}".format), flush=True)
     print(f"planning, and the whole step that it is part of: milliseconds; {PAPER}")
-    print(f"  the first call took {time.perf_counter() - start:.2f} s, compilation included unless it was cached")
     print(plannings(300).to_string(index=False, float_format="{:.3f}".format))
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
-from slos.experiments import OURS, Frame, size_of
+from slos.compare import Frame
+from slos.experiments import OURS, size_of
 from slos.policies import POLICIES
 from slos.report import results_dir
 from slos.roofline import Profile
 from slos.search import hardware_of
 from slos.sweep import sweep
-from slos.timeline import timeline, windows
+from slos.timeline import timeline, windows, with_burst
 from slos.types import Request, require
 from workloads import build
 
@@ -45,12 +46,12 @@ class Bursts:
     def requests(self) -> tuple[list[Request], str]:
         """In order of arrival, and where their lengths come from."""
         steady = build(self.scenario, self.rate, max(1, round(self.rate * self.span)), self.seed)
-        made = list(steady.requests)
+        made = steady.requests
         count = max(1, round(self.burst_rate * self.seconds))
         for i, at in enumerate(t for t in self.at if t < self.span):
             more = build(self.scenario, self.burst_rate, count, self.seed + 100 + i)
-            made += [replace(r, id=f"burst{i}-{r.id}", arrival=r.arrival + at) for r in more.requests]
-        return sorted(made, key=lambda r: r.arrival), steady.source
+            made = with_burst(made, at, more.requests, f"burst{i}")
+        return list(made), steady.source
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def answer(scenario: str, hardware: Profile, load: float, slo_scale: float, burs
     base = build(scenario, load, max(1, round(load * SPAN)), seed=1)
     requests, more = list(base.requests), (burst - 1) * load
     if extra := round(more * BURST_FOR):
-        requests = with_burst(base, BURST_AT, build(scenario, more, extra, seed=2))
+        requests = with_burst(requests, BURST_AT, build(scenario, more, extra, seed=2).requests)
     run = timeline(scaled_slos(requests, slo_scale), policy, hardware)
     figure = burst_timeline(requests, [run], f"simulated, {base.source}, {hardware.name}")
     figure.set_size_inches(8, 6)

@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from slos.metrics import geometric_mean, interval
+from slos.compare import Frame, Spread, best_settings, geometric_means, mean_of, over_each, rows_of
 from slos.policies import POLICIES
-from slos.report import Headline, results_dir, upsert_headlines, write_whole
+from slos.report import OURS, paper, results_dir, write_whole
 from slos.search import Probe, Search, hardware_of, parse_setting, search, serve
 from slos.sweep import commit, sweep
 from slos.types import require
 from workloads import SCENARIOS
 
 __all__ = ["Probe", "Search", "hardware_of", "parse_setting", "search", "serve"]  # besides what stands here
-OURS = "slos-serve"
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 SETTINGS: dict[str, tuple[str, ...]] = {
     "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
     "vllm-v1": (
@@ -91,12 +88,8 @@ def capacities(probes: Frame, *also: str) -> Frame:
 
     also: further columns to tell apart, as "replicas" and "router".
     """
-    by = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
-    found = probes[probes.capacity].groupby(by, sort=False)["rate"].agg(list).reset_index()
-    found[["capacity", "low", "high"]] = [interval(rates) for rates in found["rate"]]
-    best = found.loc[
-        found.groupby(["scenario", "lengths", "system", "profile", *also], sort=False)["capacity"].idxmax()
-    ]
+    columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
+    best = best_settings(probes[probes.capacity], columns)
     ranks = {
         name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
     }  # one order, so one colour, in every figure
@@ -110,30 +103,10 @@ def ratios(best: Frame, lengths: str = "dataset", ours: str = OURS) -> Frame:
     lengths: "trace" takes the scenarios that have lengths of their own in the trace with those, the others as ever.
     The system `best` stands for the strongest other one in each scenario.
     """
-    rows = []
     traced = set(best.loc[best["lengths"] == lengths, "scenario"])
     best = best[best["lengths"].eq(lengths) | ~best["scenario"].isin(traced)]
-    for scenario, group in best.groupby("scenario", sort=False):
-        rates = dict(zip(group["system"], group["rate"], strict=True))
-        if ours not in rates:
-            continue
-        others = group[~group["system"].str.startswith(ours)]
-        names = {name: name for name in others["system"]}
-        if len(others):
-            names["best"] = others.loc[others["capacity"].idxmax(), "system"]
-        for label, name in names.items():
-            each = [a / b for a, b in zip(rates[ours], rates[name], strict=True)]
-            rows.append((scenario, label, name, *interval(each), each))
-    return pd.DataFrame(rows, columns=["scenario", "against", "system", "ratio", "low", "high", "each"])
-
-
-def geometric_means(table: Frame) -> Frame:
-    """Geometric mean over scenarios of `ratios`, per system: with the interval over seeds."""
-    rows = []
-    for against, group in table.groupby("against", sort=False):
-        each = [geometric_mean(seed) for seed in zip(*group["each"], strict=True)]
-        rows.append((against, *interval(each), len(group)))
-    return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
+    others = best[~best["system"].str.startswith(ours)]
+    return over_each(best[best["system"] == ours], others, "system", list(others["system"]))
 
 
 def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
@@ -150,29 +123,19 @@ def save_capacities(size: str, best: Frame) -> Path:
     return path
 
 
-def save_headlines(size: str, best: Frame, notebook: str) -> Frame:
-    """Put the capacity ratios beside the paper's in results/<size>/headlines.csv; what was put there."""
-    sources, profiles = " and ".join(sorted(set(best["source"]))), sorted(set(best["profile"]))
-    hardware = profiles[0] if len(profiles) == 1 else f"{len(profiles)} profiles"
-    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
-    rows = []
+def numbers(best: Frame) -> dict[str, Spread]:
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    found = {}
     for lengths in dict.fromkeys(best["lengths"]):
-        table = ratios(best, lengths)
-        suffix = "" if lengths == "dataset" else f"_{lengths}"
-        means = geometric_means(table).assign(
-            key=lambda d: "capacity_vs_" + d["against"].str.replace("-", "_") + suffix
-        )
-        alone = table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]
-        alone = alone.assign(key="capacity_" + alone["scenario"] + suffix)
-        ours: Frame = pd.concat([means, alone])
-        for r in ours.itertuples():
-            values = (float(r.ratio), float(r.low), float(r.high))
-            rows.append(Headline(str(r.key), *values, "simulated", sources, hardware, commit(), command))
-    upsert_headlines(results_dir(size) / "headlines.csv", rows)
-    return pd.DataFrame(rows)
+        table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"
+        for name, group in table.groupby("against", sort=False):
+            found[f"capacity_vs_{name}{suffix}".replace("-", "_")] = mean_of(group)
+        for r in rows_of(table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]):
+            found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
+    return found
 
 
-def what_capacity_shows(best: Frame, paper: float = 2.2) -> str:
+def what_capacity_shows(best: Frame) -> str:
     """The findings in Markdown, from the numbers."""
     lines = []
     for lengths in dict.fromkeys(best["lengths"]):
@@ -182,12 +145,12 @@ def what_capacity_shows(best: Frame, paper: float = 2.2) -> str:
         mean = geometric_means(table).set_index("against")
         strongest = table[table["against"] == "best"].sort_values("ratio")
         worst, top = strongest.iloc[0], strongest.iloc[-1]
-        r = mean.loc["best"]
+        r, reported = mean.loc["best"], paper("capacity_vs_vllm")
         lines += [
             f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x ("
             + (f"95 % interval {r.low:.2f} to {r.high:.2f}" if r.low < r.high else "one seed, no interval")
             + ") of what the best-tuned baseline of each scenario carries, in geometric mean over "
-            f"{int(r.scenarios)}; the paper reports {paper:g}x, with speculation, which is not part of this run.",
+            f"{int(r.scenarios)}; the paper reports {reported:g}x, with speculation, which is not part of this run.",
             f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
             f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",
             *(f"- over {name}: {row.ratio:.2f}x" for name, row in mean.iterrows() if name != "best"),

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import OURS, Frame
+from slos.compare import Frame
+from slos.experiments import OURS
+from slos.report import paper
 from slos.timeline import Timeline, fate
 from slos.types import Request
 
 NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
          "distserve": "DistServe", "vllm_spec": "vLLM, drafting"}  # fmt: skip
 MARKERS = "osD^vPX*" * 4
+Inches = tuple[float, float]
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -33,10 +39,49 @@ def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     return dict(zip(systems, palette, strict=True))
 
 
-def note(figure: Figure, text: str) -> None:
-    """A small line under a figure: simulated or measured, from what data."""
+def panels(
+    titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of and around them."""
+    columns = min(columns or len(titles), len(titles))
+    lines = -(-len(titles) // columns)
+    size = each[0] * columns + edge[0], each[1] * lines + edge[1]
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, **shared)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    for axis in axes.flat[len(titles) :]:
+        axis.set_visible(False)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, fontsize=10)
+    return figure, list(axes.flat[: len(titles)])
+
+
+def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
+    """A small line under it: simulated or measured, from what data; and over it a legend of what is in `keys`."""
+    sns.despine(fig=figure)
+    if keys:
+        looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
+        figure.legend(*keys.get_legend_handles_labels(), **looks)
     lines = fill(text, int(18 * figure.get_figwidth()))
     figure.supxlabel(lines, fontsize=7, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def whiskers(
+    axis: Axes, x: Any, rows: Frame, i: int, value: str = "ratio", across: bool = False, **looks: Any
+) -> None:
+    """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
+    bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
+    at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
+    looks |= {error: bounds, "marker": MARKERS[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
+    axis.errorbar(*at, capsize=2, **looks)
+
+
+def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
+    """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of ten."""
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> Path:
@@ -50,11 +95,9 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 def capacity_bars(best: Frame, source: str) -> Figure:
     """Capacity per scenario and system, each scenario relative to ours, with intervals and the number on the bar."""
     scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
-    figure, axes = plt.subplots(
-        1, len(scenarios), figsize=(2.1 * len(scenarios) + 0.6, 3.4), layout="constrained", squeeze=False
-    )
+    figure, axes = panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     palette = colors(systems)
-    for axis, scenario in zip(axes[0], scenarios, strict=True):
+    for axis, scenario in zip(axes, scenarios, strict=True):
         rows = best[best["scenario"] == scenario].set_index("system")
         for i, system in enumerate(systems):
             if system not in rows.index:
@@ -66,31 +109,19 @@ def capacity_bars(best: Frame, source: str) -> Figure:
             axis.errorbar(i, row["capacity"], yerr=bounds, color="black", linewidth=1, capsize=2)
             axis.annotate(f"{row['capacity']:.3g}", (i, 0.04 * rows["capacity"].max()), ha="center", fontsize=8,
                           rotation=90, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
-        axis.set_title(scenario, fontsize=10)
         axis.set_xticks([])
         axis.set_ylim(0, 1.25 * rows["capacity"].max())
-        sns.despine(ax=axis)
-    axes[0][0].set_ylabel("capacity (requests/s per GPU)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
-    note(
-        figure,
-        f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds",
-    )
-    return figure
+    said = f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds"
+    return finish(figure, said, axes[0], ncols=len(systems))
 
 
 def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load for the best setting of every system, one panel per scenario, the target drawn in."""
     scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
-    columns = min(3, len(scenarios))
-    lines = -(-len(scenarios) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.4 * columns, 2.5 * lines + 0.5), layout="constrained", squeeze=False, sharey=True
-    )
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
     palette = colors(systems)
     chosen = probes.merge(best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"])
-    for axis, scenario in zip(axes.flat, scenarios, strict=False):
+    for axis, scenario in zip(axes, scenarios, strict=True):
         rows = chosen[chosen["scenario"] == scenario]
         for i, system in enumerate(systems):
             for n, (_, points) in enumerate(rows[rows["system"] == system].sort_values("rate").groupby("seed")):
@@ -98,50 +129,42 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
                           linewidth=max(0.7, 2.2 - 0.5 * i), color=palette[system], markeredgecolor="black",
                           markeredgewidth=0.3, label=None if n else name_of(system))  # fmt: skip
         axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
-        axis.set_title(scenario, fontsize=10)
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        plain_log(axis.xaxis, 1, 2, 5)
         axis.set_xlabel("load (requests/s per GPU)")
-        sns.despine(ax=axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("attainment (%)")
-    for axis in list(axes.flat)[len(scenarios) :]:
-        axis.set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
-    note(
-        figure, f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target {target:.0%}"
-    )
-    return figure
+    said = f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target {target:.0%}"
+    return finish(figure, said, axes[0], ncols=len(systems))
 
 
-def ratio_chart(table: Frame, means: Frame, source: str, paper: float = 2.2) -> Figure:
-    """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
-    against = list(dict.fromkeys(table["against"]))
-    rows = pd.concat([table, means.assign(scenario="geometric mean")])
-    scenarios = list(dict.fromkeys(rows["scenario"]))
-    figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * len(scenarios) + 1.5), 3.4), layout="constrained")
-    palette = colors(against)
-    for i, other in enumerate(against):
-        mine = rows[rows["against"] == other].set_index("scenario").reindex(scenarios)
-        x = np.arange(len(scenarios)) + (i - (len(against) - 1) / 2) * 0.8 / max(5, len(against))
-        bounds = np.maximum(0, np.array([mine["ratio"] - mine["low"], mine["high"] - mine["ratio"]]))
-        label = "the best of them" if other == "best" else name_of(other)
-        axis.errorbar(x, mine["ratio"], yerr=bounds, fmt=MARKERS[i], color=palette[other], capsize=2,
-                      label=f"over {label}", markeredgecolor="black", markeredgewidth=0.4)  # fmt: skip
+def dots(axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float) -> None:
+    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number as lines. table: all rows."""
+    scenarios = list(dict.fromkeys(table["scenario"]))
+    for i, (label, (color, rows)) in enumerate(groups.items()):
+        x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
+        rows = rows.set_index("scenario").reindex(scenarios)
+        whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
-    axis.annotate(f" paper:\n {paper:g}x", (1, paper), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
-    axis.axvline(len(scenarios) - 1.5, color="0.7", linewidth=0.8)
     axis.set_xticks(range(len(scenarios)), scenarios)
+
+
+def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
+    """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
+    rows, reported = pd.concat([table, means.assign(scenario="geometric mean")]), paper("capacity_vs_vllm")
+    count = len(set(rows["scenario"]))
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
+    palette = colors(list(dict.fromkeys(table["against"])))
+    groups = {
+        f"over {'the best of them' if other == 'best' else name_of(other)}": (color, rows[rows["against"] == other])
+        for other, color in palette.items()
+    }
+    dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
+    said = f" paper:\n {reported:g}x"
+    axis.annotate(said, (1, reported), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
     axis.set_ylabel("SLOs-Serve over another (x)")
-    axis.set_ylim(0, 1.08 * max([paper, *rows["high"]]))
-    figure.legend(frameon=False, fontsize=8, ncols=min(4, len(against)), loc="outside upper center")
-    sns.despine(ax=axis)
-    note(figure, f"{source}; whiskers: 95 % interval over seeds")
-    return figure
+    axis.set_ylim(0, 1.08 * max([reported, *rows["high"]]))
+    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", axis, fontsize=8, ncols=min(4, len(groups)))
 
 
 def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray:
@@ -189,27 +212,20 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
         column[3].legend(fontsize=8, loc="upper right", frameon=True)
         for axis in column:
             axis.margins(x=0)
-            sns.despine(ax=axis)
-    for axis, label in zip(
-        axes[:, 0],
-        ("arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"),
-        strict=True,
-    ):
+    labels = "arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     axes[1][0].legend(fontsize=8, loc="upper left", frameon=True)
     axes[2][0].legend(fontsize=8, loc="upper left", frameon=True)
-    note(figure, source)
-    return figure
+    return finish(figure, source)
 
 
 def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel per workload."""
     workloads, systems = list(dict.fromkeys(table["scenario"])), sorted(set(table["system"]))
-    figure, axes = plt.subplots(
-        1, len(workloads), figsize=(4.2 * len(workloads), 3.2), layout="constrained", squeeze=False, sharey=True
-    )
+    figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
     palette = colors(systems)
-    for axis, workload in zip(axes[0], workloads, strict=True):
+    for axis, workload in zip(axes, workloads, strict=True):
         for i, system in enumerate(systems):
             curve = table[(table["scenario"] == workload) & (table["system"] == system)].sort_values("rate")
             for status, style in (("measured", "-"), ("simulated", ":")):
@@ -219,37 +235,26 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
                     fillstyle="full" if status == "measured" else "none", label=f"{name_of(system)}, {status}",
                 )  # fmt: skip
         axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
-        axis.set_title(workload, fontsize=10)
         axis.set_xlabel("load (requests/s)")
         axis.set_ylim(0, 105)
-        sns.despine(ax=axis)
-    axes[0][0].set_ylabel("attainment (%)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    note(figure, f"{source}; dashed: {target:.0%} of the requests")
-    return figure
+    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
 
 
 def planning_curves(planned: Frame) -> Figure:
     """P99 of a step against new requests, a panel per number of running ones, a line per number of tiers."""
     running = sorted(set(planned["running"]))
-    figure, axes = plt.subplots(
-        1, len(running), figsize=(3.8 * len(running), 3), layout="constrained", squeeze=False, sharey=True
-    )
+    titles = [f"{count} running requests" for count in running]
+    figure, axes = panels(titles, (3.8, 3), (0, 0), "step with a planning, P99 (ms)", sharey=True)
     palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
-    for axis, count in zip(axes[0], running, strict=True):
+    for axis, count in zip(axes, running, strict=True):
         for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
             axis.plot(curve["new"], curve["step_p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
-        for limit, word in ((10, "paper's longest"), (2, "paper's usual")):
+        for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
             axis.axhline(limit, color="black", linewidth=0.8, linestyle="--")
-            axis.annotate(f"{word}, {limit} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
-        axis.set(xscale="log", yscale="log", xlabel="new requests", title=f"{count} running requests")
-        sns.despine(ax=axis)
-    axes[0][0].set_ylabel("step with a planning, P99 (ms)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="TPOT tiers", loc="outside right upper", frameon=False, fontsize=9)
-    note(figure, "measured on this machine's CPU: whole steps, from the view to the batch")
-    return figure
+            axis.annotate(f"{word}, {limit:g} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
+        axis.set(xscale="log", yscale="log", xlabel="new requests")
+    said = "measured on this machine's CPU: whole steps, from the view to the batch"
+    return finish(figure, said, axes[0], title="TPOT tiers", loc="outside right upper")
 
 
 def simulation_bars(simulated: Frame) -> Figure:
@@ -265,6 +270,4 @@ def simulation_bars(simulated: Frame) -> Figure:
     axis.set_xticks(range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases])
     axis.set_ylabel("CPU s per 1,000 requests")
     axis.legend(fontsize=8, frameon=False)
-    sns.despine(ax=axis)
-    note(figure, "measured on this machine's CPU, one replica near its capacity, one core")
-    return figure
+    return finish(figure, "measured on this machine's CPU, one replica near its capacity, one core")

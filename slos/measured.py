@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import nan
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from slos.compare import Frame
 from slos.live import Outcome
 from slos.metrics import attainment
 from slos.sweep import commit
-
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slos.experiments import Frame, size_of
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.compare import Frame, put
+from slos.experiments import size_of
+from slos.report import paper, results_dir
 from slos.roofline import Roofline, fit, profile
-from slos.sweep import commit, sweep
+from slos.sweep import sweep
 from slos.types import require
 from workloads.files import locate
 
@@ -224,16 +225,12 @@ def best_forms(table: Frame) -> Frame:
 
 def save_fits(size: str, table: Frame, notebook: str) -> Frame:
     """Put R2 of the best forms beside the paper's, if they are of measurements; what was put there."""
-    r2, rows = best_forms(table)["r2"], []
+    if "stand-in" in set(table["kind"]):
+        return pd.DataFrame(columns=["no measurements: nothing is put beside the paper"])
+    r2 = best_forms(table)["r2"]
+    numbers = {"roofline_r2_min": (r2.min(),) * 3, "roofline_r2_max": (r2.max(),) * 3}
     hardware = f"{len(r2)} profiles of A100 and H100"
-    for key, value in (("roofline_r2_min", r2.min()), ("roofline_r2_max", r2.max())):
-        r2_of = float(value)
-        made = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
-        rows.append(Headline(key, r2_of, r2_of, r2_of, "measured", "published GPU profiles", hardware, commit(), made))
-    if "stand-in" not in set(table["kind"]):
-        upsert_headlines(results_dir(size) / "headlines.csv", rows)
-        return pd.DataFrame(rows)
-    return pd.DataFrame(columns=["no measurements: nothing is put beside the paper"])
+    return put(size, notebook, numbers, "measured", "published GPU profiles", hardware)
 
 
 def what_the_fits_show(table: Frame) -> str:
@@ -243,12 +240,13 @@ def what_the_fits_show(table: Frame) -> str:
         lines += ["**No measurement is here** (set SLOS_DATA): these are the shipped profiles with noise, which fit"
                   " themselves. The numbers say that the code runs, nothing of a GPU.", ""]  # fmt: skip
     for kind, group in best.groupby("kind", sort=False):
-        paper = table[(table["kind"] == kind) & ~table["context"] & (table["tile"] == 1)]
+        plain = table[(table["kind"] == kind) & ~table["context"] & (table["tile"] == 1)]
         worst = group.loc[group["max_error"].idxmax()]
         lines.append(
             f"- **{kind}**: R2 of {group['r2'].min():.3f} to {group['r2'].max():.3f}, mean error"
             f" {group['mean_error'].min():.1%} to {group['mean_error'].max():.1%}; in the paper's form, without context"
-            f" and tiles, R2 is {paper['r2'].min():.3f} to {paper['r2'].max():.3f} (the paper: 0.82 to 0.93). The"
+            f" and tiles, R2 is {plain['r2'].min():.3f} to {plain['r2'].max():.3f} (the paper:"
+            f" {paper('roofline_r2_min')} to {paper('roofline_r2_max')}). The"
             f" largest error of a step is {worst['max_error']:.0%}, {worst['gpu'].upper()} TP{worst['tp']}, at up to"
             f" {worst['worst_tokens']} tokens."
         )

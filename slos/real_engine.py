@@ -31,14 +31,14 @@ from slos.live import TOLERANCE, Outcome
 from slos.measured import Frame, Labels, Replayed, rows
 from slos.metrics import attainment, capacity
 from slos.policies import make_policy
-from slos.report import write_whole
+from slos.report import OURS, write_whole
 from slos.roofline import Profile, profile
 from slos.simulator import World, simulate
 from slos.sweep import commit
 from slos.tiny_model import write
 from slos.types import Oracle, Request, require
 
-STOCK, OURS = "vllm-v1", "slos-serve"  # the policy that vLLM's own scheduler is in the simulator, and ours
+STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
 MULTIPLES = (0.5, 0.8, 1.1, 1.6, 2.5)  # loads, of what vLLM's own scheduler should carry
 SIZES = {"smoke": (12, 1, (1.0,)), "quick": (120, 1, MULTIPLES), "full": (300, 3, MULTIPLES)}
 """Requests per load, seeds, and loads."""
@@ -103,10 +103,7 @@ def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An engine as the simulator is told of it.
-
-    outside: seconds that a first token takes beside the engine's steps.
-    """
+    """An engine as the simulator is told of it. outside: seconds that a first token takes beside the engine's steps."""
 
     profile: Profile
     outside: float
@@ -222,7 +219,6 @@ def run(size: str, workloads: Sequence[str], model: str, arguments: Sequence[str
 
 def save(table: Frame, folder: Path) -> None:
     """Write the summary of the runs to engine.csv in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
 
 

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from statistics import geometric_mean
@@ -100,6 +101,12 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
         require(key not in claims, f"{path}: key", key, "there once")
         claims[key] = Claim(**raw)
     return list(claims.values())
+
+
+@cache
+def paper(key: str) -> float:
+    """The paper's number under a key of `results/paper.yaml`. Raises KeyError for an unknown one."""
+    return {c.key: c.value for c in read_claims()}[key]
 
 
 def read_headlines(path: Path) -> list[Headline]:
@@ -194,13 +201,10 @@ def capacity_tables(path: Path) -> str:
     tables = []
     for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):
         grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
-        texts = {
-            (
-                r.scenario,
-                r.system,
-            ): f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}".strip()
-            for r in rows.itertuples()
-        }
+        texts = {}
+        for r in rows.itertuples():
+            text = f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
+            texts[r.scenario, r.system] = text.strip()
         baselines = [s for s in grid if not str(s).startswith(OURS)]
         ratio = grid.get(OURS, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
         lines = []

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
-from typing import Any
 
-import pandas as pd
-
-from slos.experiments import OURS, Frame, capacities, run_searches
-from slos.metrics import interval
+from slos.compare import Frame, Spread, mean_of, over, rows_of, select, strongest, told
+from slos.experiments import OURS, capacities, run_searches
 from slos.policies import POLICIES
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.report import paper
 from slos.router import ROUTERS
 from slos.search import Search
-from slos.sweep import commit
 from slos.topology import POOLED, roles
 from slos.types import require
 from workloads import SCENARIOS
@@ -61,7 +56,7 @@ def scaling_cases(
 ) -> list[Search]:
     """Every scenario, system, router and number of replicas; and ours in one engine as large as all of them."""
     s, grid = _known(size, scenarios, systems, routers), []
-    for scenario, n, seed in ((c, n, i) for c in scenarios or s.scenarios for n in s.replicas for i in range(s.seeds)):
+    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
         kinds = [(system, router, "") for system in systems for router in (routers if n > 1 else ("",))]
         kinds += [(OURS, "", POOLED)] if n > 1 and OURS in systems else []
         for system, router, topology in kinds:
@@ -79,9 +74,7 @@ def disaggregation_cases(
 ) -> list[Search]:
     """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same router."""
     s, grid = _known(size, scenarios, systems), []
-    for scenario, system, seed in (
-        (c, p, i) for c in scenarios or s.scenarios for p in systems for i in range(s.seeds)
-    ):
+    for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds)):
         for topology in (*RATIOS, "2", "3"):
             gpus = int(topology) if topology.isdigit() else len(roles(topology))
             apart = not topology.isdigit()
@@ -101,100 +94,37 @@ def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Fra
     return best.assign(gpus=gpus)
 
 
-def over(best: Frame, mine: Mapping[str, object], theirs: Mapping[str, object], label: str) -> Frame:
-    """Capacity per GPU of the rows that `mine` selects over those of `theirs`, per scenario and seed.
-
-    Columns: scenario, what (`label`), ratio, low, high, each.
-    """
-    rows = []
-    for scenario, group in best.groupby("scenario", sort=False):
-        a, b = ([r.rate for r in rows_of(_select(group, keys))] for keys in (mine, theirs))
-        if len(a) == len(b) == 1:
-            each = [x / y for x, y in zip(a[0], b[0], strict=True)]
-            rows.append((scenario, label, *interval(each), each))
-    return pd.DataFrame(rows, columns=["scenario", "what", "ratio", "low", "high", "each"])
-
-
-def within(low: float, high: float) -> str:
-    return f" [{low:.2f}, {high:.2f}]" if low < high else " (one seed)"
-
-
-def rows_of(frame: Frame) -> list[Any]:
-    return list(frame.itertuples())
-
-
-def _select(best: Frame, keys: Mapping[str, object]) -> Frame:
-    for name, value in keys.items():
-        best = best[best[name] == value]
-    return best
-
-
 def routing(best: Frame, replicas: int) -> Frame:
     """What each router carries over round robin on the same system, and the ceiling: ours in one large engine."""
-    parts = []
-    for system in dict.fromkeys(best["system"]):
-        plain = {"system": system, "replicas": replicas, "router": PLAIN, "topology": ""}
-        for router in [r for r in dict.fromkeys(best["router"]) if r not in ("", PLAIN)]:
-            parts.append(over(best, plain | {"router": router}, plain, router).assign(system=system))
-        if system == OURS:
-            ceiling = plain | {"router": "", "topology": POOLED}
-            parts.append(over(best, ceiling, plain, POOLED).assign(system=system))
-    return pd.concat(parts, ignore_index=True)
+    here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
+    here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
+    other = here[here["what"] != PLAIN]
+    return over(other[["scenario", "what", "system", "rate"]], select(here, what=PLAIN)[["scenario", "system", "rate"]])
 
 
 def scaling(best: Frame) -> Frame:
     """Capacity per GPU of many replicas over that of one, per system and router."""
-    one, parts = {"replicas": 1, "router": "", "topology": ""}, []
-    together = best[best["topology"] == ""]
-    for n, system, router in dict.fromkeys(map(tuple, together[["replicas", "system", "router"]].values.tolist())):
-        keys = {"replicas": n, "system": system, "router": router, "topology": ""}
-        part = over(best, keys, {"system": system} | one, router)
-        parts.append(part.assign(system=system, replicas=n))
-    return pd.concat(parts, ignore_index=True)
+    together = select(best, topology="").rename(columns={"router": "what"})
+    one = select(together, replicas=1)[["scenario", "system", "rate"]]
+    return over(together[["scenario", "what", "system", "replicas", "rate"]], one)
 
 
-def best_ratio(best: Frame, system: str) -> Frame:
-    """Per scenario the ratio of prefill to decode replicas at which a system carries most per GPU."""
-    apart = best[(best["system"] == system) & best["topology"].isin(RATIOS)]
-    return apart.loc[apart.groupby("scenario", sort=False)["capacity"].idxmax()]
+def best_ratio(best: Frame, *by: str) -> Frame:
+    """Per scenario, and `by`, the ratio of prefill to decode replicas that carries most per GPU, as `what`."""
+    apart = best[best["topology"].isin(RATIOS)].rename(columns={"topology": "what"})
+    return strongest(apart, "scenario", *by)[["scenario", "what", "system", "gpus", "rate"]]
 
 
 def against_distserve(best: Frame) -> Frame:
     """Ours side by side, on as many GPUs and with the same router, over the best DistServe: vLLM's policies."""
-    parts = []
-    engines = [s for s in dict.fromkeys(best["system"]) if s != OURS]
-    rivals = pd.concat([best_ratio(best, system) for system in engines])
-    for r in rows_of(rivals.loc[rivals.groupby("scenario", sort=False)["capacity"].idxmax()]):
-        here = best[best["scenario"] == r.scenario]
-        keys = {"system": r.system, "topology": r.topology}
-        part = over(here, {"system": OURS, "replicas": r.gpus, "topology": ""}, keys, str(r.topology))
-        parts.append(part.assign(system=r.system))
-    return pd.concat(parts, ignore_index=True)
+    ours = select(best, system=OURS, topology="")[["scenario", "gpus", "rate"]]
+    return over(ours, best_ratio(best[best["system"] != OURS]))
 
 
-def mean_of(table: Frame) -> tuple[float, float, float]:
-    """Geometric mean over the scenarios of a table, with its interval over seeds."""
-    return interval([prod(seed) ** (1 / len(seed)) for seed in zip(*table["each"], strict=True)])
-
-
-def save(size: str, best: Frame, notebook: str, numbers: dict[str, tuple[float, float, float]]) -> Frame:
-    """Put numbers (value, low, high) beside the paper's; a run of some scenarios puts none there."""
-    if set(best["scenario"]) != set(SCENARIOS):
-        return pd.DataFrame()
-    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
-    sources, profiles = " and ".join(sorted(set(best["source"]))), f"{best['profile'].nunique()} profiles"
-    rows = [
-        Headline(key, value, low, high, "simulated", sources, profiles, commit(), command)
-        for key, (value, low, high) in numbers.items()
-    ]
-    upsert_headlines(results_dir(size) / "headlines.csv", rows)
-    return pd.DataFrame(rows)
-
-
-def scaling_numbers(best: Frame, replicas: int) -> dict[str, tuple[float, float, float]]:
+def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
     """What stands beside the paper's: the gain of our router, and the best scenario's load over that of one replica."""
-    gains = _select(routing(best, replicas), {"system": OURS, "what": BEST_ROUTER})
-    ladder = _select(scaling(best), {"system": OURS, "what": BEST_ROUTER, "replicas": replicas})
+    gains = select(routing(best, replicas), system=OURS, what=BEST_ROUTER)
+    ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
     coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
     numbers = {"ablation_routing": mean_of(gains)}
     if len(coding):
@@ -205,53 +135,48 @@ def scaling_numbers(best: Frame, replicas: int) -> dict[str, tuple[float, float,
     return numbers
 
 
-def what_scaling_shows(best: Frame, replicas: int, paper: dict[str, float]) -> str:
+def what_scaling_shows(best: Frame, replicas: int) -> str:
     """The findings in Markdown, from the numbers."""
     gains, lines = routing(best, replicas), []
     for system, what in dict.fromkeys(map(tuple, gains[["system", "what"]].values.tolist())):
-        table = _select(gains, {"system": system, "what": what})
-        mean, low, high = mean_of(table)
-        top: Any = table.loc[table["ratio"].idxmax()]
+        table = select(gains, system=system, what=what)
+        top = table.loc[table["ratio"].idxmax()]
         name = "in one engine as large as all" if what == POOLED else what
         lines.append(
-            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {mean:.2f}x{within(low, high)} in "
+            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {told(table)} in "
             f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
         )
     lines += [
-        f"- the paper reports {paper['routing']:g}x for routing and {paper['coding']:g}x on coding. One engine with "
-        "the compute and the memory of all replicas is what perfect routing would make of them: where even that "
-        "carries hardly more than round robin, no router can",
+        f"- the paper reports {paper('ablation_routing'):g}x for routing and {paper('routing_coding'):g}x on coding. "
+        "One engine with the compute and the memory of all replicas is what perfect routing would make of them: where "
+        "even that carries hardly more than round robin, no router can",
         "",
     ]
     ladder = scaling(best)
     for system, router in product((OURS, BASELINE), (BEST_ROUTER, PLAIN)):
-        table = _select(ladder, {"replicas": replicas, "system": system, "what": router})
+        table = select(ladder, replicas=replicas, system=system, what=router)
         if len(table):
             top, total = table.loc[table["ratio"].idxmax()], replicas * table["ratio"].max()
             lines.append(
                 f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one in {top.scenario}, "
-                f"{replicas * mean_of(table)[0]:.1f}x in geometric mean; the paper's best is {paper['scaling']:g}x"
+                f"{replicas * mean_of(table)[0]:.1f}x in geometric mean; the paper's best is "
+                f"{paper('scaling_4_replicas'):g}x"
             )
     lines += ["", "What exceeds the number of replicas is statistical multiplexing, which a baseline has as well."]
     return "\n".join(lines)
 
 
-def what_disaggregation_shows(best: Frame, paper: float = 2.2) -> str:
+def what_disaggregation_shows(best: Frame) -> str:
     """The findings in Markdown, from the numbers."""
     table = against_distserve(best)
-    mean, low, high = mean_of(table)
     lines = [
-        f"SLOs-Serve, side by side, carries {mean:.2f}x{within(low, high)} of DistServe at its best ratio, on as "
-        f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper:g}x.",
+        f"SLOs-Serve, side by side, carries {told(table)} of DistServe at its best ratio, on as "
+        f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper('capacity_vs_distserve'):g}x.",
         *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
         "",
     ]
-    for system in dict.fromkeys(best["system"]):
-        gains = []
-        for r in rows_of(best_ratio(best, system)):
-            here = _select(best, {"scenario": r.scenario, "system": system})
-            gains.append(over(here, {"topology": r.topology}, {"topology": "", "replicas": r.gpus}, r.topology))
-        gain = pd.concat(gains, ignore_index=True)
+    beside = select(best, topology="")[["scenario", "system", "gpus", "rate"]]
+    for system, gain in over(best_ratio(best, "system"), beside).groupby("system", sort=False):
         better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in rows_of(gain) if r.ratio > 1]
         lines.append(
             f"- **{system}** apart at the best ratio carries {mean_of(gain)[0]:.2f}x of itself side by side; more in "

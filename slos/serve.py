@@ -43,7 +43,7 @@ MANY = 100_000  # requests that a replica may be sent at once: to hold some back
 
 
 class FleetRouter(RequestRouter):
-    """The same in Ray Serve's terms."""
+    """`Fleet` in Ray Serve's terms."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.fleet = Fleet(**kwargs)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from slos.experiments import OURS, Frame, searches, size_of
-from slos.metrics import interval
+from slos.compare import Frame, best_settings, over
+from slos.experiments import OURS, searches, size_of
 from slos.report import results_dir
 from slos.search import Search, believed, hardware_of, search
 from slos.sweep import sweep
@@ -106,22 +106,13 @@ def against(rows: Frame, by: str, **fixed: Any) -> Frame:
     kept = rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
         kept = kept if name == by else kept[kept[name] == value]
-    keys = ["scenario", "system", by]
-    table = kept.groupby([*keys, "setting"], sort=False)["rate"].agg(list).reset_index()
-    bounds = [interval(rates) if min(rates) > 0 else (0.0, 0.0, 0.0) for rates in table["rate"]]
-    table[["capacity", "low", "high"]] = bounds
-    return table.loc[table.groupby(keys, sort=False)["capacity"].idxmax()].reset_index(drop=True)
+    return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
 
 
 def relative(table: Frame, by: str, to: Any) -> Frame:
     """Capacity at each value of `by` over that at `to`, seed by seed: ratio with its interval."""
-    rows = []
-    for (scenario, system), group in table.groupby(["scenario", "system"], sort=False):
-        base = dict(zip(group[by], group["rate"], strict=True))[to]
-        for value, rates in zip(group[by], group["rate"], strict=True):
-            each = [a / b for a, b in zip(rates, base, strict=True)]
-            rows.append((scenario, system, value, *(interval(each) if min(each) > 0 else (0.0, 0.0, 0.0))))
-    return pd.DataFrame(rows, columns=["scenario", "system", by, "ratio", "low", "high"])
+    truth = table.loc[table[by] == to, ["scenario", "system", "rate"]]
+    return over(table[["scenario", "system", by, "rate"]], truth).drop(columns="each")
 
 
 def what_beliefs_show(scaled: Frame, tiled: Frame) -> str:

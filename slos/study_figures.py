@@ -6,13 +6,11 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.experiments import Frame
-from slos.figures import HATCHES, MARKERS, colors, name_of, note
+from slos.compare import Frame, select
+from slos.figures import HATCHES, MARKERS, colors, finish, name_of, panels, plain_log, whiskers
 from slos.performance import FitCase
 from slos.roofline import Plane, Roofline
 
@@ -41,8 +39,8 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
     """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
     gpus = list(dict.fromkeys(table["gpu"]))
-    figure, axes = plt.subplots(1, len(gpus), figsize=(4.8 * len(gpus), 3.4), layout="constrained", squeeze=False)
-    for axis, gpu in zip(axes[0], gpus, strict=True):
+    figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
+    for axis, gpu in zip(axes, gpus, strict=True):
         steps = FitCase(kind, gpu, 1, False, 1).steps()
         steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
         axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", color="0.55", markersize=3, label="steps of prompts")
@@ -51,26 +49,21 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
         for name, color, style in looks:
             roofline = _rooflines(table, kind, gpu)[name]
             axis.plot(n, [1e3 * roofline.time(int(t)) for t in n], style, color=color, linewidth=1.3, label=name)
-        axis.set(title=gpu.upper(), xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
-        sns.despine(ax=axis)
-    axes[0][0].set_ylabel("time of a step (ms)")
-    axes[0][0].legend(frameon=False, fontsize=8)
-    note(figure, source)
-    return figure
+        axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=8)
+    return finish(figure, source)
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:
     """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of steps."""
-    panels = list(dict.fromkeys(zip(table["kind"], table["gpu"], strict=True)))
-    figure, axes = plt.subplots(
-        -(-len(panels) // 2), 2, figsize=(10, 2.5 * -(-len(panels) // 2) + 0.5), layout="constrained", squeeze=False,
-        sharey=True,
-    )  # fmt: skip
+    shown = list(dict.fromkeys(zip(table["kind"], table["gpu"], strict=True)))
+    least = table.groupby(["kind", "gpu"])["tp"].min()
+    titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
+    figure, axes = panels(titles, (5, 2.5), (0, 0.5), "error (%)", 2, sharey=True)
     looks = ((False, 1, "paper's form", "#0072B2", ""), (True, 1, "with context", "#56B4E9", "//"),
              (True, 128, "with context and tiles of 128", "#D55E00", ".."))  # fmt: skip
-    for axis, (kind, gpu) in zip(axes.flat, panels, strict=False):
-        mine = table[(table["kind"] == kind) & (table["gpu"] == gpu)]
-        mine = mine[mine["tp"] == mine["tp"].min()]
+    for axis, (kind, gpu) in zip(axes, shown, strict=True):
+        mine = select(table, kind=kind, gpu=gpu, tp=least[kind, gpu])
         sizes = sorted(set(mine["tokens"]))
         for i, (context, tile, label, color, hatch) in enumerate(looks):
             rows = mine[(mine["context"] == context) & (mine["tile"] == tile)].set_index("tokens").reindex(sizes)
@@ -79,42 +72,26 @@ def errors_by_size(table: Frame, source: str) -> Figure:
             axis.bar(x, 100 * rows["mean_error"], 0.27, color=color, hatch=hatch, label=label, **edge)
             axis.scatter(x, 100 * rows["max_error"], s=18, marker="v", color=color, zorder=3, **edge)
         axis.set_xticks(range(len(sizes)), [str(s) for s in sizes], fontsize=7)
-        axis.set_title(f"{gpu.upper()}, {kind}, TP{mine['tp'].min()}", fontsize=10)
         axis.set_xlabel("tokens of a step, up to")
-        sns.despine(ax=axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("error (%)")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    note(figure, f"{source}; bars: mean error, triangles: largest")
-    return figure
+    return finish(figure, f"{source}; bars: mean error, triangles: largest", axes[0], ncols=3)
 
 
 def lines(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
     """`value` against `by`, a panel per scenario, a line per system, with intervals."""
     scenarios, systems = list(dict.fromkeys(table["scenario"])), list(dict.fromkeys(table["system"]))
-    figure, axes = plt.subplots(
-        1, len(scenarios), figsize=(4.2 * len(scenarios), 3.1), layout="constrained", squeeze=False
-    )
+    figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
     palette = colors(systems)
-    for axis, scenario in zip(axes[0], scenarios, strict=True):
+    for axis, scenario in zip(axes, scenarios, strict=True):
         for i, system in enumerate(systems):
-            rows = table[(table["scenario"] == scenario) & (table["system"] == system)].sort_values(by)
-            bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
-            axis.errorbar(rows[by], rows[value], yerr=bounds, marker=MARKERS[i], color=palette[system], capsize=2,
-                          markeredgecolor="black", markeredgewidth=0.4, label=name_of(system))  # fmt: skip
-        axis.set(title=scenario, xlabel=LABELS[by], ylim=(0, None))
+            rows = select(table, scenario=scenario, system=system).sort_values(by)
+            whiskers(axis, rows[by], rows, i, value, color=palette[system], label=name_of(system))
+        axis.set(xlabel=LABELS[by], ylim=(0, None))
         if by in ("slo_scale", "kv_scale", "belief"):
             axis.set_xscale("log")
         axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
         axis.minorticks_off()
-        sns.despine(ax=axis)
-    axes[0][0].set_ylabel(ylabel or "capacity (requests/s per GPU)")
-    if len(systems) > 1:
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(systems), frameon=False, fontsize=9)
-    note(figure, f"{source}; whiskers: 95 % interval over seeds")
-    return figure
+    keys = axes[0] if len(systems) > 1 else None
+    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", keys, ncols=len(systems))
 
 
 def belief_curves(table: Frame, source: str) -> Figure:
@@ -148,16 +125,11 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
             axis.axhline(aim, color="black", linewidth=0.8, linestyle="--")
         if column.endswith("p99"):
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            plain_log(axis.yaxis, 1, 2, 5)
         axis.set_ylabel(label)
-        sns.despine(ax=axis)
     axes[-1].set_xlabel("time of arrival (s)")
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(tables), frameon=False, fontsize=9)
-    note(figure, f"{source}; windows of {width:g} s by arrival; dashed: target")
-    return figure
+    said = f"{source}; windows of {width:g} s by arrival; dashed: target"
+    return finish(figure, said, axes[1], ncols=len(tables))
 
 
 def summary_chart(table: Frame, source: str) -> Figure:
@@ -173,13 +145,9 @@ def summary_chart(table: Frame, source: str) -> Figure:
     axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
     axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 4, 8]))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
     axis.set_xlabel("ours over the paper's (of times, the inverse)")
     keys = [Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict) for verdict, (c, h) in looks.items()]
     axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
     axis.margins(x=0.15)
-    sns.despine(ax=axis)
-    note(figure, source)
-    return figure
+    return finish(figure, source)

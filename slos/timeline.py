@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from slos.experiments import Frame, serve
+from slos.compare import Frame
+from slos.experiments import serve
 from slos.live import Outcome
 from slos.roofline import Profile
 from slos.simulator import Replica, Step
 from slos.types import Request, require
-from workloads import Workload
 
 
 def fate(outcome: Outcome) -> str:
@@ -20,10 +20,10 @@ def fate(outcome: Outcome) -> str:
     return "attained" if outcome.attained else "declined" if outcome.declined else "late"
 
 
-def with_burst(base: Workload, at: float, extra: Workload) -> list[Request]:
-    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival."""
-    late = [replace(r, id=f"burst-{r.id}", arrival=r.arrival + at) for r in extra.requests]
-    return sorted([*base.requests, *late], key=lambda r: r.arrival)
+def with_burst(base: Sequence[Request], at: float, extra: Sequence[Request], name: str = "burst") -> list[Request]:
+    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival; `name` goes before their ids."""
+    late = [replace(r, id=f"{name}-{r.id}", arrival=r.arrival + at) for r in extra]
+    return sorted([*base, *late], key=lambda r: r.arrival)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,15 @@ def _no_settings_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"SLOS_{name}", raising=False)
 
 
+@pytest.fixture
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The synthetic profile, whatever lies about, and results in a folder of their own."""
+    (tmp_path / "cache").mkdir()
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights; only where vLLM is installed."""

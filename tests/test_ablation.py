@@ -1,7 +1,6 @@
 """Each part's switch does what it should, and what is made of the rows, with numbers worked out by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,7 +9,8 @@ from laws import FAST, Lawful
 from test_scheduler import Watch
 
 from slos import ablation
-from slos.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, numbers, over, rivals, variants
+from slos.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, named, numbers, rivals, variants
+from slos.compare import over
 from slos.experiments import OURS
 from slos.live import Outcome
 from slos.report import read_claims
@@ -21,15 +21,8 @@ from slos.simulator import World, simulate
 from slos.types import SLO, Batch, Oracle, Request, Stage, View
 from workloads import SCENARIOS, build
 
+pytestmark = pytest.mark.usefixtures("no_data")
 ALL, FOUR = frozenset(PARTS), {"replicas": 4, "num_requests": 80, "precision": 0.2}
-
-
-@pytest.fixture(autouse=True)
-def _no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cache").mkdir()
-    monkeypatch.delenv("SLOS_DATA", raising=False)
-    monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
 
 
 # The switches
@@ -189,7 +182,7 @@ def capacities(factor: float) -> dict[str, float]:
 
 def test_gains_and_headlines() -> None:
     best = frame({"chatbot": capacities(1.0), "reasoning": capacities(4.0)})
-    assert list(over(best, "all", "vllm")["ratio"]) == pytest.approx([4, 16])
+    assert list(over(named(best, "all"), named(best, "vllm"))["ratio"]) == pytest.approx([4, 16])
     found = {k: v[0] for k, v in numbers(best).items()}
     assert found["ablation_speculation"] == pytest.approx(2), "reasoning has no draft model"
     assert found["ablation_burst"] == pytest.approx(4), "2 and 8"

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slos import experiments, report
+from slos import compare, experiments, report
+from slos.compare import geometric_means
 from slos.experiments import (
     OURS,
     SETTINGS,
@@ -19,7 +20,6 @@ from slos.experiments import (
     Search,
     Size,
     capacities,
-    geometric_means,
     hardware_of,
     parse_setting,
     ratios,
@@ -35,16 +35,8 @@ from slos.router import ROUTERS
 from slos.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from workloads import SCENARIOS, build
 
+pytestmark = pytest.mark.usefixtures("no_data")
 SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)
-
-
-@pytest.fixture(autouse=True)
-def _no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The synthetic profile, whatever lies about, and results in a folder of their own."""
-    (tmp_path / "cache").mkdir()
-    monkeypatch.delenv("SLOS_DATA", raising=False)
-    monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
 
 
 # Names
@@ -336,11 +328,16 @@ def test_what_capacity_shows(best: pd.DataFrame) -> None:
     assert "- over sarathi: 2.51x" in text and "- over vllm: 2.34x" in text
 
 
-def test_what_is_saved_is_what_the_report_reads(best: pd.DataFrame, tmp_path: Path) -> None:
+def test_what_is_saved_is_what_the_report_reads(
+    best: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = experiments.save_capacities("quick", best)
     saved = pd.read_csv(path, keep_default_na=False)
     assert list(saved["capacity"]) == list(best["capacity"]) and "rate" not in saved
-    experiments.save_headlines("quick", best, "01_capacity")
+    numbers = experiments.numbers(best)
+    assert compare.save("quick", best, "01_capacity", numbers).empty, "two of six scenarios are no headline"
+    monkeypatch.setattr(compare, "SCENARIOS", {"chatbot": 0, "coding": 0})
+    compare.save("quick", best, "01_capacity", numbers)
     headlines = {h.key: h for h in report.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")}
     means = {"capacity_vs_vllm", "capacity_vs_sarathi", "capacity_vs_best"}
     assert headlines.keys() >= means and {h.status for h in headlines.values()} == {"simulated"}
@@ -372,13 +369,13 @@ def test_results_go_to_the_repository_wherever_one_works(
 
 def test_a_burst_is_added_in_order_of_arrival() -> None:
     base, extra = build("chatbot", 2.0, 20, seed=1), build("chatbot", 10.0, 8, seed=2)
-    requests = with_burst(base, 4.0, extra)
+    requests = with_burst(base.requests, 4.0, extra.requests)
     assert [r.arrival for r in requests] == sorted(r.arrival for r in requests)
     late = [r for r in requests if r.id.startswith("burst-")]
     assert [r for r in requests if r not in late] == list(base.requests)
     assert [(r.arrival, r.stages) for r in late] == [(e.arrival + 4.0, e.stages) for e in extra.requests]
     assert len({r.id for r in requests}) == len(requests) == 28
-    assert with_burst(base, 4.0, replace(extra, requests=())) == list(base.requests)
+    assert with_burst(base.requests, 4.0, ()) == list(base.requests)
 
 
 @pytest.mark.parametrize("scenario", ["chatbot", "tool-calling", "reasoning"])
@@ -417,7 +414,7 @@ def burst() -> list[Timeline]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SLOS_DATA", raising=False)
         patch.setenv("SLOS_CACHE", "/nowhere")
-        requests = with_burst(build("chatbot", 2.5, 40, 1), 5.0, build("chatbot", 15.0, 40, 2))
+        requests = with_burst(build("chatbot", 2.5, 40, 1).requests, 5.0, build("chatbot", 15.0, 40, 2).requests)
     return [timeline(requests, system, hardware_of("chatbot")) for system in ("vllm-v1", OURS)]
 
 
