@@ -1,7 +1,6 @@
 """How much load can this hardware carry under these objectives, and which scheduler carries most? All simulated.
 
-Every system is searched at each of its settings, and its best counts. Of several replicas the baselines are behind
-least-loaded routing, ours behind its own router.
+The best setting of every system counts. Before several replicas the baselines have least-loaded routing, ours its own.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from slos.ablation import RIVAL_ROUTER
-from slos.experiments import OURS, SETTINGS, Frame, capacities
+from slos.compare import Frame, rows_of
+from slos.experiments import SETTINGS, capacities
 from slos.metrics import NoCapacity, interval
 from slos.policies import POLICIES
-from slos.report import results_dir, write_whole
-from slos.scaling import BEST_ROUTER, rows_of
+from slos.report import OURS, results_dir, write_whole
+from slos.scaling import BEST_ROUTER
 from slos.search import Probe, Search, scaled_slos, search
 from slos.sweep import commit, sweep
 from slos.types import Request, require
@@ -98,12 +98,11 @@ def in_words(best: Frame, rate: float = 0.0) -> str:
         ratio, low, high = interval([a / b for a, b in zip(first.each, others[0].each, strict=True)])
         text += f", {ratio:.2f}x [{low:.2f}, {high:.2f}] what {others[0].system} carries, the next"
         text += "; these seeds cannot tell the two apart" if low <= 1 <= high else ""
-    more = f" For {rate:g} it needs {first.needed} replica(s), an estimate: try --replicas {first.needed}."
-    return f"{text}.{more if rate else ''}"
+    return text + (f". For {rate:g} it takes about {first.needed} replica(s): try that as --replicas." if rate else ".")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the answer; 0, or 2 after a message where the question is wrong."""
+    """Print the answer; returns 0, or 2 after a message where the question is wrong."""
     parser = argparse.ArgumentParser(prog="python -m slos.ask", description=__doc__)
     what, add = parser.add_mutually_exclusive_group(), parser.add_argument
     what.add_argument("--mix", default="mixed", metavar="NAME=SHARE,...", help=f"of {', '.join(SCENARIOS)} (mixed)")
@@ -114,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--target", type=float, default=0.9, metavar="SHARE", help="of requests that meet all objectives (0.9)")
     add("--systems", nargs="+", default=list(POLICIES), choices=POLICIES, help="(all)")
     add("--rate", type=float, default=0.0, metavar="R", help="how many replicas for R requests/s?")
-    add("--num-requests", type=int, default=400, metavar="N", help="per replica and simulation (400)")
+    add("--num-requests", type=int, default=600, metavar="N", help="per replica and simulation (600)")
     add("--seeds", type=int, default=3, metavar="N", help="runs of every load (3)")
     add("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     ask = parser.parse_args(argv)
@@ -128,8 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made, hardware = [build(case.scenario, 1.0, n, seed) for seed in range(ask.seeds)], case.hardware
         requests = [r for m in made for r in scaled_slos(m.requests, scale)]
         longest, most = max(r.context for r in requests), min(hardware.max_context, hardware.kv_tokens)
-        cure = "leave such requests out, or take another profile"
-        require(longest <= most, "longest request", longest, f"at most {most} tokens on {hardware.name}", cure)
+        require(longest <= most, "longest request", longest, f"at most {most} tokens on {hardware.name}", "drop it")
         name = made[0].origins[0] if ask.requests else made[0].scenario
         print(f"Workload: {name} ({made[0].source}), {ask.seeds} seed(s) of {n} requests\n{objectives(requests)}")
         print(f"Hardware: {ask.replicas} replica(s) of {hardware.model} on {hardware.gpus} {hardware.gpu}, simulated")

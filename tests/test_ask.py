@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos import ask
+from slos.compare import rows_of
 from slos.metrics import attainment, capacity
 from slos.policies import POLICIES
 from slos.roofline import profile
-from slos.scaling import rows_of
 from slos.search import Search, hardware_of, scaled_slos, search, serve
 from slos.types import SLO, Request, Stage
 from workloads import SCENARIOS, build
