@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from slos.ablation import RIVAL_ROUTER
-from slos.compare import Frame, rows_of
-from slos.experiments import SETTINGS, capacities
+from slos.evaluation.ablation import RIVAL_ROUTER
+from slos.evaluation.compare import rows_of
+from slos.evaluation.experiments import SETTINGS, capacities
+from slos.evaluation.scaling import BEST_ROUTER
 from slos.metrics import NoCapacity, interval
 from slos.policies import POLICIES
-from slos.report import OURS, results_dir, write_whole
-from slos.scaling import BEST_ROUTER
+from slos.report import OURS, Frame, results_dir, write_whole
 from slos.search import Probe, Search, scaled_slos, search
 from slos.sweep import commit, sweep
 from slos.types import Request, require

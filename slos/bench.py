@@ -21,11 +21,11 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from slos.compare import Frame, put
+from slos.evaluation.compare import put
 from slos.jobs import NEW, NO_LINKS, jobs_of
 from slos.planner import Instance, admit
 from slos.policies import make_policy
-from slos.report import paper
+from slos.report import Frame, paper
 from slos.roofline import Plane, Roofline, profile
 from slos.scheduler import SLOsServe
 from slos.simulator import World, simulate

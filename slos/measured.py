@@ -9,9 +9,9 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from slos.compare import Frame
 from slos.live import Outcome
 from slos.metrics import attainment
+from slos.report import Frame
 from slos.sweep import commit
 
 

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "results" / "paper.yaml"
 SIZES = ("smoke", "quick", "full", "reference")
 OURS = "slos-serve"
+Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 _INTRO = """# Paper against reproduced
 
 Written by `python -m slos.report` from `paper.yaml` and the CSV files of each size; do not edit.

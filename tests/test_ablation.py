@@ -8,13 +8,13 @@ import pytest
 from laws import FAST, Lawful
 from test_scheduler import Watch
 
-from slos import ablation
-from slos.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, named, numbers, rivals, variants
-from slos.compare import over
-from slos.experiments import OURS
+from slos.evaluation import ablation
+from slos.evaluation.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, named, numbers, rivals, variants
+from slos.evaluation.compare import over
+from slos.evaluation.experiments import OURS
+from slos.evaluation.scaling import BEST_ROUTER, PLAIN
 from slos.live import Outcome
 from slos.report import read_claims
-from slos.scaling import BEST_ROUTER, PLAIN
 from slos.scheduler import SLOsServe
 from slos.search import Search, hardware_of, search, serve
 from slos.simulator import World, simulate

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos import ask
-from slos.compare import rows_of
+from slos.evaluation.compare import rows_of
 from slos.metrics import attainment, capacity
 from slos.policies import POLICIES
 from slos.roofline import profile

@@ -8,9 +8,9 @@ import pytest
 from ipywidgets import VBox
 from traitlets import TraitError
 
-from slos import corner
-from slos.experiments import hardware_of
-from slos.figures import name_of
+from slos.evaluation import corner
+from slos.evaluation.experiments import hardware_of
+from slos.evaluation.figures import name_of
 from slos.policies import POLICIES
 
 

@@ -1,4 +1,4 @@
-"""`slos.experiments`: the grid, a search, and what is made of its rows, with numbers worked out by hand."""
+"""`slos.evaluation.experiments`: the grid, a search, and what is made of its rows, with numbers worked out by hand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slos import compare, experiments, report
-from slos.compare import geometric_means
-from slos.experiments import (
+from slos import report
+from slos.evaluation import compare, experiments
+from slos.evaluation.compare import geometric_means
+from slos.evaluation.experiments import (
     OURS,
     SETTINGS,
     SIZES,
@@ -29,10 +30,10 @@ from slos.experiments import (
     size_of,
     what_capacity_shows,
 )
+from slos.evaluation.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from slos.policies import POLICIES
 from slos.roofline import profiles
 from slos.router import ROUTERS
-from slos.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")
@@ -158,7 +159,7 @@ def test_a_search_counts_per_gpu() -> None:
 
 def profile_file(path: Path, **changes: Any) -> str:
     """A profile of one's own, like opt-6.7b-a100 but for `changes`, under the name `mine`."""
-    raw = json.loads((Path(experiments.__file__).parent / "profiles.json").read_text())["opt-6.7b-a100"]
+    raw = json.loads((Path(report.__file__).parent / "profiles.json").read_text())["opt-6.7b-a100"]
     path.write_text(json.dumps({"mine": raw | changes}))
     return str(path)
 

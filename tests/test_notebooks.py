@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from slos.experiments import SIZES, size_of
+from slos.evaluation.experiments import SIZES, size_of
 from slos.policies import POLICIES
 from slos.reproduce import missing
 from slos.roofline import profiles

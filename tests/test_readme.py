@@ -66,7 +66,7 @@ def test_the_policy_is_short_and_runs_beside_the_others(
 
 
 def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slos.experiments import hardware_of, serve
+    from slos.evaluation.experiments import hardware_of, serve
     from workloads import build
 
     monkeypatch.delenv("SLOS_DATA", raising=False)
@@ -120,7 +120,8 @@ def test_files_of_the_tree_are_there() -> None:
         for place in places:
             assert place.exists(), f"{place.relative_to(ROOT)} is in the tree and not there"
             named.add(place.name)
-    assert {p.name for p in (ROOT / "notebooks").glob("*.ipynb")} <= named, "a notebook is not in the tree"
+    there = {p.name for p in (*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "slos").rglob("*.py"))}
+    assert there - {"__init__.py"} <= named, f"not in the tree: {there - named}"
 
 
 def test_files_and_names_in_the_text_are_there() -> None:

@@ -1,4 +1,4 @@
-"""`slos.scaling`: the grids, and what is made of their rows, with numbers worked out by hand."""
+"""`slos.evaluation.scaling`: the grids, and what is made of their rows, with numbers worked out by hand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slos import scaling
-from slos.compare import rows_of, save
-from slos.experiments import OURS
+from slos.evaluation import scaling
+from slos.evaluation.compare import rows_of, save
+from slos.evaluation.experiments import OURS
+from slos.evaluation.scaling import BASELINE, BEST_ROUTER, PLAIN, SCALES, disaggregation_cases, scaling_cases
 from slos.policies import POLICIES
 from slos.router import ROUTERS
-from slos.scaling import BASELINE, BEST_ROUTER, PLAIN, SCALES, disaggregation_cases, scaling_cases
 from slos.topology import POOLED
 from workloads import SCENARIOS
 

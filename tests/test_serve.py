@@ -23,8 +23,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_
 
 from slos import launch, replay
 from slos.calibration import save
+from slos.evaluation.real_engine import ON_CPU
 from slos.measured import Replayed
-from slos.real_engine import ON_CPU
 from slos.roofline import Plane, Profile, Roofline
 from slos.types import SLO, Request, Stage
 

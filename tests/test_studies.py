@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from slos import bursts, performance, studies, summary
+from slos.evaluation import bursts, performance, studies, summary
+from slos.evaluation.timeline import Timeline, windows
 from slos.report import Headline, upsert_headlines
 from slos.roofline import Plane, Roofline
 from slos.search import Search, believed, scaled_slos
-from slos.timeline import Timeline, windows
 from slos.types import SLO, Request, Stage
 
 TILED = Roofline((Plane(1e-4, 0.0, 0.01), Plane(2e-4, 0.0, 0.0)), 1e-7, 128)

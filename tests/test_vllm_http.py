@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
 
 from slos import launch, replay
-from slos.engine_work import bursty
-from slos.real_engine import OURS, server
+from slos.evaluation.engine_work import bursty
+from slos.evaluation.real_engine import OURS, server
 from slos.roofline import profile
 from slos.types import SLO, Request, Stage
 

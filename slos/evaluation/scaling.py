@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from slos.compare import Frame, Spread, mean_of, over, rows_of, select, strongest, told
-from slos.experiments import OURS, capacities, run_searches
+from slos.evaluation.compare import Frame, Spread, mean_of, over, rows_of, select, strongest, told
+from slos.evaluation.experiments import OURS, capacities, run_searches
 from slos.policies import POLICIES
 from slos.report import paper
 from slos.router import ROUTERS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from slos.compare import Frame, Spread, best_settings, geometric_means, mean_of, over_each, rows_of
+from slos.evaluation.compare import Frame, Spread, best_settings, geometric_means, mean_of, over_each, rows_of
 from slos.policies import POLICIES
 from slos.report import OURS, paper, results_dir, write_whole
 from slos.search import Probe, Search, hardware_of, parse_setting, search, serve

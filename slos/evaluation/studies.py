@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from slos.compare import Frame, best_settings, over
-from slos.experiments import OURS, searches, size_of
+from slos.evaluation.compare import Frame, best_settings, over
+from slos.evaluation.experiments import OURS, searches, size_of
 from slos.report import results_dir
 from slos.search import Search, believed, hardware_of, search
 from slos.sweep import sweep

@@ -24,9 +24,10 @@ from urllib.request import urlopen
 import numpy as np
 import pandas as pd
 
-from slos import engine_work, launch, replay
+from slos import launch, replay
 from slos.calibration import scaled
-from slos.engine_work import WORKLOADS
+from slos.evaluation import engine_work
+from slos.evaluation.engine_work import WORKLOADS
 from slos.live import TOLERANCE, Outcome
 from slos.measured import Frame, Labels, Replayed, rows
 from slos.metrics import attainment, capacity

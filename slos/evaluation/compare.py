@@ -8,11 +8,10 @@ from typing import Any
 import pandas as pd
 
 from slos.metrics import geometric_mean, interval
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.report import Frame, Headline, results_dir, upsert_headlines
 from slos.sweep import commit
 from workloads import SCENARIOS
 
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 Spread = tuple[float, float, float]  # a mean over seeds, and its 95 % interval
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from slos.compare import Frame, select
-from slos.figures import HATCHES, MARKERS, colors, finish, name_of, panels, plain_log, whiskers
-from slos.performance import FitCase
+from slos.evaluation.compare import Frame, select
+from slos.evaluation.figures import HATCHES, MARKERS, colors, finish, name_of, panels, plain_log, whiskers
+from slos.evaluation.performance import FitCase
 from slos.roofline import Plane, Roofline
 
 LABELS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from slos.compare import Frame
+from slos.evaluation.compare import Frame
 from slos.report import SIZES, read_claims, read_headlines, results_dir, verdict
 from slos.types import require
 

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from slos.compare import Frame, Spread, mean_of, over, over_each, rows_of, select, told
-from slos.experiments import OURS, SETTINGS, run_searches
+from slos.evaluation.compare import Frame, Spread, mean_of, over, over_each, rows_of, select, told
+from slos.evaluation.experiments import OURS, SETTINGS, run_searches
+from slos.evaluation.scaling import BEST_ROUTER, PLAIN, RATIOS
 from slos.metrics import interval
 from slos.report import paper
-from slos.scaling import BEST_ROUTER, PLAIN, RATIOS
 from slos.search import Search, parse_setting
 from slos.topology import roles
 from slos.types import require

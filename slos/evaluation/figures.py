@@ -16,10 +16,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.compare import Frame
-from slos.experiments import OURS
+from slos.evaluation.compare import Frame
+from slos.evaluation.experiments import OURS
+from slos.evaluation.timeline import Timeline, fate
 from slos.report import paper
-from slos.timeline import Timeline, fate
 from slos.types import Request
 
 NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",

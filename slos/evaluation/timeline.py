@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from slos.compare import Frame
-from slos.experiments import serve
+from slos.evaluation.compare import Frame
+from slos.evaluation.experiments import serve
 from slos.live import Outcome
 from slos.roofline import Profile
 from slos.simulator import Replica, Step

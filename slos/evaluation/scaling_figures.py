@@ -1,4 +1,4 @@
-"""Figures on many replicas, in the style of `slos.figures`."""
+"""Figures on many replicas, in the style of `slos.evaluation.figures`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.ablation import CLAIMS, PARTS
-from slos.compare import Frame, mean_of, select
-from slos.figures import HATCHES, MARKERS, colors, dots, finish, name_of, panels, plain_log, whiskers
+from slos.evaluation.ablation import CLAIMS, PARTS
+from slos.evaluation.compare import Frame, mean_of, select
+from slos.evaluation.figures import HATCHES, MARKERS, colors, dots, finish, name_of, panels, plain_log, whiskers
 from slos.report import paper
 from slos.topology import POOLED
 

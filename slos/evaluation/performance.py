@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slos.compare import Frame, put
-from slos.experiments import size_of
+from slos.evaluation.compare import Frame, put
+from slos.evaluation.experiments import size_of
 from slos.report import paper, results_dir
 from slos.roofline import Roofline, fit, profile
 from slos.sweep import sweep

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from slos.compare import Frame
-from slos.experiments import OURS, size_of
+from slos.evaluation.compare import Frame
+from slos.evaluation.experiments import OURS, size_of
+from slos.evaluation.timeline import timeline, windows, with_burst
 from slos.policies import POLICIES
 from slos.report import results_dir
 from slos.roofline import Profile
 from slos.search import hardware_of
 from slos.sweep import sweep
-from slos.timeline import timeline, windows, with_burst
 from slos.types import Request, require
 from workloads import build
 
