@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -262,7 +261,8 @@ def test_a_wrong_file_is_refused(columns, row, message, tmp_path: Path, capsys: 
 )
 def test_a_wrong_question_is_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ask.main(argv) == 2
-    assert re.match(rf"slos\.ask: .*{re.escape(message)}", capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert "slos.ask: " in error and message in error
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "nothing", '{"mine": {"planes": [[1, 0, 1]]}}', '{"mine": {"gpus": 1}}'])
