@@ -47,10 +47,21 @@ def test_relative_capacity_and_the_best_setting() -> None:
             for seed in range(2)]  # fmt: skip
     frame = pd.DataFrame(
         rows, columns=["scenario", "system", "setting", "target", "slo_scale", "kv_scale", "seed", "rate"]
-    )
+    ).assign(profile="opt-6.7b-a100")
+    other = frame[frame["kv_scale"] == 1.0].assign(profile="opt-13b-h100", rate=lambda d: 9 * d["rate"])
+    frame = pd.concat([frame, other])
+    hardware = studies.against(frame, "profile")
+    assert_allclose(studies.relative(hardware, "profile", "opt-6.7b-a100")["ratio"].sort_values(), [1.0, 9.0])
     best = studies.against(frame, "kv_scale")
     assert dict(zip(best["kv_scale"], best["setting"], strict=True)) == {1.0: "b", 0.5: "a"}
     assert_allclose(studies.relative(best, "kv_scale", 1.0)["ratio"], [1.0, 1 / 3])
+
+
+def test_a_scenario_is_tried_on_other_models_of_its_family() -> None:
+    cases = studies.sensitivity_cases("full", ["chatbot", "tool-calling", "reasoning"], ["slos-serve"])
+    models = {(c.scenario, c.hardware.model) for c in cases}
+    assert {m for s, m in models if s == "chatbot" and "30B" in m} and ("reasoning", "OPT-13B") not in models
+    assert ("tool-calling", "Llama-2-7B") in models and sum(s == "reasoning" for s, _ in models) == 1
 
 
 def test_windows_and_bursts() -> None:

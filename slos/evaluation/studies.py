@@ -13,6 +13,7 @@ from slos.evaluation.experiments import OURS, searches, size_of
 from slos.report import results_dir
 from slos.search import Search, believed, hardware_of, search
 from slos.sweep import sweep
+from workloads import SCENARIOS
 
 SETTINGS = {"vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048"), "sarathi": ("chunk=512", "chunk=1024")}
 """Of the baselines, those that `01_capacity` finds best somewhere."""
@@ -21,6 +22,12 @@ SENSITIVITY: dict[str, tuple[float, ...]] = {
     "target": (0.9, 0.95, 0.98, 0.99),
     "kv_scale": (0.25, 0.5, 1.0, 2.0),
 }
+OTHERS = {
+    "opt-6.7b-a100": ("opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100"),
+    "toolllama-7b-a100": ("llama-2-7b-a100", "llama-2-7b-h100"),
+}
+"""Larger models of a scenario's family, and other GPUs, by the scenario's own profile."""
+VARIED = (*SENSITIVITY, "profile")
 SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, beside the truth
 TILED = {
     "": "the truth",
@@ -77,10 +84,14 @@ def _varied(size: str, scenarios: Sequence[str], systems: Sequence[str], changes
 
 
 def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str]) -> list[Search]:
-    """Each of the three varied alone. Raises ValueError for unknown names."""
+    """Each of `VARIED` alone. Raises ValueError for unknown names."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]]
-    return _varied(size, scenarios, systems, changes)
+    cases = _varied(size, scenarios, systems, changes)
+    for scenario in scenarios:
+        others = OTHERS.get(SCENARIOS[scenario].profile, ())[:: FEWER[size]]
+        cases += _varied(size, [scenario], systems, [known | {"profile": name} for name in others])
+    return cases
 
 
 def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
@@ -103,7 +114,8 @@ def run(size: str, cases: Sequence[Search], name: str, workers: int | None = Non
 def against(rows: Frame, by: str, **fixed: Any) -> Frame:
     """Capacity at each value of `by`, all else as `fixed` says: per scenario and system the best setting's mean and
     interval over seeds, and each seed's rate."""
-    kept = rows
+    own = [hardware == SCENARIOS[scenario].profile for scenario, hardware in rows[["scenario", "profile"]].to_numpy()]
+    kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
         kept = kept if name == by else kept[kept[name] == value]
     return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
@@ -137,7 +149,7 @@ def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
         for scenario, group in table.groupby("scenario", sort=False):
             ours = group[group["system"] == OURS].set_index(by)["capacity"]
             other = group[group["system"] != OURS].groupby(by)["capacity"].max()
-            ratio = [f"{v:g}: {ours[v] / other[v]:.2f}x" if other.get(v, 0) > 0 else f"{v:g}: no other carries any"
+            ratio = [f"{v}: {ours[v] / other[v]:.2f}x" if other.get(v, 0) > 0 else f"{v}: no other carries any"
                      for v in ours.index]  # fmt: skip
-            lines.append(f"- **{scenario}**, ours over the best other at {words[by]} {', '.join(ratio)}.")
+            lines.append(f"- **{scenario}**, ours over the best other at {words.get(by, by)} {', '.join(ratio)}.")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from slos.evaluation import figures
 from slos.evaluation.compare import Frame, select
 from slos.evaluation.figures import HATCHES, MARKERS, colors, finish, name_of, panels, plain_log, whiskers
 from slos.evaluation.performance import FitCase
@@ -74,6 +75,13 @@ def errors_by_size(table: Frame, source: str) -> Figure:
         axis.set_xticks(range(len(sizes)), [str(s) for s in sizes], fontsize=7)
         axis.set_xlabel("tokens of a step, up to")
     return finish(figure, f"{source}; bars: mean error, triangles: largest", axes[0], ncols=3)
+
+
+def sensitivity(table: Frame, by: str, source: str) -> Figure:
+    """Capacity against what was varied: lines, or bars where that is the hardware."""
+    if by == "profile":
+        return figures.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
+    return lines(table, by, source)
 
 
 def lines(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
