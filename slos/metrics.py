@@ -16,6 +16,10 @@ def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
     return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)
 
 
+class NoCapacity(ValueError):
+    """No load brackets the target."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tried:
     """One load that was tried, and its attainment."""
@@ -33,7 +37,7 @@ def capacity(
 ) -> tuple[float, list[Tried]]:
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
 
-    Returns the highest rate of the final bracket that attained the target. Raises ValueError where no rate within a
+    Returns the highest rate of the final bracket that attained the target. Raises NoCapacity where no rate within a
     factor of 2**20 of `start` brackets the target.
     """
     require(0 < target <= 1, "target", target, "in (0, 1]")
@@ -57,7 +61,7 @@ def capacity(
         rate = sqrt(low * high) if low and high < float("inf") else (low * 1.5 if low else high / 1.5)
         if not start / 2**20 < rate < start * 2**20:
             break
-    raise ValueError(
+    raise NoCapacity(
         f"no capacity near start = {start:g} at target {target:g}: last rate {rate:g}; check SLOs and profile"
     )
 

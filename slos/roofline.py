@@ -115,8 +115,11 @@ def profiles() -> dict[str, Profile]:
 def profile(name: str) -> Profile:
     """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path to one."""
     if name.endswith(".json") and Path(name).is_file():
-        [(inner, fields)] = json.loads(Path(name).read_text()).items()
-        return _parse(inner, fields)
+        try:
+            [(inner, fields)] = json.loads(Path(name).read_text()).items()
+            return _parse(inner, fields)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{name} must hold one entry like those of slos/profiles.json: {error}") from error
     known = profiles()
     if name not in known:
         raise ValueError(f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or a path to a JSON file")

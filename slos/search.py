@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -18,20 +19,23 @@ from slos.router import make_router
 from slos.simulator import Observer, stream
 from slos.topology import cluster, link, roles
 from slos.types import SLO, Oracle, Request, require
-from workloads import SCENARIOS, build
+from workloads import build
+from workloads.scenarios import by_name
 
 
 def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
     """The profile of that name, or the scenario's own, with its draft model if asked for; ValueError if unknown."""
-    require(scenario in SCENARIOS, "scenario", scenario, f"one of {', '.join(SCENARIOS)}")
-    own = SCENARIOS[scenario]
-    return profile(name or (own.drafting if drafts else "") or own.profile)
+    own = by_name(scenario)
+    name = name or (own.drafting if drafts else "") or own.profile
+    require(bool(name), "profile", name, f"given for {own.name}", f"one of {', '.join(profiles())}, or a JSON file")
+    return profile(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own.
 
+    scenario: a name, a mix of some, or a CSV of requests (see `workloads.scenarios.by_name`).
     replicas: how many of the topology (see `slos.topology`); router: of `slos.router`, "" where there is no choice.
     max_drafts: the longest draft, on hardware with a draft model; acceptance: the chance of each draft token.
     slo_scale: of all objectives; kv_scale: of the KV cache; belief: of the policy about the roofline, see `believed`.
@@ -56,12 +60,14 @@ class Search:
     belief: str = ""
 
     def __str__(self) -> str:
-        hardware = self.hardware.name
-        if hardware not in profiles():  # a file of one's own, which may change
+        hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
+        if own.suffix == ".csv":  # as a profile of one's own, it may change
+            scenario = f"{own.name}#{crc32(own.read_bytes()):08x}"
+        if self.profile not in ("", *profiles()):
             hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
         where = f"{self.replicas}x {self.topology}".strip() if self.replicas > 1 or self.topology else ""
         drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" if self.max_drafts else ""
-        parts = (self.scenario, self.lengths, hardware, self.system, self.setting, drafts, where, self.router)
+        parts = (scenario, self.lengths, hardware, self.system, self.setting, drafts, where, self.router)
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")

@@ -44,7 +44,7 @@ def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Worklo
     """What the table shows: `num_requests` of data set lengths, and one whole window of trace lengths."""
     made = []
     for name in names:
-        chosen = SCENARIOS[name]
+        chosen = by_name(name)
         made.append(build(name, 1.0, num_requests, seed))
         if chosen.arrivals in STARTS:
             count = _window_count(chosen, made[-1].source)

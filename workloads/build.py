@@ -6,11 +6,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
+from pathlib import Path
 
 import numpy as np
 
 from slos.types import Request, Stage, require
-from workloads import arrivals, lengths, synthetic
+from workloads import arrivals, lengths, own, synthetic
 from workloads.files import DATA, data_folder, locate
 from workloads.scenarios import SCENARIOS, Scenario, by_name
 
@@ -26,7 +27,8 @@ Turns = list[tuple[int, int, float]]
 class Workload:
     """Requests sorted by arrival, and how they were made: exactly `len(requests)` in `span` seconds.
 
-    lengths: "dataset" or "trace". source: "real traces" or "synthetic profile". origins: what it was made from.
+    lengths: "dataset" or "trace". source: "real traces", "synthetic profile" or "own requests". origins: what it was
+    made from.
     """
 
     requests: tuple[Request, ...]
@@ -57,7 +59,9 @@ def build(
     lengths from the requests of the Azure window itself, as the authors' code does. A window's requests are used in
     order from a start that the seed draws; if more are asked for, it repeats, and further lengths are drawn from it.
     max_context: a tighter limit than the scenario's.
-    A mix has equal shares of its parts (our choice: the paper does not give them).
+    A mix has as many requests of each part as its share says; the parts of `mixed` have equal ones (our choice: the
+    paper does not give them). Of a file (see `workloads.own`) the requests are replayed as those of a window are, or
+    drawn if it has no arrivals.
 
     Raises ValueError for arguments out of bounds and bad rows, FileNotFoundError if `SLOS_DATA` lacks a file. If it is
     unset and the cache lacks one, everything comes from the synthetic profile, and `source` says so.
@@ -74,15 +78,18 @@ def build(
     limit = most if max_context is None else max_context
     require(2 <= limit <= most, "max_context", max_context, f"2 to {most} tokens")
 
+    if chosen.name.endswith(".csv"):
+        origin, requests = _of_file(Path(chosen.name), rate, num_requests, seed, limit)
+        return Workload(requests, chosen.name, rate, seed, lengths, "own requests", (origin,))
     parts = [SCENARIOS[p] for p in chosen.parts] or [chosen]
     source = _source(parts, lengths)
     made: list[tuple[float, Scenario, Turns]] = []
     origins: dict[str, None] = {}
-    for i, part in enumerate(parts):
-        n = num_requests // len(parts) + (i < num_requests % len(parts))
+    for part, n in zip(parts, _counts(list(chosen.parts.values()) or [1], num_requests), strict=True):
         if n:
-            key = chosen.name if part is chosen else f"{chosen.name}/{part.name}"
-            times, turns, names = _part(part, n, seed, key, lengths, limit, source)
+            key = part.name if part is chosen else f"mixed/{part.name}"
+            most = inf if part.max_context is None else part.max_context
+            times, turns, names = _part(part, n, seed, key, lengths, min(limit, most), source)
             made += zip((times * (num_requests / n)).tolist(), [part] * n, turns, strict=True)
             origins.update(dict.fromkeys(names))
     made.sort(key=lambda m: m[0])
@@ -91,6 +98,33 @@ def build(
         for i, (t, part, turns) in enumerate(made)
     )
     return Workload(requests, chosen.name, rate, seed, lengths, source, tuple(origins))
+
+
+def _counts(shares: list[float], n: int) -> list[int]:
+    """n requests by their shares, to within one; the largest remainders, then the first, get what is left over."""
+    exact = [n * share / sum(shares) for share in shares]
+    counts = [int(x) for x in exact]
+    for i in sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])[: n - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _of_file(path: Path, rate: float, n: int, seed: int, limit: float) -> tuple[str, tuple[Request, ...]]:
+    """n requests of one's own at a rate, and where they come from."""
+    rows = [r for r in own.load(path) if r.stage.prompt + r.stage.output <= limit]
+    require(len(rows) > 0, f"{path}: max_context", limit, "at least one request's length")
+    rng, count = _stream(seed, "own", "arrivals"), len(rows)
+    if rows[0].arrival is None:
+        times, which = arrivals.poisson(rng, n), rng.integers(count, size=n)
+    else:
+        at = np.array([r.arrival for r in rows], dtype=float)
+        span = (at[-1] - at[0]) * count / max(1, count - 1)  # what follows the last one is a mean gap
+        nothing = np.zeros(count, np.int64)
+        times, which = arrivals.replay(rng, arrivals.Trace(path.name, span, at - at[0], nothing, nothing), n)
+    drawn = zip(times.tolist(), which.tolist(), strict=True)
+    return f"{path.name}, {count} rows", tuple(
+        Request(f"{path.stem}-{i:06d}", t / rate, (rows[k].stage,), kind=path.stem) for i, (t, k) in enumerate(drawn)
+    )
 
 
 def _source(parts: list[Scenario], wanted: str) -> str:

@@ -1,8 +1,10 @@
-"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6)."""
+"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6); and mixes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
 
 from slos.types import SLO, require
 
@@ -21,10 +23,11 @@ class Reported:
 class Scenario:
     """A scenario and its sources.
 
-    profile: the hardware of `slos/profiles.json` that it runs on by default. max_context: longer requests are dropped,
-    None: none are. slos: of each stage (tool calling: of the loop rounds and of the last; reasoning: thinking and
-    response). table: of `lengths.TABLES`; arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a mix
-    joins, each with its own lengths, arrivals and objectives. drafting: the profile with a draft model, or none.
+    profile: the hardware of `slos/profiles.json` that it runs on by default, or none. max_context: longer requests are
+    dropped, None: none are. slos: of each stage (tool calling: of the loop rounds and of the last; reasoning: thinking
+    and response). table: of `lengths.TABLES`; arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a
+    mix joins, with their shares of its requests, each with its own lengths, arrivals and objectives. drafting: the
+    profile with a draft model, or none.
     """
 
     name: str
@@ -34,13 +37,13 @@ class Scenario:
     table: str = ""
     arrivals: str = ""
     reported: tuple[Reported, ...] = ()
-    parts: tuple[str, ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
     drafting: str = ""
 
     @property
     def has_trace(self) -> bool:
         """Whether it has lengths="trace"."""
-        return bool(self.parts) or self.arrivals != "poisson"
+        return bool(self.parts) or self.arrivals not in ("", "poisson")
 
 
 def _slo(slowdown: float, tpot: float) -> SLO:
@@ -76,12 +79,41 @@ SCENARIOS = {
             "reasoning", "r1-qwen-1.5b-a100", None, (_slo(3, 0.05), SLO(tpot=0.1)), "s1k", "poisson",
             (Reported("prompt", 127, 421, 83), Reported("thinking", 4693), Reported("response", 803)),
         ),
-        Scenario("mixed", "opt-6.7b-a100", 2048, parts=("chatbot", "coding", "summarization"), drafting=OPT_DRAFT),
+        Scenario(
+            "mixed", "opt-6.7b-a100", 2048, parts=dict.fromkeys(("chatbot", "coding", "summarization"), 1.0),
+            drafting=OPT_DRAFT,
+        ),
     )
 }  # fmt: skip
 
 
 def by_name(name: str) -> Scenario:
-    """The scenario `name`; ValueError with the known names if there is none."""
+    """The scenario `name`, the mix "chatbot=2,coding=1" of some by their shares, or the requests of a file "my.csv".
+
+    A mix has the hardware of its parts if that is one; a file has none. ValueError with the known names for others.
+    """
+    if name.endswith(".csv"):
+        return Scenario(name, "", None)
+    if "=" in name or "," in name:
+        return _mix(name)
     require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
     return SCENARIOS[name]
+
+
+def _mix(text: str) -> Scenario:
+    known, parts = [s.name for s in SCENARIOS.values() if not s.parts], {}
+    for part, _, share in (p.strip().partition("=") for p in text.split(",")):
+        require(part in known and part not in parts, "mix", part, f"one of {', '.join(known)}, each once")
+        try:
+            parts[part] = float(share or 1)
+        except ValueError:
+            parts[part] = 0.0
+        require(parts[part] > 0 and isfinite(parts[part]), f"share of {part}", share, "a positive number")
+    if len(parts) == 1:
+        return SCENARIOS[part]
+    joined = [SCENARIOS[p] for p in parts]
+    limits, hardware, drafting = ({getattr(s, k) for s in joined} for k in ("max_context", "profile", "drafting"))
+    one = [next(iter(names)) if len(names) == 1 else "" for names in (hardware, drafting)]
+    most = None if None in limits else max(limits)
+    name = ",".join(f"{part}={share:g}" for part, share in parts.items())
+    return Scenario(name, one[0], most, parts=parts, drafting=one[1])

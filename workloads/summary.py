@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workloads.build import Workload
-from workloads.scenarios import SCENARIOS, Reported
+from workloads.scenarios import Reported, by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def quantities(workload: Workload) -> list[tuple[str, list[int]]]:
 def summarize(workload: Workload) -> tuple[Summary, ...]:
     """A row for every quantity of a workload."""
     cv, peak = burstiness([r.arrival for r in workload.requests])
-    reported = {r.quantity: r for r in SCENARIOS[workload.scenario].reported}
+    reported = {r.quantity: r for r in by_name(workload.scenario).reported}
     rows = []
     for quantity, values in quantities(workload):
         data = np.array(values or [0])
