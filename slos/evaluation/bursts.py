@@ -143,6 +143,6 @@ def what_bursts_show(rows: Frame, case: Bursts) -> str:
             line += f"; in bursts {by.loc['in bursts', 'best_effort']:.0f} % become best effort"
         line += f". The worst window's P99 TTFT is {by['ttft_p99'].max():.1f}x its objective"
         lines.append(f"{line}, P99 TPOT {by['tpot_p99'].max():.1f}x.")
-    if OURS in set(table["system"]):
+    if table.loc[table["system"] == OURS, "best_effort"].max() > 0:
         lines.append("\nThe tail of ours is of requests that it declined into best effort, and lets wait for others.")
     return "\n".join(lines)
