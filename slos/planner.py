@@ -28,7 +28,8 @@ class Instance:
     """One planning problem.
 
     Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier (index into tpots),
-    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give.
+    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give;
+    `longest`: seconds of a batch while nobody decodes, who would have a pace to keep.
     """
 
     now: float
@@ -42,6 +43,7 @@ class Instance:
     forced: np.ndarray
     blocks: int
     context: int = 0
+    longest: float = 0.15
 
     def __post_init__(self) -> None:
         require(bool((np.diff(self.tpots) > 0).all()), "tpots", self.tpots, "ascending and distinct")
@@ -79,11 +81,14 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
     Where the forced ones alone are infeasible all new ones are declined: never fails.
     """
+    tpots, decoding = np.asarray(problem.tpots, np.float64), problem.decoding.astype(np.float64)
+    if problem.longest > tpots.max(initial=0.0):
+        tpots, decoding = np.append(tpots, problem.longest), np.append(decoding, 0.0)
     accepted, value, feasible, loss = sweep(
         problem.now,
-        np.asarray(problem.tpots, np.float64),
-        prefill_rates(problem.tpots, roofline, problem.context),
-        problem.decoding.astype(np.float64),
+        tpots,
+        prefill_rates(tpots, roofline, problem.context),
+        decoding,
         np.asarray(problem.deadline, np.float64),
         np.asarray(problem.prefill, np.float64),
         np.asarray(problem.memory, np.float64),

@@ -24,7 +24,7 @@ def feasible(problem: Instance, roofline: Roofline, chosen: Sequence[bool], slac
     rates = [
         max(Fraction(0), min((t - Fraction(roofline.k_ctx) * problem.context - Fraction(p.b)) / Fraction(p.k1)
             for p in roofline.planes)) / t
-        for t in tpots
+        for t in [*tpots, max(Fraction(problem.longest), tpots[-1])]  # the last: while nobody decodes
     ]  # fmt: skip
 
     def rho(n: list[int]) -> Fraction:
@@ -99,6 +99,7 @@ def instances(draw: st.DrawFn, unequal: bool = True, memory: bool = True) -> Ins
         tier=numbers(st.integers(0, tiers - 1), int),
         forced=np.array(draw(st.permutations([True] * forced + [False] * new)), bool),
         blocks=draw(st.sampled_from([0, 5, 12, 100])) if memory else 100,
+        longest=draw(st.sampled_from([0.0, 1 / 32, 3 / 16, 1 / 2])),
     )
 
 
@@ -208,12 +209,11 @@ FOLDER = os.environ.get("SLOS_PLANNER_INSTANCES", "")
 
 @pytest.mark.skipif(not FOLDER, reason="SLOS_PLANNER_INSTANCES names no folder with the authors' instances")
 def test_at_least_the_authors_value() -> None:
-    """Where the authors' program answered and our fluid view says that its answer can be served, ours is worth more."""
+    """And ours can be served, by our fluid view; the authors' answer, where their program has one, mostly as well."""
     count = 0
     for problem, roofline, theirs, _ in bench.instances(Path(FOLDER)):
         found = admit(problem, roofline)
         assert not found.feasible or feasible(problem, roofline, [bool(a) for a in found.accepted], Fraction(1, 10**8))
-        if any(theirs) and found.loss == 0 and feasible(problem, roofline, theirs):
-            count += 1
-            assert found.value >= sum(compress(problem.value, theirs)) - 1e-9
+        assert found.value >= sum(compress(problem.value, theirs)) - 1e-9
+        count += any(theirs)
     assert count > 20
