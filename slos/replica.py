@@ -149,7 +149,8 @@ class Replica:
             if len(self.running) > w.max_seqs:
                 raise ValueError(f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}")
         self.start, self.need = now, need
-        self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if decodes else 1)
+        leap = decodes and self.role != "prefill"  # there everybody leaves with the first token
+        self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if leap else 1)
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
