@@ -50,7 +50,7 @@ class SLOsServe:
 
     roofline, lengths: what is believed of the hardware and of output lengths; a host that learns may assign better ones
     between steps. longest_step: cap on a batch, seconds, so that arrivals are seen in time. speculate: draft where the
-    engine can; no promise rests on drafts, an advance that gives slack and KV blocks back sooner. For ablations:
+    engine can; no promise rests on drafts to come, they bring slack and give KV blocks back sooner. For ablations:
     without `admission` whoever's prompt fits the free KV blocks starts, in order of arrival; without `best_effort`
     nobody is set aside, and who cannot be in time is in the way of those behind; batch_tokens is the size of every
     batch, 0 where it follows from what is due.

@@ -151,9 +151,8 @@ class Drafting:
     def spread(self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is changed for them.
 
-        Drafts may take from prefill that is left over, if the look
-        ahead passes whether all or none are accepted. Where it fails for what came of them between the two, the step is
-        formed as if none had been: that was proven.
+        Drafts may take from prefill that is left over, if the look ahead passes whether all or none are accepted. Where
+        it fails for what came of them between the two, the step is formed as if none had been: that was proven.
         """
         view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.roofline.array
         if not left_over(jobs, share):
