@@ -39,8 +39,8 @@ def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0
     """A row per system, the strongest first; without those that attain the target at no load for some seed.
 
     case: of any system. capacity, low, high: requests per second and GPU, with the interval over seeds; each: of the
-    seeds. ttft_p99, tpot_p99: seconds at that load, mean over seeds. to_ours: over ours, NaN where that has no row.
-    needed: replicas for `rate` requests per second, estimated from the capacity per GPU.
+    seeds. ttft_p99, tpot_p99 (s), declined (share): at that load, mean over seeds. to_ours: over ours, NaN where that
+    has no row. needed: replicas for `rate` requests per second, estimated from the capacity per GPU.
     """
     routers = {name: BEST_ROUTER if name == OURS else RIVAL_ROUTER for name in systems if case.replicas > 1}
     cases = [
@@ -52,7 +52,7 @@ def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0
     at = at[at.groupby(["system", "setting"])["seed"].transform("size") == seeds]
     if at.empty:
         return at
-    latencies = at.groupby(["system", "setting"], as_index=False)[["ttft_p99", "tpot_p99"]].mean()
+    latencies = at.groupby(["system", "setting"], as_index=False)[["ttft_p99", "tpot_p99", "declined"]].mean()
     best = capacities(at).sort_values("capacity", ascending=False).merge(latencies, on=["system", "setting"])
     best = best.rename(columns={"rate": "each"}).assign(gpus=case.gpus, replicas=case.replicas, commit=commit())
     best["needed"] = [ceil(rate * case.replicas / (c * case.gpus)) for c in best["capacity"]]
@@ -81,10 +81,11 @@ def table(best: Frame, rate: float = 0.0) -> str:
     whole = best[["capacity", "low", "high"]].mul(best["gpus"], axis=0).map("{:.2f}".format)
     shown = {
         "system": best["system"], "best setting": best["setting"].replace("", "-"), "requests/s": whole["capacity"],
-        "95 % over seeds": (whole["low"] + " to " + whole["high"]).where(best["seeds"] > 1, "one seed"),
+        "95 % interval": (whole["low"] + " to " + whole["high"]).where(best["seeds"] > 1, "one seed"),
         "per GPU": best["capacity"].map("{:.2f}".format), "P99 TTFT": best["ttft_p99"].map("{:.2f} s".format),
-        "P99 TPOT": (1e3 * best["tpot_p99"]).map("{:.0f} ms".format), "to ours": best["to_ours"].map("{:.2f}x".format),
-    } | ({f"replicas for {rate:g}/s": best["needed"]} if rate else {})  # fmt: skip
+        "P99 TPOT": (1e3 * best["tpot_p99"]).map("{:.0f} ms".format), "declined": best["declined"].map("{:.0%}".format),
+        "to ours": best["to_ours"].map("{:.2f}x".format),
+    } | ({f"needed at {rate:g}/s": best["needed"]} if rate else {})  # fmt: skip
     return pd.DataFrame(shown).to_string(index=False)
 
 
