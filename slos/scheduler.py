@@ -224,9 +224,10 @@ class SLOsServe:
             return self._proven(view, jobs, NO_LINKS, inside, now=now)
 
         seconds, rounds = form(jobs, planes, share), len(future[1]) > 0
-        drafts, length = np.zeros(len(jobs), np.int64), 0
+        drafts, length, context = np.zeros(len(jobs), np.int64), 0, jobs[:, COMPUTED].sum()
+        at_ease = BUSY * view.total_blocks * view.block_size - context
         if self.speculate and view.max_drafts > 0 and not rounds:
-            short = bool(jobs[:, COMPUTED].sum() > BUSY * view.total_blocks * view.block_size)
+            short = bool(at_ease < 0)
             drafting = Drafting(view, self.roofline, self._acceptance, self.longest_step, short, form, proven)
             drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
@@ -244,13 +245,12 @@ class SLOsServe:
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        used, context = sum(tokens.values()), jobs[:, COMPUTED].sum()
-        steps, before = float(REPEAT), (tokens.copy(), list(room.preempted))  # steps that this batch stays as it is
+        used, steps = sum(tokens.values()), float(REPEAT)  # steps that this batch stays as it is
+        before = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
         if best_effort or waiting:
             end = view.now + self.longest_step
             if guaranteed:
                 end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
-                at_ease = BUSY * view.total_blocks * view.block_size - context
                 if at_ease < 0 or seconds > BUSY * jobs[:, TPOT].min():
                     end = min(end, view.now + seconds * (1 + STRETCH))
                 else:

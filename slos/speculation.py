@@ -171,9 +171,9 @@ class Drafting:
             drafts[rest == 0] = 0
             context = int(jobs[rest > 0, COMPUTED].sum())
             end = view.now + self.roofline.time(int((rest + drafts).sum()), int(drafts.max()), context)
-            after = [advance(end, jobs, rest, accepted, planes) for accepted in (none, drafts)]
+            after = (advance(end, jobs, rest, accepted, planes) for accepted in (none, drafts))
             fits = needed(jobs, rest + drafts, view.block_size)[0] <= view.free_blocks
-            if fits and all(in_time and self.proven(end, jobs, alive) for jobs, alive, in_time in after):
+            if fits and all(in_time and self.proven(end, then, alive) for then, alive, in_time in after):
                 share[:] = rest
                 return drafts
         return none
