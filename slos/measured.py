@@ -38,7 +38,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a run was, in the terms of `experiments.Probe`. rate: requests per second; status: measured or simulated."""
+    """What a run was, in the terms of `search.Probe`. rate: requests per second; status: measured or simulated."""
 
     scenario: str
     system: str

@@ -9,9 +9,9 @@ from ipywidgets import VBox
 from traitlets import TraitError
 
 from slos.evaluation import corner
-from slos.evaluation.experiments import hardware_of
 from slos.evaluation.figures import name_of
 from slos.policies import POLICIES
+from slos.search import hardware_of
 
 
 class Shown:

@@ -21,12 +21,9 @@ from slos.evaluation.experiments import (
     Search,
     Size,
     capacities,
-    hardware_of,
-    parse_setting,
     ratios,
     search,
     searches,
-    serve,
     size_of,
     what_capacity_shows,
 )
@@ -34,6 +31,7 @@ from slos.evaluation.timeline import Timeline, fate, summary, timeline, what_the
 from slos.policies import POLICIES
 from slos.roofline import profiles
 from slos.router import ROUTERS
+from slos.search import Probe, hardware_of, parse_setting, serve
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")
@@ -189,7 +187,7 @@ def test_run_searches_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     probes = experiments.run_searches("smoke", cases, workers=1)
     assert (tmp_path / "results" / "smoke" / "probes.csv").exists()
 
-    def refuse(case: Search) -> list[experiments.Probe]:
+    def refuse(case: Search) -> list[Probe]:
         raise AssertionError(f"{case} was run again")
 
     monkeypatch.setattr(experiments, "search", refuse)

@@ -12,12 +12,11 @@ import pandas as pd
 from slos.evaluation.compare import Frame, Spread, best_settings, geometric_means, mean_of, over_each, rows_of
 from slos.policies import POLICIES
 from slos.report import OURS, paper, results_dir, write_whole
-from slos.search import Probe, Search, hardware_of, parse_setting, search, serve
+from slos.search import Probe, Search, search
 from slos.sweep import commit, sweep
 from slos.types import require
 from workloads import SCENARIOS
 
-__all__ = ["Probe", "Search", "hardware_of", "parse_setting", "search", "serve"]  # besides what stands here
 SETTINGS: dict[str, tuple[str, ...]] = {
     "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
     "vllm-v1": (

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from slos.evaluation.compare import Frame
-from slos.evaluation.experiments import serve
 from slos.live import Outcome
 from slos.roofline import Profile
+from slos.search import serve
 from slos.simulator import Replica, Step
 from slos.types import Request, require
 
