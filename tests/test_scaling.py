@@ -36,7 +36,7 @@ def test_the_grids_have_every_case_once() -> None:
     for cases in (scaling_cases("full"), disaggregation_cases("full")):
         assert len({str(c) for c in cases}) == len(cases) and {c.scenario for c in cases} == set(SCENARIOS)
     scale, cases = SCALES["full"], scaling_cases("full", ["coding"])
-    assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 1) * (2 * 3 + 1))
+    assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 2) * 2 * 2 + 2 * 3 + 1)
     assert all(c.num_requests == c.replicas * scale.requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
     apart = disaggregation_cases("quick", ["coding"], [OURS])
