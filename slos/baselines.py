@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from sys import maxsize
 from typing import final
 
 from slos.types import NEVER, Batch, Progress, View, require
@@ -30,28 +31,51 @@ def _evict(
     return free, preempted
 
 
-def _decodes(view: View, decoding: Sequence[Progress], prefilling: Sequence[Progress], free: int, drafts: int):
-    """The next token, and `drafts`, of each of `decoding`, evicting the youngest if blocks run out.
+def _serve(
+    view: View, first: Sequence[Progress], others: Sequence[Progress], free: int, drafts: int, budget: int = maxsize
+) -> tuple[dict[str, int], list[str], int]:
+    """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the youngest for blocks.
 
-    Returns the batch, the ids preempted and the blocks left free.
+    others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left free.
     """
     tokens: dict[str, int] = {}
     preempted: list[str] = []
-    running = [*decoding, *prefilling]
+    running = [*first, *others]
     drafts, size = min(drafts, view.max_drafts), view.block_size
-    for at, p in enumerate(decoding):
-        if at >= len(running):
+    for at, p in enumerate(first):
+        if at >= len(running) or not budget:
             break
-        n = p.left + drafts if p.left == 1 else p.left
+        left = p.tokens - p.computed
+        n = min(left + drafts if left == 1 else left, budget)
         need = -(-(p.computed + n) // size) - -(-p.computed // size)
         if need > free:
-            free, victims = _evict(running, p, need, free, view, whole=bool(prefilling))
+            free, victims = _evict(running, p, need, free, view, whole=bool(others))
             preempted += victims
             if victims[-1] == p.id:
                 break
-        free -= need
         tokens[p.id] = n
+        budget -= n
+        free -= need
     return tokens, preempted, free
+
+
+def _admit(view: View, tokens: dict[str, int], budget: int, free: int, watermark: float, whole: bool = False) -> bool:
+    """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget; whether any was.
+
+    `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer prompt goes alone.
+    """
+    seats, reserve, before = view.max_seqs - len(view.running), int(watermark * view.total_blocks), len(tokens)
+    for p in view.waiting:
+        need, alone = view.blocks(p.left), not view.running and not tokens
+        if seats <= 0 or budget <= 0 or (whole and tokens and p.left > budget):
+            break
+        if need > free - (0 if alone else reserve):
+            break
+        tokens[p.id] = n = p.left if whole else min(p.left, budget)
+        seats -= 1
+        budget -= n
+        free -= need
+    return len(tokens) > before
 
 
 @final
@@ -73,19 +97,9 @@ class VLLM:
 
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
-        budget, free, reserve = self.max_batched_tokens, view.free_blocks, int(self.watermark * view.total_blocks)
-        for p in view.waiting:
-            need, alone = view.blocks(p.left), not view.running and not tokens
-            if (p.left > budget and tokens) or len(view.running) + len(tokens) >= view.max_seqs:
-                break
-            if need > free - (0 if alone else reserve):
-                break
-            tokens[p.id] = p.left
-            budget -= p.left
-            free -= need
-        if tokens:
+        if _admit(view, tokens, self.max_batched_tokens, view.free_blocks, self.watermark, whole=True):
             return Batch(tokens)
-        tokens, preempted, _ = _decodes(view, view.running, (), view.free_blocks, self.drafts)
+        tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
 
 
@@ -105,35 +119,11 @@ class VLLMV1:
         require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
 
     def step(self, view: View) -> Batch:
-        tokens: dict[str, int] = {}
-        budget, free, size = self.max_batched_tokens, view.free_blocks, view.block_size
-        running, preempted, steady = list(view.running), [], True
-        drafts = min(self.drafts, view.max_drafts)
-        for at, p in enumerate(view.running):
-            if budget == 0 or at >= len(running):
-                break
-            left = p.tokens - p.computed
-            n = min(left + drafts if left == 1 else left, budget)
-            need = -(-(p.computed + n) // size) - -(-p.computed // size)
-            if need > free:
-                free, victims = _evict(running, p, need, free, view, whole=False)
-                preempted += victims
-                if victims[-1] == p.id:
-                    break
-            tokens[p.id] = n
-            steady = steady and left == 1
-            budget -= n
-            free -= need
-        for p in view.waiting if not preempted else ():
-            need = view.blocks(p.left)
-            if budget == 0 or len(running) >= view.max_seqs or need > free:
-                break
-            tokens[p.id] = n = min(p.left, budget)
-            running.append(p)
-            budget -= n
-            free -= need
-            steady = False
-        steady = steady and not preempted and len(tokens) == len(running)
+        most = self.max_batched_tokens
+        tokens, preempted, free = _serve(view, view.running, (), view.free_blocks, self.drafts, most)
+        total = sum(tokens.values())
+        admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
+        steady = not preempted and not admitted and total == len(view.running) < most  # a token each: all decode
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
 
 
@@ -157,26 +147,17 @@ class Sarathi:
         decoding = [p for p in view.running if p.left == 1]
         prefilling = [p for p in view.running if p.left > 1]
         set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-        tokens, preempted, free = _decodes(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
+        tokens, preempted, free = _serve(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
         if prefilling and free < 0:  # prompts that go on after an answer, which no admission foresaw
             keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
             free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
             preempted += victims
             tokens = {id: n for id, n in tokens.items() if id not in victims}
-        budget, steady = self.chunk - sum(tokens.values()), not prefilling and not preempted
+        budget = self.chunk - sum(tokens.values())
         for p in prefilling:
             if budget > 0 and p.id not in preempted:
                 tokens[p.id] = n = min(p.left, budget)
                 budget -= n
-        admitted, reserve = len(view.running), int(self.watermark * view.total_blocks)
-        for p in view.waiting if not preempted else ():
-            need = view.blocks(p.left)
-            alone = not view.running and not tokens
-            if budget <= 0 or admitted >= view.max_seqs or need > free - (0 if alone else reserve):
-                break
-            tokens[p.id] = n = min(p.left, budget)
-            admitted += 1
-            budget -= n
-            free -= need
-            steady = False
+        admitted = not preempted and _admit(view, tokens, budget, free, self.watermark)
+        steady = not (prefilling or preempted or admitted)
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)

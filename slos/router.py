@@ -6,15 +6,12 @@ section 4.4). So the length of a route is the hop limit plus one. A new router i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from random import Random
-from statistics import median
-from typing import Any, cast, final
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from slos.roofline import Roofline
-from slos.types import SLO, LengthPredictor, Load, Oracle, Progress, Request, Router, Stage, require
+from slos.types import LengthPredictor, Load, Progress, Router, make, require
 
 FULL = 1e6  # what it costs where something has run out
 
@@ -117,28 +114,4 @@ ROUTERS: dict[str, Callable[..., Router]] = {
 
 def make_router(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Router:
     """A fresh router; one with a field `roofline` or `lengths` is given that belief about hardware or lengths."""
-    require(name in ROUTERS, "router", name, f"one of {', '.join(ROUTERS)}", "add yours to slos.router.ROUTERS")
-    kind = cast(Any, ROUTERS[name])
-    beliefs = {"roofline": roofline, "lengths": lengths}
-    known = {f.name for f in fields(kind) if f.init}
-    for setting in settings:
-        choices = ", ".join(sorted(known - beliefs.keys())) or "none"
-        require(setting in known - beliefs.keys(), f"setting of router {name!r}", setting, f"one of {choices}")
-    return kind(**{k: v for k, v in beliefs.items() if k in known} | settings)
-
-
-def decision_seconds(name: str, roofline: Roofline, replicas: int = 16, repeats: int = 2000) -> float:
-    """Median time of one decision, over random loads: what `python -m slos.bench` reports."""
-    rng, times = Random(0), []
-    router = make_router(name, roofline, Oracle([Request("x", 0.0, (Stage(800, 200, SLO(0.05)),))]))
-    request = Progress("x", 0.0, 800, 0.3, 0.05)
-    for _ in range(repeats):
-        loads = [
-            Load(f"r{i}", rng.random() / 10, rng.randrange(5), rng.randrange(80), rng.randrange(2000), 2687, 16,
-                 rng.randrange(2000), ((0.05, rng.randrange(1, 20)), (0.1, rng.randrange(1, 60))), rng.randrange(2687))
-            for i in range(replicas)
-        ]  # fmt: skip
-        start = time.perf_counter()
-        router.rank(request, loads)
-        times.append(time.perf_counter() - start)
-    return median(times)
+    return make("router", ROUTERS, name, settings, roofline=roofline, lengths=lengths)

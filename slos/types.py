@@ -7,16 +7,30 @@ which a policy never sees: it learns a length only from the `LengthPredictor` th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
-from typing import Protocol
+from inspect import signature
+from math import inf
+from typing import Any, Protocol
+
+NEVER = inf
+"""A time that does not come."""
 
 
 def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
     """Raise `ValueError` naming the value, its bound and the cure unless `ok`."""
     if not ok:
         raise ValueError(f"{name} = {value!r} must be {bound}{'; ' + cure if cure else ''}")
+
+
+def make(what: str, known: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any], **beliefs: Any):
+    """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter for."""
+    require(name in known, what, name, f"one of {', '.join(known)}", f"or add yours to the {what} table")
+    parameters = signature(known[name]).parameters
+    choices = sorted(parameters.keys() - beliefs.keys())
+    for setting in settings:
+        require(setting in choices, f"setting of {what} {name!r}", setting, f"one of {', '.join(choices) or 'none'}")
+    return known[name](**settings, **{k: v for k, v in beliefs.items() if k in parameters})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +49,7 @@ class SLO:
         require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
         require(self.ttft is None or self.ttft > 0, "ttft", self.ttft, "positive", "give seconds, or None")
         require(self.slowdown is None or self.slowdown >= 1, "slowdown", self.slowdown, "at least 1 (times zero load)")
-        require(
-            self.ttft is None or self.slowdown is None, "ttft", self.ttft, "None beside a slowdown", "give only one"
-        )
+        require(None in (self.ttft, self.slowdown), "ttft", self.ttft, "None beside a slowdown", "give only one")
 
     def first_token(self, zero_load: float) -> float:
         """Seconds from the stage's arrival until its first token is due; `zero_load` is its prompt's time alone."""
@@ -62,7 +74,7 @@ class Stage:
     def __post_init__(self) -> None:
         require(self.prompt >= 0, "prompt", self.prompt, "at least 0 tokens")
         require(self.output >= 1, "output", self.output, "at least 1 token")
-        require(self.wait >= 0 and isfinite(self.wait), "wait", self.wait, "at least 0 seconds and finite")
+        require(0 <= self.wait < inf, "wait", self.wait, "at least 0 seconds and finite")
 
     @property
     def goes_on(self) -> bool:
@@ -81,20 +93,17 @@ class Request:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        require(
-            self.arrival >= 0 and isfinite(self.arrival), f"{self.id}: arrival", self.arrival, "at least 0 and finite"
-        )
+        require(0 <= self.arrival < inf, f"{self.id}: arrival", self.arrival, "at least 0 and finite")
         require(len(self.stages) > 0, f"{self.id}: stages", self.stages, "at least one")
-        require(self.stages[0].prompt >= 1, f"{self.id}: first prompt", self.stages[0].prompt, "at least 1 token")
-        require(
-            self.stages[0].wait == 0, f"{self.id}: first wait", self.stages[0].wait, "0", "move the arrival instead"
-        )
+        first = self.stages[0]
+        require(first.prompt >= 1, f"{self.id}: first prompt", first.prompt, "at least 1 token")
+        require(first.wait == 0, f"{self.id}: first wait", first.wait, "0", "move the arrival instead")
         require(self.value > 0, f"{self.id}: value", self.value, "positive")
 
     @property
     def context(self) -> int:
         """Tokens of the whole conversation, prompts and outputs."""
-        return sum(s.prompt + s.output for s in self.stages)
+        return self.prompt + self.output
 
     @property
     def prompt(self) -> int:
@@ -238,26 +247,19 @@ class Oracle:
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._stages = {r.id: r.stages for r in requests}
-        self._growth: dict[str, list[int]] = {}
-        self._later: dict[str, list[int]] = {}
+        self._growth: dict[str, list[int]] = {}  # of the context, from the beginning of each stage on
         for r in requests:
-            growth, later, after = [], [], 0
-            for i in range(len(r.stages) - 1, -1, -1):
-                goes_on = i + 1 < len(r.stages) and r.stages[i + 1].wait == 0
-                later.append(after + r.stages[i + 1].prompt if goes_on else 0)
-                after = r.stages[i].output + later[-1]
-                growth.append(after)
-            self._growth[r.id], self._later[r.id] = growth[::-1], later[::-1]
+            growth, later = [], 0
+            for stage in reversed(r.stages):
+                growth.insert(0, stage.output + later)
+                later = 0 if stage.wait else stage.prompt + growth[0]
+            self._growth[r.id] = growth
 
     def remaining(self, progress: Progress) -> int:
         return self._growth[progress.id][progress.stage] - progress.generated
 
     def after_stage(self, progress: Progress) -> int:
-        return self._later[progress.id][progress.stage]
+        return self._growth[progress.id][progress.stage] - self._stages[progress.id][progress.stage].output
 
     def following(self, progress: Progress) -> Sequence[Stage]:
         return self._stages[progress.id][progress.stage + 1 :]
-
-
-NEVER = inf
-"""A time that does not come."""

@@ -30,9 +30,9 @@ def test_make_policy_gives_beliefs_and_settings() -> None:
 
 
 def test_make_policy_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="'fcfs' is unknown; known: vllm, vllm-v1, sarathi, slos-serve"):
+    with pytest.raises(ValueError, match="policy = 'fcfs' must be one of vllm, vllm-v1, sarathi, slos-serve; or add"):
         make_policy("fcfs", FAST, Oracle(WORK))
-    with pytest.raises(ValueError, match=r"'chunks' of policy 'sarathi' is unknown; known: chunk, .*watermark"):
+    with pytest.raises(ValueError, match=r"setting of policy 'sarathi' = 'chunks' must be one of chunk, .*watermark"):
         make_policy("sarathi", FAST, Oracle(WORK), chunks=3)
     with pytest.raises(ValueError, match="chunk = 0"):
         make_policy("sarathi", FAST, Oracle(WORK), chunk=0)
@@ -55,7 +55,7 @@ def test_a_newcomers_policy_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make_policy("shortest-first", FAST, Oracle(WORK), most=6)
     outcomes = simulate(WORK, policy, World(FAST, 10))
     assert [o.id for o in outcomes] == ["r0", "r1", "r2", "r3"] and attainment(outcomes) > 0
-    with pytest.raises(ValueError, match=r"setting 'least' .* known: most"):
+    with pytest.raises(ValueError, match=r"setting of policy .* = 'least' must be one of most"):
         make_policy("shortest-first", FAST, Oracle(WORK), least=1)
 
 
