@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 
 from slos.live import Outcome
 from slos.types import require
@@ -29,10 +29,7 @@ class Tried:
 
 
 def capacity(
-    attained_at: Callable[[float], float],
-    target: float = 0.9,
-    start: float = 1.0,
-    precision: float = 0.02,
+    attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0, precision: float = 0.02,
     limit: int = 40,
 ) -> tuple[float, list[Tried]]:
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
@@ -44,21 +41,13 @@ def capacity(
     require(start > 0, "start", start, "positive (requests per second)")
     require(0 < precision < 1, "precision", precision, "in (0, 1)")
     probes: list[Tried] = []
-
-    def good(rate: float) -> bool:
-        probes.append(Tried(rate, attained_at(rate)))
-        return probes[-1].attainment >= target
-
-    low, high = 0.0, float("inf")
-    rate = start
+    low, high, rate = 0.0, inf, start
     while len(probes) < limit:
-        if good(rate):
-            low = rate
-        else:
-            high = rate
+        probes.append(Tried(rate, attained_at(rate)))
+        low, high = (rate, high) if probes[-1].attainment >= target else (low, rate)
         if low and high <= low * (1 + precision):
             return low, probes
-        rate = sqrt(low * high) if low and high < float("inf") else (low * 1.5 if low else high / 1.5)
+        rate = high / 1.5 if not low else low * 1.5 if high == inf else sqrt(low * high)
         if not start / 2**20 < rate < start * 2**20:
             break
     raise NoCapacity(

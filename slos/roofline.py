@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,9 +90,8 @@ class Profile:
     def __post_init__(self) -> None:
         require(self.margin >= 1, "margin", self.margin, "at least 1")
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
-        require(
-            self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}"
-        )
+        least = f"at least a block of {self.block_size}"
+        require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
         require(bool(self.source), "source", self.source, "named", "say where the figures come from")
 
     @property
@@ -99,17 +99,15 @@ class Profile:
         return self.kv_tokens // self.block_size
 
 
-def _parse(name: str, raw: dict) -> Profile:
-    planes = tuple(Plane(*p) for p in raw["planes"])
-    rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
-    return Profile(name=name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest)
+def _parse(name: str, planes: list, k_ctx: float = 0.0, tile: int = 1, **rest: Any) -> Profile:
+    return Profile(name, roofline=Roofline(tuple(Plane(*p) for p in planes), k_ctx, tile), **rest)
 
 
 @cache
 def profiles() -> dict[str, Profile]:
     """The profiles that ship with the kit, by name."""
     raw = json.loads((files("slos") / "profiles.json").read_text())
-    return {name: _parse(name, fields) for name, fields in raw.items()}
+    return {name: _parse(name, **fields) for name, fields in raw.items()}
 
 
 def profile(name: str) -> Profile:
@@ -117,8 +115,8 @@ def profile(name: str) -> Profile:
     if name.endswith(".json") and Path(name).is_file():
         try:
             [(inner, fields)] = json.loads(Path(name).read_text()).items()
-            return _parse(inner, fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return _parse(inner, **fields)
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{name} must hold one entry like those of slos/profiles.json: {error}") from error
     known = profiles()
     if name not in known:
@@ -128,11 +126,11 @@ def profile(name: str) -> Profile:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted roofline, how well it explains the measurements, and its mean relative error by batch size."""
+    """A fitted roofline, how well it explains the measurements, and its relative error at each, float64 [rows]."""
 
     roofline: Roofline
     r2: float
-    error_by_tokens: dict[str, float]
+    errors: np.ndarray
 
 
 def fit(
@@ -151,18 +149,13 @@ def fit(
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
     require(planes >= 1, "planes", planes, "at least 1")
-    require(
-        len(data) >= 4 * planes, "rows", len(data), f"at least {4 * planes} for {planes} plane(s)", "measure more steps"
-    )
+    least = f"at least {4 * planes} for {planes} plane(s)"
+    require(len(data) >= 4 * planes, "rows", len(data), least, "measure more steps")
     tokens, drafts, ctx, seconds = data.T
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
-    best: Fit | None = None
-    for count in range(1, planes + 1):
-        candidate = _alternate(tokens, drafts, ctx if context else np.zeros_like(ctx), seconds, count, tile)
-        if best is None or candidate.r2 > best.r2:
-            best = candidate
-    assert best is not None
-    return best
+    ctx = ctx if context else np.zeros_like(ctx)
+    found = [_alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)]
+    return max(found, key=lambda candidate: candidate.r2)
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
@@ -188,7 +181,7 @@ def _alternate(
     features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
     planes, k_ctx = np.zeros((count, 3)), 0.0
     for _ in range(500):
-        before = (planes.copy(), k_ctx)
+        before, k_before = planes.copy(), k_ctx
         target = seconds - k_ctx * ctx
         for p in range(count):
             mine = owner == p
@@ -198,24 +191,19 @@ def _alternate(
         if ctx.any():
             k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
         owner = (features @ planes.T).argmax(axis=1)
-        if np.allclose(planes, before[0], rtol=1e-12, atol=0) and np.isclose(k_ctx, before[1], rtol=1e-12, atol=0):
+        if np.allclose(planes, before, rtol=1e-12, atol=0) and np.isclose(k_ctx, k_before, rtol=1e-12, atol=0):
             break
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     r2 = 1 - ((seconds - predicted) ** 2).sum() / max(((seconds - seconds.mean()) ** 2).sum(), 1e-300)
-    error = np.abs(predicted - seconds) / seconds
-    edges = 2.0 ** np.arange(0, np.ceil(np.log2(tokens.max())) + 1)
-    bins = np.searchsorted(edges, tokens)
-    by_size = {f"<={int(edges[b])}": float(error[bins == b].mean()) for b in np.unique(bins)}
-    return Fit(roofline, float(r2), by_size)
+    return Fit(roofline, float(r2), np.abs(predicted / seconds - 1))
 
 
 def _nonnegative(a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None) -> np.ndarray:
     """Weighted least squares with coefficients at least 0, but that of column `free`: drop the most negative one and
     solve again."""
-    columns = list(range(a.shape[1]))
-    x = np.zeros(a.shape[1])
+    columns, x = list(range(a.shape[1])), np.zeros(a.shape[1])
     while columns:
         solution = np.linalg.lstsq(a[:, columns] * weight[:, None], y * weight, rcond=None)[0]
         held = np.where(np.array(columns) == free, 0.0, solution)

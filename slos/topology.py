@@ -73,8 +73,8 @@ def roles(topology: str) -> tuple[str, ...]:
 
 def pooled(hardware: Profile, count: int) -> Profile:
     """`count` times the tokens per second and the KV cache in one engine; a batch still costs what it costs empty."""
-    planes = tuple(replace(p, k1=p.k1 / count) for p in hardware.roofline.planes)
     old = hardware.roofline
+    planes = tuple(replace(p, k1=p.k1 / count) for p in old.planes)
     roofline = Roofline(planes, old.k_ctx / count, old.tile * count if old.tile > 1 else 1)
     return replace(hardware, roofline=roofline, kv_tokens=hardware.kv_tokens * count, gpus=hardware.gpus * count)
 

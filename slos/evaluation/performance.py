@@ -17,7 +17,7 @@ import pandas as pd
 from slos.evaluation.compare import Frame, put
 from slos.evaluation.experiments import size_of
 from slos.report import paper, results_dir
-from slos.roofline import Roofline, fit, profile
+from slos.roofline import fit, profile
 from slos.sweep import sweep
 from slos.types import require
 from workloads.files import locate
@@ -170,21 +170,16 @@ def judge(case: FitCase) -> list[Judged]:
     """Fit, and one row per power of two of batch sizes."""
     steps = case.steps()
     found = fit(list(steps.itertuples(index=False, name=None)), PLANES, case.context, case.tile)
-    errors = relative_errors(found.roofline, steps)
     sizes = 2 ** np.ceil(np.log2(steps["tokens"].to_numpy(float))).astype(int)
     planes = " | ".join(f"{p.k1:.4g} {p.b:.4g}" for p in found.roofline.planes)
     return [
         Judged(
             case.kind, case.gpu, case.tp, case.context, case.tile, found.r2, planes, found.roofline.k_ctx, int(size),
-            float(errors[sizes == size].mean()), float(errors[sizes == size].max()), int((sizes == size).sum()),
+            float(errors.mean()), float(errors.max()), len(errors),
         )
         for size in np.unique(sizes)
+        for errors in [found.errors[sizes == size]]
     ]  # fmt: skip
-
-
-def relative_errors(roofline: Roofline, steps: Frame) -> np.ndarray:
-    rows = steps[COLUMNS].itertuples(index=False, name=None)
-    return np.array([abs(roofline.time(n, s, c) / seconds - 1) for n, s, c, seconds in rows])
 
 
 def fits(size: str, workers: int | None = None) -> Frame:
