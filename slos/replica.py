@@ -7,6 +7,7 @@ roofline says. What the policy believes about the hardware is the policy's own a
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 
@@ -16,6 +17,7 @@ from slos.live import Live
 from slos.roofline import Profile, Roofline
 from slos.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
 
+ROLES = ("", "prefill", "decode")
 MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little work
 
 
@@ -64,35 +66,41 @@ class Step:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One engine: queues, KV ledger, and the step in flight.
+    """One engine, for one simulation: a fresh policy, queues, KV ledger, and the step in flight.
 
-    `lent` blocks belong to requests whose KV cache is on its way to another replica or from it: no policy sees them.
+    role: "prefill" hands requests over after a stage's first token, "decode" takes them. lengths: by which it says what
+    its requests will have claimed of its KV cache; without, what they hold. `lent` blocks belong to requests whose KV
+    cache is on its way to another replica or from it: no policy sees them.
     """
 
+    name: str
     policy: Policy
     world: World
-    rng: np.random.Generator
-    name: str = ""
     role: str = ""
     lengths: LengthPredictor | None = None
-    waiting: list[Progress] = field(default_factory=list)
-    running: list[Progress] = field(default_factory=list)
-    live: dict[str, Live] = field(default_factory=dict)
-    free: int = 0
-    lent: int = 0
-    start: float = 0.0
-    ends: list[float] = field(default_factory=list)  # when each step in flight ends; empty while idle
-    batch: Batch = field(default_factory=Batch)
-    need: int = 0  # blocks that the first step in flight takes
+    waiting: list[Progress] = field(init=False, default_factory=list)
+    running: list[Progress] = field(init=False, default_factory=list)
+    live: dict[str, Live] = field(init=False, default_factory=dict)
+    free: int = field(init=False)
+    lent: int = field(init=False, default=0)
+    start: float = field(init=False, default=0.0)
+    ends: list[float] = field(init=False, default_factory=list)  # of each step in flight; empty while idle
+    batch: Batch = field(init=False, default_factory=Batch)
+    need: int = field(init=False, default=0)  # blocks that the first step in flight takes
+    rng: np.random.Generator = field(init=False)  # of noise, given by the simulation
+    offered: deque[tuple[Live, Replica]] = field(init=False, default_factory=deque)  # KV caches, and who has them
+    coming: int = field(init=False, default=0)  # KV caches under way
+    sends: float = field(init=False, default=0.0)  # until when its link is busy
 
     def __post_init__(self) -> None:
+        require(self.role in ROLES, f"{self.name}: role", self.role, f"one of {ROLES}")
         self.free = self.world.kv_blocks
 
     def arrive(self, live: Live, now: float) -> None:
         """Queue a request, or let one run that brings its KV cache along."""
-        self.live[live.request.id], p = live, live.progress
+        self.live[live.request.id], p, live.replica = live, live.progress, self.name
         live.claim = -(-(p.tokens + (self.lengths.remaining(p) if self.lengths else 0)) // self.world.block_size)
-        (self.running if live.blocks else self.waiting).append(live.progress)
+        (self.running if live.blocks else self.waiting).append(p)
         self.cut(now)
 
     def cut(self, now: float) -> None:
@@ -101,10 +109,9 @@ class Replica:
 
     def begin(self, now: float) -> list[Live]:
         """Ask the policy for a step and start it, if it runs anything; the requests that leave for another replica."""
-        w, total = self.world, self.world.kv_blocks - self.lent
+        w, total, passed = self.world, self.world.kv_blocks - self.lent, []
         view = View(now, self.waiting, self.running, self.free, total, w.block_size, w.max_seqs, w.max_drafts)
         batch = self.batch = self.policy.step(view)
-        passed = []
         for id in batch.decline:
             p = self._find(id).progress
             if p.elsewhere:
@@ -113,7 +120,12 @@ class Replica:
             else:
                 p.best_effort = True
         for id in batch.preempt:
-            self._preempt(self._find(id))
+            live = self._find(id)
+            if live.progress not in self.running:
+                raise ValueError(f"preempted request {id!r} is not running; preempt only ids of view.running")
+            self._stop(live)
+            self.waiting.insert(0, live.progress)
+            live.preemptions += 1
         if batch.tokens:
             self._start(now, batch)
         return passed
@@ -201,10 +213,7 @@ class Replica:
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
-        if not self.ends:
-            return ended
-        ends, size, single = self.ends, self.world.block_size, len(self.ends) == 1
-        count = len(ends)
+        ends, size, count = self.ends, self.world.block_size, len(self.ends)
         for id, n in self.batch.tokens.items():
             live = self.live[id]
             p = live.progress
@@ -213,8 +222,8 @@ class Replica:
                 p.computed += len(times)
                 finished = live.emit(times)
             else:
-                p.computed += n if single else count
-                finished = p.computed == p.tokens + (0 if single else count - 1) and live.emit(ends)
+                p.computed += n * count
+                finished = p.computed == p.tokens + count - 1 and live.emit(ends)
             blocks = -(-p.computed // size)
             self.free -= blocks - live.blocks
             live.blocks = blocks
@@ -226,9 +235,7 @@ class Replica:
     def release(self, live: Live) -> None:
         """Take a request off this replica and its blocks with it."""
         del self.live[live.request.id]
-        self.running.remove(live.progress)
-        self.free += live.blocks
-        live.blocks = live.progress.computed = 0
+        self._stop(live)
 
     def lend(self, live: Live) -> None:
         """Take a request off this replica; its blocks stay occupied."""
@@ -236,19 +243,13 @@ class Replica:
         self.running.remove(live.progress)
         self.lent += live.blocks
 
-    def _preempt(self, live: Live) -> None:
-        if live.progress not in self.running:
-            raise ValueError(f"preempted request {live.request.id!r} is not running; preempt only ids of view.running")
+    def _stop(self, live: Live) -> None:
         self.running.remove(live.progress)
-        self.waiting.insert(0, live.progress)
         self.free += live.blocks
         live.blocks = live.progress.computed = 0
-        live.preemptions += 1
 
-    def describe(self) -> Step | None:
+    def describe(self) -> Step:
         """The step in flight."""
-        if not self.ends:
-            return None
         prefill = decode = best_effort = 0
         for id, n in self.batch.tokens.items():
             p = self.live[id].progress

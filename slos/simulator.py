@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
@@ -22,28 +21,10 @@ import numpy as np
 from slos.live import Live, Outcome
 from slos.replica import Replica, Step, World
 from slos.roofline import Roofline
-from slos.types import LengthPredictor, Load, Policy, Progress, Request, Router, require
+from slos.types import Load, Policy, Progress, Request, Router, require
 
-__all__ = ["Link", "Node", "Replica", "Step", "World", "simulate", "stream"]
+__all__ = ["Link", "Observer", "Replica", "Step", "World", "simulate", "stream"]
 Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
-ROLES = ("", "prefill", "decode")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A replica to be simulated. role: "prefill" hands requests over after a stage's first token, "decode" takes them.
-
-    lengths: by which the replica says what its requests will have claimed of its KV cache; without, what they hold.
-    """
-
-    name: str
-    policy: Policy
-    world: World
-    role: str = ""
-    lengths: LengthPredictor | None = None
-
-    def __post_init__(self) -> None:
-        require(self.role in ROLES, f"{self.name}: role", self.role, f"one of {ROLES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +52,25 @@ def simulate(
     `observe` is called after every executed step. Raises ValueError for an illegal batch and RuntimeError if the policy
     leaves requests unserved for ever.
     """
-    return list(stream(requests, [Node("", policy, world)], seed=seed, observe=observe))
+    return list(stream(requests, [Replica("", policy, world)], seed=seed, observe=observe))
 
 
 def stream(
     requests: Iterable[Request],
-    nodes: Sequence[Node],
+    replicas: Sequence[Replica],
     router: Router | None = None,
     seed: int = 0,
     link: Link | None = None,
     observe: Observer | None = None,
     zero_load: Roofline | None = None,
 ) -> Iterator[Outcome]:
-    """Serve `requests`, sorted by arrival, on replicas that share one clock; outcomes as they finish.
+    """Serve `requests`, sorted by arrival, on fresh replicas that share one clock; outcomes as they finish.
 
     router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one replica needs none.
     link: between prefill and decode replicas, without it a hand-over takes no time. zero_load: by which objectives that
     are slowdowns become seconds, by default the first replica's.
     """
-    names = [n.name for n in nodes]
-    require(len(nodes) > 0 and len(set(names)) == len(names), "nodes", names, "at least one, of different names")
-    roles = [n.role for n in nodes]
-    require(("prefill" in roles) == ("decode" in roles), "roles", roles, "prefill beside decode", "add nodes")
-    choice = len(nodes) - roles.count("decode") > 1 or roles.count("decode") > 1
-    require(router is not None or not choice, "router", router, "given where there are several replicas to choose from")
-    run = _Run(nodes, router, seed, link or Link(0.0, 1.0), observe)
-    run.roofline = zero_load or run.roofline
-    return run.outcomes(requests)
+    return _Run(replicas, router, seed, link or Link(0.0, 1.0), observe, zero_load).outcomes(requests)
 
 
 class _Loads(Sequence[Load]):
@@ -114,30 +87,26 @@ class _Loads(Sequence[Load]):
         return [r.load(self._now) for r in found] if isinstance(i, slice) else found.load(self._now)
 
 
-@dataclass(slots=True, eq=False)
-class _Transfers:
-    """Of one replica: KV caches that wait for memory here, and that are under way; until when its own link is busy."""
-
-    waiting: deque[tuple[Live, Replica]] = field(default_factory=deque)
-    flying: int = 0
-    sends: float = 0.0
-
-
 class _Run:
     """The clock, the heaps of what is to come, and who lives where."""
 
-    def __init__(self, nodes: Sequence[Node], router: Router | None, seed: int, link: Link, observe: Observer | None):
-        self.router, self.seed, self.link, self.observe = router, seed, link, observe
-        self.replicas = [
-            Replica(n.policy, n.world, np.random.default_rng([seed, i] if i else seed), n.name, n.role, n.lengths)
-            for i, n in enumerate(nodes)
-        ]
-        self.index = {r.name: i for i, r in enumerate(self.replicas)}
-        self.entry = [r for r in self.replicas if r.role != "decode"]
-        self.decode = [r for r in self.replicas if r.role == "decode"]
-        self.transfers = {r.name: _Transfers() for r in self.replicas}
-        self.roofline = self.entry[0].world.roofline
-        self.caches = {(n.world.kv_blocks, n.world.block_size) for n in nodes}
+    def __init__(
+        self, replicas: Sequence[Replica], router: Router | None, seed: int, link: Link, observe: Observer | None,
+        zero_load: Roofline | None,
+    ) -> None:  # fmt: skip
+        self.replicas, self.router, self.seed, self.link, self.observe = replicas, router, seed, link, observe
+        self.index = {r.name: i for i, r in enumerate(replicas)}
+        names, roles = [r.name for r in replicas], {r.role for r in replicas}
+        require(0 < len(names) == len(self.index), "replicas", names, "at least one, of different names")
+        require(roles >= {"prefill", "decode"} or roles == {""}, "roles", roles, "prefill beside decode", "add one")
+        self.entry = [r for r in replicas if r.role != "decode"]
+        self.decode = [r for r in replicas if r.role == "decode"]
+        choice = len(self.entry) > 1 or len(self.decode) > 1
+        require(router is not None or not choice, "router", router, "given where there are several to choose from")
+        for i, r in enumerate(replicas):
+            r.rng = np.random.default_rng([seed, i] if i else seed)
+        self.roofline = zero_load or self.entry[0].world.roofline
+        self.caches = {(r.world.kv_blocks, r.world.block_size) for r in replicas}
         self.ends: list[tuple[float, int]] = []  # a heap; an entry holds while that replica's step still ends then
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
         self.order = count()
@@ -154,21 +123,20 @@ class _Run:
                 break
             steps = self._end_steps(now)
             while request and request.arrival <= now:
-                require(
-                    request.arrival == now, f"{request.id}: arrival", request.arrival, f"at least {now}", "sort them"
-                )
+                at = f"{request.id}: arrival"
+                require(request.arrival == now, at, request.arrival, f"at least {now}", "sort them")
                 self._enter(request, now)
                 request = next(coming, None)
             while self.later and self.later[0][0] <= now:
                 heapq.heappop(self.later)[2](now)
-            for replica, step, done in steps:
-                if self.observe and step:
-                    self.observe(replica, step, done)
+            if self.observe:
+                for step in steps:
+                    self.observe(*step)
             self._begin_steps(now)
             yield from self.done
             self.done.clear()
         for r in self.replicas:
-            if left := len(r.live) + len(self.transfers[r.name].waiting):
+            if left := len(r.live) + len(r.offered):
                 raise RuntimeError(f"{type(r.policy).__name__} runs nothing though {left} requests are waiting")
 
     def _next_end(self) -> float:
@@ -186,14 +154,14 @@ class _Run:
         if replica.ends:
             heapq.heappush(self.ends, (replica.ends[-1], i))
 
-    def _end_steps(self, now: float) -> list[tuple[Replica, Step | None, tuple[Outcome, ...]]]:
-        """Account for all steps that end now, those within a run of repeated ones included."""
+    def _end_steps(self, now: float) -> list[tuple[Replica, Step, tuple[Outcome, ...]]]:
+        """Account for all steps that end now, those within a run of repeated ones included; what to observe."""
         if len(self.replicas) > 1:
             for r in self.replicas:
                 if len(r.ends) > 1 and r.ends[bisect_left(r.ends, now)] == now:
                     r.cut(now)
                     self._touch(r)
-        ended = []
+        observed = []
         while self._next_end() == now:
             r = self.replicas[heapq.heappop(self.ends)[1]]
             step, before = r.describe() if self.observe else None, len(self.done)
@@ -210,11 +178,11 @@ class _Run:
                     self._at(now + stages[following].wait, partial(self._arrive, live, following))
                 else:
                     live.start_stage(following, now, self.roofline)
-            if r.role == "prefill":
-                self._hand_over(r, first, now)
+            self._hand_over(r, first, now)
             self._touch(r)
-            ended.append((r, step, tuple(self.done[before:])))
-        return ended
+            if step:
+                observed.append((r, step, tuple(self.done[before:])))
+        return observed
 
     def _at(self, time: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self.later, (time, next(self.order), action))
@@ -242,9 +210,8 @@ class _Run:
 
     def _ask(self, live: Live, now: float) -> None:
         """Let the next replica of its route have a request."""
-        live.replica, p = live.route.pop(0), live.progress
+        replica, p = self.replicas[self.index[live.route.pop(0)]], live.progress
         p.elsewhere = bool(live.route) and not p.best_effort
-        replica = self.replicas[self.index[live.replica]]
         replica.arrive(live, now)
         self._touch(replica)
 
@@ -268,29 +235,26 @@ class _Run:
             if live.request.id in source.live and live.progress.left == 1:
                 source.lend(live)
                 target = self.replicas[self.index[self._rank(live, self.decode, now)[0]]]
-                self.transfers[target.name].waiting.append((live, source))
+                target.offered.append((live, source))
                 target.cut(now)
                 self._touch(target)
 
     def _pull(self, target: Replica, now: float) -> None:
         """Fetch KV caches in turn, as far as memory and seats go; who was preempted here comes first."""
-        mine, world = self.transfers[target.name], target.world
-        while mine.waiting and not target.waiting and len(target.running) + mine.flying < world.max_seqs:
-            live, source = mine.waiting[0]
-            need = -(-live.progress.computed // world.block_size)
+        while target.offered and not target.waiting and len(target.running) + target.coming < target.world.max_seqs:
+            live, source = target.offered[0]
+            need = -(-live.progress.computed // target.world.block_size)
             if need > target.free:
                 break
-            mine.waiting.popleft()
-            mine.flying += 1
+            target.offered.popleft()
+            target.coming += 1
             target.free, target.lent = target.free - need, target.lent + need
-            theirs = self.transfers[source.name]
-            theirs.sends = max(now, theirs.sends) + self.link.seconds(live.progress.computed)
-            self._at(theirs.sends, partial(self._land, live, source, target, need))
+            source.sends = max(now, source.sends) + self.link.seconds(live.progress.computed)
+            self._at(source.sends, partial(self._land, live, source, target, need))
 
     def _land(self, live: Live, source: Replica, target: Replica, blocks: int, now: float) -> None:
         source.free, source.lent = source.free + live.blocks, source.lent - live.blocks
-        target.lent, live.blocks, live.replica = target.lent - blocks, blocks, target.name
-        self.transfers[target.name].flying -= 1
+        target.lent, live.blocks, target.coming = target.lent - blocks, blocks, target.coming - 1
         target.arrive(live, now)
         source.cut(now)
         self._touch(source)

@@ -13,7 +13,7 @@ from typing import Any
 
 from slos.policies import make_policy
 from slos.roofline import Profile, Roofline
-from slos.simulator import Link, Node, World
+from slos.simulator import Link, Replica, World
 from slos.types import LengthPredictor, Progress, require
 
 KV_BYTES = {
@@ -88,7 +88,7 @@ def cluster(
     belief: Roofline | None = None,
     changes: Mapping[str, float] | None = None,
     **settings: Any,
-) -> list[Node]:
+) -> list[Replica]:
     """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true, or `belief`.
 
     changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
@@ -102,7 +102,7 @@ def cluster(
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, belief or hardware.roofline, expected, **settings)
-        nodes.append(Node(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
+        nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
 
 

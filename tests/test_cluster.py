@@ -12,9 +12,8 @@ from laws import ABLATED, EVERY, FAST, PATHOLOGICAL, Lawful, Place, build, reque
 
 from slos.baselines import VLLM
 from slos.live import Outcome
-from slos.replica import Replica
 from slos.roofline import Plane, Roofline
-from slos.simulator import Link, Node, World, simulate, stream
+from slos.simulator import Link, Replica, World, simulate, stream
 from slos.topology import ThisRound
 from slos.types import SLO, Batch, Load, Oracle, Policy, Progress, Request, Stage, View
 
@@ -38,7 +37,7 @@ class LawfulCluster:
     """A router under watch, and the watch of every replica. It sees who goes where, and keeps the laws of all."""
 
     work: Sequence[Request]
-    nodes: Sequence[Node]
+    nodes: Sequence[Replica]
     link: Link
     repeats: bool = True
     watched: dict[str, Lawful] = field(default_factory=dict)
@@ -109,11 +108,11 @@ APART = ("prefill", "prefill", "decode", "decode"), ("", "prefill", "decode", "d
 
 def cluster(
     data: st.DataObject, name: str, work: list[Request], noise: float = 0.3, drafts: int = 3
-) -> tuple[list[Node], Link]:
+) -> tuple[list[Replica], Link]:
     """Pathological policies count on all blocks while they serve alone, so they get no hand-overs."""
     world = data.draw(worlds(work, noise=noise, drafts=drafts))
     kinds = data.draw(st.sampled_from(TOGETHER if name in PATHOLOGICAL else TOGETHER + APART))
-    nodes = [Node(f"n{i}", one_of(name, work, world), world, role, Oracle(work)) for i, role in enumerate(kinds)]
+    nodes = [Replica(f"n{i}", one_of(name, work, world), world, role, Oracle(work)) for i, role in enumerate(kinds)]
     return nodes, data.draw(st.sampled_from([Link(0.0, 1.0), Link(1.0, 100.0, 0.01)]))
 
 
@@ -154,7 +153,7 @@ def test_one_replica_is_the_plain_simulation(name: str, data: st.DataObject) -> 
     work = data.draw(requests())
     world, seed = data.draw(worlds(work)), data.draw(st.integers(0, 3))
     plain = simulate(work, build(name, work, world), world, seed)
-    assert list(stream(work, [Node("", build(name, work, world), world)], seed=seed)) == plain
+    assert list(stream(work, [Replica("", build(name, work, world), world)], seed=seed)) == plain
 
 
 class First:
@@ -171,21 +170,21 @@ class Refuses:
 
 def test_a_declined_request_goes_to_the_next_and_keeps_its_arrival() -> None:
     world = World(SLOW, 10)
-    nodes = [Node("a", Refuses(), world), Node("b", Refuses(), world), Node("c", VLLM(), world)]
+    nodes = [Replica("a", Refuses(), world), Replica("b", Refuses(), world), Replica("c", VLLM(), world)]
     [o] = stream([req("x", 4, 2, arrival=1.0)], nodes, First())
     assert (o.replica, o.hops, o.declined, o.arrival) == ("c", 2, False, 1.0)
     assert o.finish == pytest.approx(1.0 + 0.14 + 0.11), "at once: nobody was busy"
 
 
 def test_the_last_one_keeps_it() -> None:
-    nodes = [Node(name, Refuses(), World(SLOW, 10)) for name in "ab"]
+    nodes = [Replica(name, Refuses(), World(SLOW, 10)) for name in "ab"]
     with pytest.raises(RuntimeError, match="Refuses runs nothing though 1 requests"):
         list(stream([req("x", 4, 2)], nodes, First()))
 
 
 def test_a_kv_cache_takes_its_time() -> None:
     """4 tokens at 2 bytes over 16 bytes a second, one after the other: 0.5 s each, after a prefill of 0.18 s."""
-    nodes = [Node("p", VLLM(), World(SLOW, 10), "prefill"), Node("d", VLLM(), World(SLOW, 10), "decode")]
+    nodes = [Replica("p", VLLM(), World(SLOW, 10), "prefill"), Replica("d", VLLM(), World(SLOW, 10), "decode")]
     outcomes = list(stream([req("x", 4, 2), req("y", 4, 1), req("z", 4, 2)], nodes, link=Link(2.0, 16.0)))
     assert [(o.id, o.replica) for o in outcomes] == [("y", "p"), ("x", "d"), ("z", "d")]
     assert [o.finish for o in outcomes] == pytest.approx([0.22, 0.22 + 0.5 + 0.11, 0.22 + 1.0 + 0.11])
@@ -194,7 +193,7 @@ def test_a_kv_cache_takes_its_time() -> None:
 
 def test_a_hand_over_waits_for_memory() -> None:
     """The decode replica holds one of the two, so the prefill replica keeps the other's cache until then."""
-    nodes = [Node("p", VLLM(), World(SLOW, 4), "prefill"), Node("d", VLLM(), World(SLOW, 2), "decode")]
+    nodes = [Replica("p", VLLM(), World(SLOW, 4), "prefill"), Replica("d", VLLM(), World(SLOW, 2), "decode")]
     x, y = stream([req("x", 20, 3), req("y", 20, 3)], nodes)
     assert (x.finish, y.finish) == pytest.approx((0.5 + 0.22, 0.5 + 0.44))
 
@@ -202,15 +201,15 @@ def test_a_hand_over_waits_for_memory() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Node("a", VLLM(), World(SLOW, 1), "draft"), "role = 'draft' must be one of"),
+        (lambda: Replica("a", VLLM(), World(SLOW, 1), "draft"), "role = 'draft' must be one of"),
         (lambda: Link(-1.0, 1.0), "bytes_per_token"),
         (lambda: Link(1.0, 0.0), "bandwidth"),
         (lambda: Link(1.0, 1.0, -1.0), "latency"),
-        (lambda: stream([], []), "nodes"),
-        (lambda: stream([], [Node("a", VLLM(), World(SLOW, 1))] * 2), "different names"),
-        (lambda: stream([], [Node(n, VLLM(), World(SLOW, 1)) for n in "ab"]), "router"),
-        (lambda: stream([], [Node("a", VLLM(), World(SLOW, 1), "prefill")]), "prefill beside decode"),
-        (lambda: list(stream([req("x", 4, 2)], [Node(n, VLLM(), World(SLOW, 1)) for n in "ab"], Nowhere())), "route"),
+        (lambda: stream([], []), "replicas = "),
+        (lambda: stream([], [Replica("a", VLLM(), World(SLOW, 1))] * 2), "different names"),
+        (lambda: stream([], [Replica(n, VLLM(), World(SLOW, 1)) for n in "ab"]), "router"),
+        (lambda: stream([], [Replica("a", VLLM(), World(SLOW, 1), "prefill")]), "prefill beside decode"),
+        (lambda: [*stream([req("x", 4, 2)], [Replica(n, VLLM(), World(SLOW, 1)) for n in "ab"], Nowhere())], "route"),
     ],
 )
 def test_what_is_refused(call, message: str) -> None:
@@ -234,7 +233,7 @@ def test_memory_grows_with_live_requests_only() -> None:
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        served = sum(1 for _ in stream(trace(n), [Node(name, VLLM(), World(FAST, 10)) for name in "ab"], First()))
+        served = sum(1 for _ in stream(trace(n), [Replica(name, VLLM(), World(FAST, 10)) for name in "ab"], First()))
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert served == n
