@@ -23,10 +23,9 @@ import numpy as np
 
 from slos import batching, lookahead
 from slos.batching import Room
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, Promised, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
-from slos.rounds import Promised
 from slos.speculation import Acceptance, Drafting
 from slos.types import Batch, LengthPredictor, Progress, View, require
 
