@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from slos.roofline import profiles
 from slos.types import SLO
 from workloads import SCENARIOS, Workload, arrivals, build, make_profiles, synthetic
-from workloads.__main__ import main
+from workloads.__main__ import main, quantities
+from workloads.arrivals import burstiness
 from workloads.lengths import TABLES, Quantiles, load
-from workloads.summary import burstiness, quantities, summarize
 
 FOLDER = os.environ.get("SLOS_DATA")
 real_data = pytest.mark.skipif(not FOLDER, reason="needs the real traces: set SLOS_DATA to their folder")
@@ -234,8 +234,8 @@ def test_the_table_says_synthetic_profile_and_fits(capsys: pytest.CaptureFixture
 
 
 def figures(name: str, lengths: str, rate: float, n: int, quantity: str) -> tuple[float, float, float]:
-    row = next(s for s in summarize(build(name, rate, n, 0, lengths)) if s.quantity == quantity)
-    return row.mean, row.p99, row.std
+    values = np.array(quantities(build(name, rate, n, 0, lengths))[quantity])
+    return values.mean(), float(np.percentile(values, 99)), values.std()
 
 
 @real_data
@@ -276,8 +276,8 @@ def test_the_profile_is_like_the_real_data(
     assert all(w.source == "real traces" for w in theirs)
     monkeypatch.delenv("SLOS_DATA")
     mine = [build(name, 1.0, 2000, seed, lengths) for seed in range(4)]
-    for i, (quantity, _) in enumerate(quantities(mine[0])):
-        a, b = (np.concatenate([quantities(w)[i][1] for w in group]) for group in (mine, theirs))
+    for quantity in quantities(mine[0]):
+        a, b = (np.concatenate([quantities(w)[quantity] for w in group]) for group in (mine, theirs))
         assert a.mean() == pytest.approx(b.mean(), rel=0.08), quantity
         assert np.percentile(a, 90) == pytest.approx(np.percentile(b, 90), rel=0.1), quantity
     a, b = (np.mean([burstiness([r.arrival for r in w.requests])[0] for w in group]) for group in (mine, theirs))

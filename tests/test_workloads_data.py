@@ -1,6 +1,5 @@
 """Loaders, checksums and downloads, on small files and a local server."""
 
-import builtins
 import gzip
 import hashlib
 import json
@@ -36,7 +35,6 @@ def pins(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The pinned checksums, replaced by none."""
     pinned: dict[str, str] = {}
     monkeypatch.setattr(files, "PINNED", pinned)
-    monkeypatch.setattr(download, "PINNED", pinned)
     return pinned
 
 
@@ -372,26 +370,11 @@ def test_text_rows_without_their_fields(
 
 
 def test_the_datasets_library_reads_a_local_set(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("datasets")
     path = write(tmp_path / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in S1K))
     rows = download.hub_rows(download.Hub("json", str(path)))
-    _, derive = download._DERIVED["s1k"]
-    [(header, table)] = derive("s1k", rows)
-    assert header == ("prompt_tokens", "thinking_tokens", "answer_tokens") and np.shape(table) == (2, 3)
+    [[header, *table]] = download.lengths_of("s1k", rows)
+    assert header == ["prompt_tokens", "thinking_tokens", "answer_tokens"] and np.shape(table) == (2, 3)
     assert list((cache / "hub").rglob("*.arrow"))
-
-
-def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def absent(name: str, *rest: object) -> object:
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *rest)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(ImportError, match=r"simplescaling/s1K needs the `datasets` library; pip install datasets"):
-        download.download(["s1k"])
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 1), ("hello world", 2), ("internationalization", 3), ("2024", 2)])

@@ -5,21 +5,8 @@ the paper's figures. The real data comes from the folder that `SLOS_DATA` names,
 `python -m workloads --download` fills; without either everything is made from a *synthetic profile*.
 """
 
-from workloads.arrivals import Trace, load_azure
+from workloads.arrivals import load_azure
 from workloads.build import Workload, build
-from workloads.lengths import load as load_lengths
-from workloads.scenarios import SCENARIOS, Reported, Scenario
-from workloads.summary import Summary, summarize
+from workloads.scenarios import SCENARIOS
 
-__all__ = [
-    "SCENARIOS",
-    "Reported",
-    "Scenario",
-    "Summary",
-    "Trace",
-    "Workload",
-    "build",
-    "load_azure",
-    "load_lengths",
-    "summarize",
-]
+__all__ = ["SCENARIOS", "Workload", "build", "load_azure"]

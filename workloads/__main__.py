@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 
 import numpy as np
 
-from workloads.arrivals import STARTS, WINDOW, window
+from workloads.arrivals import STARTS, WINDOW, burstiness, window
 from workloads.build import Workload, build
 from workloads.download import download
 from workloads.files import DATA
 from workloads.scenarios import SCENARIOS, Scenario, by_name
-from workloads.summary import Summary, summarize
 from workloads.synthetic import REAL
 from workloads.synthetic import window as synthetic_window
 
@@ -25,19 +24,34 @@ HEAD = (
 )
 
 
-def line(row: Summary, first: bool) -> str:
-    """One line of the table; what holds for the whole workload stands in its first line."""
+def quantities(workload: Workload) -> dict[str, list[int]]:
+    """The lengths that the paper speaks of, by name: every stage's where a request has several of a kind."""
+    stages = [r.stages for r in workload.requests]
+    prompt = {"prompt": [s[0].prompt for s in stages]}
+    if workload.scenario == "reasoning":
+        return prompt | {"thinking": [s[0].output for s in stages], "response": [s[1].output for s in stages]}
+    output = {"output": [stage.output for s in stages for stage in s]}
+    if workload.scenario != "tool-calling":
+        return prompt | output
+    later = {"tool response": [stage.prompt for s in stages for stage in s[1:]]}
+    whole = {"rounds": [len(s) for s in stages], "context": [r.context for r in workload.requests]}
+    return prompt | later | output | whole
 
-    def figure(value: float | None, width: int) -> str:
-        return f"{'-' if value is None else f'{value:.0f}':>{width}}"
 
-    paper = (row.paper.mean, row.paper.p99, row.paper.std) if row.paper else (None, None, None)
-    return (
-        f"{row.scenario if first else '':<14}{row.lengths if first else '':<9}{row.quantity:<14}{row.count:>7}"
-        f"{row.mean:>8.1f}{row.p50:>7.0f}{row.p99:>7.0f}{row.std:>7.0f} |"
-        f"{figure(paper[0], 11)}{figure(paper[1], 6)}{figure(paper[2], 5)} |"
-        + (f"{row.cv:>7.2f}{row.peak:>6}" if first else "")
-    ).rstrip()
+def lines(workload: Workload) -> Iterator[str]:
+    """Of the table; what holds for the whole workload stands in its first line."""
+    said = {r.quantity: (r.mean, r.p99, r.std) for r in by_name(workload.scenario).reported}
+    cv, peak = burstiness([r.arrival for r in workload.requests])
+    head, tail = f"{workload.scenario:<14}{workload.lengths:<9}", f"{cv:>7.2f}{peak:>6}"
+    for quantity, values in quantities(workload).items():
+        data, reported = np.array(values or [0]), said.get(quantity, (None,) * 3)
+        p50, p99 = np.percentile(data, (50, 99))
+        paper = ("-" if value is None else f"{value:.0f}" for value in reported)
+        yield (
+            f"{head}{quantity:<14}{len(values):>7}{data.mean():>8.1f}{p50:>7.0f}{p99:>7.0f}{data.std():>7.0f} |"
+            f"{next(paper):>11}{next(paper):>6}{next(paper):>5} |{tail}"
+        ).rstrip()
+        head, tail = " " * 23, ""
 
 
 def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Workload]:
@@ -46,11 +60,10 @@ def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Worklo
     for name in names:
         chosen = by_name(name)
         made.append(build(name, 1.0, num_requests, seed))
-        if chosen.arrivals in STARTS:
-            count = _window_count(chosen, made[-1].source)
-            made.append(build(name, count / WINDOW, count, seed, lengths="trace"))
-        elif chosen.has_trace:
-            made.append(build(name, 1.0, num_requests, seed, lengths="trace"))
+        if chosen.has_trace:
+            count = _window_count(chosen, made[-1].source) if chosen.arrivals in STARTS else None
+            rate = count / WINDOW if count else 1.0
+            made.append(build(name, rate, count or num_requests, seed, lengths="trace"))
     return made
 
 
@@ -76,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.download is not None:
             download(given.download)
         made = workloads(names, given.seed, given.requests)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         print(f"workloads: {error}", file=sys.stderr)
         return 2
     for source in dict.fromkeys(w.source for w in made):
@@ -84,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Lengths and arrivals: {source}, seed {given.seed}. Tokens; peak is the most arrivals in 10 mean gaps.")
         print(f"{HEAD}\n{'-' * len(HEAD)}")
         for workload in mine:
-            for i, row in enumerate(summarize(workload)):
-                print(line(row, i == 0))
+            print(*lines(workload), sep="\n")
         print(f"\nFrom ({source}):")
         for origin in dict.fromkeys(o.removeprefix(f"{source} of ") for w in mine for o in w.origins if o != "poisson"):
             print(f"  {origin}")

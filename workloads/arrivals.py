@@ -6,6 +6,7 @@ the same order. n arrivals always lie in a span of exactly n: for Poisson that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -108,6 +109,19 @@ def replay(rng: np.random.Generator, trace: Trace, n: int) -> tuple[np.ndarray, 
     gaps = np.diff(trace.times, prepend=trace.times[-1] - trace.span)
     which = (rng.integers(count) + np.arange(n + 1)) % count
     return _unit(gaps[which]), which[:n]
+
+
+def burstiness(times: Sequence[float] | np.ndarray) -> tuple[float, int]:
+    """Standard deviation over mean of the gaps (Poisson: 1), and the most arrivals within 10 mean gaps (about 25).
+
+    Of fewer than 3 arrivals, or all at once: 0 and their number.
+    """
+    times = np.asarray(times, dtype=float)
+    gaps = np.diff(times)
+    if len(gaps) < 2 or gaps.mean() == 0:
+        return 0.0, len(times)
+    peak = np.searchsorted(times, times + 10 * gaps.mean(), side="right") - np.arange(len(times))
+    return float(gaps.std() / gaps.mean()), int(peak.max())
 
 
 def _unit(gaps: np.ndarray) -> np.ndarray:

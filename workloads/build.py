@@ -19,6 +19,7 @@ TOOL_LATENCY = (0.5, 0.8)
 """Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our assumption, of a web API;
 the paper gives none."""
 
+Lengths = lengths.Rows | lengths.Quantiles
 Turns = list[tuple[int, int, float]]
 """A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting before."""
 
@@ -71,9 +72,8 @@ def build(
     require(num_requests >= 1, "num_requests", num_requests, "at least 1")
     require(seed >= 0, "seed", seed, "at least 0")
     require(lengths in ("dataset", "trace"), "lengths", lengths, "'dataset' or 'trace'")
-    require(
-        lengths == "dataset" or chosen.has_trace, "lengths", lengths, f"'dataset' for {chosen.name}, it has no trace"
-    )
+    known = lengths == "dataset" or chosen.has_trace
+    require(known, "lengths", lengths, f"'dataset' for {chosen.name}, it has no trace")
     most = inf if chosen.max_context is None else chosen.max_context
     limit = most if max_context is None else max_context
     require(2 <= limit <= most, "max_context", max_context, f"2 to {most} tokens")
@@ -171,7 +171,8 @@ def _part(
         return times, [[(p, o, 0.0)] for p, o in pairs], names
     get = lengths.load if source == synthetic.REAL else synthetic.lengths
     tables = [get(t) for t in _tables(part)]
-    turns = _fitting(lambda k: _SHAPES.get(part.name, _single)(lengths_rng, k, *tables), n, limit, part.name)
+    shape = _tool_calling if len(tables) > 1 else _one_round
+    turns = _fitting(lambda k: shape(lengths_rng, k, *tables), n, limit, part.name)
     return times, turns, names + [t.origin for t in tables]
 
 
@@ -185,20 +186,18 @@ def _fitting(make: Callable[[int], list[Turns]], n: int, limit: float, name: str
     raise ValueError(f"max_context = {limit} must leave some of the lengths of {name}; hardly any is so short")
 
 
-def _single(rng: np.random.Generator, n: int, table: lengths.Lengths) -> list[Turns]:
-    return [[(p, o, 0.0)] for p, o in table.draw(rng, n).tolist()]
+def _one_round(rng: np.random.Generator, n: int, table: Lengths) -> list[Turns]:
+    """A prompt and its answer, behind which a response goes on where the answer was thinking."""
+    rows = table.draw(rng, n).tolist()
+    return [[(prompt, first, 0.0), *((0, output, 0.0) for output in rest)] for prompt, first, *rest in rows]
 
 
-def _reasoning(rng: np.random.Generator, n: int, table: lengths.Lengths) -> list[Turns]:
-    return [[(p, thinking, 0.0), (0, response, 0.0)] for p, thinking, response in table.draw(rng, n).tolist()]
-
-
-def _tool_calling(rng: np.random.Generator, n: int, rounds: lengths.Lengths, calls: lengths.Lengths) -> list[Turns]:
+def _tool_calling(rng: np.random.Generator, n: int, rounds: Lengths, calls: Lengths) -> list[Turns]:
     """A first prompt, then rounds of a tool's response and the next call; the last round writes the answer."""
-    heads = rounds.draw(rng, n)
-    drawn = iter(calls.draw(rng, int(heads[:, 1].sum())).tolist())
-    median, sigma = TOOL_LATENCY
-    waits = iter((median * np.exp(sigma * rng.standard_normal(int(heads[:, 1].sum())))).tolist())
+    heads, (median, sigma) = rounds.draw(rng, n), TOOL_LATENCY
+    count = int(heads[:, 1].sum())
+    drawn = iter(calls.draw(rng, count).tolist())
+    waits = iter((median * np.exp(sigma * rng.standard_normal(count))).tolist())
     made = []
     for prompt, count, answer in heads.tolist():
         turns = [(*next(drawn), next(waits)) for _ in range(count)]
@@ -206,9 +205,6 @@ def _tool_calling(rng: np.random.Generator, n: int, rounds: lengths.Lengths, cal
         turns[-1] = (turns[-1][0], answer or turns[-1][1], turns[-1][2])
         made.append(turns)
     return made
-
-
-_SHAPES: dict[str, Callable[..., list[Turns]]] = {"reasoning": _reasoning, "tool-calling": _tool_calling}
 
 
 def _stages(part: Scenario, turns: Turns) -> tuple[Stage, ...]:

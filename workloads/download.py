@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 import re
-import tempfile
+import shutil
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +22,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from slos.types import require
 from workloads.arrivals import TRACES
-from workloads.files import PINNED, cache_folder, digest, recorded, tokens, verify
+from workloads.files import cache_folder, checksum, expected_checksum, recorded, tokens, verify
 from workloads.lengths import TABLES
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -52,34 +53,48 @@ HUB = {
     "toolbench": Hub("Yhyu13/ToolBench_toolllama_G123_dfs", "toolllama_G123_dfs_eval.json"),
     "s1k": Hub("simplescaling/s1K"),
 }
+DERIVED = {
+    "humaneval": ("coding/humaneval_estimated.csv",),
+    "s1k": ("reasoning/s1K_estimated.csv",),
+    "toolbench": ("toolcalling/toolbench_rounds_estimated.csv", "toolcalling/toolbench_calls_estimated.csv"),
+}
+"""Files of lengths that texts are turned into."""
+TEXTS = {
+    "humaneval": {"prompt_tokens": "prompt", "output_tokens": "canonical_solution"},
+    "s1k": {"prompt_tokens": "question", "thinking_tokens": "thinking_trajectories", "answer_tokens": "attempt"},
+}
+"""Columns of such a file, and the text that each one counts."""
 LARGE = ("azure-code-2024", "azure-conv-2024")
 """A week of 2024 is gigabytes, and none of the six scenarios needs it: only by name."""
+
+Texts = Iterable[Mapping[str, Any]]
+Lengths = list[Sequence[Any]]  # a header and rows of token counts
 
 
 def download(names: Sequence[str] = (), say: Callable[[str], object] = print) -> None:
     """Fetch the data sets `names` (all that the scenarios need, if empty) into the cache; skip what is there.
 
     Raises ValueError for an unknown name, a wrong checksum or a row without its fields, ConnectionError where the
-    network fails, ImportError without the `datasets` library.
+    network fails.
     """
     known, folder = [*FILES, *HUB], cache_folder()
     for name in names:
-        if name not in known:
-            raise ValueError(f"download = {name!r} must be one of {', '.join(known)}")
+        require(name in known, "download", name, f"one of {', '.join(known)}")
     for name in names or [n for n in known if n not in LARGE]:
         if name in FILES:
             file, base = FILES[name]
             fresh = _fetch(folder, file, f"{base}/{Path(file).name}{'.gz' if file.endswith('.jsonl') else ''}")
             say(f"{name}: {folder / file} {'downloaded' if fresh else 'was there'}")
-        if name in _DERIVED:
-            files, derive = _DERIVED[name]
-            if all(_good(folder, f) for f in files):
-                say(f"{name}: {', '.join(files)} was there")
-                continue
+        files = DERIVED.get(name, ())
+        if files and all(_good(folder, f) for f in files):
+            say(f"{name}: {', '.join(files)} was there")
+        elif files:
             rows = hub_rows(HUB[name]) if name in HUB else _json_lines(folder / FILES[name][0])
-            for file, (header, table) in zip(files, derive(name, rows), strict=True):
-                _write_csv(folder, file, header, table)
-                say(f"{name}: {folder / file} written, {len(table)} rows, tokens estimated")
+            for file, table in zip(files, lengths_of(name, rows), strict=True):
+                with _replacing(folder / file) as part, part.open("w", newline="") as f:
+                    csv.writer(f, lineterminator="\n").writerows(table)
+                _record(folder, file)
+                say(f"{name}: {folder / file} written, {len(table) - 1} rows, tokens estimated")
 
 
 def estimate_tokens(text: str) -> int:
@@ -91,22 +106,17 @@ def estimate_tokens(text: str) -> int:
     return max(1, len(pieces))
 
 
-def hub_rows(hub: Hub) -> Iterable[Mapping[str, Any]]:
+def hub_rows(hub: Hub) -> Texts:
     """Rows of a data set through the `datasets` library, which keeps its own cache in ours."""
-    try:
-        from datasets import load_dataset  # only here: the kit runs without it
-    except ImportError:
-        raise ImportError(f"{hub.path} needs the `datasets` library; pip install datasets") from None
+    from datasets import load_dataset  # seconds that nobody else need wait for
+
     place = str(cache_folder() / "hub")
-    return cast(
-        Iterable[Mapping[str, Any]],
-        load_dataset(hub.path, data_files=hub.data_files, split=hub.split, cache_dir=place),
-    )
+    return cast(Texts, load_dataset(hub.path, data_files=hub.data_files, split=hub.split, cache_dir=place))
 
 
 def _good(folder: Path, file: str) -> bool:
     """Whether a file is in the cache with the checksum it should have; ValueError if with another."""
-    expected = PINNED.get(file) or recorded(folder).get(file)
+    expected = expected_checksum(folder, file)
     if not expected or not (folder / file).is_file():
         return False
     verify(folder / file, expected)
@@ -117,21 +127,16 @@ def _fetch(folder: Path, file: str, url: str) -> bool:
     """Download `url`, decompressed, to `folder / file`; False if it is there already. A file is whole or not there."""
     if _good(folder, file):
         return False
-    expected = PINNED.get(file) or recorded(folder).get(file)
     with _replacing(folder / file) as part:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as out:
-                packed = url.endswith(".gz")
-                stream = gzip.GzipFile(fileobj=answer) if packed else answer
-                while block := stream.read(1 << 20):
-                    out.write(block)
-                length = answer.headers.get("Content-Length")
+                packed, length = url.endswith(".gz"), answer.headers.get("Content-Length")
+                shutil.copyfileobj(gzip.GzipFile(fileobj=answer) if packed else answer, out, 1 << 20)
                 if length and not packed and out.tell() != int(length):
                     raise EOFError(f"only {out.tell()} of {length} bytes came")
         except (OSError, EOFError, HTTPException, zlib.error) as error:
             raise ConnectionError(f"{url}: {error}; check the network, or put {folder / file} there by hand") from error
-        with part.open("rb") as f:
-            found = digest(f)
+        found, expected = checksum(part), expected_checksum(folder, file)
         if expected and found != expected:
             raise ValueError(f"{file} from {url}: sha256 = {found} must be {expected}; nothing was kept")
     _record(folder, file)
@@ -142,29 +147,21 @@ def _fetch(folder: Path, file: str, url: str) -> bool:
 def _replacing(target: Path) -> Iterator[Path]:
     """A path to write to that takes the place of `target` if all went well, and is gone if not."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
-    os.close(handle)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        yield Path(name)
-        Path(name).replace(target)
+        yield part
+        part.replace(target)
     finally:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def _record(folder: Path, file: str) -> None:
-    with (folder / file).open("rb") as f:
-        sums = recorded(folder) | {file: digest(f)}
+    sums = recorded(folder) | {file: checksum(folder / file)}
     with _replacing(folder / "SHA256SUMS") as part:
         part.write_text("".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
 
 
-def _write_csv(folder: Path, file: str, header: Sequence[str], rows: Sequence[Sequence[int]]) -> None:
-    with _replacing(folder / file) as part, part.open("w", newline="") as f:
-        csv.writer(f, lineterminator="\n").writerows([header, *rows])
-    _record(folder, file)
-
-
-def _json_lines(path: Path) -> Iterable[Mapping[str, Any]]:
+def _json_lines(path: Path) -> Texts:
     with path.open() as f:
         for n, line in enumerate(f, start=1):
             try:
@@ -179,26 +176,21 @@ def _field(name: str, row: int, fields: Mapping[str, Any], key: str) -> Any:
     return fields[key]
 
 
-Derived = list[tuple[tuple[str, ...], list[list[int]]]]
-"""(header, rows) of every file that a data set is turned into."""
+def lengths_of(name: str, rows: Texts) -> list[Lengths]:
+    """Token counts of a set of texts, for each of its files in `DERIVED`; a list of texts counts by its first."""
+    if name == "toolbench":
+        return _toolbench(name, rows)
+    table: Lengths = [list(TEXTS[name])]
+    for n, row in enumerate(rows, start=1):
+        texts = [_field(name, n, row, key) for key in TEXTS[name].values()]
+        table.append([estimate_tokens(t if isinstance(t, str) else t[0]) for t in texts])
+    return [table]
 
 
-def _texts(keys: Sequence[str], header: tuple[str, ...]) -> Callable[[str, Iterable[Mapping[str, Any]]], Derived]:
-    """One row of token counts per row of texts; a list of texts counts by its first."""
-
-    def derive(name: str, rows: Iterable[Mapping[str, Any]]) -> Derived:
-        table = []
-        for n, row in enumerate(rows, start=1):
-            texts = [_field(name, n, row, key) for key in keys]
-            table.append([estimate_tokens(t if isinstance(t, str) else t[0]) for t in texts])
-        return [(header, table)]
-
-    return derive
-
-
-def _toolbench(name: str, rows: Iterable[Mapping[str, Any]]) -> Derived:
+def _toolbench(name: str, rows: Texts) -> list[Lengths]:
     """Rounds and calls of conversations: everything before the model's first word is the first prompt."""
-    rounds, calls = [], []
+    rounds: Lengths = [("prompt_tokens", "rounds", "answer_tokens")]
+    calls: Lengths = [("new_prompt_tokens", "output_tokens")]
     for n, row in enumerate(rows, start=1):
         talk = _field(name, n, row, "conversations")
         turns = [(_field(name, n, t, "from"), str(t.get("value") or "")) for t in talk]
@@ -212,20 +204,4 @@ def _toolbench(name: str, rows: Iterable[Mapping[str, Any]]) -> Derived:
         for before, at in pairwise(spoken):
             if (new := sum(sizes[before + 1 : at])) and sizes[at]:
                 calls.append([new, sizes[at]])
-    return [(("prompt_tokens", "rounds", "answer_tokens"), rounds), (("new_prompt_tokens", "output_tokens"), calls)]
-
-
-_DERIVED: dict[str, tuple[tuple[str, ...], Callable[[str, Iterable[Mapping[str, Any]]], Derived]]] = {
-    "humaneval": (
-        ("coding/humaneval_estimated.csv",),
-        _texts(("prompt", "canonical_solution"), ("prompt_tokens", "output_tokens")),
-    ),
-    "s1k": (
-        ("reasoning/s1K_estimated.csv",),
-        _texts(("question", "thinking_trajectories", "attempt"), ("prompt_tokens", "thinking_tokens", "answer_tokens")),
-    ),
-    "toolbench": (
-        ("toolcalling/toolbench_rounds_estimated.csv", "toolcalling/toolbench_calls_estimated.csv"),
-        _toolbench,
-    ),
-}
+    return [rounds, calls]

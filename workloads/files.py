@@ -13,11 +13,11 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Protocol, TextIO, cast
+from typing import TextIO, cast
 
 import numpy as np
 
@@ -58,8 +58,7 @@ def locate(names: Sequence[str]) -> Path | None:
         for name in names:
             for path in (folder / name, folder / f"{name}.gz"):
                 if path.is_file():
-                    expected = PINNED.get(name) or recorded(folder).get(name)
-                    if expected:
+                    if expected := expected_checksum(folder, name):
                         verify(path, expected)
                     return path
     return None
@@ -82,17 +81,27 @@ def recorded(folder: Path) -> dict[str, str]:
     return sums
 
 
+def expected_checksum(folder: Path, name: str) -> str | None:
+    """Of a file of a folder, if that is known."""
+    return PINNED.get(name) or recorded(folder).get(name)
+
+
 def verify(path: Path, expected: str) -> None:
-    """Raise ValueError unless the decompressed content of `path` has the SHA-256 `expected`."""
-    found = _digest(path, stamp(path))
+    """Raise ValueError unless `checksum` is as expected."""
+    found = checksum(path)
     if found != expected:
         raise ValueError(f"{path}: sha256 = {found} must be {expected}; damaged or another version, replace it")
 
 
+def checksum(path: Path) -> str:
+    """SHA-256 of the decompressed content, in hex."""
+    return _checksum(path, stamp(path))
+
+
 @cache
-def _digest(path: Path, _: tuple[int, int]) -> str:
+def _checksum(path: Path, _: tuple[int, int]) -> str:
     with _named(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
-        return digest(f)
+        return hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -102,18 +111,6 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: content must be readable text or gzip: {error}; replace the file") from error
-
-
-def digest(f: Readable) -> str:
-    """SHA-256 of a stream, in hex."""
-    whole = hashlib.sha256()
-    while block := f.read(1 << 20):
-        whole.update(block)
-    return whole.hexdigest()
-
-
-class Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
 
 
 @contextmanager
@@ -155,7 +152,7 @@ def read_lengths(
     """
     parts = [(c, bound) for column, bound in zip(columns, low, strict=True) for c in column.split("+")]
     names = [c for c, _ in parts] + [c for c, _ in where]
-    tests: list[Callable[[str], object]] = [re.compile(pattern).fullmatch for _, pattern in where]
+    tests = [re.compile(pattern).fullmatch for _, pattern in where]
     rows = []
     for n, cells in read_rows(path, names):
         if all(test(cell) for test, cell in zip(tests, cells[len(parts) :], strict=True)):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from math import erf, sqrt
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -49,66 +48,32 @@ TABLES = {
     "sharegpt": Table(PAIR, (1, 1), (Source("chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", VIDUR),)),
     # The output is the canonical solution. cl100k tokens: a vocabulary made with code in mind, as served models have;
     # OPT's own spends more on indentation.
-    "humaneval": Table(
-        PAIR,
-        (1, 1),
-        (
-            Source("coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")),
-            Source("coding/humaneval_estimated.csv", ("prompt_tokens", "output_tokens"), note=ESTIMATED),
-        ),
-    ),
-    "arxiv": Table(
-        PAIR,
-        (1, 1),
-        (Source("summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR),),
-    ),
+    "humaneval": Table(PAIR, (1, 1), (
+        Source("coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")),
+        Source("coding/humaneval_estimated.csv", ("prompt_tokens", "output_tokens"), note=ESTIMATED),
+    )),
+    "arxiv": Table(PAIR, (1, 1), (
+        Source("summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR),
+    )),
     # One row per query: first prompt (query and tool schemas), rounds, final answer (0: the agent gave up).
-    "toolbench-rounds": Table(
-        ("prompt", "rounds", "answer"),
-        (1, 1, 0),
-        (
-            Source(
-                "toolcalling/toolbench_eval_rounds.csv",
-                ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens"),
-            ),
-            Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
-        ),
-    ),
+    "toolbench-rounds": Table(("prompt", "rounds", "answer"), (1, 1, 0), (
+        Source("toolcalling/toolbench_eval_rounds.csv",
+               ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens")),
+        Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
+    )),
     # One row per call after the first: the tool's response and what the model wrote next.
-    "toolbench-calls": Table(
-        PAIR,
-        (1, 1),
-        (
-            Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
-            Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
-        ),
-    ),
+    "toolbench-calls": Table(PAIR, (1, 1), (
+        Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
+        Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
+    )),
     # Of the stand-in only answers that finished thinking.
-    "s1k": Table(
-        ("prompt", "thinking", "response"),
-        (1, 1, 1),
-        (
-            Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
-            Source(
-                "reasoning/skythought_reasoning_lengths.csv",
-                THOUGHT,
-                (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1")),
-                "a stand-in for s1K: another reasoner's answers to competition mathematics",
-            ),
-        ),
-    ),
-}
-
-
-class Lengths(Protocol):
-    """Something to draw rows of token counts from; `origin` says what it is."""
-
-    @property
-    def origin(self) -> str: ...
-
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """n rows as int64 [n, columns]."""
-        ...
+    "s1k": Table(("prompt", "thinking", "response"), (1, 1, 1), (
+        Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
+        Source("reasoning/skythought_reasoning_lengths.csv", THOUGHT,
+               (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1")),
+               "a stand-in for s1K: another reasoner's answers to competition mathematics"),
+    )),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,12 +84,13 @@ class Rows:
     data: np.ndarray
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """n rows as int64 [n, columns]."""
         return self.data[rng.integers(len(self.data), size=n)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantiles:
-    """Marginal quantiles joined by a Gaussian copula.
+    """Marginal quantiles joined by a Gaussian copula; drawn from as `Rows` are.
 
     probabilities: float64 [Q]; quantiles: float64 [columns, Q]; factor: lower Cholesky factor of the copula's
     correlation, float64 [columns, columns]; limit: most tokens of a row, if the rows behind it had such a limit.
@@ -166,10 +132,10 @@ class Quantiles:
 
 def load(name: str) -> Rows:
     """The table `name` from its file; FileNotFoundError if there is none, ValueError for a bad row."""
-    path = locate([source.file for source in TABLES[name].sources])
+    files = [source.file for source in TABLES[name].sources]
+    path = locate(files)
     if path is None:
-        files = " or ".join(s.file for s in TABLES[name].sources)
-        raise FileNotFoundError(f"{files}: neither in the data folder nor in the cache")
+        raise FileNotFoundError(f"{' or '.join(files)}: neither in the data folder nor in the cache")
     return _load(name, path, stamp(path))
 
 

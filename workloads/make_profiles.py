@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from workloads import arrivals, lengths
 from workloads.scenarios import SCENARIOS
@@ -46,11 +47,7 @@ def quantile_table(data: np.ndarray, source: str, limit: int | None) -> dict:
 
 def spearman(data: np.ndarray) -> np.ndarray:
     """Rank correlations of the columns of [rows, columns], ties at their mean rank."""
-    ranks = []
-    for column in data.T:
-        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    return np.corrcoef(ranks)
+    return pd.DataFrame(data).corr("spearman").to_numpy()
 
 
 def _latent(quantiles: np.ndarray, target: float, limit: int) -> np.ndarray:
@@ -71,10 +68,9 @@ def _latent(quantiles: np.ndarray, target: float, limit: int) -> np.ndarray:
 
 def burst_table(trace: arrivals.Trace) -> dict:
     """Requests in every second of a trace, and its burstiness for the record."""
-    counts = np.bincount(trace.times.astype(int), minlength=int(trace.span))
-    gaps = np.diff(trace.times)
-    cv = round(float(gaps.std() / gaps.mean()), 3)
-    return {"source": trace.origin, "cv": cv, "most_per_second": int(counts.max()), "per_second": counts.tolist()}
+    counts = np.bincount(trace.times.astype(int), minlength=int(trace.span)).tolist()
+    cv = round(arrivals.burstiness(trace.times)[0], 3)
+    return {"source": trace.origin, "cv": cv, "most_per_second": max(counts), "per_second": counts}
 
 
 def make() -> dict:
