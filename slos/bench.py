@@ -61,12 +61,10 @@ class Planning:
     step_worst: float
 
 
-def simulation_cost(
-    scenario: str, lengths: str, system: str, rate: float, num_requests: int, repeats: int = 3
-) -> float:
+def simulation_cost(scenario: str, lengths: str, system: str, rate: float, num_requests: int) -> float:
     """CPU seconds per 1,000 requests, median over seeds."""
     hardware, costs = profile(SCENARIOS[scenario].profile), []
-    for seed in range(repeats + 1):
+    for seed in range(4):
         requests = build(scenario, rate, num_requests, seed, lengths).requests
         policy = make_policy(system, hardware.roofline, Oracle(requests))
         start = time.process_time()
@@ -147,16 +145,14 @@ def what_it_shows(planned: Frame, simulated: Frame) -> str:
     longest = planned.loc[planned["step_p99"].idxmax()]
     small = planned[(planned["tiers"] == 2) & (planned["new"] == 10)]
     baselines = simulated[simulated["system"] != "slos-serve"]["cpu_seconds"]
-    return "\n".join(
-        [
-            f"- The longest step, with {longest.tiers:.0f} tiers, {longest.new:.0f} new and {longest.running:.0f} "
-            f"running requests, takes {longest.step_p50:.2f} ms in median and {longest.step_p99:.2f} ms at P99; "
-            f"planning alone {longest.p50:.2f} and {longest.p99:.2f} ms; {PAPER}.",
-            f"- Two tiers with 10 new requests: planning takes {small['p99'].max():.2f} ms at P99, the whole step "
-            f"{small['step_p99'].max():.2f}.",
-            f"- Simulating 1,000 requests takes {baselines.min():.2f} to {baselines.max():.2f} CPU seconds with a "
-            f"baseline, {simulated['cpu_seconds'].max():.2f} at most with SLOs-Serve.",
-        ]
+    return (
+        f"- The longest step, with {longest.tiers:.0f} tiers, {longest.new:.0f} new and {longest.running:.0f} "
+        f"running requests, takes {longest.step_p50:.2f} ms in median and {longest.step_p99:.2f} ms at P99; "
+        f"planning alone {longest.p50:.2f} and {longest.p99:.2f} ms; {PAPER}.\n"
+        f"- Two tiers with 10 new requests: planning takes {small['p99'].max():.2f} ms at P99, the whole step "
+        f"{small['step_p99'].max():.2f}.\n"
+        f"- Simulating 1,000 requests takes {baselines.min():.2f} to {baselines.max():.2f} CPU seconds with a "
+        f"baseline, {simulated['cpu_seconds'].max():.2f} at most with SLOs-Serve."
     )
 
 
@@ -207,7 +203,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=1000, help="requests per simulation (default: 1000)")
     parser.add_argument("--instances", type=Path, metavar="FOLDER", help="only this: compare plannings with these")
     given = parser.parse_args(argv)
-    size = given.requests
     if given.instances:
         print(compared(given.instances).to_string(index=False, float_format="{:.3f}".format))
         return
@@ -215,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     planning_cost(2, 1, 1, count=11)
     print(f"the first plannings took {time.perf_counter() - start:.2f} s, compilation included unless it was cached")
     print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
-    print(simulations(size).to_string(index=False, float_format="{:.3f}".format), flush=True)
+    print(simulations(given.requests).to_string(index=False, float_format="{:.3f}".format), flush=True)
     print(f"planning, and the whole step that it is part of: milliseconds; {PAPER}")
     print(plannings(300).to_string(index=False, float_format="{:.3f}".format))
 

@@ -70,7 +70,7 @@ class Live:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""
         spec, p = self.request.stages[stage], self.progress
         p.tokens += spec.prompt
-        if stage > 0 and spec.goes_on:
+        if spec.goes_on:
             p.t0 = p.t0 + (p.generated - 1) * p.tpot + spec.slo.tpot
         else:
             p.arrival = now
@@ -92,7 +92,11 @@ class Live:
         p, stage = self.progress, self.request.stages[self.progress.stage]
         n = p.generated
         if n == 0:
-            self._first_token(times[0])
+            self.first = times[0]
+            if p.stage == 0:
+                self.ttft, self.ttft_slo = times[0] - p.arrival, p.t0 - p.arrival
+            if not stage.goes_on and times[0] > p.t0 + TOLERANCE:
+                self.late_first, p.t0 = True, times[0]
         p.generated = end = n + len(times)
         p.tokens += end - n
         for i in range(n + -n % CHECK_EVERY, end, CHECK_EVERY):
@@ -103,29 +107,14 @@ class Live:
         last = times[-1]
         self.lateness = max(self.lateness, last - (p.t0 + (end - 1) * p.tpot))
         self.decode_time += last - self.first
-        if end > 1 and (last - self.first) / (end - 1) > p.tpot + TOLERANCE:
-            self.client_ok = False
+        self.client_ok &= end == 1 or (last - self.first) / (end - 1) <= p.tpot + TOLERANCE
         return True
 
-    def _first_token(self, now: float) -> None:
-        p = self.progress
-        self.first = now
-        if p.stage > 0 and self.request.stages[p.stage].goes_on:
-            return
-        if p.stage == 0:
-            self.ttft, self.ttft_slo = now - p.arrival, p.t0 - p.arrival
-        if now > p.t0 + TOLERANCE:
-            self.late_first = True
-            p.t0 = now
-
     def outcome(self, finish: float) -> Outcome:
-        r, stages = self.request, self.request.stages
-        gaps = sum(s.output - 1 for s in stages)
-        in_time = not self.late_first
+        r, gaps = self.request, sum(s.output - 1 for s in self.request.stages)
+        in_time = not self.late_first and not self.progress.best_effort
         return Outcome(
             r.id, r.kind, r.arrival, finish, r.prompt, r.output, r.value, self.ttft, self.ttft_slo,
             self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions, self.progress.best_effort,
-            attained=in_time and self.lateness <= TOLERANCE and not self.progress.best_effort,
-            attained_client=in_time and self.client_ok and not self.progress.best_effort,
-            replica=self.replica, hops=self.hops,
+            in_time and self.lateness <= TOLERANCE, in_time and self.client_ok, self.replica, self.hops,
         )  # fmt: skip

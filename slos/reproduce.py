@@ -74,19 +74,17 @@ class Progress(threading.Thread):
         self._over, self._terminal = threading.Event(), sys.stdout.isatty()
 
     def run(self) -> None:
-        over = False
-        while not over:
+        while True:
             if self._terminal:
                 print(f"\r\x1b[K{self.line()[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
             else:
                 print(self.line(), flush=True)
-            over = self._over.wait(0.5 if self._terminal else 5)
+            if self._over.wait(0.5 if self._terminal else 5):
+                break
 
     def line(self) -> str:
-        parts = [self._title]
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last one may still be on its way
-        if whole:
+        parts, text = [self._title], self._path.read_text() if self._path.exists() else ""
+        if whole := text.split("\n")[:-1]:  # the last one may still be on its way
             last = json.loads(whole[-1])
             parts.append(f"run {last['done']} of {last['total']}: {last['label']}, {clock(last['left_s'])} left")
         return ", ".join([*parts, f"{clock(time.monotonic() - self._start)} so far"])
@@ -101,6 +99,7 @@ class Progress(threading.Thread):
 def execute(notebook: Path, size: str, title: str) -> None:
     """Run one notebook to its end and keep the executed copy. Raises `Failed`."""
     import papermill  # a second that a run with nothing to do need not wait for
+    from papermill.exceptions import PapermillExecutionError
 
     made_from, folder = digest(notebook, size), results_dir(size) / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,36 +113,26 @@ def execute(notebook: Path, size: str, title: str) -> None:
     progress = Progress(title, folder / ".progress")
     progress.start()
     outcome = "failed"
+    quiet = ["--log-level=40"]  # errors only: the kernel's advice would cut into the progress line
     try:
         papermill.execute_notebook(
-            notebook,
-            part,
-            {"size": size},
-            kernel_name="python3",
-            cwd=".",
-            progress_bar=False,
-            extra_arguments=["--log-level=40"],  # errors only: the kernel's advice would cut into the progress line
+            notebook, part, {"size": size}, kernel_name="python3", cwd=".", progress_bar=False, extra_arguments=quiet
         )
         outcome = "done"
     except Exception as error:
         if part.exists():
             part.replace(failed)
-        raise Failed(f"{notebook.name} {_explain(error)}\n  executed copy: {failed}") from error
+        why = f"failed: {type(error).__name__}: {error}"
+        if isinstance(error, PapermillExecutionError):
+            trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+            cell = f"cell {error.cell_index + 1} (In [{error.exec_count}])"
+            why = "\n  ".join([f"failed in {cell}: {error.ename}: {error.evalue}", *trace[-12:]])
+        raise Failed(f"{notebook.name} {why}\n  executed copy: {failed}") from error
     finally:
         progress.close(outcome)
         end_children()
     part.replace(folder / notebook.name)
     write_whole(stamp, json.dumps({"digest": made_from, "rows": rows_present(size)}, indent=1) + "\n")
-
-
-def _explain(error: Exception) -> str:
-    from papermill.exceptions import PapermillExecutionError
-
-    if not isinstance(error, PapermillExecutionError):
-        return f"failed: {type(error).__name__}: {error}"
-    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-    tail = "\n".join(f"  {line}" for line in trace[-12:])
-    return f"failed in cell {error.cell_index + 1} (In [{error.exec_count}]): {error.ename}: {error.evalue}\n{tail}"
 
 
 def end_children() -> None:

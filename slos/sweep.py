@@ -84,15 +84,15 @@ def sweep(
     digest = sources_digest()
     done = _read(path, row, digest)
     todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
-    report = _Progress(len(todo))
-    try:
-        with closing(_finished(function, todo, workers, digest)) as finished:
-            for k, rows in finished:
+    if todo:
+        total, start = len(todo), time.monotonic()
+        _tell(0, total, "starting", 0.0)
+        with tqdm(total=total, unit="run") as bar, closing(_finished(function, todo, workers, digest)) as finished:
+            for n, (k, rows) in enumerate(finished, start=1):
                 done[k] = rows
                 _write(path, row, done, digest)
-                report.step(k)
-    finally:
-        report.close()
+                bar.update()
+                _tell(n, total, k, (time.monotonic() - start) / n * (total - n))
     return [r for k in keys for r in done[k]]
 
 
@@ -117,11 +117,9 @@ def _finished(
             for ref in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
                 k = running.pop(ref)
                 try:
-                    rows = ray.get(ref)
+                    yield k, ray.get(ref)
                 except ray.exceptions.RayError as error:
                     failed = error
-                else:
-                    yield k, rows
             if failed:
                 raise getattr(failed, "cause", failed) from failed  # the function's own error, if it is one
     finally:
@@ -157,7 +155,8 @@ def _ray(workers: int | None, digest: str) -> Any:
     _end()  # its workers hold other sources, data or settings
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
     if address != "local":
-        ray.init(address, runtime_env=_sent(), **quiet)
+        sent = {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"], "env_vars": _settings()}
+        ray.init(address, runtime_env=sent, **quiet)
         _own.update(wanted)
         atexit.register(_end)
         return ray
@@ -204,11 +203,6 @@ def _settings() -> dict[str, str]:
     return {name: str(Path(os.environ[name]).expanduser().resolve()) for name in names}
 
 
-def _sent() -> dict[str, Any]:
-    """What the workers of a cluster get from here."""
-    return {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"], "env_vars": _settings()}
-
-
 def _columns(row: type) -> list[str]:
     return ["run", "digest", "commit", *(f.name for f in fields(row))]
 
@@ -243,26 +237,9 @@ def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> No
     write_whole(path, text.getvalue())
 
 
-class _Progress:
-    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the notebook."""
-
-    def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="run", disable=not total)
-        self._total, self._done, self._start = total, 0, time.monotonic()
-        self._path = os.environ.get("SLOS_PROGRESS")
-        if total:
-            self._tell("starting", 0.0)
-
-    def step(self, label: str) -> None:
-        self._bar.update()
-        self._done += 1
-        self._tell(label, (time.monotonic() - self._start) / self._done * (self._total - self._done))
-
-    def _tell(self, label: str, left: float) -> None:
-        if self._path:
-            line = {"done": self._done, "total": self._total, "label": label, "left_s": round(left, 1)}
-            with open(self._path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(line) + "\n")
-
-    def close(self) -> None:
-        self._bar.close()
+def _tell(done: int, total: int, label: str, left: float) -> None:
+    """A line in the file SLOS_PROGRESS for whoever runs the notebook: runs done, and seconds left."""
+    if path := os.environ.get("SLOS_PROGRESS"):
+        line = {"done": done, "total": total, "label": label, "left_s": round(left, 1)}
+        with open(path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")

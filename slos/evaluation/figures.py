@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-from slos.evaluation.compare import Frame
+from slos.evaluation.compare import Frame, select
 from slos.evaluation.experiments import OURS
 from slos.evaluation.timeline import Timeline, fate
 from slos.report import paper
@@ -26,6 +26,7 @@ NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Ser
          "distserve": "DistServe", "vllm_spec": "vLLM, drafting"}  # fmt: skip
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
+DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -33,10 +34,14 @@ def name_of(system: str) -> str:
     return NAMES.get(system, system)
 
 
+def unique(values: Iterable[Any]) -> list[Any]:
+    """In the order in which they come."""
+    return list(dict.fromkeys(values))
+
+
 def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """A colour of its own for every system, ours darkest; the palette is safe for colour-blind readers."""
-    palette = sns.color_palette("colorblind", len(systems))
-    return dict(zip(systems, palette, strict=True))
+    return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
 
 
 def panels(
@@ -94,30 +99,27 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 
 def capacity_bars(best: Frame, source: str) -> Figure:
     """Capacity per scenario and system, each scenario relative to ours, with intervals and the number on the bar."""
-    scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
     figure, axes = panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     palette = colors(systems)
     for axis, scenario in zip(axes, scenarios, strict=True):
-        rows = best[best["scenario"] == scenario].set_index("system")
-        for i, system in enumerate(systems):
-            if system not in rows.index:
-                continue
-            row = rows.loc[system]
-            bounds = [[max(0.0, row["capacity"] - row["low"])], [max(0.0, row["high"] - row["capacity"])]]
-            axis.bar(i, row["capacity"], color=palette[system], hatch=HATCHES[i], edgecolor="black", linewidth=0.6,
-                     label=name_of(system))  # fmt: skip
-            axis.errorbar(i, row["capacity"], yerr=bounds, color="black", linewidth=1, capsize=2)
-            axis.annotate(f"{row['capacity']:.3g}", (i, 0.04 * rows["capacity"].max()), ha="center", fontsize=8,
-                          rotation=90, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
-        axis.set_xticks([])
-        axis.set_ylim(0, 1.25 * rows["capacity"].max())
+        rows = best[best["scenario"] == scenario]
+        most = rows["capacity"].max()
+        for row in rows.itertuples():
+            i, bounds = systems.index(row.system), [[row.capacity - row.low], [row.high - row.capacity]]
+            axis.bar(i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black", linewidth=0.6,
+                     label=name_of(row.system))  # fmt: skip
+            axis.errorbar(i, row.capacity, yerr=np.maximum(0, bounds), color="black", linewidth=1, capsize=2)
+            axis.annotate(f"{row.capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+        axis.set(xticks=[], ylim=(0, 1.25 * most))
     said = f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds"
     return finish(figure, said, axes[0], ncols=len(systems))
 
 
 def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load for the best setting of every system, one panel per scenario, the target drawn in."""
-    scenarios, systems = list(dict.fromkeys(best["scenario"])), list(dict.fromkeys(best["system"]))
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
     figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
     palette = colors(systems)
     chosen = probes.merge(best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"])
@@ -128,7 +130,7 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
                 axis.plot(points["rate"], 100 * points["attainment"], marker=MARKERS[i], markersize=max(3, 7 - i),
                           linewidth=max(0.7, 2.2 - 0.5 * i), color=palette[system], markeredgecolor="black",
                           markeredgewidth=0.3, label=None if n else name_of(system))  # fmt: skip
-        axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
+        axis.axhline(100 * target, **DASHED)
         axis.set_xscale("log")
         plain_log(axis.xaxis, 1, 2, 5)
         axis.set_xlabel("load (requests/s per GPU)")
@@ -138,13 +140,13 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
 
 def dots(axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float) -> None:
     """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number as lines. table: all rows."""
-    scenarios = list(dict.fromkeys(table["scenario"]))
+    scenarios = unique(table["scenario"])
     for i, (label, (color, rows)) in enumerate(groups.items()):
         x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
         rows = rows.set_index("scenario").reindex(scenarios)
         whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.axhline(paper, color="black", linewidth=0.8, linestyle="--")
+    axis.axhline(paper, **DASHED)
     axis.set_xticks(range(len(scenarios)), scenarios)
 
 
@@ -153,17 +155,15 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     rows, reported = pd.concat([table, means.assign(scenario="geometric mean")]), paper("capacity_vs_vllm")
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
-    palette = colors(list(dict.fromkeys(table["against"])))
     groups = {
         f"over {'the best of them' if other == 'best' else name_of(other)}": (color, rows[rows["against"] == other])
-        for other, color in palette.items()
+        for other, color in colors(unique(table["against"])).items()
     }
     dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
     said = f" paper:\n {reported:g}x"
     axis.annotate(said, (1, reported), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
-    axis.set_ylabel("SLOs-Serve over another (x)")
-    axis.set_ylim(0, 1.08 * max([reported, *rows["high"]]))
+    axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
     return finish(figure, f"{source}; whiskers: 95 % interval over seeds", axis, fontsize=8, ncols=min(4, len(groups)))
 
 
@@ -197,46 +197,40 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
         stacks = column[1].stackplot(middle, *parts, colors=[k[2] for k in kinds], labels=[k[1] for k in kinds])
         for stack, kind in zip(stacks, kinds, strict=True):
             stack.set(hatch=kind[3], edgecolor="white", linewidth=0)
-        at = np.array([s.end for s in run.steps])
-        column[2].step(at, [s.running for s in run.steps], where="post", color="black", linewidth=1, label="running")
-        column[2].step(at, [s.waiting for s in run.steps], where="post", color="#D55E00", linewidth=1, linestyle="--",
-                       label="waiting")  # fmt: skip
+        at = [s.end for s in run.steps]
+        for name, color, style in (("running", "black", "-"), ("waiting", "#D55E00", "--")):
+            counts = [getattr(s, name) for s in run.steps]
+            column[2].step(at, counts, where="post", color=color, linewidth=1, linestyle=style, label=name)
         looks = (("attained", "o", "#0072B2"), ("late", "x", "#D55E00"), ("declined", "^", "#E69F00"))
         for label, marker, color in looks:
             mine = [o for o in run.outcomes if label == fate(o)]
             column[3].scatter([o.arrival for o in mine], [o.ttft / o.ttft_slo for o in mine], marker=marker, s=16,
                               color=color, linewidths=0.9, label=f"{label} ({len(mine)})")  # fmt: skip
-        column[3].axhline(1, color="black", linewidth=0.8, linestyle="--")
-        column[3].set_yscale("log")
-        column[3].set_xlabel("time (s)")
+        column[3].axhline(1, **DASHED)
+        column[3].set(yscale="log", xlabel="time (s)")
         column[3].legend(fontsize=8, loc="upper right", frameon=True)
         for axis in column:
             axis.margins(x=0)
     labels = "arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
-    axes[1][0].legend(fontsize=8, loc="upper left", frameon=True)
-    axes[2][0].legend(fontsize=8, loc="upper left", frameon=True)
+    for axis in axes[1:3, 0]:
+        axis.legend(fontsize=8, loc="upper left", frameon=True)
     return finish(figure, source)
 
 
 def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel per workload."""
-    workloads, systems = list(dict.fromkeys(table["scenario"])), sorted(set(table["system"]))
+    workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
     figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
-    palette = colors(systems)
     for axis, workload in zip(axes, workloads, strict=True):
-        for i, system in enumerate(systems):
-            curve = table[(table["scenario"] == workload) & (table["system"] == system)].sort_values("rate")
-            for status, style in (("measured", "-"), ("simulated", ":")):
-                part = curve[curve["status"] == status]
-                axis.plot(
-                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=palette[system],
-                    fillstyle="full" if status == "measured" else "none", label=f"{name_of(system)}, {status}",
-                )  # fmt: skip
-        axis.axhline(100 * target, color="black", linewidth=0.8, linestyle="--")
-        axis.set_xlabel("load (requests/s)")
-        axis.set_ylim(0, 105)
+        for i, (system, color) in enumerate(colors(systems).items()):
+            for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
+                part = select(table, scenario=workload, system=system, status=status).sort_values("rate")
+                axis.plot(part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
+                          fillstyle=kind, label=f"{name_of(system)}, {status}")  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set(xlabel="load (requests/s)", ylim=(0, 105))
     return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
 
 
@@ -250,7 +244,7 @@ def planning_curves(planned: Frame) -> Figure:
         for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
             axis.plot(curve["new"], curve["step_p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
         for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
-            axis.axhline(limit, color="black", linewidth=0.8, linestyle="--")
+            axis.axhline(limit, **DASHED)
             axis.annotate(f"{word}, {limit:g} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
         axis.set(xscale="log", yscale="log", xlabel="new requests")
     said = "measured on this machine's CPU: whole steps, from the view to the batch"
@@ -259,14 +253,13 @@ def planning_curves(planned: Frame) -> Figure:
 
 def simulation_bars(simulated: Frame) -> Figure:
     """CPU seconds per 1,000 simulated requests, a bar per policy and kind of lengths."""
-    cases = list(dict.fromkeys(zip(simulated["scenario"], simulated["lengths"], strict=True)))
-    systems = list(dict.fromkeys(simulated["system"]))
+    cases = unique(zip(simulated["scenario"], simulated["lengths"], strict=True))
+    systems = unique(simulated["system"])
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    palette = colors(systems)
-    for i, system in enumerate(systems):
-        values = simulated[simulated["system"] == system]["cpu_seconds"].tolist()
-        at = [k + (i - (len(systems) - 1) / 2) * 0.2 for k in range(len(cases))]
-        axis.bar(at, values, 0.2, color=palette[system], hatch=HATCHES[i], edgecolor="black", label=name_of(system))
+    for i, (system, color) in enumerate(colors(systems).items()):
+        at = np.arange(len(cases)) + (i - (len(systems) - 1) / 2) * 0.2
+        values = select(simulated, system=system)["cpu_seconds"]
+        axis.bar(at, values, 0.2, color=color, hatch=HATCHES[i], edgecolor="black", label=name_of(system))
     axis.set_xticks(range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases])
     axis.set_ylabel("CPU s per 1,000 requests")
     axis.legend(fontsize=8, frameon=False)

@@ -19,7 +19,6 @@ from slos.evaluation.experiments import size_of
 from slos.report import paper, results_dir
 from slos.roofline import fit, profile
 from slos.sweep import sweep
-from slos.types import require
 from workloads.files import locate
 
 GPUS = ("a100", "h100")
@@ -44,10 +43,9 @@ def measured() -> bool:
 
 
 def _file(name: str) -> Path:
-    path = locate([name])
-    require(path is not None, name, path, "in the data folder", "set SLOS_DATA to a folder with gpu_profiles/")
-    assert path is not None
-    return path
+    if path := locate([name]):
+        return path
+    raise FileNotFoundError(f"{name} must be in the data folder; set SLOS_DATA to a folder with gpu_profiles/")
 
 
 @cache
@@ -205,11 +203,10 @@ def forms(table: Frame) -> Frame:
     """One row per GPU, degree of parallelism and form of the model: R2, mean error, and the largest with its size."""
     by = ["kind", "gpu", "tp", "context", "tile"]
     worst = table.loc[table.groupby(by, sort=False)["max_error"].idxmax(), [*by, "tokens"]]
-    whole = table.assign(total=table["mean_error"] * table["steps"]).groupby(by, sort=False)
-    first = {"r2": ("r2", "first"), "max_error": ("max_error", "max")}
-    found = whole.agg(total=("total", "sum"), steps=("steps", "sum"), **first)
-    found = found.assign(mean_error=found["total"] / found["steps"]).reset_index().merge(worst, on=by)
-    return found.drop(columns="total").rename(columns={"tokens": "worst_tokens"})
+    found = table.assign(mean_error=table["mean_error"] * table["steps"]).groupby(by, sort=False)
+    found = found.agg({"steps": "sum", "r2": "first", "max_error": "max", "mean_error": "sum"}).reset_index()
+    found["mean_error"] /= found["steps"]
+    return found.merge(worst.rename(columns={"tokens": "worst_tokens"}), on=by)
 
 
 def best_forms(table: Frame) -> Frame:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from slos.evaluation.compare import Frame, best_settings, over
 from slos.evaluation.experiments import OURS, searches, size_of
+from slos.metrics import NoCapacity
 from slos.report import results_dir
-from slos.search import Search, believed, hardware_of, search
+from slos.search import Search, search
 from slos.sweep import sweep
 from workloads import SCENARIOS
 
@@ -62,9 +63,7 @@ def capacity_of(case: Search) -> list[Capacity]:
     try:
         [probe] = [p for p in search(case) if p.capacity]
         rate, source = probe.rate, probe.source
-    except ValueError as error:
-        if "no capacity near" not in str(error):
-            raise
+    except NoCapacity:
         rate, source = 0.0, ""
     return [
         Capacity(
@@ -96,13 +95,9 @@ def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str
 
 def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
     """Our policy on a profile with beliefs that are wrong: about all batch times, or about tiles."""
-    size_of(size)
-    scales = [f"scale={s:g}" for s in SCALES][:: FEWER[size]]
-    beliefs = tuple(TILED) if tiles else ("", *scales)
-    for belief in filter(None, beliefs):
-        for scenario in scenarios:
-            believed(hardware_of(scenario, profile).roofline, belief)
-    changes = [{"belief": b, "precision": max(PRECISION, size_of(size).precision)} for b in beliefs]
+    precision = max(PRECISION, size_of(size).precision)
+    beliefs = list(TILED) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
+    changes = [{"belief": b, "precision": precision} for b in beliefs]
     return _varied(size, scenarios, (OURS,), changes, profile)
 
 
@@ -114,7 +109,7 @@ def run(size: str, cases: Sequence[Search], name: str, workers: int | None = Non
 def against(rows: Frame, by: str, **fixed: Any) -> Frame:
     """Capacity at each value of `by`, all else as `fixed` says: per scenario and system the best setting's mean and
     interval over seeds, and each seed's rate."""
-    own = [hardware == SCENARIOS[scenario].profile for scenario, hardware in rows[["scenario", "profile"]].to_numpy()]
+    own = rows["profile"] == rows["scenario"].map({s.name: s.profile for s in SCENARIOS.values()})
     kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
         kept = kept if name == by else kept[kept[name] == value]

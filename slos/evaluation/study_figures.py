@@ -1,4 +1,4 @@
-"""Figures of the performance model, of what a policy believes, of what is varied, and of a burst in windows."""
+"""Figures of the performance model, of beliefs, of what is varied, of bursts in windows, of parts and of replicas."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from slos.evaluation import figures
-from slos.evaluation.compare import Frame, select
-from slos.evaluation.figures import HATCHES, MARKERS, colors, finish, name_of, panels, plain_log, whiskers
+from slos.evaluation.ablation import CLAIMS, PARTS
+from slos.evaluation.compare import Frame, mean_of, select
+from slos.evaluation.figures import DASHED, HATCHES, MARKERS, colors, dots, finish, name_of, panels, unique, whiskers
 from slos.evaluation.performance import FitCase
+from slos.report import paper
 from slos.roofline import Plane, Roofline
+from slos.topology import POOLED
 
 LABELS = {
     "slo_scale": "objectives (times the paper's)",
@@ -21,11 +25,12 @@ LABELS = {
     "kv_scale": "KV memory (times the profile's)",
     "belief": "batch times as believed (times the true ones)",
 }
+WHERE = {POOLED: "one large engine", "": "one replica"}
 
 
 def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
     """The fitted forms of a GPU at the smallest degree of parallelism, by name."""
-    mine = table[(table["kind"] == kind) & (table["gpu"] == gpu)]
+    mine = select(table, kind=kind, gpu=gpu)
     mine = mine[mine["tp"] == mine["tp"].min()].drop_duplicates(["context", "tile"])
     return {
         f"{'with' if r.context else 'no'} context, tile {r.tile}": Roofline(
@@ -39,7 +44,7 @@ def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
 def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
     """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
-    gpus = list(dict.fromkeys(table["gpu"]))
+    gpus = unique(table["gpu"])
     figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
     for axis, gpu in zip(axes, gpus, strict=True):
         steps = FitCase(kind, gpu, 1, False, 1).steps()
@@ -57,7 +62,7 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
 
 def errors_by_size(table: Frame, source: str) -> Figure:
     """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of steps."""
-    shown = list(dict.fromkeys(zip(table["kind"], table["gpu"], strict=True)))
+    shown = unique(zip(table["kind"], table["gpu"], strict=True))
     least = table.groupby(["kind", "gpu"])["tp"].min()
     titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
     figure, axes = panels(titles, (5, 2.5), (0, 0.5), "error (%)", 2, sharey=True)
@@ -67,7 +72,7 @@ def errors_by_size(table: Frame, source: str) -> Figure:
         mine = select(table, kind=kind, gpu=gpu, tp=least[kind, gpu])
         sizes = sorted(set(mine["tokens"]))
         for i, (context, tile, label, color, hatch) in enumerate(looks):
-            rows = mine[(mine["context"] == context) & (mine["tile"] == tile)].set_index("tokens").reindex(sizes)
+            rows = select(mine, context=context, tile=tile).set_index("tokens").reindex(sizes)
             x = np.arange(len(sizes)) + (i - 1) * 0.27
             edge = {"edgecolor": "black", "linewidth": 0.4}
             axis.bar(x, 100 * rows["mean_error"], 0.27, color=color, hatch=hatch, label=label, **edge)
@@ -77,22 +82,16 @@ def errors_by_size(table: Frame, source: str) -> Figure:
     return finish(figure, f"{source}; bars: mean error, triangles: largest", axes[0], ncols=3)
 
 
-def sensitivity(table: Frame, by: str, source: str) -> Figure:
-    """Capacity against what was varied: lines, or bars where that is the hardware."""
+def sensitivity(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
+    """`value` against what was varied: a panel per scenario, a line per system; bars where that is the hardware."""
     if by == "profile":
         return figures.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
-    return lines(table, by, source)
-
-
-def lines(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
-    """`value` against `by`, a panel per scenario, a line per system, with intervals."""
-    scenarios, systems = list(dict.fromkeys(table["scenario"])), list(dict.fromkeys(table["system"]))
+    scenarios, systems = unique(table["scenario"]), unique(table["system"])
     figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
-    palette = colors(systems)
     for axis, scenario in zip(axes, scenarios, strict=True):
-        for i, system in enumerate(systems):
+        for i, (system, color) in enumerate(colors(systems).items()):
             rows = select(table, scenario=scenario, system=system).sort_values(by)
-            whiskers(axis, rows[by], rows, i, value, color=palette[system], label=name_of(system))
+            whiskers(axis, rows[by], rows, i, value, color=color, label=name_of(system))
         axis.set(xlabel=LABELS[by], ylim=(0, None))
         if by in ("slo_scale", "kv_scale", "belief"):
             axis.set_xscale("log")
@@ -105,9 +104,9 @@ def lines(table: Frame, by: str, source: str, value: str = "capacity", ylabel: s
 def belief_curves(table: Frame, source: str) -> Figure:
     """Capacity over that of the true belief, against how long the policy takes batches for, a line per scenario."""
     told = table["belief"].map(lambda text: float(text.split("=")[1]) if text else 1.0)
-    figure = lines(table.assign(belief=told), "belief", source, "ratio", "capacity over that of the truth (x)")
+    figure = sensitivity(table.assign(belief=told), "belief", source, "ratio", "capacity over that of the truth (x)")
     for axis in figure.axes:
-        axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+        axis.axvline(1, **DASHED)
     return figure
 
 
@@ -130,10 +129,10 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
             axis.plot(table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3, color=color,
                       label=name_of(system))  # fmt: skip
         if aim is not None:
-            axis.axhline(aim, color="black", linewidth=0.8, linestyle="--")
+            axis.axhline(aim, **DASHED)
         if column.endswith("p99"):
             axis.set_yscale("log")
-            plain_log(axis.yaxis, 1, 2, 5)
+            figures.plain_log(axis.yaxis, 1, 2, 5)
         axis.set_ylabel(label)
     axes[-1].set_xlabel("time of arrival (s)")
     said = f"{source}; windows of {width:g} s by arrival; dashed: target"
@@ -151,11 +150,98 @@ def summary_chart(table: Frame, source: str) -> Figure:
         axis.annotate(f"{r.ours:.3g} of {r.paper:g}", (r.against, i), xytext=(3, 0), textcoords="offset points",
                       va="center", fontsize=8)  # fmt: skip
     axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
-    axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
+    axis.axvline(1, **DASHED)
     axis.set_xscale("log")
-    plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
+    figures.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
     axis.set_xlabel("ours over the paper's (of times, the inverse)")
     keys = [Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict) for verdict, (c, h) in looks.items()]
     axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
     axis.margins(x=0.15)
     return finish(figure, source)
+
+
+def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
+    """What each router carries over round robin on the same system, per scenario."""
+    kinds = unique(zip(table["system"], table["what"], strict=True))
+    palette, reported = colors([what for _, what in kinds]), paper("ablation_routing")
+    groups = {
+        f"{name_of(system)}, {WHERE.get(what, what)}": (palette[what], select(table, system=system, what=what))
+        for system, what in kinds
+    }
+    figure, axis = plt.subplots(figsize=(1.5 * table["scenario"].nunique() + 1.5, 3.6), layout="constrained")
+    dots(axis, table, groups, 0.11, reported)
+    axis.annotate(f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8)
+    axis.set_ylabel("capacity over round robin (x)")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    said = f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 % over seeds"
+    return finish(figure, said)
+
+
+def scaling_chart(table: Frame, source: str) -> Figure:
+    """Total load of many replicas over that of one, per scenario; dashed: in proportion."""
+    scenarios = unique(table["scenario"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
+    kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
+    palette, reported = colors([str(k) for k in kinds]), paper("scaling_4_replicas")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = table[table["scenario"] == scenario]
+        most = rows["replicas"].max()
+        axis.plot([1, most], [1, most], **DASHED)
+        for i, (system, router) in enumerate(kinds):
+            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values("replicas")
+            axis.plot(mine["replicas"], mine["replicas"] * mine["ratio"], marker=MARKERS[i], markersize=5, linewidth=1,
+                      color=palette[str((system, router))], markeredgecolor="black", markeredgewidth=0.3,
+                      label=f"{name_of(system)}, {router}")  # fmt: skip
+        if most >= 4:
+            axis.plot(4, reported, marker="_", markersize=16, color="black", label=f"paper's best at 4: {reported:g}x")
+        axis.set_xticks(sorted(rows["replicas"].unique()))
+        axis.set_xlabel("replicas")
+    return finish(figure, f"{source}; dashed: in proportion to the replicas", axes[0], ncols=3, fontsize=8)
+
+
+def disaggregation_bars(best: Frame, source: str) -> Figure:
+    """Capacity per GPU of prefill and decode apart, and side by side on as many GPUs, with the same router."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    best = best.assign(kind=[t or f"{n} together" for t, n in zip(best["topology"], best["replicas"], strict=True)])
+    kinds = sorted(set(best["kind"]), key=lambda kind: (":" in kind, kind))
+    figure, axes = panels(scenarios, (2.3, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        for k, (kind, color) in enumerate(colors(kinds).items()):
+            mine = select(best, scenario=scenario, kind=kind).set_index("system").reindex(systems)
+            x = np.arange(len(systems)) + (k - (len(kinds) - 1) / 2) * 0.17
+            axis.bar(x, mine["capacity"], 0.17, color=color, hatch=HATCHES[k], edgecolor="black", linewidth=0.5,
+                     label=kind)  # fmt: skip
+        axis.set_xticks(range(len(systems)), [name_of(s) for s in systems], rotation=30, ha="right", fontsize=8)
+    said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded"
+    return finish(figure, said, axes[0], ncols=len(kinds))
+
+
+def ablation_chart(table: Frame, source: str) -> Figure:
+    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean last, the paper's."""
+    parts = [part for part in PARTS if part in set(table["part"])]
+    names = [*unique(table["scenario"]), "geometric mean"]
+    each, titles = (2.3, 0.42 * len(names)), [PARTS[part] for part in parts]
+    figure, axes = panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
+    hows = ("off alone", "on alone")
+    palette = colors(hows)
+    for axis, part in zip(axes, parts, strict=True):
+        for i, how in enumerate(hows):
+            mine = select(table, part=part, how=how)[["scenario", "ratio", "low", "high", "each"]]
+            mean = pd.DataFrame([(names[-1], *mean_of(mine))], columns=["scenario", "ratio", "low", "high"])
+            rows = pd.concat([mine, mean])
+            y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
+            whiskers(axis, y, rows, i, across=True, linestyle="none", color=palette[how], label=how)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
+        if part in CLAIMS:
+            said = paper(CLAIMS[part])
+            axis.axvline(said, **DASHED)
+            axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
+        axis.set_xscale("log")
+        figures.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
+        axis.set_xlabel("capacity, with over without")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    said = f"{source}; off alone: all parts over all but one; on alone: the base with one part over the base; "
+    said += "whiskers: 95 % over seeds; speculation: where there is a draft model"
+    return finish(figure, said, axes[0], ncols=2)
