@@ -41,7 +41,7 @@ from slos.tiny_model import write
 from slos.types import Oracle, Request, require
 
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
-SIZES = {"smoke": (12, 1, 1), "quick": (80, 1, 3), "full": (300, 3, 5)}
+SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (300, 3, 5)}
 """Requests per load, seeds, and loads."""
 FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
@@ -120,7 +120,7 @@ class Calibrated:
         """Requests per second, by simulation: from where vLLM's own scheduler meets the target to where ours fails."""
 
         def attained(system: str, rate: float) -> float:
-            made = (WORKLOADS[workload](rate, max(num_requests, 80), seed, self.step) for seed in range(seeds))
+            made = (WORKLOADS[workload](rate, max(num_requests, 60), seed, self.step) for seed in range(seeds))
             return float(np.mean([attainment(predict(requests, system, self).outcomes) for requests in made]))
 
         stock, _ = capacity(partial(attained, STOCK), target, start=0.05 / self.step, precision=0.05)
