@@ -126,6 +126,12 @@ def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = Non
     }
 
 
+def drafting(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
+    """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
+    lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
+    return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
+
+
 def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
     """By scenario and name: each baseline at its best on as many GPUs, and "vllm_spec", vLLM that has to draft.
 
@@ -142,8 +148,7 @@ def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None)
     }
     best, second = tuned(size, first, workers), {}
     for (scenario, name), case in best.items():
-        drafts = FIXED_DRAFTS if SCENARIOS[scenario].drafting else ()
-        speculating = [replace(case, setting=f"{case.setting},drafts={n}", max_drafts=MAX_DRAFTS) for n in drafts]
+        speculating = drafting(case) if SCENARIOS[scenario].drafting else []
         second[scenario, name] = [case, *speculating]
         if name == "vllm":
             second[scenario, "vllm_spec"] = speculating or [case]
