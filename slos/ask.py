@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from slos.evaluation.ablation import RIVAL_ROUTER, drafting
+from slos.evaluation.ablation import RIVAL_ROUTER, fixed_drafts
 from slos.evaluation.compare import rows_of
 from slos.evaluation.experiments import SETTINGS, capacities
 from slos.evaluation.scaling import BASELINE, BEST_ROUTER
@@ -39,7 +39,7 @@ def alone(case: Search, requests: Sequence[Request]) -> float:
     """The share that meets all objectives where each request has a replica to itself, at least if it is the target."""
     spread, hardware, share = [replace(r, arrival=1e6 * i) for i, r in enumerate(requests)], case.hardware, 0.0
     plain = [replace(case, system=name) for name in (BASELINE, OURS)]
-    for c in [*plain, *(drafting(plain[0], case.max_drafts) if case.max_drafts else ())]:
+    for c in [*plain, *(fixed_drafts(plain[0], case.max_drafts) if case.max_drafts else ())]:
         world = {"max_drafts": c.max_drafts, "acceptance": c.acceptance}
         share = max(share, attainment(serve(spread, c.system, hardware, c.setting, **world)))
         if share >= case.target:
@@ -79,7 +79,7 @@ def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0
         best = dict(capacities(pd.DataFrame(rows))[["system", "setting"]].values) if rows else {}
         tuned = [c for c in cases if best.get(c.system, c.setting) == c.setting]
         tuned = [c for c in tuned if hasattr(POLICIES[c.system], "drafts")]
-        rows += carried([fixed for c in tuned for fixed in drafting(c, case.max_drafts)], seeds)
+        rows += carried([d for c in tuned for d in fixed_drafts(c, case.max_drafts)], seeds)
     if not rows:
         return pd.DataFrame(columns=["system", "capacity"])
     at = pd.DataFrame(rows)

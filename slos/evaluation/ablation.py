@@ -141,7 +141,7 @@ def variants(
     }
 
 
-def drafting(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
+def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
     """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
     lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
     return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
@@ -167,7 +167,7 @@ def rivals(
     }
     best, second = tuned(size, first, workers), {}
     for (scenario, name), case in best.items():
-        speculating = drafting(case) if can_draft(scenario, profile) else []
+        speculating = fixed_drafts(case) if can_draft(scenario, profile) else []
         second[scenario, name] = [case, *speculating]
         if name == "vllm":
             second[scenario, "vllm_spec"] = speculating or [case]
