@@ -127,7 +127,7 @@ def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = Non
 
 
 def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
-    """By scenario and name: each baseline at its best on as many GPUs, and "vllm_spec", vLLM that has to draft.
+    """By scenario and name: each baseline at its best on as many GPUs.
 
     Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
     none among them.
@@ -145,8 +145,6 @@ def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None)
         drafts = FIXED_DRAFTS if SCENARIOS[scenario].drafting else ()
         speculating = [replace(case, setting=f"{case.setting},drafts={n}", max_drafts=MAX_DRAFTS) for n in drafts]
         second[scenario, name] = [case, *speculating]
-        if name == "vllm":
-            second[scenario, "vllm_spec"] = speculating or [case]
     found = {}
     for key, case in tuned(size, second, workers).items():
         n = max(1, s.replicas // len(roles(case.topology)))
@@ -189,7 +187,7 @@ def gains(best: Frame) -> Frame:
 
 def against(best: Frame) -> Frame:
     """The whole system over each baseline and over the best of them: scenario, against, ratio, low, high, each."""
-    theirs = pd.concat([select(best, name=name) for name in (*RIVALS, "vllm_spec")])
+    theirs = best[best["name"].isin(RIVALS)]
     return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
 
 
@@ -202,8 +200,7 @@ def numbers(best: Frame) -> dict[str, Spread]:
         if len(table):
             found[CLAIMS[part]] = mean_of(table)
     for name, table in others.groupby("against", sort=False):
-        key = "capacity_vs_vllm_spec" if name == "vllm_spec" else f"headline_vs_{name}".replace("-", "_")
-        found[key] = mean_of(table)
+        found[f"headline_vs_{name}".replace("-", "_")] = mean_of(table)
     return found
 
 
