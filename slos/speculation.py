@@ -30,22 +30,44 @@ def expected_tokens(alpha: float, drafts: int) -> float:
     return drafts + 1.0 if alpha == 1 else (1 - alpha ** (drafts + 1)) / (1 - alpha)
 
 
-def draft_length(
-    roofline: Roofline, alpha: float, decodes: int, tokens: int, context: int, seconds: float, most: int
-) -> int:
-    """The draft length that gives `decodes` requests the most tokens per second, within a step of `seconds`.
+@kernel
+def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
+    """Draft lengths [requests] that bring the most worth of tokens per second, in a step of at most `seconds`.
 
-    tokens: of the whole batch without drafts; context: KV tokens that it reads; most: drafts that the engine allows.
-    Every request of the batch drafts alike: the next draft token of the one with the shortest draft is worth most.
+    worth: of a token of each request; limit: its longest draft; tokens: of the whole batch without drafts; reading:
+    seconds that the context takes. The k-th draft of a request brings alpha^k of a token, so that for any longest draft
+    and any number of drafts those that bring most are the best: both are tried out.
     """
-    best, best_rate = 0, expected_tokens(alpha, 0) / roofline.time(tokens, 0, context)
-    for s in range(1, most + 1):
-        time = roofline.time(tokens + decodes * s, s, context)
-        if time > seconds:
-            break
-        if expected_tokens(alpha, s) / time > best_rate:
-            best, best_rate = s, expected_tokens(alpha, s) / time
-    return best
+    most, tile = limit.max(), planes[0, 3]
+    value, owner, place = np.empty(limit.sum()), np.empty(limit.sum(), np.int64), np.empty(limit.sum(), np.int64)
+    size = 0
+    for k in range(1, most + 1):
+        for i in range(len(limit)):
+            if k <= limit[i]:
+                value[size], owner[size], place[size] = worth[i] * alpha**k, i, k
+                size += 1
+    order, best, best_drafts, best_longest = np.argsort(-value, kind="mergesort"), 0.0, 0, 0
+    for longest in range(most + 1):
+        gained, drafts, at = worth.sum(), 0, 0
+        while True:
+            time = 0.0
+            for plane in planes:
+                time = max(time, plane[0] * np.ceil((tokens + drafts) / tile) * tile + plane[1] * longest + plane[2])
+            time += reading
+            if longest and time > seconds:
+                break
+            if gained / time > best:
+                best, best_drafts, best_longest = gained / time, drafts, longest
+            while at < size and place[order[at]] > longest:
+                at += 1
+            if at == size:
+                break
+            gained, drafts, at = gained + value[order[at]], drafts + 1, at + 1
+    lengths = np.zeros(len(limit), np.int64)
+    for j in order:
+        if best_drafts and place[j] <= best_longest:
+            lengths[owner[j]], best_drafts = place[j], best_drafts - 1
+    return lengths
 
 
 @kernel
@@ -180,20 +202,23 @@ class Drafting:
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
-        now, most, alpha, planes = self.view.now, self.view.max_drafts, self.acceptance.alpha, self.roofline.array
+        now, alpha, planes = self.view.now, self.acceptance.alpha, self.roofline.array
         decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
-        count, context = int(decoding.sum()), int(jobs[share > 0, COMPUTED].sum())
-        if not count:
+        if not decoding.any():
             return drafts
+        reading, left = self.roofline.k_ctx * jobs[share > 0, COMPUTED].sum(), np.maximum(jobs[:, REMAINING], 1)
+        limit = np.minimum(self.view.max_drafts, left - 1).astype(np.int64)
         if not left_over(jobs, share):
             spare = latest_end(now, jobs, share, planes, self.roofline.k_ctx, self.longest, 0.0) - now
-            drafts[decoding] = draft_length(self.roofline, alpha, count, int(share.sum()), context, spare, most)
-        else:
-            tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
-            reading = self.roofline.k_ctx * context
-            drafts[decoding] = tier_lengths(planes, reading, alpha, tpots, counts, most, self.longest)[0][tier]
-            if not self.short:
-                steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-                lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
-                drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
-        return np.minimum(drafts, np.maximum(jobs[:, REMAINING] - 1, 0).astype(np.int64))
+            worth = np.sqrt(jobs[:, COMPUTED] / left)  # Smith's rule, dampened: the KV that each token left holds
+            decodes = worth[decoding], limit[decoding]
+            drafts[decoding] = draft_lengths(planes, reading, alpha, *decodes, share.sum(), spare)
+            return drafts
+        tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
+        most = self.view.max_drafts
+        drafts[decoding] = tier_lengths(planes, reading, alpha, tpots, counts, most, self.longest)[0][tier]
+        if not self.short:
+            steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
+            lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
+            drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
+        return np.minimum(drafts, limit)
