@@ -10,14 +10,15 @@ A(s) = 1 + alpha + ... + alpha^s = (1 - alpha^(s+1)) / (1 - alpha) tokens in exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from slos.batching import advance, latest_end
-from slos.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
+from slos.batching import Engine, advance, form, latest_end
+from slos.jobs import COMPUTED, DUE, LEFT, NO_LINKS, REMAINING, TPOT, needed
 from slos.kernels import kernel
+from slos.lookahead import OK, look_ahead
 from slos.roofline import Roofline
 from slos.types import Progress, View, require
 
@@ -156,19 +157,19 @@ def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How drafts are put into a step, given how steps are formed and promises proven.
-
-    form: fills the tokens of a step, by jobs and planes, and tells its seconds; proven: whether jobs are served in time
-    from a time on, those that count; longest: seconds that any step lasts; short: of KV blocks.
-    """
+    """How drafts are put into a step that is formed already. short: of KV blocks."""
 
     view: View
     roofline: Roofline
     acceptance: Acceptance
-    longest: float
+    engine: Engine
     short: bool
-    form: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-    proven: Callable[[float, np.ndarray, np.ndarray], bool]
+
+    def _form(self, jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> None:
+        form(self.view.now, jobs, np.ones(len(jobs), np.bool_), self.engine._replace(planes=planes), share)
+
+    def _proven(self, now: float, jobs: np.ndarray, alive: np.ndarray) -> bool:
+        return look_ahead(now, jobs, NO_LINKS, alive, self.engine)[0] == OK
 
     def spread(self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is changed for them.
@@ -176,47 +177,46 @@ class Drafting:
         Drafts may take from prefill that is left over, if the look ahead passes whether all or none are accepted. Where
         it fails for what came of them between the two, the step is formed as if none had been: that was proven.
         """
-        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.roofline.array
+        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.engine.planes
         if not left_over(jobs, share):
             self.acceptance.ahead.clear()
             return self.lengths(jobs, share, seconds)
-        if self.acceptance.ahead and not self.proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
+        if self.acceptance.ahead and not self._proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
             held, ahead = jobs.copy(), np.array([self.acceptance.ahead.get(p.id, 0) for p in requests])
             held[:, DUE] -= ahead * jobs[:, TPOT]
             held[:, REMAINING] += ahead
-            self.form(held, planes, share)
+            self._form(held, planes, share)
             return none
         self.acceptance.ahead.clear()
         drafts, rest = self.lengths(jobs, share, seconds), np.zeros(len(jobs))
         if drafts.any():
-            self.form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
+            self._form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
             drafts[rest == 0] = 0
             context = int(jobs[rest > 0, COMPUTED].sum())
             end = view.now + self.roofline.time(int((rest + drafts).sum()), int(drafts.max()), context)
-            after = (advance(end, jobs, rest, accepted, planes) for accepted in (none, drafts))
+            after = (advance(end, jobs, rest, accepted) for accepted in (none, drafts))
             fits = needed(jobs, rest + drafts, view.block_size)[0] <= view.free_blocks
-            if fits and all(in_time and self.proven(end, then, alive) for then, alive, in_time in after):
+            if fits and all(in_time and self._proven(end, then, alive) for then, alive, in_time in after):
                 share[:] = rest
                 return drafts
         return none
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
-        now, alpha, planes = self.view.now, self.acceptance.alpha, self.roofline.array
+        now, engine, most, alpha = self.view.now, self.engine, self.view.max_drafts, self.acceptance.alpha
         decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
         if not decoding.any():
             return drafts
-        reading, left = self.roofline.k_ctx * jobs[share > 0, COMPUTED].sum(), np.maximum(jobs[:, REMAINING], 1)
-        limit = np.minimum(self.view.max_drafts, left - 1).astype(np.int64)
+        reading, left = engine.k_ctx * jobs[share > 0, COMPUTED].sum(), np.maximum(jobs[:, REMAINING], 1)
+        limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
-            spare = latest_end(now, jobs, share, planes, self.roofline.k_ctx, self.longest, 0.0) - now
+            spare = latest_end(now, jobs, share, engine, 0.0) - now
             worth = np.sqrt(jobs[:, COMPUTED] / left)  # Smith's rule, dampened: the KV that each token left holds
             decodes = worth[decoding], limit[decoding]
-            drafts[decoding] = draft_lengths(planes, reading, alpha, *decodes, share.sum(), spare)
+            drafts[decoding] = draft_lengths(engine.planes, reading, alpha, *decodes, share.sum(), spare)
             return drafts
         tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
-        most = self.view.max_drafts
-        drafts[decoding] = tier_lengths(planes, reading, alpha, tpots, counts, most, self.longest)[0][tier]
+        drafts[decoding] = tier_lengths(engine.planes, reading, alpha, tpots, counts, most, engine.longest)[0][tier]
         if not self.short:
             steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
             lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]

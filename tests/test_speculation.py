@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slos.batching import Engine
 from slos.jobs import DUE, LEFT, REMAINING, TPOT
 from slos.roofline import Plane, Roofline, profile
 from slos.simulator import World, simulate
@@ -83,7 +84,7 @@ def test_drafts_where_prefill_is_left_over_are_for_who_is_not_ahead() -> None:
     view = View(0.0, [], [], 1000, 1000, 16, 256, max_drafts=8)
 
     def drafts(short: bool) -> list[int]:
-        drafting = Drafting(view, roofline, Acceptance(), 0.15, short, lambda *_: 0.0, lambda *_: True)
+        drafting = Drafting(view, roofline, Acceptance(), Engine(roofline.array, 0.0, 0.15, 0, 1000, 16), short)
         return drafting.lengths(jobs, share, 0.05).tolist()
 
     some, everybody = drafts(short=False), drafts(short=True)

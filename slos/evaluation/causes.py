@@ -53,13 +53,14 @@ class Watched(SLOsServe):  # type: ignore[misc]  # final, but this decides nothi
         self, view: View, jobs: np.ndarray, candidates: Sequence[Progress], future: tuple[np.ndarray, np.ndarray]
     ) -> np.ndarray:
         chosen, old = super().admit(view, jobs, candidates, future), len(jobs) - len(candidates)
-        blocks, *hardware, fixed = self._hardware(view)
+        engine = self._engine(view)
         for i, p in enumerate(candidates):
             if not chosen[i] and p.id not in self.short:
                 inside = np.ones(len(future[0]), np.bool_)
                 inside[old : len(jobs)], inside[old + i] = chosen, True
-                found = [look_ahead(view.now, *future, inside, n, *hardware, 0.0, fixed)[0] for n in (blocks, 1 << 40)]
-                self.short[p.id] = found == [MEMORY, OK]
+                verdicts = [look_ahead(view.now, *future, inside, engine._replace(blocks=n))[0]
+                            for n in (engine.blocks, 1 << 40)]  # fmt: skip
+                self.short[p.id] = verdicts == [MEMORY, OK]
         return chosen
 
 
@@ -125,7 +126,7 @@ def table(found: Sequence[Finding]) -> Frame:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slos.evaluation.causes", description=__doc__)
     parser.add_argument("--requests", type=int, default=600, metavar="N", help="per simulation (600)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of everything (1)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of everything (3)")
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, help="(all)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     given, path = parser.parse_args(argv), results_dir("quick") / "causes.csv"
