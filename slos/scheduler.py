@@ -209,14 +209,14 @@ class SLOsServe:
         self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
         waiting: list[Progress], declined: list[Progress], future: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> Batch:  # fmt: skip
-        """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
+        """Guaranteed tokens by the rule, then drafts, then best effort."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
         engine, rounds = self._engine(view), len(future[1]) > 0
         seconds = batching.form(view.now, jobs, alive, engine, share)
-        drafts, length, context = np.zeros(len(jobs), np.int64), 0, jobs[:, COMPUTED].sum()
-        at_ease = BUSY * view.total_blocks * view.block_size - context
+        drafts, longest_draft = np.zeros(len(jobs), np.int64), 0
+        spare = BUSY * view.total_blocks * view.block_size - jobs[:, COMPUTED].sum()  # KV tokens until memory is short
         if self.speculate and view.max_drafts > 0 and not rounds:
-            drafting = Drafting(view, self.roofline, self._acceptance, engine, bool(at_ease < 0))
+            drafting = Drafting(view, self.roofline, self._acceptance, engine, bool(spare < 0))
             drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = Room(view, best_effort)
@@ -229,48 +229,62 @@ class SLOsServe:
             if p.id in tokens and need <= room.free:
                 room.free -= need
                 tokens[p.id] += n
-                length = max(length, n)
+                longest_draft = max(longest_draft, n)
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        used, steps = sum(tokens.values()), float(REPEAT)  # steps that this batch stays as it is
-        before = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
+        steps, without = float(REPEAT), (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
         if best_effort or waiting:
-            end = view.now + self.longest_step
-            if guaranteed:
-                end = batching.latest_end(view.now, jobs, share, engine, CUSHION)
-                if at_ease < 0 or seconds > BUSY * jobs[:, TPOT].min():
-                    end = min(end, view.now + seconds * (1 + STRETCH))
-                else:
-                    steps = min(steps, at_ease // len(guaranteed))
-            end = max(end, view.now + self.roofline.time(used, length, context))  # the rest of the last tile is free
-            spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
-            for p in [*room.evictable, *waiting]:
-                n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
-                n = min(n, self.batch_tokens - used) if self.batch_tokens else n
-                if n < 1:
-                    steps = 1
-                    break
-                whole = view.blocks(p.tokens + self.lengths.remaining(p))
-                if (p.computed or whole <= spare) and room.give(p, n):
-                    tokens[p.id] = n
-                    used, context = used + n, context + p.computed
-                    spare -= whole if not p.computed else 0
-            if engine.k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
-                steps = 1
+            steps = self._fill(view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft)
+        used = sum(tokens.values())
         calm = used == len(tokens) == len(view.running) and not (room.preempted or declined)
         calm = calm and (jobs[:, LEFT] == 1).all() and lookahead.steady(view.now, jobs, alive, alive, engine)
         steps = max(1, steps) if calm else 1
         if rounds:
             steps = 1 if engine.k_ctx else max(1, int((jobs[:, REMAINING] - jobs[:, SWITCH]).min(initial=steps)))
-            seconds = self.roofline.time(used, length, context)
-            if len(tokens) > len(before[0]):
+            served = [p for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens]
+            seconds = self.roofline.time(used, longest_draft, sum(p.computed for p in served))
+            if len(tokens) > len(without[0]):
                 if steps > 1 and not self._proven(view, *future, seconds=seconds, steps=steps):
                     steps = 1
                 if steps == 1 and not self._proven(view, *future, seconds=seconds):
-                    tokens, room.preempted = before  # best effort would delay a round to come
-            context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
-            self._promised.end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
+                    tokens, room.preempted = without  # best effort would delay a round to come
+                    context = sum(p.computed for p in served if p.id in tokens)
+                    seconds = self.roofline.time(sum(tokens.values()), 0, context)
+            self._promised.end = view.now
             for _ in range(steps):  # as the host adds them up
                 self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)
+
+    def _fill(
+        self, view: View, jobs: np.ndarray, share: np.ndarray, seconds: float, spare: float, room: Room,
+        waiting: list[Progress], tokens: dict[str, int], longest_draft: int,
+    ) -> float:  # fmt: skip
+        """Give best effort what is left of a step of `seconds`: those running, oldest first, then those waiting.
+
+        spare: KV tokens until memory is short. For how many steps it may stay so.
+        """
+        engine, context, used, steps = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values()), float(REPEAT)
+        end = view.now + engine.longest
+        if len(jobs):
+            end = batching.latest_end(view.now, jobs, share, engine, CUSHION)
+            if spare < 0 or seconds > BUSY * jobs[:, TPOT].min():
+                end = min(end, view.now + seconds * (1 + STRETCH))
+            else:
+                steps = min(steps, spare // len(jobs))
+        end = max(end, view.now + self.roofline.time(used, longest_draft, context))  # the rest of the last tile is free
+        free = room.free - int(RESERVE * view.total_blocks) * (len(jobs) > 0)
+        for p in [*room.evictable, *waiting]:
+            n = min(p.left, self.roofline.fits(end - view.now, longest_draft, context + p.computed) - used)
+            n = min(n, self.batch_tokens - used) if self.batch_tokens else n
+            if n < 1:
+                steps = 1.0
+                break
+            whole = view.blocks(p.tokens + self.lengths.remaining(p))
+            if (p.computed or whole <= free) and room.give(p, n):
+                tokens[p.id] = n
+                used, context = used + n, context + p.computed
+                free -= whole if not p.computed else 0
+        if engine.k_ctx or (len(jobs) and self.roofline.time(used) > jobs[:, TPOT].min()):
+            steps = 1.0
+        return steps
