@@ -1,11 +1,16 @@
 """What is asked why: the causes are told apart where they are known, and looking on changes nothing."""
 
+import re
+from dataclasses import fields
+
+import pandas as pd
 import pytest
 from laws import FAST
 
 from slos.evaluation import causes
 from slos.evaluation.causes import SHORT, VLLM, WITHOUT, Finding, Watched
 from slos.evaluation.experiments import OURS
+from slos.report import ROOT, read_claims
 from slos.scheduler import SLOsServe
 from slos.search import Search
 from slos.simulator import World, simulate
@@ -47,3 +52,17 @@ def test_the_grid_and_the_means() -> None:
     assert table[SHORT].dropna().to_dict() == pytest.approx({"a": 0.3, "b": 0.0})
     assert table[VLLM].to_dict() == pytest.approx({"a": 2.0, "b": 8.0, "geometric mean": 4.0})
     assert WITHOUT not in table
+
+
+def test_why_quotes_what_was_found() -> None:
+    """To quote anew: run it, copy results/quick/causes.csv to results/reference."""
+    rows = pd.read_csv(ROOT / "results" / "reference" / "causes.csv")[[f.name for f in fields(Finding)]]
+    table = causes.table([Finding(*row) for row in rows.itertuples(index=False)])
+    why = {c.key: c.why for c in read_claims() if "(python -m slos.evaluation.causes)" in c.why}
+    assert f"drafts bring vLLM {table.loc['geometric mean', VLLM]:.2f}x" in why["headline_vs_vllm"]
+    assert f"of one token it would carry {table.loc['coding', WITHOUT]:.2f}x" in why["ablation_speculation"]
+    shares = [(key, *found) for key, text in why.items() for found in re.findall(r"(\d+) % in ([a-z-]+)", text)]
+    assert len(shares) >= 10
+    for key, percent, scenario in shares:
+        cause = SHORT + ", drafting" * ("with drafts" in why[key])
+        assert f"{table.loc[scenario, cause]:.0%}" == f"{percent}%", (key, scenario)
