@@ -93,7 +93,7 @@ def _leash() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def calibrate(url: str) -> None:
+def calibrate(url: str, rounds: int = ROUNDS) -> None:
     """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from, in seconds."""
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline:
@@ -112,7 +112,7 @@ def calibrate(url: str) -> None:
         _post(f"{url}/v1/completions", fields)
 
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for together in TOGETHER:
                 list(pool.map(ask, [rng.randint(16, longest // 3) for _ in range(together)], [12] * together))
             for prompt in PROMPTS:

@@ -84,15 +84,15 @@ def sweep(
     digest = sources_digest()
     done = _read(path, row, digest)
     todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
-    if todo:
-        total, start = len(todo), time.monotonic()
-        _tell(0, total, "starting", 0.0)
-        with tqdm(total=total, unit="run") as bar, closing(_finished(function, todo, workers, digest)) as finished:
-            for n, (k, rows) in enumerate(finished, start=1):
+    report = Bar(len(todo))
+    try:
+        with closing(_finished(function, todo, workers, digest)) as finished:
+            for k, rows in finished:
                 done[k] = rows
                 _write(path, row, done, digest)
-                bar.update()
-                _tell(n, total, k, (time.monotonic() - start) / n * (total - n))
+                report.step(k)
+    finally:
+        report.close()
     return [r for k in keys for r in done[k]]
 
 
@@ -237,9 +237,26 @@ def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> No
     write_whole(path, text.getvalue())
 
 
-def _tell(done: int, total: int, label: str, left: float) -> None:
-    """A line in the file SLOS_PROGRESS for whoever runs the notebook: runs done, and seconds left."""
-    if path := os.environ.get("SLOS_PROGRESS"):
-        line = {"done": done, "total": total, "label": label, "left_s": round(left, 1)}
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
+class Bar:
+    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the notebook."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, unit="run", disable=not total)
+        self._total, self._done, self._start = total, 0, time.monotonic()
+        self._path = os.environ.get("SLOS_PROGRESS")
+        if total:
+            self._tell("starting", 0.0)
+
+    def step(self, label: str) -> None:
+        self._bar.update()
+        self._done += 1
+        self._tell(label, (time.monotonic() - self._start) / self._done * (self._total - self._done))
+
+    def _tell(self, label: str, left: float) -> None:
+        if self._path:
+            line = {"done": self._done, "total": self._total, "label": label, "left_s": round(left, 1)}
+            with open(self._path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._bar.close()
