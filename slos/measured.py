@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import nan
 
 import numpy as np
 import pandas as pd
@@ -51,36 +50,6 @@ class Labels:
     status: str = "measured"
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The figures of a run: shares of all that were sent, seconds of those that were answered."""
-
-    requests: int
-    failed: int
-    attainment: float
-    attainment_client: float
-    ttft_mean: float
-    ttft_p50: float
-    ttft_p99: float
-    tpot_mean: float
-    tpot_p50: float
-    tpot_p99: float
-    lag: float
-
-
-def summarize(run: Replayed) -> Summary:
-    failed = {f.id for f in run.failures}
-    answered = [o for o in run.outcomes if o.id not in failed]
-
-    def figures(values: list[float]) -> tuple[float, float, float]:
-        p50, p99 = np.percentile(values or [nan], (50, 99)).tolist()
-        return float(np.mean(values or [nan])), p50, p99
-
-    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
-    ttft, tpot = figures([o.ttft for o in answered]), figures([o.tpot for o in answered])
-    return Summary(len(run.outcomes), len(failed), *shares, *ttft, *tpot, run.lag)
-
-
 def rows(labels: Labels, run: Replayed) -> Frame:
     """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was none."""
     why = {f.id: f.reason for f in run.failures}
@@ -89,17 +58,19 @@ def rows(labels: Labels, run: Replayed) -> Frame:
 
 
 def table(run: Replayed) -> str:
-    """The figures for a terminal, with the reasons of failures."""
-    s = summarize(run)
+    """The figures for a terminal, with the reasons of failures; latencies are those of the requests answered."""
+    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
     lines = [
-        f"attainment {s.attainment:.1%}; with the mean TPOT, as clients count it, {s.attainment_client:.1%}",
+        f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
         f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
-        f"{'TTFT, ms':<10}{1e3 * s.ttft_mean:9.1f}{1e3 * s.ttft_p50:9.1f}{1e3 * s.ttft_p99:9.1f}",
-        f"{'TPOT, ms':<10}{1e3 * s.tpot_mean:9.1f}{1e3 * s.tpot_p50:9.1f}{1e3 * s.tpot_p99:9.1f}",
-        f"answered {s.requests - s.failed}, failed {s.failed}; the client was late by at most {1e3 * s.lag:.1f} ms",
     ]
-    lines += [f"  {n} failed: {why}" for why, n in Counter(f.reason for f in run.failures).most_common(3)]
-    return "\n".join(lines)
+    for name, times in {"TTFT": [o.ttft for o in run.outcomes], "TPOT": [o.tpot for o in run.outcomes]}.items():
+        ms = 1e3 * pd.Series(times)
+        lines.append(f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}")
+    failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
+    done = len(run.outcomes) - failed
+    lines.append(f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms")
+    return "\n".join(lines + [f"  {n} failed: {why}" for why, n in reasons.most_common(3)])
 
 
 def by_load(frame: Frame) -> Frame:
@@ -117,39 +88,29 @@ def capacities(table: Frame, target: float = 0.9) -> Frame:
     Attainment is made to fall with the load first, as it does but for chance: neighbours out of order are averaged.
     """
     found = []
-    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
+    for labels, group in table.groupby(["scenario", "status", "system"], sort=False):
         curve = group.sort_values("rate")
-        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].tolist())
-        below = np.flatnonzero(falling < target)
-        if not len(below):
-            load = rates[-1]
-        elif below[0] == 0:
+        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].to_numpy())
+        if falling[0] < target:
             load = rates[0] * falling[0] / target
         else:
-            i = below[0]
-            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-            load = rates[i - 1] * (rates[i] / rates[i - 1]) ** share
-        found.append((workload, status, system, float(load), bool(len(below))))
+            load = np.exp2(np.interp(-target, -falling, np.log2(rates)))
+        found.append((*labels, float(load), bool(falling[-1] < target)))
     return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "reached"])
 
 
 def errors(table: Frame) -> Frame:
     """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
+    runs = table.set_index(["status", "scenario", "system", "rate"])
+    measured, simulated = runs.loc["measured"], runs.loc["simulated"]
     off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
     for column in ("ttft", "tpot"):
         off[column] = 100 * (simulated[column] / measured[column] - 1)
     return off.reset_index()
 
 
-def _falling(values: list[float]) -> np.ndarray:
-    """The nearest sequence that never rises, by least squares (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while pools and total / count > pools[-1][0] / pools[-1][1]:
-            before, n = pools.pop()
-            total, count = total + before, count + n
-        pools.append((total, count))
-    return np.repeat([total / n for total, n in pools], [n for _, n in pools])
+def _falling(values: np.ndarray) -> np.ndarray:
+    """The nearest sequence that never rises, by least squares: the min-max formula of isotonic regression."""
+    n = len(values)
+    means = [[values[a:b].mean() for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
+    return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])
