@@ -139,7 +139,7 @@ def test_a_call_says_what_is_wanted() -> None:
 
 def test_a_plain_server_is_sent_nothing_of_vllm_s() -> None:
     with serving() as fake:
-        got = run(chats(1), fake.url, vllm=False, headers={"Authorization": "Bearer x"})
+        got = run(chats(1), fake.url, vllm=False)
     assert not got.failures
     assert fake.bodies[0].keys() == {
         "model", "prompt", "max_tokens", "temperature", "stream", "stream_options"
@@ -392,7 +392,7 @@ def test_a_client_that_is_late_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": "big"}, "model = 'big' must be one that http://.* serves: tiny"),
         ({"url": "127.0.0.1"}, "url = '127.0.0.1' must be an address such as"),
         ({"requests": chats(1) * 2}, r"request ids = \['r0'\] must be different"),
-        ({"requests": chats(1, 4000, 97)}, "r0: tokens = 4097 must be at most the server's 4096; build with"),
+        ({"requests": chats(1, 4000, 97)}, "r0: tokens = 4097 must be at most the server's 4096; set max_context"),
     ],
 )
 def test_arguments_out_of_bounds(options: dict[str, Any], says: str) -> None:
