@@ -224,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(table(replayed))
     if given.output:
-        labels = Labels(made.scenario, given.system, server.model, given.rate, given.seed, given.lengths, "", made.source)
+        run_of = made.scenario, given.system, server.model, given.rate, given.seed, given.lengths
+        labels = Labels(*run_of, source=made.source)
         write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
         print(f"{len(replayed.outcomes)} rows in {given.output}")
     return 0 if len(replayed.failures) < len(replayed.outcomes) else 1
