@@ -15,16 +15,16 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 
-from slos.objectives import CheckObjectives
-from slos.roofline import Roofline
+from slos.objectives import merged, refusal
 from slos.router import make_router
 from slos.served import Lengths, Report, Settings, Tracked
-from slos.types import Load, Router
+from slos.types import Load
 
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
@@ -43,7 +43,7 @@ class Asked:
     path: str
     headers: dict[str, str]
     body: bytes
-    fields: dict[str, Any] | None
+    fields: dict[str, Any]  # of the body, where it asks for a completion
     request: SimpleNamespace
     stays: bool
     route: list[str] = field(default_factory=list)
@@ -53,13 +53,11 @@ class Asked:
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
         """Raises ValueError for malformed objectives."""
-        completes = method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions")
-        if completes:
-            slo = {k: v for k, v in headers.items() if k.startswith("x-slo-")}
-            body = CheckObjectives(None).checked(body, slo)
-        given: Any = None
-        with suppress(ValueError):
-            given = json.loads(body) if completes else None
+        given: Any = {}
+        if method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions"):
+            body = merged(body, headers)
+            with suppress(ValueError):
+                given = json.loads(body)
         if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs") or {}, dict):
             given = {}  # the engine says what is wrong with it
         prompt = given.get("prompt", given.get("messages", ""))
@@ -75,11 +73,11 @@ class Asked:
             sampling_params=SimpleNamespace(extra_args=xargs, ignore_eos=whole, min_tokens=0),
         )  # fmt: skip
         kept = {k: v for k, v in headers.items() if k in HEADERS}
-        return cls(method, path, kept, body, given or None, request, not (given and single and alone))
+        return cls(method, path, kept, body, given, request, not (given and single and alone))
 
     def sent(self) -> bytes:
         """The body for the replica that comes next."""
-        if self.fields is None:
+        if not self.fields:
             return self.body
         mine = {"slo_arrival": self.request.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
         return json.dumps(self.fields | {"vllm_xargs": (self.fields.get("vllm_xargs") or {}) | mine}).encode()
@@ -89,10 +87,10 @@ class Fleet:
     """Who is asked next: a router over the replicas' reports, and over what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
-        self.make: Callable[[Roofline], Router] = lambda r: make_router(router, r, Lengths(self.tracked), **options)
         self.default = Settings(**default).objectives
-        self.router: Any = None
         self.tracked: dict[str, Tracked] = {}
+        self.make = partial(make_router, router, lengths=Lengths(self.tracked), **options)
+        self.router: Any = None
         self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
 
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
@@ -136,50 +134,54 @@ def declined(text: bytes) -> bool | None:
     A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those about the answer.
     """
     for line in text.split(b"\n"):
-        if line.startswith(b"data:"):
-            event = {} if (end := line[5:].strip() == b"[DONE]") else json.loads(line[5:])
-            choices = event.get("choices") or []
-            if end or any(c.get("finish_reason") == "abort" for c in choices):
-                return True
-            if "error" in event or any(not _only_role(c) for c in choices):
-                return False
+        if not line.startswith(b"data:"):
+            continue
+        done = line[5:].strip() == b"[DONE]"
+        event = {} if done else json.loads(line[5:])
+        choices = event.get("choices") or []
+        deltas, ends = [c.get("delta") or {} for c in choices], {c.get("finish_reason") for c in choices}
+        if done or "abort" in ends:
+            return True
+        only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
+        if "error" in event or not only_roles or ends - {None}:
+            return False
     return None
 
 
-def _only_role(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta") or {}
-    return "role" in delta and not delta.get("content") and not choice.get("finish_reason")
-
-
 async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
-    """An engine's answer: status, content type and first bytes, then the other whole events; or `PASSED`."""
-    call = session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers)
-    async with call as response:
-        kind = response.headers.get("content-type", "application/json")
-        if not kind.startswith("text/event-stream"):
+    """An engine's answer: status and content type, then bytes, of a stream whole events; or `PASSED`."""
+    leaves = len(asked.route) > 1
+    async with session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers) as response:
+        head = response.status, response.headers.get("content-type", "application/json")
+        if not head[1].startswith("text/event-stream"):
             whole = await response.read()
-            refused = asked.fields and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" "))
-            yield PASSED if refused and len(asked.route) > 1 else (response.status, kind, whole)
+            if leaves and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" ")):
+                yield PASSED
+                return
+            yield head
+            yield whole
             return
         held, begun = b"", False
         async for part in response.content.iter_any():
-            whole, end, held = (held + part).rpartition(b"\n\n")
-            if begun and whole:
-                yield whole + end
-            elif whole and (refused := declined(whole)) is not None:
-                if refused and len(asked.route) > 1:
+            held += part
+            events, end, rest = held.rpartition(b"\n\n")
+            if not begun:
+                refused = declined(events)
+                if refused is None:
+                    continue
+                if refused and leaves:
                     yield PASSED
                     return
                 begun = True
-                yield response.status, kind, whole + end
-            else:
-                held = whole + end + held
+                yield head
+            yield events + end
+            held = rest
         if held.strip() or not begun:
             raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
 
 
 async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float) -> AsyncIterator[Any]:
-    """The one answer that a call gets: status, content type and first bytes, then the rest."""
+    """The one answer that a call gets: status and content type, then bytes."""
     begun = False
     while True:
         parts = ask(asked)
@@ -203,7 +205,8 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
                 yield b"data: [DONE]\n\n"
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
-                yield 503, "application/json", failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
+                yield 503, "application/json"
+                yield failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
                 return
             asked.lost.update(asked.route[:1])
             asked.route.clear()
@@ -211,5 +214,5 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
             await parts.aclose()  # type: ignore[attr-defined]
 
 
-def failure(message: str, code: int = 503, kind: str = "ServiceUnavailable") -> bytes:
-    return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
+def failure(message: str) -> bytes:
+    return bytes(refusal(message, 503, "ServiceUnavailable").body)

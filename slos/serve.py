@@ -31,7 +31,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from slos import launch
-from slos.fleet import TAKEN, Asked, Fleet, answered, failure, relay
+from slos.fleet import TAKEN, Asked, Fleet, answered, relay
+from slos.objectives import refusal
 from slos.roofline import profile
 from slos.router import ROUTERS, make_router
 from slos.served import Report
@@ -82,15 +83,10 @@ class Replica:
                 [sys.executable, "-m", "slos.launch", "serve", *argv, *own], stdin=subprocess.PIPE, stdout=out,
                 stderr=out, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
             )  # fmt: skip
-        while True:
-            if self.engine.poll() is not None:
-                raise RuntimeError(f"the engine ended with {self.engine.returncode}:\n{log.read_text()[-3000:]}")
-            with suppress(OSError), urlopen(f"{self.url}/health", timeout=5):
-                break
-            time.sleep(0.25)
+        launch.wait(self.url, self.engine, log)
         threading.Thread(target=self._end_with_engine, daemon=True).start()
-        ours = launch.options().parse_known_args(argv)[0]
-        if not ours.stock and not ours.no_calibrate:
+        _, _, calibrated = launch.arguments(argv)
+        if calibrated:
             launch.calibrate(self.url)
         self.session: aiohttp.ClientSession | None = None
 
@@ -135,21 +131,15 @@ class Gateway:
             answer.cancel()
 
     async def __call__(self, request: Request) -> Response:
-        path = request.url.path + ("?" + request.url.query if request.url.query else "")
+        path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
         except ValueError as error:
-            return Response(failure(str(error), 400, "BadRequestError"), 400, media_type="application/json")
+            return refusal(str(error))
         parts = relay(asked, self.ask, self.patience)
-        status, kind, first = await anext(parts)
-
-        async def whole() -> AsyncIterator[bytes]:
-            yield first
-            async for part in parts:
-                yield part
-
+        status, kind = await anext(parts)
         told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
-        return StreamingResponse(whole(), status, {"content-type": kind} | told)
+        return StreamingResponse(parts, status, {"content-type": kind} | told)
 
 
 def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float) -> Any:
@@ -185,14 +175,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
         require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
-        launch.arguments(rest)
+        _, settings, _ = launch.arguments(rest)
         hops = {} if given.hops is None else {"hops": given.hops}
         make_router(given.router, profile("opt-6.7b-a100").roofline, Oracle([]), **hops)
     except ValueError as error:
         print(f"slos.serve: {error}", file=sys.stderr)
         return 2
-    ours = launch.options().parse_known_args(rest)[0]
-    default = {"ttft": ours.slo_ttft, "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot}
+    default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
     router = {"router": given.router, "options": hops, "default": default}
     here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

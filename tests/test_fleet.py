@@ -108,8 +108,8 @@ class Fleeting:
 
     async def serve(self, call: Asked) -> tuple[int, str, bytes]:
         parts = [part async for part in relay(call, self.ask, self.patience)]
-        status, kind, first = parts[0]
-        return status, kind, b"".join([first, *parts[1:]])
+        status, kind = parts[0]
+        return status, kind, b"".join(parts[1:])
 
 
 def played(call: Asked, patience: float = 5.0, **upstreams: Upstream) -> tuple[int, bytes, list[str]]:
@@ -192,7 +192,7 @@ def test_a_client_that_leaves_is_noticed_upstream() -> None:
         a = Upstream(event("one"), end="hangs")
         async with Fleeting(a=a) as fleet:
             parts = relay(asked(), fleet.ask, 5.0)
-            assert (await anext(parts))[2] == event("one")
+            assert (await anext(parts))[0] == 200 and await anext(parts) == event("one")
             await parts.aclose()  # type: ignore[attr-defined]
             async with asyncio.timeout(5):
                 await a.left.wait()
