@@ -12,6 +12,8 @@ import aiohttp
 
 from slos.types import require
 
+LINE = 1 << 24  # bytes of an event at the most: the first one may have all token ids of the prompt
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -89,16 +91,13 @@ async def call(
     """
     answer, headers = Answer(asked), {"Content-Type": "application/json"}
     try:
-        async with session.post(f"{server.url}/v1/completions", data=body, headers=headers) as response:
+        post = session.post(f"{server.url}/v1/completions", data=body, headers=headers, read_bufsize=LINE)
+        async with post as response:
             if response.status != 200:
                 raise ValueError(f"HTTP {response.status}: {_message(await response.text('utf-8', 'replace'))}")
-            rest = b""
-            async for part in response.content.iter_any():
-                received = now()
-                *lines, rest = (rest + part).split(b"\n")
-                for line in lines:
-                    if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-                        answer.add(json.loads(line[5:]), received)
+            async for line in response.content:
+                if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                    answer.add(json.loads(line[5:]), now())
         return answer.end(), answer.ids
     except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, TimeoutError):

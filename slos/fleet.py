@@ -21,11 +21,12 @@ from typing import Any
 
 import aiohttp
 
-from slos.objectives import merged, refusal
+from slos.objectives import merged, parse, refusal
 from slos.router import make_router
-from slos.served import Lengths, Report, Settings, Tracked
+from slos.served import Report, Settings, Tracked
 from slos.types import Load
 
+GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
 TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and what it may say instead of an answer
@@ -36,16 +37,20 @@ HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
 class Asked:
     """A call on its way. route: the replicas to ask, the next one first; lost: those that it must not be sent to again.
 
-    stays: whoever takes it keeps it. request: what `Tracked` reads of a request of vLLM's, as far as known here.
+    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion. num_tokens: of the prompt,
+    max_tokens: of the answer, as far as known here; names as in vLLM, which `Tracked` reads.
     """
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
-    fields: dict[str, Any]  # of the body, where it asks for a completion
-    request: SimpleNamespace
+    fields: dict[str, Any]
     stays: bool
+    num_tokens: int
+    max_tokens: int
+    request_id: str = field(default_factory=lambda: os.urandom(8).hex())
+    arrival_time: float = field(default_factory=time.time)
     route: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     hops: int = 0
@@ -66,20 +71,16 @@ class Asked:
         single = ids or isinstance(prompt, str) or "messages" in given
         alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
         most = given.get("max_completion_tokens") or given.get("max_tokens")
-        xargs, whole = given.get("vllm_xargs"), bool(given.get("ignore_eos"))
-        request = SimpleNamespace(
-            request_id=os.urandom(8).hex(), arrival_time=time.time(), num_prompt_tokens=tokens, num_tokens=tokens,
-            max_tokens=most if isinstance(most, int) and most > 0 else 256,
-            sampling_params=SimpleNamespace(extra_args=xargs, ignore_eos=whole, min_tokens=0),
-        )  # fmt: skip
+        most = most if isinstance(most, int) and most > 0 else 256
+        most = most if given.get("ignore_eos") else min(most, GUESS)
         kept = {k: v for k, v in headers.items() if k in HEADERS}
-        return cls(method, path, kept, body, given, request, not (given and single and alone))
+        return cls(method, path, kept, body, given, not (given and single and alone), tokens, most)
 
     def sent(self) -> bytes:
         """The body for the replica that comes next."""
         if not self.fields:
             return self.body
-        mine = {"slo_arrival": self.request.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
+        mine = {"slo_arrival": self.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
         return json.dumps(self.fields | {"vllm_xargs": (self.fields.get("vllm_xargs") or {}) | mine}).encode()
 
 
@@ -88,9 +89,10 @@ class Fleet:
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives
-        self.tracked: dict[str, Tracked] = {}
-        self.make = partial(make_router, router, lengths=Lengths(self.tracked), **options)
+        lengths: Any = SimpleNamespace(remaining=lambda progress: self.routed.max_tokens)
+        self.make = partial(make_router, router, lengths=lengths, **options)
         self.router: Any = None
+        self.routed: Any = None  # the call for which the router is asked
         self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
 
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
@@ -110,16 +112,13 @@ class Fleet:
             self.router = self.make(roofline)
         elif getattr(self.router, "roofline", roofline) != roofline:
             self.router = replace(self.router, roofline=roofline)
-        tracked = Tracked.of(asked.request, self.default, roofline)
-        self.tracked[tracked.progress.id] = tracked
-        try:
-            return list(self.router.rank(tracked.progress, [self.load(n, r, now) for n, r in reports.items() if r]))
-        finally:
-            del self.tracked[tracked.progress.id]
+        self.routed = asked
+        progress = Tracked.of(asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline).progress
+        return list(self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r]))
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
-        since = [asked.request for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        since = [asked for when, asked in list(self.open[name].values()) if when > report.at - HOP]
         tokens = sum(r.num_tokens for r in since)
         claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
         return replace(
@@ -174,7 +173,8 @@ async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> As
                     return
                 begun = True
                 yield head
-            yield events + end
+            if events:
+                yield events + end
             held = rest
         if held.strip() or not begun:
             raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")

@@ -73,9 +73,9 @@ def free_port() -> int:
 
 
 def _leash() -> None:
-    """Whoever started this group of processes holds its standard input: when he ends, however, the group does too.
+    """End this group of processes when whoever holds its standard input ends, however that happens.
 
-    That is looked after by a process of its own, since this one may be killed first and leave an engine behind.
+    A process of its own looks after that, since this one may be killed first and leave an engine behind.
     """
     if os.fork() == 0:
         while os.read(0, 1024):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, final
 
 from starlette.requests import ClientDisconnect, Request
@@ -45,6 +45,10 @@ class Objectives:
 
     def __post_init__(self) -> None:
         require(self.value > 0, "slo_value", self.value, "positive")
+
+    def later_tpot(self, phase: int) -> float:
+        """The smallest TPOT of the phases after `phase`, infinite if there are none."""
+        return min((p.slo.tpot for p in self.phases[phase + 1 :]), default=inf)
 
     def ends(self, phase: int, token: int, generated: int) -> bool:
         """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""
