@@ -88,29 +88,34 @@ def capacities(table: Frame, target: float = 0.9) -> Frame:
     Attainment is made to fall with the load first, as it does but for chance: neighbours out of order are averaged.
     """
     found = []
-    for labels, group in table.groupby(["scenario", "status", "system"], sort=False):
+    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
         curve = group.sort_values("rate")
-        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].to_numpy())
-        if falling[0] < target:
+        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].tolist())
+        below = np.flatnonzero(falling < target)
+        if not len(below):
+            load = rates[-1]
+        elif below[0] == 0:
             load = rates[0] * falling[0] / target
         else:
-            load = np.exp2(np.interp(-target, -falling, np.log2(rates)))
-        found.append((*labels, float(load), bool(falling[-1] < target)))
+            i = below[0]
+            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
+            load = rates[i - 1] * (rates[i] / rates[i - 1]) ** share
+        found.append((workload, status, system, float(load), bool(len(below))))
     return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "reached"])
 
 
 def errors(table: Frame) -> Frame:
     """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
-    runs = table.set_index(["status", "scenario", "system", "rate"])
-    measured, simulated = runs.loc["measured"], runs.loc["simulated"]
+    by = ["scenario", "system", "rate"]
+    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
     off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
     for column in ("ttft", "tpot"):
         off[column] = 100 * (simulated[column] / measured[column] - 1)
     return off.reset_index()
 
 
-def _falling(values: np.ndarray) -> np.ndarray:
+def _falling(values: list[float]) -> np.ndarray:
     """The nearest sequence that never rises, by least squares: the min-max formula of isotonic regression."""
     n = len(values)
-    means = [[values[a:b].mean() for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
+    means = [[np.mean(values[a:b]) for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
     return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])

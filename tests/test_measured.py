@@ -1,6 +1,5 @@
 """What is made of measured rows: the load that is carried, and how far a simulation is off."""
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -17,10 +16,10 @@ def table(attained: list[float], status: str = "measured", ttft: float = 1.0) ->
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_what_falls_is_kept_and_the_mean_too(values: list[float]) -> None:
-    falling = _falling(np.array(values))
+    falling = _falling(values)
     assert (falling[:-1] >= falling[1:] - 1e-12).all() and falling.mean() == pytest.approx(sum(values) / len(values))
     ordered = sorted(values, reverse=True)
-    assert _falling(np.array(ordered)) == pytest.approx(ordered)
+    assert _falling(ordered) == pytest.approx(ordered)
 
 
 def test_capacity_lies_between_the_loads_around_the_target() -> None:
