@@ -13,7 +13,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from slos.objectives import merged, parse, refusal
+from slos.objectives import fields_of, parse, refusal
 from slos.router import make_router
 from slos.served import Report, Settings, Tracked
 from slos.types import Load
@@ -58,13 +57,8 @@ class Asked:
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
         """Raises ValueError for malformed objectives."""
-        given: Any = {}
-        if method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions"):
-            body = merged(body, headers)
-            with suppress(ValueError):
-                given = json.loads(body)
-        if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs") or {}, dict):
-            given = {}  # the engine says what is wrong with it
+        completes = method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions")
+        given = fields_of(body, headers) if completes else {}
         prompt = given.get("prompt", given.get("messages", ""))
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
         tokens = max(1, len(prompt) if ids else len(json.dumps(prompt)) // 4)  # of text a guess
@@ -81,7 +75,7 @@ class Asked:
         if not self.fields:
             return self.body
         mine = {"slo_arrival": self.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
-        return json.dumps(self.fields | {"vllm_xargs": (self.fields.get("vllm_xargs") or {}) | mine}).encode()
+        return json.dumps(self.fields | {"vllm_xargs": self.fields["vllm_xargs"] | mine}).encode()
 
 
 class Fleet:

@@ -133,21 +133,19 @@ def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
     return Phase(_slo(f"{name}.", _number(f"{name}.tpot", fields["tpot"])), fields.get("until"), fields.get("tokens"))
 
 
-def merged(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """The body of a call, with the objectives of its `x-slo-*` headers among its own.
+def fields_of(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a call, with the objectives of its `x-slo-*` headers among its `vllm_xargs`.
 
-    Raises ValueError for malformed ones; what is no JSON object is left as it is, for the server to refuse.
+    Raises ValueError for malformed ones; of what is no JSON object there are none, and the server says what is wrong.
     """
     given = {k.removeprefix("x-").replace("-", "_"): v for k, v in headers.items() if k.startswith("x-slo-")}
-    if not given and PREFIX.encode() not in body:
-        return body
     try:
         fields = json.loads(body)
         xargs = (fields.get("vllm_xargs") or {}) | given
     except (ValueError, AttributeError, TypeError, RecursionError):
-        return body
+        return {}
     parse(xargs, Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),)))
-    return json.dumps(fields | {"vllm_xargs": xargs}).encode() if given else body
+    return fields | {"vllm_xargs": xargs}
 
 
 def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
@@ -170,7 +168,10 @@ class CheckObjectives:
             return await self.app(scope, receive, send)
         request = Request(scope, receive)
         try:
-            body = merged(await request.body(), request.headers)
+            body = await request.body()
+            if PREFIX.encode() in body or any(name.startswith("x-slo-") for name in request.headers):
+                fields = fields_of(body, request.headers)
+                body = json.dumps(fields).encode() if fields else body
         except ValueError as error:
             return await refusal(str(error))(scope, receive, send)
         except ClientDisconnect:
