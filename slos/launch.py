@@ -96,7 +96,7 @@ def wait(url: str, process: subprocess.Popen | None = None, log: Path | None = N
         time.sleep(0.25)
 
 
-def calibrate(url: str) -> None:
+def calibrate(url: str, rounds: int = ROUNDS) -> None:
     """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from, in seconds."""
     wait(url)
     served = _fetch(f"{url}/v1/models")["data"][0]
@@ -108,7 +108,7 @@ def calibrate(url: str) -> None:
         _fetch(f"{url}/v1/completions", fields)
 
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for together in TOGETHER:
                 list(pool.map(ask, [rng.randint(16, longest // 3) for _ in range(together)], [12] * together))
             for prompt in PROMPTS:
