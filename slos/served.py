@@ -50,7 +50,6 @@ class Settings:
             value, kind = getattr(self, f.name), str(f.type)
             ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
             require(ok, f"slos setting {f.name}", value, f"a {kind}")
-        require(0 < self.caution < 1, "slos setting caution", self.caution, "in (0, 1)")
         require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
         for name in ("save", "load"):
             folder = Path(getattr(self, name)).parent
