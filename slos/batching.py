@@ -6,6 +6,8 @@ deadline. Where that would make a prefill late, only decodes that cannot wait fo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from slos.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
@@ -15,36 +17,47 @@ from slos.types import Progress, View
 EPS = 1e-9  # seconds
 
 
+class Engine(NamedTuple):
+    """What kernels know of a replica. planes, k_ctx: its roofline; longest: seconds of a step at the most; fixed: if
+    above 0, every batch holds so many tokens, decodes first, whatever is due; blocks, of block_size tokens: for KV."""
+
+    planes: np.ndarray
+    k_ctx: float
+    longest: float
+    fixed: int
+    blocks: int
+    block_size: int
+
+
 @kernel
-def batch_time(planes, k_ctx, tokens, context):
-    longest, tile = 0.0, planes[0, 3]
+def batch_time(engine, tokens, context):
+    planes, longest, tile = engine.planes, 0.0, engine.planes[0, 3]
     if tile > 1:
         tokens = np.ceil(tokens / tile) * tile
     for k in range(len(planes)):
         longest = max(longest, planes[k, 0] * tokens + planes[k, 2])
-    return longest + k_ctx * context
+    return longest + engine.k_ctx * context
 
 
 @kernel
-def batch_fits(planes, k_ctx, seconds, context):
-    room = seconds - k_ctx * context + EPS
-    tokens, tile = np.inf, planes[0, 3]
+def batch_fits(engine, seconds, context):
+    room = seconds - engine.k_ctx * context + EPS
+    planes, tokens, tile = engine.planes, np.inf, engine.planes[0, 3]
     for k in range(len(planes)):
         tokens = min(tokens, (room - planes[k, 2]) / planes[k, 0])
     return max(0.0, np.floor(tokens) if tile == 1 else np.floor(tokens / tile) * tile)
 
 
 @kernel
-def form(now, jobs, alive, planes, k_ctx, longest, tokens, fixed=0):
+def form(now, jobs, alive, engine, tokens):
     """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
 
-    longest: the cap on a step's length. A job that is late beyond cure no longer shortens the step for others.
-    fixed: if above 0, every batch holds so many tokens, decodes first, whatever is due.
+    A job that is late beyond cure no longer shortens the step for others.
     """
     prefills = np.empty(len(jobs), np.int64)
     count, total, context, soonest = scan(jobs, alive, prefills, tokens)
     sort(prefills[:count], jobs)
-    return fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens, fixed)
+    return fill(now, jobs, prefills[:count], total, context, soonest, engine, tokens)
 
 
 @kernel
@@ -69,22 +82,21 @@ def scan(jobs, alive, prefills, tokens):
 
 
 @kernel
-def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, tokens, fixed=0):
+def fill(now, jobs, prefills, total, context, soonest, engine, tokens):
     """`form` after `scan`, with `prefills` sorted by deadline."""
-    size = len(jobs)
-    decodes = total
+    decodes, fixed = total, engine.fixed
     for j in prefills:
         decodes -= jobs[j, LEFT]
-    limit = min(longest, max(soonest - now, batch_time(planes, k_ctx, max(decodes, 1.0), context)))
+    limit = min(engine.longest, max(soonest - now, batch_time(engine, max(decodes, 1.0), context)))
     for j in prefills:
-        if jobs[j, DUE] - now + EPS >= batch_time(planes, k_ctx, jobs[j, LEFT], 0.0):
+        if jobs[j, DUE] - now + EPS >= batch_time(engine, jobs[j, LEFT], 0.0):
             limit = min(limit, jobs[j, DUE] - now)
-    whole = max(planes[0, 3], batch_fits(planes, k_ctx, limit, context))  # whole tiles: the rest of one is free
+    whole = max(engine.planes[0, 3], batch_fits(engine, limit, context))  # whole tiles: the rest of one is free
     budget = max(decodes, fixed) if fixed else whole
     if total <= budget:
         for j in prefills:
             tokens[j] = jobs[j, LEFT]
-        return batch_time(planes, k_ctx, total, context)
+        return batch_time(engine, total, context)
     rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
     for j in prefills:
         owed += jobs[j, LEFT]
@@ -104,11 +116,11 @@ def fill(now, jobs, prefills, total, context, soonest, planes, k_ctx, longest, t
             used = _give(jobs, last, used, budget, tokens)
     else:
         used = _give(jobs, prefills, used, budget, tokens)
-    if k_ctx > 0:
+    if engine.k_ctx > 0:
         context = 0.0
-        for j in range(size):
+        for j in range(len(jobs)):
             context += jobs[j, COMPUTED] if tokens[j] else 0.0
-    return batch_time(planes, k_ctx, used, context)
+    return batch_time(engine, used, context)
 
 
 @kernel
@@ -130,13 +142,13 @@ def _give(jobs, some, used, budget, tokens):
 
 
 @kernel
-def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
+def latest_end(now, jobs, tokens, engine, cushion):
     """Until when this step may be stretched for best effort.
 
     No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes; `now` if a
     guaranteed prefill is left over, which has a better use for the time.
     """
-    end, count, context = now + longest, 0.0, 0.0
+    end, count, context = now + engine.longest, 0.0, 0.0
     for j in range(len(jobs)):
         if jobs[j, LEFT] > tokens[j]:
             if jobs[j, LEFT] > 1:
@@ -146,7 +158,7 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
             end = min(end, jobs[j, DUE])
         count += 1
         context += jobs[j, COMPUTED] + tokens[j]
-    ahead = batch_time(planes, k_ctx, count, context) + cushion
+    ahead = batch_time(engine, count, context) + cushion
     for j in range(len(jobs)):
         if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
             end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
@@ -154,7 +166,7 @@ def latest_end(now, jobs, tokens, planes, k_ctx, longest, cushion):
 
 
 @kernel
-def advance(now, jobs, tokens, drafts, planes):
+def advance(now, jobs, tokens, drafts):
     """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether all are in time.
 
     To be proven afterwards: who could be in time before and no more can fails there.

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from numba import njit
 
-SOURCES = ("jobs.py", "planner.py", "batching.py", "lookahead.py")
+SOURCES = ("jobs.py", "planner.py", "batching.py", "lookahead.py", "speculation.py")
 STAMP = f"{crc32(b''.join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)):08x}"
 
 

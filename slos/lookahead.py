@@ -17,7 +17,7 @@ SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybod
 
 
 @kernel
-def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_size, planes, k_ctx, longest, fixed=0):
+def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
     """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool [new].
 
     Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
@@ -34,7 +34,7 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_s
     while mine.any():
         verdict, at = OK, -1
         if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)
+            verdict, at = look_ahead(now, jobs, links, inside, engine)
             if verdict == OK:
                 break
         until = np.inf if at < 0 or at >= old + new else jobs[at, DUE]
@@ -49,13 +49,13 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, blocks, block_s
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
-            if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK:
+            if look_ahead(now, jobs, links, inside, engine)[0] != OK:
                 mine[c] = False
     return mine
 
 
 @kernel
-def in_turn(now, jobs, links, old, new, seats, before, blocks, block_size, planes, k_ctx, longest, fixed):
+def in_turn(now, jobs, links, old, new, seats, before, engine):
     """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead refuses: bool [new].
 
     Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At least one job runs.
@@ -65,24 +65,22 @@ def in_turn(now, jobs, links, old, new, seats, before, blocks, block_size, plane
     mine = inside[old : old + new]
     mine[:] = False
     for job in jobs[old : old + new]:
-        job[NEW] = now + batch_time(planes, k_ctx, job[LEFT], 0.0) <= job[DUE] + EPS
+        job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
     first = max(0, min(before, new, seats))
     mine[:first] = True
-    while (
-        first and look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK
-    ):
+    while first and look_ahead(now, jobs, links, inside, engine)[0] != OK:
         first //= 2
         mine[first:] = False
     for c in range(first, min(new, seats)):
         mine[c] = True
-        if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] != OK:
+        if look_ahead(now, jobs, links, inside, engine)[0] != OK:
             mine[c] = old == 0 and mine.sum() == 1
             break
     return mine
 
 
 @kernel
-def refused(now, jobs, links, inside, first, running, steps, blocks, block_size, planes, k_ctx, longest, fixed):
+def refused(now, jobs, links, inside, first, running, steps, engine):
     """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`, the ones before it
     being those decodes that are guaranteed.
 
@@ -99,7 +97,7 @@ def refused(now, jobs, links, inside, first, running, steps, blocks, block_size,
             link[CHILD] = place[int(link[CHILD])] if link[CHILD] else 0.0
     jobs, inside = jobs[inside], np.ones(inside.sum(), np.bool_)
     for k in range(1, steps):
-        now += batch_time(planes, 0.0, running, 0.0)
+        now += batch_time(engine, running, 0.0)
         if len(links) and ((links[:, WAKE] > 0) & (links[:, WAKE] <= now)).any():
             return k
         for job in jobs[:first]:
@@ -107,14 +105,14 @@ def refused(now, jobs, links, inside, first, running, steps, blocks, block_size,
                 return k
             job[COMPUTED], job[REMAINING], job[DUE] = job[COMPUTED] + 1, job[REMAINING] - 1, job[DUE] + job[TPOT]
         job = jobs[first]
-        job[NEW] = now + batch_time(planes, k_ctx, job[LEFT], 0.0) <= job[DUE] + EPS
-        if look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, 0.0, fixed)[0] == OK:
+        job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
+        if look_ahead(now, jobs, links, inside, engine)[0] == OK:
             return k
     return steps
 
 
 @kernel
-def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, longest, stretch, fixed=0, steps=1):
+def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
     """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
@@ -124,7 +122,7 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
     `steps` like it until somebody arrives.
     """
     jobs, alive = jobs.copy(), inside.copy()
-    size = len(jobs)
+    size, blocks, block_size = len(jobs), engine.blocks, engine.block_size
     asleep, wake = 0, links[:, WAKE].copy()
     for j in range(len(links)):
         child = int(links[j, CHILD])
@@ -139,7 +137,7 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
     tokens = np.empty(size)
     for j in range(size):
         if alive[j]:
-            strict[j] = now + batch_time(planes, k_ctx, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
+            strict[j] = now + batch_time(engine, jobs[j, LEFT], 0.0) <= jobs[j, DUE] + EPS
             if jobs[j, NEW] and not strict[j]:
                 return LATE, j
     prefills = np.empty(size, np.int64)
@@ -163,14 +161,14 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
             horizon -= 1
             if horizon == 0:
                 return LATE, -1
-            if not count and k_ctx == 0 and stretch == 0:
-                now = _leap(now, jobs, alive, strict, total, wake, blocks * block_size, block_size, planes, longest)
+            if not count and engine.k_ctx == 0 and stretch == 0:
+                now = _leap(now, jobs, alive, strict, total, wake, engine)
                 _, total, context, soonest = scan(jobs, alive, prefills, tokens)
         elif not count:
             settle -= 1
-            if stretch == 0 and steady(now, jobs, alive, strict, planes, k_ctx):
-                return (OK if _peak(jobs, alive, block_size, blocks) <= blocks else MEMORY), -1
-        seconds = fill(now, jobs, prefills[:count], total, context, soonest, planes, k_ctx, longest, tokens, fixed)
+            if stretch == 0 and steady(now, jobs, alive, strict, engine):
+                return (OK if _peak(jobs, alive, engine) <= blocks else MEMORY), -1
+        seconds = fill(now, jobs, prefills[:count], total, context, soonest, engine, tokens)
         now, steps = now + max(seconds, stretch), steps - 1
         stretch = stretch if steps > 0 else 0.0
         held = freed = total = context = 0.0
@@ -225,23 +223,24 @@ def look_ahead(now, jobs, links, inside, blocks, block_size, planes, k_ctx, long
             final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
             owed += 1.0 / pace
             context += jobs[j, COMPUTED]
-    if owed * tightest > batch_fits(planes, k_ctx, tightest, context):
+    if owed * tightest > batch_fits(engine, tightest, context):
         return LATE, -1
     return (OK if final <= blocks else MEMORY), -1
 
 
 @kernel
-def _leap(now, jobs, alive, strict, count, wake, room, block_size, planes, longest):
+def _leap(now, jobs, alive, strict, count, wake, engine):
     """Take many steps at once while everybody decodes, until shortly before one ends or arrives; when that is."""
-    seconds, steps, held = batch_time(planes, 0.0, count, 0.0), np.inf, 0.0
+    seconds, steps, held = batch_time(engine, count, 0.0), np.inf, 0.0
     for j in range(len(jobs)):
         if alive[j]:
-            if min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, longest) < seconds:
+            if min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, engine.longest) < seconds:
                 return now
             steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
-            held += jobs[j, COMPUTED] + block_size
+            held += jobs[j, COMPUTED] + engine.block_size
     sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until, steps, taken = sleepers.min() if len(sleepers) else np.inf, min(steps, (room - held) // count), 0
+    until, room = sleepers.min() if len(sleepers) else np.inf, engine.blocks * engine.block_size - held
+    steps, taken = min(steps, room // count), 0
     while taken < steps and now + seconds < until:
         now += seconds
         taken += 1
@@ -260,7 +259,7 @@ def _tightest(job):
 
 
 @kernel
-def steady(now, jobs, alive, strict, planes, k_ctx):
+def steady(now, jobs, alive, strict, engine):
     """Whether everybody alive can decode in every step from now to the end without losing slack."""
     count = context = 0.0
     slack = tightest = np.inf
@@ -271,22 +270,23 @@ def steady(now, jobs, alive, strict, planes, k_ctx):
             tightest = min(tightest, _tightest(jobs[j]))
             if strict[j]:
                 slack = min(slack, jobs[j, DUE] - now)
-    return count == 0 or batch_time(planes, k_ctx, count, context) <= min(slack, tightest) + EPS
+    return count == 0 or batch_time(engine, count, context) <= min(slack, tightest) + EPS
 
 
 @kernel
-def _peak(jobs, alive, block_size, blocks):
+def _peak(jobs, alive, engine):
     """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step.
 
     Not told apart below `blocks`.
     """
     count = context = final = 0.0
+    block_size = engine.block_size
     for j in range(len(jobs)):
         if alive[j]:
             count += 1
             context += jobs[j, COMPUTED]
             final += jobs[j, COMPUTED] + jobs[j, REMAINING] + block_size - 1
-    if final <= blocks * block_size:
+    if final <= engine.blocks * block_size:
         return 0.0
     peak = 0.0
     for j in np.argsort(jobs[:, REMAINING], kind="mergesort"):

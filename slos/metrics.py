@@ -17,7 +17,7 @@ def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
 
 
 class NoCapacity(ValueError):
-    """No load brackets the target."""
+    """No load attains the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ def capacity(
 ) -> tuple[float, list[Tried]]:
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
 
-    Returns the highest rate of the final bracket that attained the target. Raises NoCapacity where no rate within a
-    factor of 2**20 of `start` brackets the target.
+    Returns the highest rate of the final bracket that attained the target. Of the rates within a factor of 2**20 of
+    `start`: raises NoCapacity where none attains it, ValueError where all do.
     """
     require(0 < target <= 1, "target", target, "in (0, 1]")
     require(start > 0, "start", start, "positive (requests per second)")
@@ -61,9 +61,10 @@ def capacity(
         rate = sqrt(low * high) if low and high < float("inf") else (low * 1.5 if low else high / 1.5)
         if not start / 2**20 < rate < start * 2**20:
             break
-    raise NoCapacity(
-        f"no capacity near start = {start:g} at target {target:g}: last rate {rate:g}; check SLOs and profile"
-    )
+    where = f"no capacity near start = {start:g} at target {target:g}"
+    if low:
+        raise ValueError(f"{where}: even {low:g} requests per second attain it; take more requests, or tighter SLOs")
+    raise NoCapacity(f"{where}: not even {rate:g} requests per second attain it; check SLOs and profile")
 
 
 def geometric_mean(values: Sequence[float]) -> float:

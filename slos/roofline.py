@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -89,6 +89,7 @@ class Profile:
     def __post_init__(self) -> None:
         require(self.margin >= 1, "margin", self.margin, "at least 1")
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
+        require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         require(
             self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, f"at least a block of {self.block_size}"
         )
@@ -100,6 +101,17 @@ class Profile:
 
 
 def _parse(name: str, raw: dict) -> Profile:
+    kinds = {f.name: str(f.type) for f in fields(Profile) if f.name not in ("name", "roofline")}
+    kinds |= {"planes": "list", "k_ctx": "float", "tile": "int"}
+    lacking = [k for k in kinds if k not in raw and k not in ("block_size", "margin", "k_ctx", "tile")]
+    require(not lacking, f"{name}: fields", list(raw), "complete", f"add {', '.join(lacking)}")
+    for k, value in raw.items():
+        require(k in kinds, f"{name}: field", k, f"one of {', '.join(kinds)}")
+        fits = type(value).__name__ in (kinds[k], "int" if kinds[k] == "float" else "")
+        require(fits, f"{name}: {k}", value, f"of type {kinds[k]}")
+    for p in raw["planes"]:
+        good = isinstance(p, list) and len(p) == 3 and all(isinstance(x, int | float) for x in p)
+        require(good, f"{name}: plane", p, "three numbers", "give k1, k2 and b in seconds")
     planes = tuple(Plane(*p) for p in raw["planes"])
     rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
     return Profile(name=name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest)
@@ -109,20 +121,20 @@ def _parse(name: str, raw: dict) -> Profile:
 def profiles() -> dict[str, Profile]:
     """The profiles that ship with the kit, by name."""
     raw = json.loads((files("slos") / "profiles.json").read_text())
-    return {name: _parse(name, fields) for name, fields in raw.items()}
+    return {name: _parse(name, entry) for name, entry in raw.items()}
 
 
 def profile(name: str) -> Profile:
     """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path to one."""
     if name.endswith(".json") and Path(name).is_file():
         try:
-            [(inner, fields)] = json.loads(Path(name).read_text()).items()
-            return _parse(inner, fields)
+            [(inner, entry)] = json.loads(Path(name).read_text()).items()
+            return _parse(inner, entry)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} must hold one entry like those of slos/profiles.json: {error}") from error
     known = profiles()
     if name not in known:
-        raise ValueError(f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or a path to a JSON file")
+        raise ValueError(f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a JSON file")
     return known[name]
 
 

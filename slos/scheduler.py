@@ -22,8 +22,8 @@ from typing import final
 import numpy as np
 
 from slos import batching, lookahead
-from slos.batching import Room
-from slos.jobs import COMPUTED, DUE, LEFT, NEW, NO_LINKS, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
+from slos.batching import Engine, Room
+from slos.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
 from slos.planner import prefill_rates, sweep
 from slos.roofline import Roofline
 from slos.rounds import Promised
@@ -122,8 +122,7 @@ class SLOsServe:
             return batch
         steps = 1 if self.best_effort or self.roofline.k_ctx else batch.repeat
         if steps > 1 and self.admission:  # without it nobody gets in before somebody ends
-            hardware = len(batch.tokens), int(steps), *self._hardware(view)
-            steps = lookahead.refused(view.now, *future, inside, old, *hardware)
+            steps = lookahead.refused(view.now, *future, inside, old, len(batch.tokens), int(steps), self._engine(view))
         return replace(batch, repeat=steps)
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
@@ -171,25 +170,25 @@ class SLOsServe:
     ) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
-        blocks, size, *_, fixed = hardware = self._hardware(view)
+        engine = self._engine(view)
         seats = view.max_seqs - old - len(self._promised.away)
         if not self.admission:
-            claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / size)
-            free = blocks - claimed[:old].sum() - old  # a block for each to grow into
+            claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / engine.block_size)
+            free = engine.blocks - claimed[:old].sum() - old  # a block for each to grow into
             return (claimed[old:].cumsum() <= free) & (np.arange(new) < seats) | (np.arange(old, new + old) == 0)
         if not self.best_effort:
             before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
-            return lookahead.in_turn(view.now, *future, old, new, seats, before, *hardware)
+            return lookahead.in_turn(view.now, *future, old, new, seats, before, engine)
         value = np.array([p.value for p in candidates])
         paces = sorted(set(jobs[:, TPOT].tolist()))
         tpots = np.array([*paces, 2 * paces[-1]])
         context = int(jobs[:old, COMPUTED][jobs[:old, LEFT] == 1].sum()) if self.roofline.k_ctx else 0
         rates = prefill_rates(tpots, self.roofline, context)
-        if fixed:
-            rates[:] = fixed / self.roofline.time(fixed, 0, context)
-        problem = fluid(view.now, jobs, new, value, blocks, size, tpots)
+        if self.batch_tokens:
+            rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
+        problem = fluid(view.now, jobs, new, value, engine.blocks, engine.block_size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
-        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, *hardware)
+        chosen = lookahead.choose(view.now, *future, old, proposed, value, seats, SECOND_TRIES, engine)
         before = np.array([p.id in self._admitted for p in candidates])
         if before.any() and not chosen.any():  # the last proof counted on them: without them it takes one of its own
             inside = np.ones(len(future[0]), np.bool_)
@@ -198,37 +197,26 @@ class SLOsServe:
                 return before
         return chosen
 
-    def _hardware(self, view: View) -> tuple[int, int, np.ndarray, float, float, int]:
-        roofline = self.roofline
-        return view.total_blocks, view.block_size, roofline.array, roofline.k_ctx, self.longest_step, self.batch_tokens
+    def _engine(self, view: View) -> Engine:
+        rule = self.roofline.array, self.roofline.k_ctx, float(self.longest_step), self.batch_tokens
+        return Engine(*rule, view.total_blocks, view.block_size)
 
-    def _proven(
-        self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1, now: float | None = None
-    ) -> bool:
+    def _proven(self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1) -> bool:
         """Whether those inside the `future` are all served in time, if so many `steps` last `seconds` at the least."""
-        now, (*hardware, fixed) = view.now if now is None else now, self._hardware(view)
-        return lookahead.look_ahead(now, *future, *hardware, seconds, fixed, steps)[0] == lookahead.OK
+        return lookahead.look_ahead(view.now, *future, self._engine(view), seconds, steps)[0] == lookahead.OK
 
     def _batch(
         self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
         waiting: list[Progress], declined: list[Progress], future: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> Batch:  # fmt: skip
-        """Guaranteed tokens by the rule, then best effort: those running, oldest first, then those waiting."""
+        """Guaranteed tokens by the rule, then drafts, then best effort."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
-        planes, k_ctx = self.roofline.array, self.roofline.k_ctx
-
-        def form(jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> float:
-            return batching.form(view.now, jobs, alive, planes, k_ctx, self.longest_step, share, self.batch_tokens)
-
-        def proven(now: float, jobs: np.ndarray, inside: np.ndarray) -> bool:
-            return self._proven(view, jobs, NO_LINKS, inside, now=now)
-
-        seconds, rounds = form(jobs, planes, share), len(future[1]) > 0
-        drafts, length, context = np.zeros(len(jobs), np.int64), 0, jobs[:, COMPUTED].sum()
-        at_ease = BUSY * view.total_blocks * view.block_size - context
+        engine, rounds = self._engine(view), len(future[1]) > 0
+        seconds = batching.form(view.now, jobs, alive, engine, share)
+        drafts, longest_draft = np.zeros(len(jobs), np.int64), 0
+        spare = BUSY * view.total_blocks * view.block_size - jobs[:, COMPUTED].sum()  # KV tokens until memory is short
         if self.speculate and view.max_drafts > 0 and not rounds:
-            short = bool(at_ease < 0)
-            drafting = Drafting(view, self.roofline, self._acceptance, self.longest_step, short, form, proven)
+            drafting = Drafting(view, self.roofline, self._acceptance, engine, bool(spare < 0))
             drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
         room = Room(view, best_effort)
@@ -241,48 +229,62 @@ class SLOsServe:
             if p.id in tokens and need <= room.free:
                 room.free -= need
                 tokens[p.id] += n
-                length = max(length, n)
+                longest_draft = max(longest_draft, n)
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        used, steps = sum(tokens.values()), float(REPEAT)  # steps that this batch stays as it is
-        before = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
+        steps, without = float(REPEAT), (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
         if best_effort or waiting:
-            end = view.now + self.longest_step
-            if guaranteed:
-                end = batching.latest_end(view.now, jobs, share, planes, k_ctx, self.longest_step, CUSHION)
-                if at_ease < 0 or seconds > BUSY * jobs[:, TPOT].min():
-                    end = min(end, view.now + seconds * (1 + STRETCH))
-                else:
-                    steps = min(steps, at_ease // len(guaranteed))
-            end = max(end, view.now + self.roofline.time(used, length, context))  # the rest of the last tile is free
-            spare = room.free - int(RESERVE * view.total_blocks) * bool(guaranteed)
-            for p in [*room.evictable, *waiting]:
-                n = min(p.left, self.roofline.fits(end - view.now, length, context + p.computed) - used)
-                n = min(n, self.batch_tokens - used) if self.batch_tokens else n
-                if n < 1:
-                    steps = 1
-                    break
-                whole = view.blocks(p.tokens + self.lengths.remaining(p))
-                if (p.computed or whole <= spare) and room.give(p, n):
-                    tokens[p.id] = n
-                    used, context = used + n, context + p.computed
-                    spare -= whole if not p.computed else 0
-            if k_ctx or (guaranteed and self.roofline.time(used) > jobs[:, TPOT].min()):
-                steps = 1
+            steps = self._fill(view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft)
+        used = sum(tokens.values())
         calm = used == len(tokens) == len(view.running) and not (room.preempted or declined)
-        calm = calm and (jobs[:, LEFT] == 1).all() and lookahead.steady(view.now, jobs, alive, alive, planes, k_ctx)
+        calm = calm and (jobs[:, LEFT] == 1).all() and lookahead.steady(view.now, jobs, alive, alive, engine)
         steps = max(1, steps) if calm else 1
         if rounds:
-            steps = 1 if k_ctx else max(1, int((jobs[:, REMAINING] - jobs[:, SWITCH]).min(initial=steps)))
-            seconds = self.roofline.time(used, length, context)
-            if len(tokens) > len(before[0]):
+            steps = 1 if engine.k_ctx else max(1, int((jobs[:, REMAINING] - jobs[:, SWITCH]).min(initial=steps)))
+            served = [p for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens]
+            seconds = self.roofline.time(used, longest_draft, sum(p.computed for p in served))
+            if len(tokens) > len(without[0]):
                 if steps > 1 and not self._proven(view, *future, seconds=seconds, steps=steps):
                     steps = 1
                 if steps == 1 and not self._proven(view, *future, seconds=seconds):
-                    tokens, room.preempted = before  # best effort would delay a round to come
-            context = sum(p.computed for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens)
-            self._promised.end, seconds = view.now, self.roofline.time(sum(tokens.values()), 0, context)
+                    tokens, room.preempted = without  # best effort would delay a round to come
+                    context = sum(p.computed for p in served if p.id in tokens)
+                    seconds = self.roofline.time(sum(tokens.values()), 0, context)
+            self._promised.end = view.now
             for _ in range(steps):  # as the host adds them up
                 self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)
+
+    def _fill(
+        self, view: View, jobs: np.ndarray, share: np.ndarray, seconds: float, spare: float, room: Room,
+        waiting: list[Progress], tokens: dict[str, int], longest_draft: int,
+    ) -> float:  # fmt: skip
+        """Give best effort what is left of a step of `seconds`: those running, oldest first, then those waiting.
+
+        spare: KV tokens until memory is short. For how many steps it may stay so.
+        """
+        engine, context, used, steps = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values()), float(REPEAT)
+        end = view.now + engine.longest
+        if len(jobs):
+            end = batching.latest_end(view.now, jobs, share, engine, CUSHION)
+            if spare < 0 or seconds > BUSY * jobs[:, TPOT].min():
+                end = min(end, view.now + seconds * (1 + STRETCH))
+            else:
+                steps = min(steps, spare // len(jobs))
+        end = max(end, view.now + self.roofline.time(used, longest_draft, context))  # the rest of the last tile is free
+        free = room.free - int(RESERVE * view.total_blocks) * (len(jobs) > 0)
+        for p in [*room.evictable, *waiting]:
+            n = min(p.left, self.roofline.fits(end - view.now, longest_draft, context + p.computed) - used)
+            n = min(n, self.batch_tokens - used) if self.batch_tokens else n
+            if n < 1:
+                steps = 1.0
+                break
+            whole = view.blocks(p.tokens + self.lengths.remaining(p))
+            if (p.computed or whole <= free) and room.give(p, n):
+                tokens[p.id] = n
+                used, context = used + n, context + p.computed
+                free -= whole if not p.computed else 0
+        if engine.k_ctx or (len(jobs) and self.roofline.time(used) > jobs[:, TPOT].min()):
+            steps = 1.0
+        return steps

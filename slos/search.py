@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import pandas as pd
+import numpy as np
 
 from slos.calibration import scaled
 from slos.live import Outcome
@@ -77,6 +78,10 @@ class Search:
     @property
     def hardware(self) -> Profile:
         hardware = hardware_of(self.scenario, self.profile, self.max_drafts > 0)
+        require(
+            self.max_drafts == 0 or any(p.k2 > 0 for p in hardware.roofline.planes), "max_drafts", self.max_drafts,
+            f"0: {hardware.name} has no draft model", "its planes need k2, the seconds of a draft step",
+        )  # fmt: skip
         return replace(hardware, kv_tokens=round(hardware.kv_tokens * self.kv_scale))
 
     @property
@@ -86,7 +91,10 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds."""
+    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
+
+    ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the others. NaN: of none.
+    """
 
     scenario: str
     lengths: str
@@ -104,6 +112,9 @@ class Probe:
     hops: float
     ttft_p99: float
     tpot_p99: float
+    accepted_ttft_p99: float
+    accepted_tpot_p99: float
+    declined_ttft_p50: float
     capacity: bool
     source: str
     status: str
@@ -147,6 +158,8 @@ def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
     require(factor > 0, "slo_scale", factor, "positive")
 
     def loose(slo: SLO) -> SLO:
+        tightest = 1 / (slo.slowdown or inf)
+        require(factor >= tightest, "slo_scale", factor, f"at least {tightest:.3g} for a slowdown of {slo.slowdown}")
         times = {name: t * factor for name in ("tpot", "ttft", "slowdown") if (t := getattr(slo, name)) is not None}
         return replace(slo, **times)
 
@@ -167,17 +180,16 @@ def believed(true: Roofline, text: str) -> Roofline:
     return replace(scaled(true, changes.pop("scale", 1.0)), **changes)
 
 
+def _quantile(share: float, values: Sequence[float]) -> float:
+    return float(np.quantile(values, share)) if values else nan
+
+
 def search(case: Search) -> list[Probe]:
     """Capacity of one case: every load that was tried, the capacity marked."""
     hardware, rows = case.hardware, []
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
-    drafting = any(p.k2 > 0 for p in hardware.roofline.planes)
-    require(
-        drafting or not case.max_drafts, "max_drafts", case.max_drafts, f"0: {hardware.name} has no draft model",
-        "its planes need k2, the seconds of a draft step",
-    )  # fmt: skip
 
     def attained_at(rate: float) -> float:
         workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
@@ -186,13 +198,15 @@ def search(case: Search) -> list[Probe]:
             asked, case.system, hardware, case.setting, case.replicas, case.router, case.topology, belief=belief,
             max_drafts=case.max_drafts, acceptance=case.acceptance,
         )  # fmt: skip
-        kept = pd.DataFrame([(o.ttft, o.tpot) for o in outcomes], columns=["ttft", "tpot"]).quantile(0.99)
+        accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
         rows.append(
             Probe(
                 case.scenario, case.lengths, case.system, case.setting, hardware.name, case.replicas, case.router,
                 case.topology, case.seed, rate / case.gpus, attainment(outcomes), attainment(outcomes, client=True),
-                sum(o.declined for o in outcomes) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-                float(kept.ttft), float(kept.tpot), False, workload.source, "simulated",
+                len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+                _quantile(0.99, [o.ttft for o in outcomes]), _quantile(0.99, [o.tpot for o in outcomes]),
+                _quantile(0.99, [o.ttft for o in accepted]), _quantile(0.99, [o.tpot for o in accepted]),
+                _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
             )
         )  # fmt: skip
         return rows[-1].attainment

@@ -10,14 +10,15 @@ A(s) = 1 + alpha + ... + alpha^s = (1 - alpha^(s+1)) / (1 - alpha) tokens in exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from slos.batching import advance, latest_end
-from slos.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
+from slos.batching import Engine, advance, form, latest_end
+from slos.jobs import COMPUTED, DUE, LEFT, NO_LINKS, REMAINING, TPOT, needed
 from slos.kernels import kernel
+from slos.lookahead import OK, look_ahead
 from slos.roofline import Roofline
 from slos.types import Progress, View, require
 
@@ -30,22 +31,44 @@ def expected_tokens(alpha: float, drafts: int) -> float:
     return drafts + 1.0 if alpha == 1 else (1 - alpha ** (drafts + 1)) / (1 - alpha)
 
 
-def draft_length(
-    roofline: Roofline, alpha: float, decodes: int, tokens: int, context: int, seconds: float, most: int
-) -> int:
-    """The draft length that gives `decodes` requests the most tokens per second, within a step of `seconds`.
+@kernel
+def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
+    """Draft lengths [requests] that bring the most worth of tokens per second, in a step of at most `seconds`.
 
-    tokens: of the whole batch without drafts; context: KV tokens that it reads; most: drafts that the engine allows.
-    Every request of the batch drafts alike: the next draft token of the one with the shortest draft is worth most.
+    worth: of a token of each request; limit: its longest draft; tokens: of the whole batch without drafts; reading:
+    seconds that the context takes. The k-th draft of a request brings alpha^k of a token, so that for any longest draft
+    and any number of drafts those that bring most are the best: both are tried out.
     """
-    best, best_rate = 0, expected_tokens(alpha, 0) / roofline.time(tokens, 0, context)
-    for s in range(1, most + 1):
-        time = roofline.time(tokens + decodes * s, s, context)
-        if time > seconds:
-            break
-        if expected_tokens(alpha, s) / time > best_rate:
-            best, best_rate = s, expected_tokens(alpha, s) / time
-    return best
+    most, tile = limit.max(), planes[0, 3]
+    value, owner, place = np.empty(limit.sum()), np.empty(limit.sum(), np.int64), np.empty(limit.sum(), np.int64)
+    size = 0
+    for k in range(1, most + 1):
+        for i in range(len(limit)):
+            if k <= limit[i]:
+                value[size], owner[size], place[size] = worth[i] * alpha**k, i, k
+                size += 1
+    order, best, best_drafts, best_longest = np.argsort(-value, kind="mergesort"), 0.0, 0, 0
+    for longest in range(most + 1):
+        gained, drafts, at = worth.sum(), 0, 0
+        while True:
+            time = 0.0
+            for plane in planes:
+                time = max(time, plane[0] * np.ceil((tokens + drafts) / tile) * tile + plane[1] * longest + plane[2])
+            time += reading
+            if longest and time > seconds:
+                break
+            if gained / time > best:
+                best, best_drafts, best_longest = gained / time, drafts, longest
+            while at < size and place[order[at]] > longest:
+                at += 1
+            if at == size:
+                break
+            gained, drafts, at = gained + value[order[at]], drafts + 1, at + 1
+    lengths = np.zeros(len(limit), np.int64)
+    for j in order:
+        if best_drafts and place[j] <= best_longest:
+            lengths[owner[j]], best_drafts = place[j], best_drafts - 1
+    return lengths
 
 
 @kernel
@@ -134,19 +157,19 @@ def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How drafts are put into a step, given how steps are formed and promises proven.
-
-    form: fills the tokens of a step, by jobs and planes, and tells its seconds; proven: whether jobs are served in time
-    from a time on, those that count; longest: seconds that any step lasts; short: of KV blocks.
-    """
+    """How drafts are put into a step that is formed already. short: of KV blocks."""
 
     view: View
     roofline: Roofline
     acceptance: Acceptance
-    longest: float
+    engine: Engine
     short: bool
-    form: Callable[[np.ndarray, np.ndarray, np.ndarray], float]
-    proven: Callable[[float, np.ndarray, np.ndarray], bool]
+
+    def _form(self, jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> None:
+        form(self.view.now, jobs, np.ones(len(jobs), np.bool_), self.engine._replace(planes=planes), share)
+
+    def _proven(self, now: float, jobs: np.ndarray, alive: np.ndarray) -> bool:
+        return look_ahead(now, jobs, NO_LINKS, alive, self.engine)[0] == OK
 
     def spread(self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is changed for them.
@@ -154,46 +177,48 @@ class Drafting:
         Drafts may take from prefill that is left over, if the look ahead passes whether all or none are accepted. Where
         it fails for what came of them between the two, the step is formed as if none had been: that was proven.
         """
-        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.roofline.array
+        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.engine.planes
         if not left_over(jobs, share):
             self.acceptance.ahead.clear()
             return self.lengths(jobs, share, seconds)
-        if self.acceptance.ahead and not self.proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
+        if self.acceptance.ahead and not self._proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
             held, ahead = jobs.copy(), np.array([self.acceptance.ahead.get(p.id, 0) for p in requests])
             held[:, DUE] -= ahead * jobs[:, TPOT]
             held[:, REMAINING] += ahead
-            self.form(held, planes, share)
+            self._form(held, planes, share)
             return none
         self.acceptance.ahead.clear()
         drafts, rest = self.lengths(jobs, share, seconds), np.zeros(len(jobs))
         if drafts.any():
-            self.form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
+            self._form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
             drafts[rest == 0] = 0
             context = int(jobs[rest > 0, COMPUTED].sum())
             end = view.now + self.roofline.time(int((rest + drafts).sum()), int(drafts.max()), context)
-            after = (advance(end, jobs, rest, accepted, planes) for accepted in (none, drafts))
+            after = (advance(end, jobs, rest, accepted) for accepted in (none, drafts))
             fits = needed(jobs, rest + drafts, view.block_size)[0] <= view.free_blocks
-            if fits and all(in_time and self.proven(end, then, alive) for then, alive, in_time in after):
+            if fits and all(in_time and self._proven(end, then, alive) for then, alive, in_time in after):
                 share[:] = rest
                 return drafts
         return none
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
-        now, most, alpha, planes = self.view.now, self.view.max_drafts, self.acceptance.alpha, self.roofline.array
+        now, engine, most, alpha = self.view.now, self.engine, self.view.max_drafts, self.acceptance.alpha
         decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
-        count, context = int(decoding.sum()), int(jobs[share > 0, COMPUTED].sum())
-        if not count:
+        if not decoding.any():
             return drafts
+        reading, left = engine.k_ctx * jobs[share > 0, COMPUTED].sum(), np.maximum(jobs[:, REMAINING], 1)
+        limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
-            spare = latest_end(now, jobs, share, planes, self.roofline.k_ctx, self.longest, 0.0) - now
-            drafts[decoding] = draft_length(self.roofline, alpha, count, int(share.sum()), context, spare, most)
-        else:
-            tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
-            reading = self.roofline.k_ctx * context
-            drafts[decoding] = tier_lengths(planes, reading, alpha, tpots, counts, most, self.longest)[0][tier]
-            if not self.short:
-                steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-                lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
-                drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
-        return np.minimum(drafts, np.maximum(jobs[:, REMAINING] - 1, 0).astype(np.int64))
+            spare = latest_end(now, jobs, share, engine, 0.0) - now
+            worth = np.sqrt(jobs[:, COMPUTED] / left)  # Smith's rule, dampened: the KV that each token left holds
+            decodes = worth[decoding], limit[decoding]
+            drafts[decoding] = draft_lengths(engine.planes, reading, alpha, *decodes, share.sum(), spare)
+            return drafts
+        tpots, tier, counts = np.unique(jobs[decoding, TPOT], return_inverse=True, return_counts=True)
+        drafts[decoding] = tier_lengths(engine.planes, reading, alpha, tpots, counts, most, engine.longest)[0][tier]
+        if not self.short:
+            steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
+            lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
+            drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
+        return np.minimum(drafts, limit)

@@ -171,7 +171,8 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def frame(scenarios: dict[str, dict[str, float]]) -> pd.DataFrame:
     rows = [(c, name, x, [x, x], "made up", "p") for c, named in scenarios.items() for name, x in named.items()]
-    return pd.DataFrame(rows, columns=["scenario", "name", "capacity", "rate", "source", "profile"])
+    made = pd.DataFrame(rows, columns=["scenario", "name", "capacity", "rate", "source", "profile"])
+    return made.assign(max_drafts=[10 * bool(SCENARIOS[c].drafting) for c in made["scenario"]])
 
 
 def capacities(factor: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from slos.evaluation.compare import rows_of
 from slos.metrics import attainment, capacity
 from slos.policies import POLICIES
 from slos.roofline import profile
-from slos.search import Search, hardware_of, scaled_slos, search, serve
+from slos.search import Probe, Search, hardware_of, scaled_slos, search, serve
 from slos.types import SLO, Request, Stage
 from workloads import SCENARIOS, build
 
@@ -28,7 +29,7 @@ ROWS = [(3.0, 500, 40, 0.05, 1.0, ""), (3.5, 900, 20, 0.1, "", 5), (5.0, 100, 60
 @pytest.fixture(autouse=True)
 def _synthetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SLOS_DATA", raising=False)
-    monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr("slos.sweep.os.cpu_count", lambda: 1)  # no Ray for so little
     monkeypatch.chdir(tmp_path)
@@ -52,7 +53,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     question = ["--profile", "opt-13b-h100", "--mix", "chatbot=2,coding=1", "--replicas", "2", "--slo-scale", "0.8"]
     text = told(capsys, *question, *TINY, "--rate", "100", "--csv", str(tmp_path / "out.csv"))
     assert "chatbot=2,coding=1 (synthetic profile), 1 seed(s) of 80 requests" in text
-    assert "coding: first token within 4 times its zero-load time, then 40 ms a token" in text
+    assert "coding (34%): first token within 4 times its zero-load time, then 40 ms a token" in text
     assert "2 replica(s) of OPT-13B on 1 H100-80G, simulated" in text
     rows = pd.read_csv(tmp_path / "out.csv")
     assert set(rows["system"]) == set(POLICIES) and rows["capacity"].is_monotonic_decreasing
@@ -64,7 +65,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     lines = {line.split()[0]: line.split() for line in table[1:-1] if line}
     for system, each, ratio in zip(rows["system"], rows["capacity"], rows["to_ours"], strict=True):
         line = lines[system]
-        assert {f"{2 * each:.2f}", f"{each:.2f}", f"{ratio:.2f}x"} <= set(line)
+        assert {f"{2 * each:.2f}", f"{ratio:.2f}x"} <= set(line)
         assert (int(line[-1]) - 1) * each < 100 <= int(line[-1]) * each  # replicas for 100/s
 
     # what it says of one system is what the search of its best setting says, behind the router that it has
@@ -76,7 +77,10 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
                    slo_scale=0.8)
         )  # fmt: skip
         [found] = [p for p in probes if p.capacity]
-        assert (row.capacity, row.ttft_p99, row.tpot_p99) == pytest.approx((found.rate, found.ttft_p99, found.tpot_p99))
+        assert row.capacity == found.rate
+        for column in ask.LATENCIES:
+            assert row[column] == pytest.approx(getattr(found, column), nan_ok=True)
+        assert f"{row.accepted_ttft_p99:.2f} s {1e3 * row.accepted_tpot_p99:.0f} ms" in " ".join(lines[name])
 
 
 def test_the_best_setting_counts_and_seeds_make_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +88,9 @@ def test_the_best_setting_counts_and_seeds_make_an_interval(monkeypatch: pytest.
     case = Search("coding", "", num_requests=40, precision=0.1)
     [row] = rows_of(ask.answer(case, ["sarathi"], 2))
     each = {
-        setting: [next(p.rate for p in search(replace(case, system="sarathi", setting=setting, seed=s)) if p.capacity)
-                  for s in range(2)]
+        setting: [capacity_of(replace(case, system="sarathi", setting=setting, seed=s)) for s in range(2)]
         for setting in ("chunk=64", "chunk=512")
-    }  # fmt: skip
+    }
     best = max(each, key=lambda setting: np.prod(each[setting]))
     assert (row.setting, row.each) == (best, each[best]) and row.low < row.capacity < row.high
     assert np.isnan(row.to_ours)
@@ -99,15 +102,77 @@ def test_a_run_too_short_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Too short to trust" not in told(capsys, *one, "--num-requests", "300")
 
 
-def test_objectives_that_nobody_meets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path = write(tmp_path / "tight.csv", [(100, 50, 1e-4, 5)], "prompt,output,tpot,ttft")
-    text = told(capsys, "--requests", str(path), "--profile", "opt-13b-h100", *TINY, "--systems", "vllm", "slos-serve")
+def test_objectives_out_of_reach_and_a_run_that_ends_too_soon(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = [(1000, 500, 0.01, 0.1), (1000, 500, 0.1, 0.1)]  # a step takes 27 ms: the first of them cannot be met
+    path = str(write(tmp_path / "own.csv", rows, "prompt,output,tpot,ttft"))
+    asked = ["--requests", path, "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
+    assert ask.main(asked) == 2
+    assert re.search(r"alone = 0\.\d+ must be at least 0.9 on .* 27 ms; loosen them", capsys.readouterr().err)
+    assert "vllm-v1 carries most" in told(capsys, *asked, "--slo-scale", "4")
+    assert ask.main([*asked, "--num-requests", "3", "--slo-scale", "100"]) == 2
+    assert "requests per second attain it; take more requests" in capsys.readouterr().err
+
+
+def test_what_no_system_attains_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(case: Search) -> list[Probe]:
+        return [] if case.system == "vllm" else search(case)
+
+    monkeypatch.setattr(ask, "tried", tried)
+    question = ["--mix", "coding", *TINY, "--systems", "vllm"]
+    text = told(capsys, *question)
     assert "vllm: not attained, at any load" in text and "No load can be carried" in text
+    text = told(capsys, *question, "vllm-v1")
+    assert "vllm: not attained" in text and "vllm-v1 carries most" in text
+
+
+def test_stopped_by_hand(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ask, "answer", stop)
+    assert ask.main(["--mix", "coding", *TINY]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+# Drafts
+
+
+def test_drafts_are_tried_at_the_best_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = ("chunk=64", "chunk=1024")
+    monkeypatch.setitem(ask.SETTINGS, "sarathi", settings)
+    case = Search("coding", "", num_requests=100, precision=0.1, max_drafts=4)
+    best = ask.answer(case, ["sarathi", "slos-serve"], 1).set_index("system")
+    found = {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in settings}
+    budget = max(settings, key=lambda s: found[s])
+    tried = [f"{budget},drafts={n}" for n in (1, 2, 3, 4)]
+    found |= {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in tried}
+    top = max(found, key=lambda s: found[s])
+    assert best.loc["sarathi", "setting"] == top and "drafts" in top
+    assert best.loc["sarathi", "capacity"] == pytest.approx(found[top])
+    assert best.loc["slos-serve", "capacity"] == pytest.approx(capacity_of(replace(case, system="slos-serve")))
+    assert set(best["profile"]) == {"opt-6.7b-draft-a100"}
+    probes = pd.read_csv(tmp_path / "results" / "ask" / "probes.csv", keep_default_na=False)
+    assert set(probes["setting"]) == {*found, ""}, "and nothing else is tried"
+
+
+def test_drafts_make_tight_objectives_possible(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", [(100, 200, 0.012, 0.3)], "prompt,output,tpot,ttft")  # a step takes 25 ms
+    asked = ["--requests", str(path), "--profile", "opt-6.7b-draft-a100", *TINY, "--systems", "vllm-v1"]
+    assert ask.main(asked) == 2
+    text = told(capsys, *asked, "--drafts", "5", "--acceptance", "1")
+    assert "at most 5 drafts accepted at 1, simulated" in text
+    assert re.search(r"vllm-v1 max_batched_tokens=\d+,drafts=[1-5]", text)
+
+
+def capacity_of(case: Search) -> float:
+    return next(p.rate for p in search(case) if p.capacity)
 
 
 def test_seeds_that_do_not_differ_decide_nothing() -> None:
     rows = [(name, sum(each) / 2, each, 1, 0) for name, each in (("a", [2.0, 3.0]), ("b", [2.1, 2.7]))]
-    best = pd.DataFrame(rows, columns=["system", "capacity", "each", "gpus", "needed"])
+    best = pd.DataFrame(rows, columns=["system", "capacity", "each", "gpus", "needed"]).assign(seeds=2)
     assert "cannot tell the two apart" in ask.in_words(best)
     best.at[1, "each"] = [1.0, 1.5]
     assert "2.00x [2.00, 2.00] what b carries" in ask.in_words(best)
@@ -189,6 +254,12 @@ def test_without_arrivals_they_are_poisson_and_drawn(tmp_path: Path) -> None:
     assert all(150 < n < 250 for n in Counter(r.prompt for r in made).values())
 
 
+def test_a_file_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("prompt, output, tpot, ttft\n\n10, 20, 0.05, 1\n\n", encoding="utf-8-sig")
+    assert {r.stages for r in build(str(path), 2.0, 6).requests} == {(Stage(10, 20, SLO(0.05, ttft=1.0)),)}
+
+
 def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
     chats = scaled_slos(build("chatbot", 1.0, 30, 4).requests, 0.9)
     rows = [(r.arrival, r.prompt, r.output, r.stages[0].slo.tpot, r.stages[0].slo.slowdown) for r in chats]
@@ -224,8 +295,9 @@ def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "row", "message"),
     [
+        ("prompt;output;tpot;ttft", "9;9;1;1", "header = ['prompt;output;tpot;ttft'] must be comma-separated, with a"),
         ("prompt,output,ttft", "9,9,1", "row 1: header = ['prompt', 'output', 'ttft'] must have the column 'tpot'"),
-        ("prompt,output,tpot", "9,9,1", "row 1: header = ['prompt', 'output', 'tpot'] must be with a column 'ttft'"),
+        ("prompt,output,tpot", "9,9,1", "['prompt', 'output', 'tpot'] must be comma-separated, with a column 'ttft'"),
         ("prompt,output,tpot,ttft", "9,0,1,1", "row 3, output = '0' must be an integer of 1 to"),
         ("prompt,output,tpot,ttft", "9,9,fast,1", "row 3: tpot = 'fast' must be a finite number"),
         ("prompt,output,tpot,ttft", "9,9,0,1", "row 3: tpot = 0.0 must be positive; give seconds per output token"),
@@ -239,7 +311,7 @@ def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused(columns, row, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = {"prompt": "9", "output": "9", "tpot": "1", "ttft": "1", "slowdown": "2", "arrival": "1"}
     names = columns.split(",")
-    path = write(tmp_path / "own.csv", [tuple(good[c] for c in names), tuple(row.split(","))], columns)
+    path = write(tmp_path / "own.csv", [tuple(good.get(c, c) for c in names), tuple(row.split(","))], columns)
     assert ask.main(["--requests", str(path), "--profile", "opt-13b-h100"]) == 2
     error = capsys.readouterr().err
     assert message in error and "own.csv" in error
@@ -248,14 +320,22 @@ def test_a_wrong_file_is_refused(columns, row, message, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--replicas", "0"], "replicas = 0 must be at least 1"),
-        (["--seeds", "0"], "seeds = 0 must be at least 1"),
-        (["--target", "1.5"], "target = 1.5 must be in (0, 1]"),
-        (["--rate", "-1"], "rate = -1.0 must be at least 0"),
-        (["--slo-scale", "0"], "slo_scale = 0.0 must be positive"),
+        (["--replicas", "0"], "--replicas = 0 must be of 1 to 1000"),
+        (["--num-requests", "0"], "--num-requests = 0 must be of 1 to 1e+06"),
+        (["--seeds", "0"], "--seeds = 0 must be of 1 to 100"),
+        (["--target", "1.5"], "--target = 1.5 must be of 0.01 to 1"),
+        (["--rate", "0"], "--rate = 0.0 must be of 0.001 to 1e+06"),
+        (["--rate", "inf"], "--rate = inf must be of"),
+        (["--slo-scale", "0"], "--slo-scale = 0.0 must be of 0.01 to 100"),
+        (["--slo-scale", "0.01"], "slo_scale = 0.01 must be at least 0.333 for a slowdown of 3"),
+        (["--drafts", "-1"], "--drafts = -1 must be of 0 to 100"),
+        (["--drafts", "5", "--acceptance", "nan"], "--acceptance = nan must be of 0 to 1"),
+        (["--drafts", "5", "--mix", "tool-calling"], "max_drafts = 5 must be 0: toolllama-7b-a100 has no draft model"),
+        (["--csv", "."], "--csv = '.' must be a file, not a folder"),
         (["--profile", "a100"], "profile 'a100' is unknown; known: "),
-        (["--requests", "own.txt"], "requests = 'own.txt' must be a .csv file"),
+        (["--requests", "own.txt"], "--requests = 'own.txt' must be a .csv file"),
         (["--requests", "none.csv", "--profile", "opt-13b-h100"], "none.csv"),
+        (["--mix", "chatbot,reasoning", "--profile", "opt-13b-h100"], "request of reasoning ="),
         (["--mix", "reasoning", "--profile", "opt-13b-h100"], "must be at most 2048 tokens on opt-13b-h100"),
     ],
 )
@@ -265,8 +345,41 @@ def test_a_wrong_question_is_refused(argv: list[str], message: str, capsys: pyte
     assert "slos.ask: " in error and message in error
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "nothing", '{"mine": {"planes": [[1, 0, 1]]}}', '{"mine": {"gpus": 1}}'])
-def test_a_broken_profile_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_request_as_long_as_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = {"model": "m", "gpu": "g", "gpus": 1, "kv_tokens": 167, "max_context": 999, "source": "made up"}
+    (tmp_path / "gpu.json").write_text(json.dumps({"mine": mine | {"planes": [[7e-5, 3e-3, 0.02]]}}))
+    for tokens, drafts, fits in ((160, 0, True), (161, 0, False), (155, 5, True), (156, 5, False)):  # 10 blocks of 16
+        path = write(tmp_path / "own.csv", [(100, tokens - 100, 0.1, 1)], "prompt,output,tpot,ttft")
+        asked = ["--requests", str(path), "--profile", "gpu.json", "--drafts", str(drafts), *TINY]
+        if fits:
+            assert "carries most" in told(capsys, *asked)
+        else:
+            assert ask.main(asked) == 2
+            assert f"longest request of own = {tokens} must be at most {160 - drafts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("[]", ""),
+        ("{}", ""),
+        ("nothing", ""),
+        ({"gpus": None, "planes": None}, "'max_context', 'source'] must be complete; add gpus, planes"),
+        ({"kvtokens": 5}, "mine: field = 'kvtokens' must be one of model, gpu"),
+        ({"kv_tokens": "5"}, "mine: kv_tokens = '5' must be of type int"),
+        ({"planes": [[1e-4, 0]]}, "mine: plane = [0.0001, 0] must be three numbers; give k1, k2 and b in seconds"),
+        ({"planes": [1e-4, 0, 1]}, "mine: plane = 0.0001 must be three numbers"),
+        ({"planes": [[-1, 0, 1]]}, "k1 = -1 must be positive"),
+        ({"block_size": 0}, "block_size = 0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_broken_profile_is_refused(change, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = {"model": "m", "gpu": "g", "gpus": 1, "kv_tokens": 900, "max_context": 999, "source": "made up"}
+    text = change
+    if isinstance(change, dict):
+        fields = mine | {"planes": [[1e-4, 0, 0.02]]} | change
+        text = json.dumps({"mine": {k: v for k, v in fields.items() if v is not None}})
     (tmp_path / "gpu.json").write_text(text)
     assert ask.main(["--profile", str(tmp_path / "gpu.json")]) == 2
-    assert "gpu.json must hold one entry like those of slos/profiles.json" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "gpu.json must hold one entry like those of slos/profiles.json: " in error and message in error

@@ -8,13 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import FAST
 
-from slos.batching import batch_fits, batch_time, form
+from slos.batching import Engine, batch_fits, batch_time, form
 from slos.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
 from slos.lookahead import LATE, MEMORY, OK, look_ahead
 from slos.planner import prefill_rates
+from slos.roofline import Roofline
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
+
+
+def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
+    return Engine(roofline.array, roofline.k_ctx, LONGEST, 0, blocks, 16)
 
 
 @st.composite
@@ -37,8 +42,8 @@ jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, 
 @given(st.integers(1, 3000), st.integers(0, 10_000), st.floats(0.001, 1), st.sampled_from([0.0, 1e-6]), tiles)
 def test_kernels_agree_with_the_roofline(tokens: int, context: int, seconds: float, k_ctx: float, tile: int) -> None:
     r = replace(FAST, k_ctx=k_ctx, tile=tile)
-    assert batch_time(r.array, k_ctx, tokens, context) == r.time(tokens, 0, context)
-    assert abs(batch_fits(r.array, k_ctx, seconds, context) - r.fits(seconds, 0, context)) in (0, tile)
+    assert batch_time(engine(r), tokens, context) == r.time(tokens, 0, context)
+    assert abs(batch_fits(engine(r), seconds, context) - r.fits(seconds, 0, context)) in (0, tile)
     [rate] = prefill_rates(np.array([seconds]), r, context)
     assert rate * seconds == pytest.approx(r.fits(seconds, 0, context), abs=1 if tile == 1 else 1e-6)
 
@@ -48,7 +53,7 @@ def test_kernels_agree_with_the_roofline(tokens: int, context: int, seconds: flo
 def test_every_batch(jobs: np.ndarray, tile: int) -> None:
     world = replace(FAST, tile=tile)
     alive, tokens, before = np.ones(len(jobs), np.bool_), np.empty(len(jobs)), jobs.copy()
-    seconds = form(0.0, jobs, alive, world.array, 0.0, LONGEST, tokens)
+    seconds = form(0.0, jobs, alive, engine(world), tokens)
     assert (jobs == before).all()
     assert (tokens >= 0).all() and (tokens <= jobs[:, LEFT]).all() and (tokens == np.floor(tokens)).all()
     assert tokens.sum() >= 1 and seconds == pytest.approx(world.time(int(tokens.sum())))
@@ -66,14 +71,14 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(jobs: np.ndarray, bloc
     world = replace(FAST, tile=tile)
     alone = np.array([world.time(int(j[LEFT])) <= j[DUE] for j in jobs])
     everybody = np.ones(len(jobs), np.bool_)
-    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, blocks, 16, world.array, 0.0, LONGEST, 0.0)
+    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, engine(world, blocks))
     assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
     if verdict != OK:
         return
     jobs, now = jobs.copy(), 0.0
     tokens = np.empty(len(jobs))
     while (alive := jobs[:, REMAINING] > 0).any():
-        now += form(now, jobs, alive, world.array, 0.0, LONGEST, tokens)
+        now += form(now, jobs, alive, engine(world), tokens)
         jobs[alive, LEFT] -= tokens[alive]
         jobs[alive, COMPUTED] += tokens[alive]
         assert np.ceil(jobs[alive, COMPUTED] / 16).sum() <= blocks
@@ -91,7 +96,7 @@ def test_verdicts_by_hand() -> None:
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
         everybody = np.ones(len(rows), np.bool_)
-        return look_ahead(0.0, padded, NO_LINKS, everybody, blocks, 16, FAST.array, 0.0, LONGEST, 0.0)
+        return look_ahead(0.0, padded, NO_LINKS, everybody, engine(FAST, blocks))
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
     assert verdict(prompt) == (OK, -1)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
-from math import exp, log, sqrt
+from math import exp, isnan, log, sqrt
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def test_the_grid_has_every_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
     changes = {
-        "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512", "profile": "opt-13b-h100",
+        "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512", "profile": "opt-13b-a100x2",
         "lengths": "trace", "seed": 1, "num_requests": 61, "target": 0.95, "precision": 0.1,
         "replicas": 2, "router": "sequential", "topology": "2:1", "max_drafts": 4, "acceptance": 0.5,
         "slo_scale": 0.7, "kv_scale": 0.5, "belief": "scale=0.9",
@@ -141,9 +141,23 @@ def test_a_search_marks_the_largest_load_below_which_everything_attains(system: 
         assert (r.scenario, r.system, r.profile, r.seed) == ("chatbot", system, "opt-6.7b-a100", 0)
         assert (r.source, r.status) == ("synthetic profile", "simulated")
         assert 0 <= r.attainment <= 1 and 0 <= r.declined <= 1 - r.attainment + 1e-9
-        assert r.ttft_p99 > 0 and r.tpot_p99 > 0
+        assert r.ttft_p99 > 0 and r.tpot_p99 > 0 and isnan(r.declined_ttft_p50) == (r.declined == 0)
+        if not r.declined:
+            assert (r.accepted_ttft_p99, r.accepted_tpot_p99) == (r.ttft_p99, r.tpot_p99)
     if not system.startswith(OURS):
         assert {r.declined for r in rows} == {0.0}, "the baselines know no admission control"
+
+
+def test_latencies_of_the_declined_stand_apart() -> None:
+    row = max(search(replace(SMALL, system=OURS)), key=lambda r: r.declined)
+    done = serve(build("chatbot", row.rate, SMALL.num_requests).requests, OURS, hardware_of("chatbot"))
+    seen = pd.DataFrame([(o.declined, o.ttft, o.tpot) for o in done], columns=["declined", "ttft", "tpot"])
+    kept, others = seen[~seen["declined"]], seen[seen["declined"]]
+    assert row.declined == len(others) / len(seen) > 0
+    expected = [seen["ttft"].quantile(0.99), seen["tpot"].quantile(0.99), kept["ttft"].quantile(0.99)]
+    expected += [kept["tpot"].quantile(0.99), others["ttft"].median()]
+    found = [row.ttft_p99, row.tpot_p99, row.accepted_ttft_p99, row.accepted_tpot_p99, row.declined_ttft_p50]
+    assert found == pytest.approx(expected) and row.accepted_ttft_p99 < row.ttft_p99
 
 
 def test_a_search_counts_per_gpu() -> None:
@@ -237,8 +251,9 @@ def between(a: float, b: float) -> object:
 
 def probes_of(carried: Sequence[tuple[str, str, str, tuple[float, ...]]], lengths: str = "dataset") -> pd.DataFrame:
     """Per capacity also a load below it and one above, which count for nothing."""
+    made = "opt-6.7b-a100", "synthetic profile", "simulated"
     rows = [
-        (scenario, lengths, system, setting, "a100", "synthetic profile", "simulated", seed, rate * factor, factor == 1)
+        (scenario, lengths, system, setting, *made, seed, rate * factor, factor == 1)
         for scenario, system, setting, rates in carried
         for seed, rate in enumerate(rates)
         for factor in (0.5, 1, 1.5)
@@ -335,7 +350,7 @@ def test_what_is_saved_is_what_the_report_reads(
     assert list(saved["capacity"]) == list(best["capacity"]) and "rate" not in saved
     numbers = experiments.numbers(best)
     assert compare.save("quick", best, "01_capacity", numbers).empty, "two of six scenarios are no headline"
-    monkeypatch.setattr(compare, "SCENARIOS", {"chatbot": 0, "coding": 0})
+    monkeypatch.setattr(compare, "SCENARIOS", {name: SCENARIOS[name] for name in ("chatbot", "coding")})
     compare.save("quick", best, "01_capacity", numbers)
     headlines = {h.key: h for h in report.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")}
     means = {"capacity_vs_vllm", "capacity_vs_sarathi", "capacity_vs_best"}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos.baselines import VLLM
-from slos.metrics import attainment, capacity, geometric_mean, interval
+from slos.metrics import NoCapacity, attainment, capacity, geometric_mean, interval
 from slos.roofline import Plane, Roofline
 from slos.simulator import World, simulate
 from slos.types import SLO, Request, Stage
@@ -43,8 +43,11 @@ def test_capacity_finds_the_step(threshold: float, start: float, precision: floa
 
 @pytest.mark.parametrize("attained_at", [lambda rate: 1.0, lambda rate: 0.0, lambda rate: nan])
 def test_capacity_without_a_bracket(attained_at: Callable[[float], float]) -> None:
-    with pytest.raises(ValueError, match=r"no capacity near start = 1 at target 0.9"):
+    every = attained_at(1.0) == 1.0
+    kind, cause = (ValueError, "even .*; take more requests") if every else (NoCapacity, "not even .*; check SLOs")
+    with pytest.raises(kind, match=f"no capacity near start = 1 at target 0.9: {cause}") as error:
         capacity(attained_at)
+    assert isinstance(error.value, NoCapacity) != every
 
 
 @pytest.mark.parametrize("wrong", [{"target": 0.0}, {"target": 1.1}, {"start": 0.0}, {"precision": 1.0}])

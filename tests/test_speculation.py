@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slos.batching import Engine
 from slos.jobs import DUE, LEFT, REMAINING, TPOT
 from slos.roofline import Plane, Roofline, profile
 from slos.simulator import World, simulate
-from slos.speculation import Acceptance, Drafting, draft_length, expected_tokens, tier_lengths
+from slos.speculation import Acceptance, Drafting, draft_lengths, expected_tokens, tier_lengths
 from slos.types import SLO, Oracle, Progress, Request, Stage, View
 
 
@@ -27,17 +28,25 @@ def test_expected_tokens_is_what_dice_give(alpha: float) -> None:
 
 
 @given(
-    st.floats(0, 1), st.integers(1, 100), st.integers(0, 1000), st.floats(0, 0.3), st.integers(0, 10),
-    st.floats(1e-5, 1e-3), st.floats(0, 5e-3), st.floats(0, 0.05),
+    st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 3)), min_size=1, max_size=4), st.floats(0, 1),
+    st.integers(0, 1000), st.floats(0, 0.3), st.floats(1e-5, 1e-2), st.floats(0, 5e-3), st.floats(0, 0.05),
+    st.sampled_from([1, 4]),
 )  # fmt: skip
-def test_draft_length_is_the_best_that_fits(alpha, decodes, prefill, seconds, most, k1, k2, b) -> None:
-    roofline = Roofline((Plane(k1, k2, b), Plane(2 * k1, 0.0, 0.0)))
-    tokens = decodes + prefill
-    times = {s: roofline.time(tokens + decodes * s, s) for s in range(most + 1)}
-    fitting = [s for s in times if s == 0 or times[s] <= seconds]
-    found = draft_length(roofline, alpha, decodes, tokens, 0, seconds, most)
-    best = max(expected_tokens(alpha, s) / times[s] for s in fitting)
-    assert found in fitting and expected_tokens(alpha, found) / times[found] == pytest.approx(best)
+def test_draft_lengths_are_the_best_that_fit(requests, alpha, prefill, seconds, k1, k2, b, tile) -> None:
+    roofline = Roofline((Plane(k1, k2, b), Plane(2 * k1, 0.0, 0.0)), tile=tile)
+    worth, limit = np.array([w for w, _ in requests]), np.array([n for _, n in requests])
+    tokens = len(requests) + prefill
+
+    def rate(lengths: tuple[int, ...]) -> float:
+        """Worth per second; 0 where the step takes too long. Some step there is, with or without drafts."""
+        time = roofline.time(tokens + sum(lengths), max(lengths))
+        gained = sum(w * expected_tokens(alpha, s) for w, s in zip(worth, lengths, strict=True))
+        return gained / time if not any(lengths) or time <= seconds else 0.0
+
+    found = draft_lengths(roofline.array, 0.0, alpha, worth, limit, tokens, seconds)
+    assert (found <= limit).all()
+    best = max(rate(lengths) for lengths in product(*(range(n + 1) for n in limit)))
+    assert rate(tuple(found.tolist())) == pytest.approx(best)
 
 
 @given(
@@ -75,7 +84,7 @@ def test_drafts_where_prefill_is_left_over_are_for_who_is_not_ahead() -> None:
     view = View(0.0, [], [], 1000, 1000, 16, 256, max_drafts=8)
 
     def drafts(short: bool) -> list[int]:
-        drafting = Drafting(view, roofline, Acceptance(), 0.15, short, lambda *_: 0.0, lambda *_: True)
+        drafting = Drafting(view, roofline, Acceptance(), Engine(roofline.array, 0.0, 0.15, 0, 1000, 16), short)
         return drafting.lengths(jobs, share, 0.05).tolist()
 
     some, everybody = drafts(short=False), drafts(short=True)

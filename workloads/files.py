@@ -118,7 +118,8 @@ class Readable(Protocol):
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    with _named(path), gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as f:
+    kind = gzip.open if path.suffix == ".gz" else open
+    with _named(path), kind(path, "rt", newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
         yield cast(TextIO, f)
 
 
@@ -133,16 +134,17 @@ def tokens(path: Path, row: int, column: str, text: str, low: int = 1) -> int:
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """(row number in the file, cells of `columns`) of a CSV with a header; ValueError for lacking columns or cells."""
     with open_text(path) as f:
-        reader = csv.reader(f)
+        reader = csv.reader(f, skipinitialspace=True)
         header = next(reader, [])
         for column in columns:
             if column not in header:
                 raise ValueError(f"{path}, row 1: header = {header!r} must have the column {column!r}")
         at = [header.index(c) for c in columns]
         for n, cells in enumerate(reader, start=2):
-            if len(cells) != len(header):
+            if cells and len(cells) != len(header):
                 raise ValueError(f"{path}, row {n}: {cells!r} must have {len(header)} fields, it has {len(cells)}")
-            yield n, [cells[i] for i in at]
+            if cells:  # no blank line
+                yield n, [cells[i] for i in at]
 
 
 def read_lengths(

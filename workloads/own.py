@@ -32,9 +32,9 @@ def load(path: Path) -> tuple[Row, ...]:
 @lru_cache(maxsize=8)
 def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
     with open_text(path) as f:
-        header = next(csv.reader(f), [])
+        header = next(csv.reader(f, skipinitialspace=True), [])
     first = [c for c in ("ttft", "slowdown") if c in header]
-    require(bool(first), f"{path}, row 1: header", header, "with a column 'ttft' or 'slowdown'")
+    require(bool(first), f"{path}, row 1: header", header, "comma-separated, with a column 'ttft' or 'slowdown'")
     names = ["prompt", "output", "tpot", *first, *(["arrival"] if "arrival" in header else [])]
     rows: list[Row] = []
     for n, cells in read_rows(path, names):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -17,7 +18,7 @@ from slos.evaluation.experiments import OURS, SETTINGS, run_searches
 from slos.evaluation.scaling import BEST_ROUTER, PLAIN, RATIOS
 from slos.metrics import interval
 from slos.report import paper
-from slos.search import Search, parse_setting
+from slos.search import Search, hardware_of, parse_setting
 from slos.topology import roles
 from slos.types import require
 from workloads import SCENARIOS
@@ -69,9 +70,16 @@ SCALES = {
 Key = TypeVar("Key", bound=Hashable)
 
 
-def scale_of(size: str) -> Scale:
+def scale_of(size: str, replicas: int = 0) -> Scale:
+    """replicas: 0 for those of the size."""
     require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
-    return SCALES[size]
+    require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
+    return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
+
+
+def can_draft(scenario: str, profile: str = "") -> bool:
+    """Whether there is a draft model."""
+    return any(plane.k2 > 0 for plane in hardware_of(scenario, profile, drafts=True).roofline.planes)
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
@@ -81,7 +89,7 @@ def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **wher
     off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
     off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []
     router = BEST_ROUTER if "routing" in parts else PLAIN
-    drafts = MAX_DRAFTS if "speculation" in parts and SCENARIOS[scenario].drafting else 0
+    drafts = MAX_DRAFTS if "speculation" in parts and can_draft(scenario, where.get("profile", "")) else 0
     where = {"router": router if where.get("replicas", 1) > 1 else "", "max_drafts": drafts} | where
     return Search(scenario, OURS, ",".join(off), **where)
 
@@ -106,19 +114,26 @@ def carried(size: str, cases: Sequence[Search], workers: int | None = None) -> d
     return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
 
 
-def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
-    """By scenario and name: "all", "without PART", "base" and "only PART", of the size's replicas and first seed."""
-    s, whole = scale_of(size), frozenset(PARTS)
+def variants(
+    size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
+) -> dict[tuple[str, str], Search]:
+    """By scenario and name: "all", "without PART", "base" and "only PART", of the first seed."""
+    s, whole = scale_of(size, replicas), frozenset(PARTS)
     sets = {"all": whole, "base": frozenset()}
     sets |= {f"without {part}": whole - {part} for part in PARTS}
     sets |= {f"only {part}": frozenset({part}) for part in PARTS}
     scenarios = scenarios or s.scenarios
     for name in scenarios:
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+        hardware_of(name, profile)
     alone, off = frozenset(), whole - {"batching"}  # where a batch is fixed, and its size is chosen
-    options = {(c, parts): [case_of(c, parts, n) for n in BUDGETS] for c in scenarios for parts in (alone, off)}
+    options = {
+        (name, parts): [case_of(name, parts, n, profile=profile) for n in BUDGETS]
+        for name, parts in product(scenarios, (alone, off))
+    }
     budgets = {k: int(parse_setting(case.setting)["batch_tokens"]) for k, case in tuned(size, options, workers).items()}
     where = {"num_requests": s.replicas * s.requests, "precision": s.precision, "replicas": s.replicas}
+    where["profile"] = profile
     return {
         (scenario, name): case_of(scenario, parts, budgets[scenario, off if parts == off else alone], **where)
         for scenario in scenarios
@@ -126,24 +141,33 @@ def variants(size: str, scenarios: Sequence[str] = (), workers: int | None = Non
     }
 
 
-def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None) -> dict[tuple[str, str], Search]:
+def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
+    """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
+    lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
+    return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
+
+
+def rivals(
+    size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
+) -> dict[tuple[str, str], Search]:
     """By scenario and name: each baseline at its best on as many GPUs, and "vllm_spec", vLLM that has to draft.
 
     Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
     none among them.
     """
-    s = scale_of(size)
+    s = scale_of(size, replicas)
     scenarios = scenarios or s.scenarios
     router = {True: RIVAL_ROUTER, False: ""}
     first = {
-        (c, name): [Search(c, system, setting, router=router[bool(t)], topology=t) for system, setting, t in options]
+        (c, name): [
+            Search(c, system, setting, profile, router=router[bool(t)], topology=t) for system, setting, t in options
+        ]
         for c in scenarios
         for name, options in RIVALS.items()
     }
     best, second = tuned(size, first, workers), {}
     for (scenario, name), case in best.items():
-        drafts = FIXED_DRAFTS if SCENARIOS[scenario].drafting else ()
-        speculating = [replace(case, setting=f"{case.setting},drafts={n}", max_drafts=MAX_DRAFTS) for n in drafts]
+        speculating = fixed_drafts(case) if can_draft(scenario, profile) else []
         second[scenario, name] = [case, *speculating]
         if name == "vllm":
             second[scenario, "vllm_spec"] = speculating or [case]
@@ -151,7 +175,7 @@ def rivals(size: str, scenarios: Sequence[str] = (), workers: int | None = None)
     for key, case in tuned(size, second, workers).items():
         n = max(1, s.replicas // len(roles(case.topology)))
         where = {"replicas": n, "num_requests": s.requests * n * len(roles(case.topology)), "precision": s.precision}
-        found[key] = replace(case, router=RIVAL_ROUTER, **where)
+        found[key] = replace(case, router=router[n * len(roles(case.topology)) > 1], **where)
     return found
 
 
@@ -178,11 +202,11 @@ def gains(best: Frame) -> Frame:
 
     Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation: where drafts are.
     """
-    tables = []
+    tables, drafting = [], set(select(best, name="all").query("max_drafts > 0")["scenario"])
     for part in PARTS:
-        drafted = [bool(SCENARIOS[name].drafting) or part != "speculation" for name in best["scenario"]]
+        drafted = best["scenario"].isin(drafting) if part == "speculation" else best["scenario"].notna()
         for how, mine, theirs in (("off alone", "all", f"without {part}"), ("on alone", f"only {part}", "base")):
-            if any(drafted):
+            if drafted.any():
                 tables.append(over(named(best[drafted], mine), named(best, theirs)).assign(part=part, how=how))
     return pd.concat(tables, ignore_index=True)
 

@@ -11,7 +11,7 @@ from slos.evaluation.experiments import OURS, capacities, run_searches
 from slos.policies import POLICIES
 from slos.report import paper
 from slos.router import ROUTERS
-from slos.search import Search
+from slos.search import Search, hardware_of
 from slos.topology import POOLED, roles
 from slos.types import require
 from workloads import SCENARIOS
@@ -41,11 +41,15 @@ SCALES = {
 TOLD = 4  # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best one only
 
 
-def _known(size: str, scenarios: Sequence[str], systems: Sequence[str], routers: Sequence[str] = ()) -> Scale:
+def _known(
+    size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str, routers: Sequence[str] = ()
+) -> Scale:
     named = (("size", [size], SCALES), ("scenario", scenarios, SCENARIOS), ("system", systems, POLICIES))
     for name, values, known in (*named, ("router", routers, ROUTERS)):
         for value in values:
             require(value in known, name, value, f"one of {', '.join(known)}")
+    for scenario in scenarios or SCALES[size].scenarios:
+        hardware_of(scenario, profile)
     return SCALES[size]
 
 
@@ -54,10 +58,11 @@ def scaling_cases(
     scenarios: Sequence[str] = (),
     systems: Sequence[str] = (OURS, BASELINE),
     routers: Sequence[str] = (PLAIN, "sequential", BEST_ROUTER),
+    profile: str = "",
 ) -> list[Search]:
     """Every scenario, system and number of replicas, and the routers; where they are compared all of them, and ours in
     one engine as large as all replicas."""
-    s, grid = _known(size, scenarios, systems, routers), []
+    s, grid = _known(size, scenarios, systems, profile, routers), []
     told = TOLD if TOLD in s.replicas else s.replicas[-1]
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
     for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
@@ -67,7 +72,7 @@ def scaling_cases(
         for system, router, topology in kinds:
             grid.append(
                 Search(
-                    scenario, system, seed=seed, num_requests=n * s.requests, precision=s.precision,
+                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests, precision=s.precision,
                     replicas=n, router=router, topology=topology,
                 )
             )  # fmt: skip
@@ -75,18 +80,22 @@ def scaling_cases(
 
 
 def disaggregation_cases(
-    size: str, scenarios: Sequence[str] = (), systems: Sequence[str] = ("vllm", BASELINE, OURS)
+    size: str,
+    scenarios: Sequence[str] = (),
+    systems: Sequence[str] = ("vllm", BASELINE, OURS),
+    profile: str = "",
 ) -> list[Search]:
     """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same router."""
-    s, grid = _known(size, scenarios, systems), []
+    s, grid = _known(size, scenarios, systems, profile), []
     for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds)):
         for topology in (*RATIOS, "2", "3"):
             gpus = int(topology) if topology.isdigit() else len(roles(topology))
             apart = not topology.isdigit()
             grid.append(
                 Search(
-                    scenario, system, seed=seed, num_requests=gpus * s.requests, precision=s.precision,
-                    replicas=1 if apart else gpus, router="least-loaded", topology=topology if apart else "",
+                    scenario, system, profile=profile, seed=seed, num_requests=gpus * s.requests,
+                    precision=s.precision, replicas=1 if apart else gpus, router="least-loaded",
+                    topology=topology if apart else "",
                 )
             )  # fmt: skip
     return grid

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from slos.evaluation.compare import Frame, best_settings, over
+from slos.evaluation.compare import Frame, best_settings, over, rows_of
 from slos.evaluation.experiments import OURS, searches, size_of
 from slos.report import results_dir
 from slos.search import Search, believed, hardware_of, search
@@ -83,12 +83,12 @@ def _varied(size: str, scenarios: Sequence[str], systems: Sequence[str], changes
     return list(dict.fromkeys(replace(c, **change) for c in base for change in changes))
 
 
-def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str]) -> list[Search]:
-    """Each of `VARIED` alone. Raises ValueError for unknown names."""
+def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = "") -> list[Search]:
+    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for unknown names."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]]
-    cases = _varied(size, scenarios, systems, changes)
-    for scenario in scenarios:
+    cases = _varied(size, scenarios, systems, changes, profile)
+    for scenario in () if profile else scenarios:
         others = OTHERS.get(SCENARIOS[scenario].profile, ())[:: FEWER[size]]
         cases += _varied(size, [scenario], systems, [known | {"profile": name} for name in others])
     return cases
@@ -111,10 +111,10 @@ def run(size: str, cases: Sequence[Search], name: str, workers: int | None = Non
     return pd.DataFrame(sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers))
 
 
-def against(rows: Frame, by: str, **fixed: Any) -> Frame:
-    """Capacity at each value of `by`, all else as `fixed` says: per scenario and system the best setting's mean and
-    interval over seeds, and each seed's rate."""
-    own = [hardware == SCENARIOS[scenario].profile for scenario, hardware in rows[["scenario", "profile"]].to_numpy()]
+def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
+    """Capacity at each value of `by`, all else as `fixed` says, on `profile` or a scenario's own hardware: per scenario
+    and system the best setting's mean and interval over seeds, and each seed's rate."""
+    own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
     kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
         kept = kept if name == by else kept[kept[name] == value]
