@@ -83,25 +83,33 @@ def by_load(frame: Frame) -> Frame:
 
 
 def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated; the largest one tried if it never does.
+    """The load at which attainment falls below `target`, interpolated.
 
-    Attainment is made to fall with the load first, as it does but for chance: neighbours out of order are averaged.
+    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the smallest one if it is
+    below from the start. Attainment is made to fall with the load first, as it does but for chance: neighbours out of
+    order are averaged.
     """
     found = []
     for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
         curve = group.sort_values("rate")
-        rates, falling = curve["rate"].to_numpy(), _falling(curve["attainment"].tolist())
-        below = np.flatnonzero(falling < target)
-        if not len(below):
-            load = rates[-1]
-        elif below[0] == 0:
-            load = rates[0] * falling[0] / target
-        else:
-            i = below[0]
+        rates, falling = curve["rate"].tolist(), _falling(curve["attainment"].tolist())
+        i = int((falling >= target).sum())
+        if 0 < i < len(rates):
             share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-            load = rates[i - 1] * (rates[i] / rates[i - 1]) ** share
-        found.append((workload, status, system, float(load), bool(len(below))))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "reached"])
+            load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
+        else:
+            load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
+        found.append((workload, status, system, float(load), bound))
+    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
+
+
+def gain(found: Frame, ours: str, other: str) -> str:
+    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`, indexed by system."""
+    opposite = {"at least": "at most", "at most": "at least", "": ""}
+    bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
+    if len(bounds) > 1:
+        return "a ratio that these loads do not tell"
+    return f"{' '.join(bounds)} {found.loc[ours, 'capacity'] / found.loc[other, 'capacity']:.2f}x".strip()
 
 
 def errors(table: Frame) -> Frame:

@@ -1,7 +1,9 @@
-"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of a size become one table, and `results/README.md`.
+"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of every run become a table, `results/README.md`.
 
 A number of ours is a row of `results/<size>/headlines.csv`, written by `upsert_headlines`; capacities per scenario and
-system are rows of `results/<size>/capacity.csv`. A number of the paper without a row of ours is NOT RUN.
+system are rows of `results/<size>/capacity.csv`. A number of the paper without a row of ours is NOT RUN. `reference` is
+a full run that comes with the repository, and so does the `quick.csv` in it: what stands for `quick` until that was run
+here.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from math import isfinite
@@ -24,14 +26,18 @@ from slos.types import require
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "results" / "paper.yaml"
-SIZES = ("smoke", "quick", "full", "reference")
+SIZES = ("smoke", "quick", "reference", "full")
+LARGEST = SIZES[:0:-1]  # whose number counts, if they have it; smoke's never does
 OURS = "slos-serve"
 Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 _INTRO = """# Paper against reproduced
 
-Written by `python -m slos.report` from `paper.yaml` and the CSV files of each size; do not edit.
+Written by `python -m slos.report` from `paper.yaml` and the CSV files of each run; do not edit.
 
 - *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary that nobody checked.
+- *quick*: ours from `./run_all.sh`, as it was run here, or else as it came with the repository. *reference*: from the
+  full run that came with it. *full*: from `./run_all.sh full`, if it was run here. In brackets the interval over seeds
+  (95 %) or repeats, where there are several.
 - *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS; NOT RUN without a row.
 - *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
 """
@@ -165,28 +171,53 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def headline_table(claims: Sequence[Claim], headlines: Sequence[Headline]) -> str:
-    """One line per claim, how many of each verdict, and the numbers of ours that the paper has none for."""
-    ours = {h.key: h for h in headlines}
+def rows_of_runs() -> dict[str, dict[str, Headline]]:
+    """By size and key what has run, here or, of the reference and of `quick`, where the repository was made."""
+    files = {size: results_dir(size) / "headlines.csv" for size in SIZES}
+    if not files["quick"].exists():
+        files["quick"] = results_dir("reference") / "quick.csv"
+    return {size: {h.key: h for h in read_headlines(path)} for size, path in files.items()}
+
+
+def headline_table(claims: Sequence[Claim], runs: Mapping[str, Mapping[str, Headline]], size: str = "") -> str:
+    """A line per claim, then per number that the paper has none for; how many of each verdict; and why some fall short.
+
+    runs: by size and key. size: the one whose numbers count; without it that of the largest one that has the number.
+    """
+    counts = (size,) if size else LARGEST
+    columns = [s for s in SIZES if s in ("quick", "reference", size) or (s == "full" and runs.get(s))]
     rows, whys = [], []
+
+    def add(key: str, what: str, claim: Claim | None) -> None:
+        found = {s: runs[s][key] for s in columns if key in runs.get(s, ())}
+        h = next((found[s] for s in counts if s in found), None)
+        reported = f"{claim.value:g} {claim.unit}".strip() + f" ({claim.confidence})" if claim else "-"
+        row = [what, reported, *(_told(found[s]) if s in found else "-" for s in columns)]
+        row += [f"{h.value / claim.value:.2f}" if h and claim else "-"]
+        row += [verdict(h.value if h else None, claim) if claim else "-"]
+        if h:
+            rows.append([*row, h.status, ", ".join(filter(None, (h.source, h.profile))), h.command])
+        elif claim:
+            rows.append([*row, "-", "-", f"notebooks/{claim.notebook}.ipynb"])
+        if claim and claim.why and row[-1] in ("NEAR", "MISS"):
+            whys.append(f"- {what}: {claim.why}")
+
     for c in claims:
-        h = ours.pop(c.key, None)
-        row = [c.what, f"{c.value:g} {c.unit}".strip() + f" ({c.confidence})"]
-        if h is None:
-            rows.append([*row, "-", "-", verdict(None, c), "-", "-", f"notebooks/{c.notebook}.ipynb"])
-            continue
-        spread = f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else ""
-        row += [f"{h.value:.3g}{spread}", f"{h.value / c.value:.2f}", verdict(h.value, c), h.status]
-        if c.why and verdict(h.value, c) != "OK":
-            whys.append(f"- {c.what}: {c.why}")
-        rows.append([*row, ", ".join(filter(None, (h.source, h.profile))), h.command])
-    head = ("what", "paper", "ours", "ratio", "verdict", "simulated/measured", "source", "made by")
-    counts = ", ".join(f"{sum(row[4] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN"))
-    also = ", ".join(f"{h.key} = {h.value:.3g} ({h.status})" for h in ours.values())
-    parts = [_table(head, rows), f"{counts}."]
+        add(c.key, c.what, c)
+    for key in dict.fromkeys(key for s in counts for key in runs.get(s, ())):
+        if key not in {c.key for c in claims}:
+            add(key, f"`{key}`", None)
+    head = ("what", "paper", *columns, "ratio", "verdict", "simulated/measured", "source", "made by")
+    at = head.index("verdict")
+    told = ", ".join(f"{sum(row[at] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN"))
+    of = f"`{size}`" if size else "the last column that has a number"
+    parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
     parts += ["Why ours fall short:\n\n" + "\n".join(whys)] if whys else []
-    parts += [f"Not among the paper's numbers: {also}."] if also else []
     return "\n\n".join(parts)
+
+
+def _told(h: Headline) -> str:
+    return f"{h.value:.3g}" + (f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else "")
 
 
 def capacity_tables(path: Path) -> str:
@@ -228,29 +259,27 @@ def _mean(values: Sequence[float]) -> str:
     return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
 
 
-def render(size: str) -> str:
-    """The tables of one size."""
-    folder = results_dir(size)
-    parts = [headline_table(read_claims(), read_headlines(folder / "headlines.csv"))]
-    if (folder / "capacity.csv").exists():
-        parts.append(capacity_tables(folder / "capacity.csv"))
+def render(size: str = "") -> str:
+    """The table, then the capacities behind it: those of `size`, or of the largest run that is there."""
+    parts = [headline_table(read_claims(), rows_of_runs(), size)]
+    there = [s for s in ((size,) if size else LARGEST) if (results_dir(s) / "capacity.csv").exists()]
+    parts += [f"## Capacities, `{s}`\n\n{capacity_tables(results_dir(s) / 'capacity.csv')}" for s in there[:1]]
     return "\n\n".join(parts)
 
 
 def write_readme() -> Path:
-    """`README.md` beside the sizes: the reference run, then what was run here; with none of them, what is to run."""
-    present = [s for s in ("reference", "full", "quick") if any(results_dir(s).glob("*.csv"))] or ["quick"]
+    """`README.md` beside the sizes, in which the largest run counts."""
     path = results_dir("quick").parent / "README.md"
-    write_whole(path, _INTRO + "".join(f"\n## {size}\n\n{render(size)}\n" for size in present))
+    write_whole(path, f"{_INTRO}\n{render()}\n")
     return path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slos.report", description="The table: paper against reproduced.")
-    parser.add_argument("--size", choices=SIZES, default="quick", help="whose rows to print (default: quick)")
+    parser.add_argument("--size", choices=SIZES, default="", help="whose numbers count (the largest that has them)")
     size = parser.parse_args(argv).size
     try:
-        print(f"Paper against reproduced, {size}\n\n{render(size)}\n\nwritten: {write_readme()}")
+        print(f"Paper against reproduced\n\n{render(size)}\n\nwritten: {write_readme()}")
     except ValueError as error:
         parser.exit(1, f"report: {error}\n")
 

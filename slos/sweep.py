@@ -84,7 +84,7 @@ def sweep(
     digest = sources_digest()
     done = _read(path, row, digest)
     todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
-    report = _Progress(len(todo))
+    report = Bar(len(todo))
     try:
         with closing(_finished(function, todo, workers, digest)) as finished:
             for k, rows in finished:
@@ -243,7 +243,7 @@ def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> No
     write_whole(path, text.getvalue())
 
 
-class _Progress:
+class Bar:
     """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the notebook."""
 
     def __init__(self, total: int) -> None:

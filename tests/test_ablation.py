@@ -158,10 +158,9 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cases["coding", "without batching"].setting == "batch_tokens=1024"
     assert {c.replicas for c in asked} == {1} and {c.seed for c in asked} == {0}
     found = rivals("full")
-    assert len(found) == len(SCENARIOS) * (len(RIVALS) + 1)
+    assert len(found) == len(SCENARIOS) * len(RIVALS)
     assert found["chatbot", "vllm"].setting == "max_batched_tokens=2048,drafts=2"
-    assert found["chatbot", "vllm_spec"].setting == "max_batched_tokens=2048,drafts=2"
-    assert found["reasoning", "vllm_spec"].max_drafts == 0
+    assert found["reasoning", "vllm"].max_drafts == 0
     apart = found["chatbot", "distserve"]
     assert (apart.topology, apart.replicas, apart.gpus) == ("2:1", 1, 3) and apart.num_requests == 3 * s.requests
 
@@ -172,13 +171,13 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def frame(scenarios: dict[str, dict[str, float]]) -> pd.DataFrame:
     rows = [(c, name, x, [x, x], "made up", "p") for c, named in scenarios.items() for name, x in named.items()]
     made = pd.DataFrame(rows, columns=["scenario", "name", "capacity", "rate", "source", "profile"])
-    return made.assign(max_drafts=[10 * bool(SCENARIOS[c].drafting) for c in made["scenario"]])
+    return made.assign(max_drafts=[MAX_DRAFTS * bool(SCENARIOS[c].drafting) for c in made["scenario"]])
 
 
 def capacities(factor: float) -> dict[str, float]:
     found = {"all": 4.0 * factor, "base": 1.0}
     found |= {f"without {part}": 2.0 for part in PARTS} | {f"only {part}": 1.5 for part in PARTS}
-    return found | {"vllm": 1.0, "vllm-v1": 2.0, "sarathi": 2.0, "distserve": 0.5, "vllm_spec": 0.8}
+    return found | {"vllm": 1.0, "vllm-v1": 2.0, "sarathi": 2.0, "distserve": 0.5}
 
 
 def test_gains_and_headlines() -> None:
@@ -188,7 +187,7 @@ def test_gains_and_headlines() -> None:
     assert found["ablation_speculation"] == pytest.approx(2), "reasoning has no draft model"
     assert found["ablation_burst"] == pytest.approx(4), "2 and 8"
     assert found["headline_vs_vllm"] == pytest.approx(8) and found["headline_vs_distserve"] == pytest.approx(16)
-    assert found["headline_vs_best"] == pytest.approx(4) and found["capacity_vs_vllm_spec"] == pytest.approx(10)
+    assert found["headline_vs_best"] == pytest.approx(4)
     claims = {c.key for c in read_claims() if c.notebook == "02_ablation"}
     assert claims <= found.keys()
     text = ablation.what_ablation_shows(best)

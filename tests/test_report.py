@@ -1,6 +1,8 @@
 """The report: verdicts and their laws, whole writes, and the tables."""
 
 import os
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +59,7 @@ def test_the_papers_numbers_load_and_are_the_papers() -> None:
     claims = {c.key: c for c in read_claims()}
     ablation = [claims[f"ablation_{k}"].value for k in ("speculation", "burst", "routing")]
     assert ablation == [1.66, 1.34, 1.19]
-    assert {c.value for c in claims.values() if c.key.startswith("capacity_vs_")} == {2.2}
+    assert {c.value for k, c in claims.items() if k.startswith(("capacity_vs_", "headline_vs_"))} == {2.2}
     assert claims["planning_ms"].better == "lower"
 
 
@@ -132,14 +134,37 @@ def cells(text: str, first: str) -> list[str]:
     return [c.strip() for c in line.strip("|").split("|")]
 
 
+CLAIMS = [replace(CLAIM, why="it is so"), replace(CLAIM, key="b", what="not yet")]
+QUICK = replace(ROW, value=1.6, low=1.6, high=1.6, source="synthetic profile", profile="", command="./run_all.sh")
+RUNS = {"quick": {"gain": QUICK, "more": QUICK}, "reference": {"gain": ROW}, "smoke": {"b": QUICK}}
+
+
 def test_headline_table() -> None:
-    text = report.headline_table([CLAIM, replace(CLAIM, key="b", what="not yet")], [ROW, replace(ROW, key="more")])
+    text = report.headline_table(CLAIMS, RUNS)
+    assert cells(text, "what")[2:5] == ["quick", "reference", "ratio"], "full and smoke only if there is more to say"
     assert cells(text, "the gain") == [
-        "the gain", "2 x (A)", "2.1 [2, 2.2]", "1.05", "OK", "simulated", "real traces, opt-6.7b", ROW.command,
+        "the gain", "2 x (A)", "1.6", "2.1 [2, 2.2]", "1.05", "OK", "simulated", "real traces, opt-6.7b", ROW.command,
     ]  # fmt: skip
-    assert cells(text, "not yet")[2:5] == ["-", "-", "NOT RUN"]
-    assert "1 OK, 0 NEAR, 0 MISS, 1 NOT RUN." in text
-    assert "Not among the paper's numbers: more = 2.1 (simulated)." in text
+    assert cells(text, "not yet")[2:] == ["-", "-", "-", "NOT RUN", "-", "-", "notebooks/02_capacity.ipynb"]
+    assert cells(text, "`more`") == ["`more`", "-", "1.6", *"---", "simulated", "synthetic profile", "./run_all.sh"]
+    assert "1 OK, 0 NEAR, 0 MISS, 1 NOT RUN." in text and "it is so" not in text
+    text = report.headline_table(CLAIMS, RUNS | {"full": {"gain": replace(ROW, value=2.05)}})
+    assert cells(text, "the gain")[2:7] == ["1.6", "2.1 [2, 2.2]", "2.05 [2, 2.2]", "1.02", "OK"], "the largest counts"
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "gain", "counts"),
+    [
+        ("quick", ["quick", "reference"], ["1.6", "2.1 [2, 2.2]", "0.80", "NEAR"], "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN."),
+        ("smoke", ["smoke", "quick", "reference"], ["-", "1.6", "2.1 [2, 2.2]", "-", "NOT RUN"],
+         "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN."),
+    ],
+)  # fmt: skip
+def test_the_size_that_is_asked_for_counts(size: str, columns: list[str], gain: list[str], counts: str) -> None:
+    text = report.headline_table(CLAIMS, RUNS, size)
+    assert cells(text, "what")[2 : 2 + len(columns)] == columns and cells(text, "the gain")[2 : 2 + len(gain)] == gain
+    assert f"{counts} Ratio, verdict and what follows them are those of `{size}`." in text
+    assert ("- the gain: it is so" in text) == (size == "quick"), "why is told of what counts"
 
 
 CAPACITY = """scenario,lengths,system,setting,profile,capacity,low,high,seeds,source,commit,status
@@ -168,15 +193,42 @@ def test_capacity_table(tmp_path: Path) -> None:
         report.capacity_tables(path)
 
 
-def test_readme_has_the_sizes_that_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_readme_is_of_the_largest_run_and_the_terminal_of_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
     report.main([])
-    assert "## quick" in (tmp_path / "README.md").read_text() and "NOT RUN" in capsys.readouterr().out
-    upsert_headlines(tmp_path / "reference" / "headlines.csv", [replace(ROW, key="planning_ms", value=2.05)])
-    report.main(["--size", "reference"])
-    text = (tmp_path / "README.md").read_text()
-    assert "## reference" in text and "## quick" not in text and cells(text, "one planning, the longest")[4] == "OK"
-    assert "reference" in capsys.readouterr().out
+    assert "0 OK, 0 NEAR, 0 MISS" in (tmp_path / "README.md").read_text() and "NOT RUN" in capsys.readouterr().out
+    for name, ms in (("reference/headlines.csv", 2.0), ("reference/quick.csv", 20.0), ("quick/headlines.csv", 11.0)):
+        upsert_headlines(tmp_path / name, [replace(ROW, key="planning_ms", value=ms, low=ms, high=ms)])
+    for size in ("reference", "quick"):
+        (tmp_path / size / "capacity.csv").write_text(CAPACITY)
+    report.main(["--size", "quick"])
+    told, text = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    assert cells(told, "one planning, the longest")[2:6] == ["11", "2", "1.10", "NEAR"]
+    assert "Capacities, `quick`" in told
+    assert cells(text, "one planning, the longest")[2:6] == ["11", "2", "0.20", "OK"]
+    assert text.count("## ") == 1 and "## Capacities, `reference`" in text
+    (tmp_path / "quick" / "headlines.csv").unlink()
+    report.main([])
+    assert cells(capsys.readouterr().out, "one planning, the longest")[2] == "20", "until it was run here"
+
+
+def test_the_table_of_the_repository_is_made_from_the_rows_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that git has: a run writes its own numbers into the file."""
+    shutil.copytree(report.ROOT / "results" / "reference", tmp_path / "reference")
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
+    made = report.write_readme()
+    git = ["git", "-C", str(report.ROOT), "show", ":results/README.md"]
+    done = subprocess.run(git, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        pytest.skip("not a checkout")
+    assert done.stdout == made.read_text(), f"copy {made} to results/README.md, and git add it"
+    for name, word in (("headlines", "./run_all.sh full ("), ("quick", "./run_all.sh (")):
+        rows = read_headlines(tmp_path / "reference" / f"{name}.csv")
+        assert rows and all(row.command.startswith(word) for row in rows), f"{name}.csv has rows of another size"
 
 
 def test_a_bad_row_stops_the_report_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

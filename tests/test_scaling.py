@@ -81,6 +81,7 @@ def test_routing_and_scaling() -> None:
     numbers = scaling.scaling_numbers(best, 4)
     assert numbers["ablation_routing"][0] == pytest.approx(1.2**0.5)
     assert numbers["routing_coding"][0] == pytest.approx(1.2)
+    assert numbers["routing_pooled"][0] == pytest.approx(2**0.5)
     assert numbers["scaling_4_replicas"][0] == pytest.approx(6.0)
     text = scaling.what_scaling_shows(best, 4)
     assert f"**{OURS}, {BEST_ROUTER}** over round-robin at 4 replicas: 1.10x" in text

@@ -150,7 +150,7 @@ def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
 def rivals(
     size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
 ) -> dict[tuple[str, str], Search]:
-    """By scenario and name: each baseline at its best on as many GPUs, and "vllm_spec", vLLM that has to draft.
+    """By scenario and name: each baseline at its best on as many GPUs.
 
     Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
     none among them.
@@ -159,9 +159,7 @@ def rivals(
     scenarios = scenarios or s.scenarios
     router = {True: RIVAL_ROUTER, False: ""}
     first = {
-        (c, name): [
-            Search(c, system, setting, profile, router=router[bool(t)], topology=t) for system, setting, t in options
-        ]
+        (c, name): [Search(c, of, how, profile, router=router[bool(t)], topology=t) for of, how, t in options]
         for c in scenarios
         for name, options in RIVALS.items()
     }
@@ -169,8 +167,6 @@ def rivals(
     for (scenario, name), case in best.items():
         speculating = fixed_drafts(case) if can_draft(scenario, profile) else []
         second[scenario, name] = [case, *speculating]
-        if name == "vllm":
-            second[scenario, "vllm_spec"] = speculating or [case]
     found = {}
     for key, case in tuned(size, second, workers).items():
         n = max(1, s.replicas // len(roles(case.topology)))
@@ -213,7 +209,7 @@ def gains(best: Frame) -> Frame:
 
 def against(best: Frame) -> Frame:
     """The whole system over each baseline and over the best of them: scenario, against, ratio, low, high, each."""
-    theirs = pd.concat([select(best, name=name) for name in (*RIVALS, "vllm_spec")])
+    theirs = best[best["name"].isin(RIVALS)]
     return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
 
 
@@ -226,8 +222,7 @@ def numbers(best: Frame) -> dict[str, Spread]:
         if len(table):
             found[CLAIMS[part]] = mean_of(table)
     for name, table in others.groupby("against", sort=False):
-        key = "capacity_vs_vllm_spec" if name == "vllm_spec" else f"headline_vs_{name}".replace("-", "_")
-        found[key] = mean_of(table)
+        found[f"headline_vs_{name}".replace("-", "_")] = mean_of(table)
     return found
 
 

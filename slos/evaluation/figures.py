@@ -23,7 +23,7 @@ from slos.report import paper
 from slos.types import Request
 
 NAMES = {"vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
-         "distserve": "DistServe", "vllm_spec": "vLLM, drafting"}  # fmt: skip
+         "distserve": "DistServe"}  # fmt: skip
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4

@@ -1,7 +1,7 @@
 """The kit's promises on a real engine: vLLM's own scheduler and ours, and beside both what the simulator says of them.
 
-Servers are started on this machine, one at a time; the simulator is given nothing but what was calibrated on the
-engine, and the workloads are not those of the calibration.
+Both servers are up on this machine, and one works at a time; the simulator is given nothing but what was calibrated on
+the engine, and the workloads are not those of the calibration.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -29,22 +30,22 @@ from slos.calibration import scaled
 from slos.evaluation import engine_work
 from slos.evaluation.engine_work import WORKLOADS
 from slos.live import TOLERANCE, Outcome
-from slos.measured import Frame, Labels, Replayed, rows
+from slos.measured import Frame, Labels, Replayed, gain, rows
 from slos.metrics import attainment, capacity
 from slos.policies import make_policy
 from slos.report import OURS, write_whole
 from slos.roofline import Profile, profile
 from slos.simulator import World, simulate
-from slos.sweep import commit
+from slos.sweep import Bar, commit
 from slos.tiny_model import write
 from slos.types import Oracle, Request, require
 
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
-MULTIPLES = (0.5, 0.8, 1.1, 1.6, 2.5)  # loads, of what vLLM's own scheduler should carry
-SIZES = {"smoke": (12, 1, (1.0,)), "quick": (120, 1, MULTIPLES), "full": (300, 3, MULTIPLES)}
+SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (300, 3, 5)}
 """Requests per load, seeds, and loads."""
+FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
-MODEL = (512, 6)  # width and layers of the model that stands in for one: a decode step takes milliseconds, not HTTP
+MODEL = (512, 3)  # width and layers of the model that stands in for one: a decode step takes milliseconds, not HTTP
 ON_CPU = ("--enforce-eager", "--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor")
 """For vLLM on a CPU: no compilation, half a minute that a small model never earns back; and the model in the engine's
 own process, named in full because vLLM turns a plain `uni` into a second process, for which the first waits spinning:
@@ -63,26 +64,27 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
 
     Raises RuntimeError with the end of the log if it does not start.
     """
+    with _starting(model, system, folder, *arguments) as ready:
+        yield ready()
+
+
+@contextmanager
+def _starting(model: Path | str, system: str, folder: Path, *arguments: str) -> Iterator[Callable[[], str]]:
+    """The same without waiting, so that two may start side by side: what is returned waits, for the URL."""
     require(system in (STOCK, OURS), "system", system, f"one of {STOCK}, {OURS}")
     port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
     which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ON_GPU)]
     command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    ones = "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"
     log = Path(folder) / f"server-{system}.log"
     with log.open("w") as out:
+        environment = dict.fromkeys(ones, "1") | os.environ
         process = subprocess.Popen(
-            [*command, *arguments], stdout=out, stderr=out, env=defaults | os.environ, start_new_session=True
+            [*command, *arguments], stdout=out, stderr=out, env=environment, start_new_session=True
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        _wait(process, url, log)
-        yield url
+        yield partial(_ready, process, f"http://127.0.0.1:{port}", log)
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -92,12 +94,12 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
         process.wait()
 
 
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+def _ready(process: subprocess.Popen, url: str, log: Path) -> str:
     for _ in range(int(launch.READY / 0.25)):
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}; {log}:\n{log.read_text()[-2000:]}")
         with suppress(OSError), urlopen(f"{url}/v1/models", timeout=5):
-            return
+            return url
         time.sleep(0.25)
     raise RuntimeError(f"the server was not ready after {launch.READY:g} s; its log: {log}")
 
@@ -114,28 +116,28 @@ class Calibrated:
         """Seconds of 16 decodes at a quarter of the longest context."""
         return self.profile.roofline.time(16, 0, 4 * self.profile.max_context)
 
-    def loads(self, workload: str, num_requests: int, multiples: Sequence[float]) -> list[float]:
-        """Requests per second: `multiples` of what vLLM's own scheduler carries at 90 % attainment, by simulation."""
+    def loads(self, workload: str, num_requests: int, seeds: int, count: int, target: float) -> list[float]:
+        """Requests per second, by simulation: from where vLLM's own scheduler meets the target to where ours fails."""
 
-        def attained_at(rate: float) -> float:
-            return attainment(
-                predict(WORKLOADS[workload](rate, max(num_requests, 100), 0, self.step), STOCK, self).outcomes
-            )
+        def attained(system: str, rate: float) -> float:
+            made = (WORKLOADS[workload](rate, max(num_requests, 60), seed, self.step) for seed in range(seeds))
+            return float(np.mean([attainment(predict(requests, system, self).outcomes) for requests in made]))
 
-        carried, _ = capacity(attained_at, start=0.05 / self.step, precision=0.05)
-        return [float(f"{carried * m:.3g}") for m in multiples]
+        stock, _ = capacity(partial(attained, STOCK), target, start=0.05 / self.step, precision=0.05)
+        most = next((m for m in np.geomspace(1, 5, 12) if attained(OURS, m * stock) < target - 0.1), 5.0)
+        return [float(f"{stock * m:.3g}") for m in np.geomspace(0.75, most, count)]
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
     """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add; then `again`."""
-    launch.calibrate(url)
+    launch.calibrate(url, rounds=2)
     first = _learned(saved)
     took = np.median([o.ttft for o in _replay(engine_work.alone(), url).outcomes])
     return again(Calibrated(first, max(0.0, float(took) - first.roofline.time(64))), url, saved)
 
 
 def again(engine: Calibrated, url: str, saved: Path) -> Calibrated:
-    """The engine as it is now, for machines drift: what the plug-in has learned at the end of a ramp of load.
+    """The engine as it is now: what the plug-in has learned at the end of a ramp of load.
 
     A ramp, because a server that streams to a client beside it is slower than one that does not.
     """
@@ -177,45 +179,45 @@ def _seen(o: Outcome, later: float) -> Outcome:
     return replace(o, ttft=ttft, lateness=lateness, attained=attained, attained_client=o.attained_client and in_time)
 
 
-def compare(
-    workloads: Sequence[str],
-    num_requests: int,
-    seeds: int = 1,
-    multiples: Sequence[float] = MULTIPLES,
-    model: Path | str = "",
-    arguments: Sequence[str] = (),
+def run(
+    size: str, workloads: Sequence[str], model: Path | str = "", arguments: Sequence[str] = (), target: float = 0.9
 ) -> tuple[Frame, Calibrated]:
     """Rows of every request, measured and simulated, for both schedulers at the same loads; and the calibration.
 
-    model: a folder or a name; without one a small model with random weights. arguments: more for `vllm serve`.
+    model: a folder or a name; without one a small model with random weights. arguments: more for `vllm serve`. target:
+    attainment around which the loads lie.
     """
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
     require(has_engine(), "vllm", None, "installed", "SLOS_EXTRA=cpu ./run_all.sh installs it")
     for name in workloads:
         require(name in WORKLOADS, "workload", name, f"one of {', '.join(WORKLOADS)}")
+    num_requests, seeds, count = SIZES[size]
     tables = []
     with tempfile.TemporaryDirectory(prefix="slos-engine-") as name, ExitStack() as servers:
         folder = Path(name)
         model, saved = model or write(folder / "small", *MODEL), folder / "profile.json"
-        save = {OURS: ["--save-profile", str(saved)], STOCK: []}
-        urls = {s: servers.enter_context(server(model, s, folder, *save[s], *arguments)) for s in (OURS, STOCK)}
+        more, urls = {OURS: ["--save-profile", str(saved)], STOCK: []}, {}
+        for system in more:
+            urls[system] = servers.enter_context(_starting(model, system, folder, *more[system], *arguments))
+            if not launch.on_cpu():  # each measures the free memory of the GPU
+                urls[system]()
+        urls = {system: ready() for system, ready in urls.items()}
         now = engine = calibrate(urls[OURS], saved)
-        loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, multiples)]
+        since = time.monotonic()
+        loads = [(w, rate) for w in workloads for rate in engine.loads(w, num_requests, seeds, count, target)]
+        bar = Bar(len(loads) * seeds)
         for (workload, rate), seed in product(loads, range(seeds)):
+            if time.monotonic() > since + FRESH:
+                now, since = again(now, urls[OURS], saved), time.monotonic()
             requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
-            now = again(now, urls[OURS], saved)
             for system, url in urls.items():  # one works, the other one waits
                 runs = {"simulated": predict(requests, system, now), "measured": _replay(requests, url, seed)}
                 for status, run in runs.items():
                     labels = Labels(workload, system, engine.profile.gpu, rate, seed, status=status)
                     tables.append(rows(labels, run).assign(lag=run.lag, drift=now.step / engine.step))
+            bar.step(f"{workload}, {rate:g} requests/s")
+        bar.close()
     return pd.concat(tables, ignore_index=True), engine
-
-
-def run(size: str, workloads: Sequence[str], model: str, arguments: Sequence[str]) -> tuple[Frame, Calibrated]:
-    """`compare` at a size that notebooks know."""
-    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
-    num_requests, seeds, multiples = SIZES[size]
-    return compare(workloads, num_requests, seeds, multiples, model, arguments)
 
 
 def save(table: Frame, folder: Path) -> None:
@@ -226,26 +228,30 @@ def save(table: Frame, folder: Path) -> None:
 def what_it_is(engine: Calibrated, frame: Frame) -> str:
     """The engine in a sentence, and whether the client kept pace with it."""
     p, r = engine.profile, engine.profile.roofline
+    late = frame[frame["status"] == "measured"].groupby(["scenario", "system", "rate", "seed"])["lag"].max()
     planes = " or ".join(f"{1e3 * q.b:.2f} ms + {1e6 * q.k1:.1f} us a token" for q in r.planes)
+    busy = " **That is more than a token may take: the machine had other work, and what was measured tells little.**"
     return (
         f"{p.source}, on {p.gpu}: a step takes {planes}, and {1e6 * r.k_ctx:.3f} us per token of context; most steps "
         f"stay below {p.margin:.2f} times that. A step of 16 decodes: {1e3 * engine.step:.1f} ms. Outside of the "
-        f"engine a first token takes {1e3 * engine.outside:.1f} ms. The client was late by at most "
-        f"{1e3 * frame['lag'].max():.0f} ms. Calibrated anew before every load, a step took {frame['drift'].min():.2f} "
-        f"to {frame['drift'].max():.2f} times as long as at first."
+        f"engine a first token takes {1e3 * engine.outside:.1f} ms. Calibrated anew after {FRESH:g} s, a step took "
+        f"{frame['drift'].min():.2f} to {frame['drift'].max():.2f} times as long as at first. The client was late by "
+        f"at most {1e3 * late.max():.0f} ms, and by {1e3 * late.median():.0f} ms in half of the runs."
+        f"{busy if late.median() > engine_work.TIERS['interactive'][0] * engine.step else ''}"
     )
 
 
-def what_it_shows(found: Frame, off: Frame, engine: Calibrated) -> str:
+def what_it_shows(found: Frame, off: Frame, engine: Calibrated, target: float) -> str:
     """The findings in Markdown, from the numbers."""
-    loads = found.set_index(["scenario", "status", "system"])["capacity"]
     lines = []
-    for workload in dict.fromkeys(found["scenario"]):
-        ratio = {s: loads[workload, s, OURS] / loads[workload, s, STOCK] for s in ("measured", "simulated")}
+    for workload, both in found.groupby("scenario", sort=False):
+        said = {}
+        for status, loads in both.set_index("system").groupby("status"):
+            carried = {system: f"{row['bound']} {row['capacity']:.3g}".strip() for system, row in loads.iterrows()}
+            said[status] = f"{carried[OURS]} and {carried[STOCK]}, {gain(loads, OURS, STOCK)}"
         lines.append(
-            f"- **{workload}**: at 90 % attainment SLOs-Serve carries {loads[workload, 'measured', OURS]:.3g} "
-            f"requests/s and vLLM's own scheduler {loads[workload, 'measured', STOCK]:.3g}, "
-            f"{ratio['measured']:.2f}x, measured on {engine.profile.gpu}; the simulator said {ratio['simulated']:.2f}x."
+            f"- **{workload}**: SLOs-Serve and vLLM's own scheduler carry {said['measured']}, in requests/s at "
+            f"{target:.0%} attainment, measured on {engine.profile.gpu}; the simulator said {said['simulated']}."
         )
     worst = off[["attainment", "ttft", "tpot"]].abs()
     lines.append(

@@ -136,13 +136,18 @@ def against_distserve(best: Frame) -> Frame:
 
 
 def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
-    """What stands beside the paper's: the gain of our router, and the best scenario's load over that of one replica."""
-    gains = select(routing(best, replicas), system=OURS, what=BEST_ROUTER)
+    """What stands beside the paper's: the gain of our router, and the best scenario's load over that of one replica.
+
+    And, as "routing_pooled", the ceiling of all routing.
+    """
+    gains, ceiling = (select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED))
     ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
     coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
     numbers = {"ablation_routing": mean_of(gains)}
     if len(coding):
         numbers["routing_coding"] = mean_of(coding)
+    if len(ceiling):
+        numbers["routing_pooled"] = mean_of(ceiling)
     if replicas == 4:
         mean, low, high = mean_of(top)
         numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
