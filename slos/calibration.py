@@ -1,18 +1,16 @@
-"""A roofline that is learned from the steps of a running engine, and the profile that it can be saved as.
-
-Kept are the latest steps of every batch size, so that a long run of small batches does not push out the few large
-ones. The fit is of what is typical; the policy plans with `cautious`, which most steps do not exceed.
-"""
+"""A roofline that is learned from the steps of a running engine, and the profile that it can be saved as."""
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from slos.report import write_whole
 from slos.roofline import Plane, Profile, Roofline, fit
 from slos.types import require
 
@@ -26,9 +24,10 @@ OUTLIER = 2.0  # a step that took so many times what was predicted (a pause of t
 
 @dataclass(slots=True)
 class Learned:
-    """`roofline` from a profile, or None until enough steps were seen; `observe` them as they are executed.
+    """`roofline`, what is typical: from a profile, or None until enough steps were observed.
 
-    caution: share of the steps that must not take longer than `cautious` says.
+    Kept are the latest steps of every batch size, so that a long run of small batches does not push out the few large
+    ones. caution: share of the steps that must not take longer than `cautious` says.
     """
 
     roofline: Roofline | None = None
@@ -64,12 +63,11 @@ class Learned:
 
     def refit(self, steps: list[Measured]) -> None:
         """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's thread."""
-        roofline = fit(steps, context=True).roofline
+        kept, roofline = steps, fit(steps, context=True).roofline
         usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
-            roofline = fit(usual, context=True).roofline
+            kept, roofline = usual, fit(usual, context=True).roofline
         # Least squares of relative errors leans to the fast side: all steps together must take as long as they took.
-        kept = usual if len(usual) >= FIRST // 2 else steps
         roofline = scaled(roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept))
         ratios = [s[3] / roofline.time(*s[:3]) for s in steps]
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
@@ -81,13 +79,16 @@ def scaled(roofline: Roofline, factor: float) -> Roofline:
     return replace(roofline, planes=tuple(planes), k_ctx=roofline.k_ctx * factor)
 
 
+def as_json(roofline: Roofline) -> dict[str, Any]:
+    """As profiles have it in JSON."""
+    return {"planes": [(p.k1, p.k2, p.b) for p in roofline.planes], "k_ctx": roofline.k_ctx, "tile": roofline.tile}
+
+
+def of_json(raw: dict[str, Any]) -> Roofline:
+    return Roofline(tuple(Plane(*p) for p in raw["planes"]), raw["k_ctx"], raw["tile"])
+
+
 def save(profile: Profile, path: Path | str) -> None:
     """Write a profile as the JSON file that `slos.roofline.profile` reads; all of it or nothing."""
-    raw = asdict(profile)
-    name, roofline = raw.pop("name"), raw.pop("roofline")
-    planes = [[p["k1"], p["k2"], p["b"]] for p in roofline["planes"]]
-    path = Path(path)
-    whole = path.with_name(path.name + ".part")
-    fields = {"planes": planes, "k_ctx": roofline["k_ctx"], "tile": roofline["tile"], **raw}
-    whole.write_text(json.dumps({name: fields}, indent=1))
-    whole.replace(path)
+    rest = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in ("name", "roofline")}
+    write_whole(Path(path), json.dumps({profile.name: as_json(profile.roofline) | rest}, indent=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import aiohttp
 
 from slos.types import require
+
+LINE = 1 << 24  # bytes of an event at the most: the first one may have all token ids of the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +24,12 @@ class Server:
     max_context: int | None = None
 
 
-async def find(url: str, model: str | None = None, headers: Mapping[str, str] | None = None) -> Server:
+async def find(url: str, model: str | None = None) -> Server:
     """The server's model of that name, or its first. Raises ValueError if there is none, OSError if nobody answers."""
     require(url.startswith(("http://", "https://")), "url", url, "an address such as http://127.0.0.1:8000")
     url = url.rstrip("/").removesuffix("/v1")
     try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30), headers=headers) as session,
-            session.get(f"{url}/v1/models") as response,
-        ):
+        async with aiohttp.request("GET", f"{url}/v1/models", timeout=aiohttp.ClientTimeout(30)) as response:
             response.raise_for_status()
             cards = {card["id"]: card for card in (await response.json())["data"]}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
@@ -84,24 +83,29 @@ class Answer:
 
 
 async def call(
-    session: aiohttp.ClientSession, server: Server, body: bytes, answer: Answer, now: Callable[[], float]
-) -> None:
-    """Send one call and read its stream to the end into `answer`, with the times of the clock `now`.
+    session: aiohttp.ClientSession, server: Server, body: bytes, asked: int, now: Callable[[], float]
+) -> tuple[list[float], list[int]]:
+    """The time of each of the `asked` tokens on the clock `now`, and their ids where the server tells them.
 
-    Raises ValueError for what the server refuses or should not have sent, aiohttp.ClientError for what breaks.
+    Raises ValueError with the reason for whatever the server refuses, breaks off or should not have sent.
     """
-    headers = {"Content-Type": "application/json"}
-    async with session.post(f"{server.url}/v1/completions", data=body, headers=headers) as response:
-        if response.status != 200:
-            text = await response.text("utf-8", "replace")
-            raise ValueError(f"HTTP {response.status}: {_message(text)}")
-        rest = b""
-        async for part in response.content.iter_any():
-            received = now()
-            *lines, rest = (rest + part).split(b"\n")
-            for line in lines:
+    answer, headers = Answer(asked), {"Content-Type": "application/json"}
+    try:
+        post = session.post(f"{server.url}/v1/completions", data=body, headers=headers, read_bufsize=LINE)
+        async with post as response:
+            if response.status != 200:
+                raise ValueError(f"HTTP {response.status}: {_message(await response.text('utf-8', 'replace'))}")
+            async for line in response.content:
                 if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
-                    answer.add(json.loads(line[5:]), received)
+                    answer.add(json.loads(line[5:]), now())
+        return answer.end(), answer.ids
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, TimeoutError):
+            reason = f"no whole answer in {session.timeout.total:g} s"
+        else:
+            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        reason += f" (after {len(answer.times)} of {asked} tokens)" if answer.times else ""
+        raise ValueError(reason) from error
 
 
 def _message(body: Any) -> str:

@@ -13,19 +13,19 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 
-from slos.objectives import CheckObjectives
-from slos.roofline import Roofline
+from slos.objectives import fields_of, parse, refusal
 from slos.router import make_router
-from slos.served import Lengths, Report, Settings, Tracked
-from slos.types import Load, Router
+from slos.served import Report, Settings, Tracked
+from slos.types import Load
 
+GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
 TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and what it may say instead of an answer
@@ -36,16 +36,20 @@ HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
 class Asked:
     """A call on its way. route: the replicas to ask, the next one first; lost: those that it must not be sent to again.
 
-    stays: whoever takes it keeps it. request: what `Tracked` reads of a request of vLLM's, as far as known here.
+    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion. num_tokens: of the prompt,
+    max_tokens: of the answer, as far as known here; names as in vLLM, which `Tracked` reads.
     """
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
-    fields: dict[str, Any] | None
-    request: SimpleNamespace
+    fields: dict[str, Any]
     stays: bool
+    num_tokens: int
+    max_tokens: int
+    request_id: str = field(default_factory=lambda: os.urandom(8).hex())
+    arrival_time: float = field(default_factory=time.time)
     route: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     hops: int = 0
@@ -54,45 +58,35 @@ class Asked:
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
         """Raises ValueError for malformed objectives."""
         completes = method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions")
-        if completes:
-            slo = {k: v for k, v in headers.items() if k.startswith("x-slo-")}
-            body = CheckObjectives(None).checked(body, slo)
-        given: Any = None
-        with suppress(ValueError):
-            given = json.loads(body) if completes else None
-        if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs") or {}, dict):
-            given = {}  # the engine says what is wrong with it
+        given = fields_of(body, headers) if completes else {}
         prompt = given.get("prompt", given.get("messages", ""))
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
         tokens = max(1, len(prompt) if ids else len(json.dumps(prompt)) // 4)  # of text a guess
         single = ids or isinstance(prompt, str) or "messages" in given
         alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
         most = given.get("max_completion_tokens") or given.get("max_tokens")
-        xargs, whole = given.get("vllm_xargs"), bool(given.get("ignore_eos"))
-        request = SimpleNamespace(
-            request_id=os.urandom(8).hex(), arrival_time=time.time(), num_prompt_tokens=tokens, num_tokens=tokens,
-            max_tokens=most if isinstance(most, int) and most > 0 else 256,
-            sampling_params=SimpleNamespace(extra_args=xargs, ignore_eos=whole, min_tokens=0),
-        )  # fmt: skip
+        most = most if isinstance(most, int) and most > 0 else 256
+        most = most if given.get("ignore_eos") else min(most, GUESS)
         kept = {k: v for k, v in headers.items() if k in HEADERS}
-        return cls(method, path, kept, body, given or None, request, not (given and single and alone))
+        return cls(method, path, kept, body, given, not (given and single and alone), tokens, most)
 
     def sent(self) -> bytes:
         """The body for the replica that comes next."""
-        if self.fields is None:
+        if not self.fields:
             return self.body
-        mine = {"slo_arrival": self.request.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
-        return json.dumps(self.fields | {"vllm_xargs": (self.fields.get("vllm_xargs") or {}) | mine}).encode()
+        mine = {"slo_arrival": self.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
+        return json.dumps(self.fields | {"vllm_xargs": self.fields["vllm_xargs"] | mine}).encode()
 
 
 class Fleet:
     """Who is asked next: a router over the replicas' reports, and over what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
-        self.make: Callable[[Roofline], Router] = lambda r: make_router(router, r, Lengths(self.tracked), **options)
         self.default = Settings(**default).objectives
+        lengths: Any = SimpleNamespace(remaining=lambda progress: self.routed.max_tokens)
+        self.make = partial(make_router, router, lengths=lengths, **options)
         self.router: Any = None
-        self.tracked: dict[str, Tracked] = {}
+        self.routed: Any = None  # the call for which the router is asked
         self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
 
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
@@ -112,16 +106,13 @@ class Fleet:
             self.router = self.make(roofline)
         elif getattr(self.router, "roofline", roofline) != roofline:
             self.router = replace(self.router, roofline=roofline)
-        tracked = Tracked.of(asked.request, self.default, roofline)
-        self.tracked[tracked.progress.id] = tracked
-        try:
-            return list(self.router.rank(tracked.progress, [self.load(n, r, now) for n, r in reports.items() if r]))
-        finally:
-            del self.tracked[tracked.progress.id]
+        self.routed = asked
+        progress = Tracked.of(asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline).progress
+        return list(self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r]))
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
-        since = [asked.request for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        since = [asked for when, asked in list(self.open[name].values()) if when > report.at - HOP]
         tokens = sum(r.num_tokens for r in since)
         claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
         return replace(
@@ -136,50 +127,55 @@ def declined(text: bytes) -> bool | None:
     A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those about the answer.
     """
     for line in text.split(b"\n"):
-        if line.startswith(b"data:"):
-            event = {} if (end := line[5:].strip() == b"[DONE]") else json.loads(line[5:])
-            choices = event.get("choices") or []
-            if end or any(c.get("finish_reason") == "abort" for c in choices):
-                return True
-            if "error" in event or any(not _only_role(c) for c in choices):
-                return False
+        if not line.startswith(b"data:"):
+            continue
+        done = line[5:].strip() == b"[DONE]"
+        event = {} if done else json.loads(line[5:])
+        choices = event.get("choices") or []
+        deltas, ends = [c.get("delta") or {} for c in choices], {c.get("finish_reason") for c in choices}
+        if done or "abort" in ends:
+            return True
+        only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
+        if "error" in event or not only_roles or ends - {None}:
+            return False
     return None
 
 
-def _only_role(choice: dict[str, Any]) -> bool:
-    delta = choice.get("delta") or {}
-    return "role" in delta and not delta.get("content") and not choice.get("finish_reason")
-
-
 async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
-    """An engine's answer: status, content type and first bytes, then the other whole events; or `PASSED`."""
-    call = session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers)
-    async with call as response:
-        kind = response.headers.get("content-type", "application/json")
-        if not kind.startswith("text/event-stream"):
+    """An engine's answer: status and content type, then bytes, of a stream whole events; or `PASSED`."""
+    leaves = len(asked.route) > 1
+    async with session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers) as response:
+        head = response.status, response.headers.get("content-type", "application/json")
+        if not head[1].startswith("text/event-stream"):
             whole = await response.read()
-            refused = asked.fields and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" "))
-            yield PASSED if refused and len(asked.route) > 1 else (response.status, kind, whole)
+            if leaves and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" ")):
+                yield PASSED
+                return
+            yield head
+            yield whole
             return
         held, begun = b"", False
         async for part in response.content.iter_any():
-            whole, end, held = (held + part).rpartition(b"\n\n")
-            if begun and whole:
-                yield whole + end
-            elif whole and (refused := declined(whole)) is not None:
-                if refused and len(asked.route) > 1:
+            held += part
+            events, end, rest = held.rpartition(b"\n\n")
+            if not begun:
+                refused = declined(events)
+                if refused is None:
+                    continue
+                if refused and leaves:
                     yield PASSED
                     return
                 begun = True
-                yield response.status, kind, whole + end
-            else:
-                held = whole + end + held
+                yield head
+            if events:
+                yield events + end
+            held = rest
         if held.strip() or not begun:
             raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
 
 
 async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float) -> AsyncIterator[Any]:
-    """The one answer that a call gets: status, content type and first bytes, then the rest."""
+    """The one answer that a call gets: status and content type, then bytes."""
     begun = False
     while True:
         parts = ask(asked)
@@ -203,7 +199,8 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
                 yield b"data: [DONE]\n\n"
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
-                yield 503, "application/json", failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
+                yield 503, "application/json"
+                yield failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
                 return
             asked.lost.update(asked.route[:1])
             asked.route.clear()
@@ -211,5 +208,5 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
             await parts.aclose()  # type: ignore[attr-defined]
 
 
-def failure(message: str, code: int = 503, kind: str = "ServiceUnavailable") -> bytes:
-    return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
+def failure(message: str) -> bytes:
+    return bytes(refusal(message, 503, "ServiceUnavailable").body)

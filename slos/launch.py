@@ -15,65 +15,55 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from slos.served import Settings
-from slos.types import SLO, require
 
 READY = 600.0  # seconds that a server may take to start
 PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, alone and then four at once, as far as the model's context goes
 TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
 ROUNDS = 4
+ADDED = ("--scheduler-cls", "slos.vllm_plugin.SLOScheduler", "--middleware", "slos.objectives.CheckObjectives")
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.launch serve", description=__doc__, add_help=False)
     parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
     parser.add_argument("--profile", default="", help="a shipped profile, or a JSON file, to start from")
-    parser.add_argument("--save-profile", default="", help="JSON file to keep what is learned in")
-    parser.add_argument("--slo-ttft", type=float, help="default objective: seconds to the first token")
-    parser.add_argument("--slo-slowdown", type=float, help="or: times the zero-load time of the prompt")
-    parser.add_argument("--slo-tpot", type=float, default=Settings().tpot, help="default objective: seconds per token")
+    parser.add_argument("--save-profile", default="", dest="save", help="JSON file to keep what is learned in")
+    parser.add_argument("--slo-ttft", type=float, dest="ttft", help="default objective: seconds to the first token")
+    parser.add_argument("--slo-slowdown", type=float, dest="slowdown", help="or: times the prompt's zero-load time")
+    parser.add_argument("--slo-tpot", type=float, dest="tpot", default=Settings().tpot, help="and: seconds per token")
+    parser.add_argument("--load", default="", metavar="FILE", help="keep the engine's load there, for a router")
+    parser.add_argument("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
     parser.add_argument("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
     parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
-    parser.add_argument("--load", default="", metavar="FILE", help="keep the engine's load there, for a router")
     parser.add_argument("--leash", action="store_true", help="end with standard input, all of the process group")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     return parser
 
 
-def arguments(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """vLLM's arguments for ours, and where to send the calibration once it serves, if anywhere."""
+def arguments(argv: Sequence[str]) -> tuple[list[str], Settings, str]:
+    """vLLM's arguments for ours, the scheduler's settings, and where to send the calibration, if anywhere."""
     ours, theirs = options().parse_known_args(argv)
-    SLO(ours.slo_tpot, ours.slo_ttft, ours.slo_slowdown)
-    slos = {
-        "policy": ours.policy, "profile": ours.profile, "save": ours.save_profile, "ttft": ours.slo_ttft,
-        "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot, "load": ours.load,
-    }  # fmt: skip
-    if "--additional-config" in theirs:
-        at = theirs.index("--additional-config")
-        require(at + 1 < len(theirs), "--additional-config", "", "followed by JSON")
-        more = json.loads(theirs[at + 1])
-        slos |= more.pop("slos", {})
-        theirs[at + 1] = json.dumps(more | {"slos": slos})
-    else:
-        theirs += ["--additional-config", json.dumps({"slos": slos})]
-    Settings.of(slos)
-    added = ["--scheduler-cls", "slos.vllm_plugin.SLOScheduler", "--middleware", "slos.objectives.CheckObjectives"]
-    whole = ["serve", *theirs, "--host", ours.host, "--port", str(ours.port)]
-    if ours.stock:
-        return whole, None
-    return (
-        whole + added,
-        None if ours.no_calibrate else f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}",
-    )
+    config = ours.additional_config
+    names = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")
+    slos = {name: getattr(ours, name) for name in names} | config.get("slos", {})
+    settings = Settings.of(slos)
+    whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
+    whole += ["--host", ours.host, "--port", str(ours.port), *(() if ours.stock else ADDED)]
+    url = f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}"
+    return whole, settings, "" if ours.stock or ours.no_calibrate else url
 
 
 def free_port() -> int:
@@ -83,9 +73,9 @@ def free_port() -> int:
 
 
 def _leash() -> None:
-    """Whoever started this group of processes holds its standard input: when he ends, however, the group does too.
+    """End this group of processes when whoever holds its standard input ends, however that happens.
 
-    That is looked after by a process of its own, since this one may be killed first and leave an engine behind.
+    A process of its own looks after that, since this one may be killed first and leave an engine behind.
     """
     if os.fork() == 0:
         while os.read(0, 1024):
@@ -93,23 +83,29 @@ def _leash() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
+def wait(url: str, process: subprocess.Popen | None = None, log: Path | None = None) -> None:
+    """Until a server is ready at `url`. Raises RuntimeError with the end of its log if it ends or takes too long."""
+    deadline = time.monotonic() + READY
+    while True:
+        with suppress(OSError), urlopen(f"{url}/health", timeout=5):
+            return
+        ended = process and process.poll()
+        if ended is not None or time.monotonic() > deadline:
+            why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
+            raise RuntimeError(f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}")
+        time.sleep(0.25)
+
+
 def calibrate(url: str, rounds: int = ROUNDS) -> None:
     """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from, in seconds."""
-    deadline = time.monotonic() + READY
-    while time.monotonic() < deadline:
-        try:
-            served = _get(f"{url}/v1/models")["data"][0]
-            break
-        except OSError:
-            time.sleep(0.5)
-    else:
-        return
+    wait(url)
+    served = _fetch(f"{url}/v1/models")["data"][0]
     rng, longest = random.Random(0), served.get("max_model_len") or 1024
 
     def ask(prompt: int, output: int) -> None:
         tokens = [rng.randint(5, 200) for _ in range(min(prompt, longest - output - 1))]
         fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
-        _post(f"{url}/v1/completions", fields)
+        _fetch(f"{url}/v1/completions", fields)
 
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
         for _ in range(rounds):
@@ -122,14 +118,9 @@ def calibrate(url: str, rounds: int = ROUNDS) -> None:
     print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
 
 
-def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return json.load(answer)
-
-
-def _post(url: str, fields: dict[str, Any]) -> Any:
-    body, kind = json.dumps(fields).encode(), {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=600) as answer:
+def _fetch(url: str, fields: dict[str, Any] | None = None) -> Any:
+    body = None if fields is None else json.dumps(fields).encode()
+    with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=600) as answer:
         return json.load(answer)
 
 
@@ -147,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--leash" in argv:
             _leash()
         try:
-            argv, url = arguments(argv[1:])
+            argv, _, url = arguments(argv[1:])
         except ValueError as error:
             sys.exit(f"slos.launch: {error}")
         if url:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import nan
 
 import numpy as np
 import pandas as pd
@@ -51,36 +50,6 @@ class Labels:
     status: str = "measured"
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The figures of a run: shares of all that were sent, seconds of those that were answered."""
-
-    requests: int
-    failed: int
-    attainment: float
-    attainment_client: float
-    ttft_mean: float
-    ttft_p50: float
-    ttft_p99: float
-    tpot_mean: float
-    tpot_p50: float
-    tpot_p99: float
-    lag: float
-
-
-def summarize(run: Replayed) -> Summary:
-    failed = {f.id for f in run.failures}
-    answered = [o for o in run.outcomes if o.id not in failed]
-
-    def figures(values: list[float]) -> tuple[float, float, float]:
-        p50, p99 = np.percentile(values or [nan], (50, 99)).tolist()
-        return float(np.mean(values or [nan])), p50, p99
-
-    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
-    ttft, tpot = figures([o.ttft for o in answered]), figures([o.tpot for o in answered])
-    return Summary(len(run.outcomes), len(failed), *shares, *ttft, *tpot, run.lag)
-
-
 def rows(labels: Labels, run: Replayed) -> Frame:
     """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was none."""
     why = {f.id: f.reason for f in run.failures}
@@ -89,17 +58,19 @@ def rows(labels: Labels, run: Replayed) -> Frame:
 
 
 def table(run: Replayed) -> str:
-    """The figures for a terminal, with the reasons of failures."""
-    s = summarize(run)
+    """The figures for a terminal, with the reasons of failures; latencies are those of the requests answered."""
+    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
     lines = [
-        f"attainment {s.attainment:.1%}; with the mean TPOT, as clients count it, {s.attainment_client:.1%}",
+        f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
         f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
-        f"{'TTFT, ms':<10}{1e3 * s.ttft_mean:9.1f}{1e3 * s.ttft_p50:9.1f}{1e3 * s.ttft_p99:9.1f}",
-        f"{'TPOT, ms':<10}{1e3 * s.tpot_mean:9.1f}{1e3 * s.tpot_p50:9.1f}{1e3 * s.tpot_p99:9.1f}",
-        f"answered {s.requests - s.failed}, failed {s.failed}; the client was late by at most {1e3 * s.lag:.1f} ms",
     ]
-    lines += [f"  {n} failed: {why}" for why, n in Counter(f.reason for f in run.failures).most_common(3)]
-    return "\n".join(lines)
+    for name, times in {"TTFT": [o.ttft for o in run.outcomes], "TPOT": [o.tpot for o in run.outcomes]}.items():
+        ms = 1e3 * pd.Series(times)
+        lines.append(f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}")
+    failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
+    done = len(run.outcomes) - failed
+    lines.append(f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms")
+    return "\n".join(lines + [f"  {n} failed: {why}" for why, n in reasons.most_common(3)])
 
 
 def by_load(frame: Frame) -> Frame:
@@ -152,12 +123,7 @@ def errors(table: Frame) -> Frame:
 
 
 def _falling(values: list[float]) -> np.ndarray:
-    """The nearest sequence that never rises, by least squares (pool adjacent violators)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = value, 1
-        while pools and total / count > pools[-1][0] / pools[-1][1]:
-            before, n = pools.pop()
-            total, count = total + before, count + n
-        pools.append((total, count))
-    return np.repeat([total / n for total, n in pools], [n for _, n in pools])
+    """The nearest sequence that never rises, by least squares: the min-max formula of isotonic regression."""
+    n = len(values)
+    means = [[np.mean(values[a:b]) for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
+    return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 from slos.types import SLO, Stage, require
 
 PREFIX = "slo_"
 FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages", "slo_arrival", "slo_elsewhere")
-ENDS = ("until", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,11 @@ class Objectives:
     elsewhere: bool = False
 
     def __post_init__(self) -> None:
-        require(len(self.phases) > 0, "phases", self.phases, "at least one")
         require(self.value > 0, "slo_value", self.value, "positive")
+
+    def later_tpot(self, phase: int) -> float:
+        """The smallest TPOT of the phases after `phase`, infinite if there are none."""
+        return min((p.slo.tpot for p in self.phases[phase + 1 :]), default=inf)
 
     def ends(self, phase: int, token: int, generated: int) -> bool:
         """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""
@@ -54,28 +59,26 @@ class Objectives:
 def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     """The objectives in `xargs`; what is not said there is taken from `default`.
 
-    Raises ValueError naming the field, its value and the bound; fields of others, without the prefix, are not looked
-    at.
+    Raises ValueError naming the field, its value and the bound; fields without the prefix are not looked at.
     """
     given = {name: value for name, value in (xargs or {}).items() if name.startswith(PREFIX)}
     if not given:
         return default
     for name in given:
         require(name in FIELDS, "field", name, f"one of {', '.join(FIELDS)}")
+    numbers = {name: _number(name, value) for name, value in given.items() if name != "slo_stages"}
     phases, first = default.phases, default.phases[0].slo
-    start: dict[str, float | None] = {"ttft": first.ttft, "slowdown": first.slowdown}
+    ttft, slowdown = first.ttft, first.slowdown
     if given.keys() & {"slo_ttft", "slo_slowdown"}:
-        start = {name: _number(given, PREFIX + name) for name in start}
+        ttft, slowdown = numbers.get("slo_ttft"), numbers.get("slo_slowdown")
     if "slo_stages" in given:
         require("slo_tpot" not in given, "slo_tpot", given.get("slo_tpot"), "left out beside slo_stages")
         phases = _stages(given["slo_stages"])
-    elif (tpot := _number(given, "slo_tpot")) is not None:
-        phases = (Phase(_slo("slo_", tpot=tpot)),)
-    slo = _slo("slo_", tpot=phases[0].slo.tpot, **start)
-    value = _number(given, "slo_value")
-    arrival, elsewhere = _number(given, "slo_arrival"), bool(_number(given, "slo_elsewhere"))
-    phases = (replace(phases[0], slo=slo), *phases[1:])
-    return Objectives(phases, default.value if value is None else value, arrival, elsewhere)
+    elif "slo_tpot" in given:
+        phases = (Phase(_slo(PREFIX, numbers["slo_tpot"])),)
+    phases = (replace(phases[0], slo=_slo(PREFIX, phases[0].slo.tpot, ttft, slowdown)), *phases[1:])
+    value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
+    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere)
 
 
 def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
@@ -93,21 +96,18 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     return {name: field for name, field in fields.items() if field is not None}
 
 
-def _number(fields: Mapping[str, Any], name: str, prefix: str = "") -> float | None:
-    if name not in fields:
-        return None
-    value = fields[name]
+def _number(name: str, value: Any) -> float:
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    require(isfinite(number), f"{prefix}{name}", value, "a finite number")
+    require(isfinite(number), name, value, "a finite number")
     return number
 
 
-def _slo(prefix: str, **fields: Any) -> SLO:
+def _slo(prefix: str, tpot: float, ttft: float | None = None, slowdown: float | None = None) -> SLO:
     try:
-        return SLO(**fields)
+        return SLO(tpot, ttft, slowdown)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
 
@@ -117,25 +117,40 @@ def _stages(text: Any) -> tuple[Phase, ...]:
         raw = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"slo_stages = {text[:200]!r} must be JSON; {error}") from None
-    require(
-        isinstance(raw, list) and len(raw) > 0 and all(isinstance(r, dict) for r in raw),
-        "slo_stages", text, "a JSON list of at least one object",
-    )  # fmt: skip
-    phases = []
-    for i, fields in enumerate(raw):
-        name = f"slo_stages[{i}]"
-        require(fields.keys() <= {"tpot", *ENDS}, name, fields, "made of tpot, until, tokens")
-        require("tpot" in fields, name, fields, "with a tpot", 'write {"tpot": SECONDS, ...}')
-        for end in ENDS:
-            whole = fields.get(end, 1)
-            ok = isinstance(whole, int) and not isinstance(whole, bool) and whole >= (end == "tokens")
-            require(ok, f"{name}.{end}", whole, "a whole number, at least " + ("1" if end == "tokens" else "0"))
-        ended = bool(fields.keys() & set(ENDS))
-        require(ended or i + 1 == len(raw), name, fields, "ended by until or tokens, as all but the last are")
-        require(not ended or i + 1 < len(raw), name, fields, "without until and tokens, as the last is")
-        tpot = _number(fields, "tpot", f"{name}.")
-        phases.append(Phase(_slo(f"{name}.", tpot=tpot), fields.get("until"), fields.get("tokens")))
-    return tuple(phases)
+    objects = isinstance(raw, list) and len(raw) > 0 and all(isinstance(fields, dict) for fields in raw)
+    require(objects, "slo_stages", text, "a JSON list of at least one object")
+    return tuple(_phase(f"slo_stages[{i}]", fields, i + 1 == len(raw)) for i, fields in enumerate(raw))
+
+
+def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
+    require(fields.keys() <= {"tpot", "until", "tokens"}, name, fields, "made of tpot, until, tokens")
+    require("tpot" in fields, name, fields, "with a tpot", 'write {"tpot": SECONDS, ...}')
+    for end, least in (("until", 0), ("tokens", 1)):
+        whole = fields.get(end, 1)
+        require(type(whole) is int and whole >= least, f"{name}.{end}", whole, f"a whole number, at least {least}")
+    bound = "without until and tokens, as the last is" if last else "ended by until or tokens, as all but the last are"
+    require(last == (len(fields) == 1), name, fields, bound)
+    return Phase(_slo(f"{name}.", _number(f"{name}.tpot", fields["tpot"])), fields.get("until"), fields.get("tokens"))
+
+
+def fields_of(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a call, with the objectives of its `x-slo-*` headers among its `vllm_xargs`.
+
+    Raises ValueError for malformed ones; of what is no JSON object there are none, and the server says what is wrong.
+    """
+    given = {k.removeprefix("x-").replace("-", "_"): v for k, v in headers.items() if k.startswith("x-slo-")}
+    try:
+        fields = json.loads(body)
+        xargs = (fields.get("vllm_xargs") or {}) | given
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+    parse(xargs, Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),)))
+    return fields | {"vllm_xargs": xargs}
+
+
+def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
+    """An error as the OpenAI API writes it."""
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)
 
 
 @final
@@ -145,51 +160,27 @@ class CheckObjectives:
     The engine behind it would serve such a request with the default objectives instead.
     """
 
-    DEFAULT = Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),))
-
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].startswith("/v1/"):
             return await self.app(scope, receive, send)
-        messages = [message := await receive()]
-        while message["type"] == "http.request" and message.get("more_body"):
-            messages.append(message := await receive())
-        body = b"".join(m.get("body", b"") for m in messages)
-        headers = {k.decode(): v.decode() for k, v in scope["headers"] if k.startswith(b"x-slo-")}
-        if headers or PREFIX.encode() in body:
-            try:
-                body = self.checked(body, headers)
-            except ValueError as error:
-                return await self.refuse(send, str(error))
-        length = (b"content-length", str(len(body)).encode())
-        scope = scope | {"headers": [h for h in scope["headers"] if h[0] != b"content-length"] + [length]}
+        request = Request(scope, receive)
+        try:
+            body = await request.body()
+            if PREFIX.encode() in body or any(name.startswith("x-slo-") for name in request.headers):
+                fields = fields_of(body, request.headers)
+                body = json.dumps(fields).encode() if fields else body
+        except ValueError as error:
+            return await refusal(str(error))(scope, receive, send)
+        except ClientDisconnect:
+            return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Any:
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, replay, send)
-
-    def checked(self, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """The body, with the headers' objectives among its own. Raises ValueError for malformed ones."""
-        try:
-            whole = json.loads(body)
-        except ValueError:
-            return body  # the server says so in its own words
-        if not isinstance(whole, dict) or not isinstance(whole.get("vllm_xargs") or {}, dict):
-            return body
-        given = (whole.get("vllm_xargs") or {}) | {
-            k.removeprefix("x-").replace("-", "_"): v for k, v in headers.items()
-        }
-        parse(given, self.DEFAULT)
-        return json.dumps(whole | {"vllm_xargs": given}).encode() if headers else body
-
-    @staticmethod
-    async def refuse(send: Any, message: str) -> None:
-        error = {"message": message, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
-        body = json.dumps({"error": error}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 400, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        length = (b"content-length", str(len(body)).encode())
+        headers = [header for header in scope["headers"] if header[0] != b"content-length"] + [length]
+        await self.app(scope | {"headers": headers}, replay, send)

@@ -15,7 +15,7 @@ import secrets
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan
 from pathlib import Path
@@ -25,13 +25,13 @@ from zlib import crc32
 import aiohttp
 import numpy as np
 
-from slos.client import Answer, Server, call, find
+from slos.client import Server, call, find
 from slos.live import Live, Outcome
 from slos.measured import Failure, Labels, Replayed, rows, table
 from slos.objectives import xargs
 from slos.report import write_whole
 from slos.roofline import Plane, Roofline, profile
-from slos.types import SLO, Progress, Request, Stage, require
+from slos.types import Progress, Request, Stage, require
 from workloads import SCENARIOS, build
 from workloads.scenarios import by_name
 
@@ -47,10 +47,11 @@ class _Client:
     roofline: Roofline
     seed: int
     vocabulary: int
-    timeout: float
     vllm: bool
+    start: float  # on the clock of the event loop
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
-    start: float = 0.0
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     lag: float = 0.0
 
     def now(self) -> float:
@@ -79,8 +80,8 @@ class _Client:
             fields["cache_salt"] = self.salt  # or a second replay would find its prompts in the prefix cache
         return json.dumps(fields).encode()
 
-    async def serve(self, request: Request) -> tuple[Outcome, str]:
-        """One request to its end, and why it failed if it did."""
+    async def serve(self, request: Request) -> None:
+        """One request to its end, or to its failure."""
         rng = np.random.default_rng([self.seed, crc32(request.id.encode())])
 
         def random(count: int) -> list[int]:
@@ -91,54 +92,38 @@ class _Client:
         prompt, due = [], request.arrival
         for i, end in zip(starts, [*starts[1:], len(request.stages)], strict=True):
             stages = request.stages[i:end]
+            asked = sum(s.output for s in stages)
             prompt += random(stages[0].prompt)
             body = self.body(request, stages, prompt, end == len(request.stages))
             due += stages[0].wait
             await self.until(max(due, self.now()) if i else due)
             live.start_stage(i, due, self.roofline)
-            answer = Answer(sum(s.output for s in stages))
             try:
-                async with asyncio.timeout(self.timeout):
-                    await call(self.session, self.server, body, answer, self.now)
-                times = answer.end()
-            except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:  # a TimeoutError is an OSError
-                return self.failed(live, answer, error)
+                times, ids = await call(self.session, self.server, body, asked, self.now)
+            except ValueError as error:
+                self.failures.append(Failure(request.id, str(error)))
+                slo = live.ttft_slo or live.progress.t0 - live.progress.arrival
+                lost = replace(live.outcome(self.now()), ttft=nan, ttft_slo=slo, tpot=nan, lateness=nan)
+                self.outcomes.append(replace(lost, attained=False, attained_client=False))
+                return
             for k, stage in enumerate(stages, start=i):
                 if k > i:
                     live.start_stage(k, due, self.roofline)
                 live.emit(times[: stage.output])
                 due, times = times[stage.output - 1], times[stage.output :]
-            prompt += answer.ids if len(answer.ids) == answer.asked else random(answer.asked)
-        return live.outcome(due), ""
-
-    def failed(self, live: Live, answer: Answer, error: Exception) -> tuple[Outcome, str]:
-        if isinstance(error, TimeoutError):
-            reason = f"no whole answer in {self.timeout:g} s"
-        else:
-            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        reason += f" (after {len(answer.times)} of {answer.asked} tokens)" if answer.times else ""
-        slo = live.ttft_slo or live.progress.t0 - live.progress.arrival
-        outcome = replace(live.outcome(self.now()), ttft=nan, ttft_slo=slo, tpot=nan, lateness=nan)
-        return replace(outcome, attained=False, attained_client=False), reason
+            prompt += ids if len(ids) == asked else random(asked)
+        self.outcomes.append(live.outcome(due))
 
 
 async def replay(
-    requests: Sequence[Request],
-    url: str,
-    model: str | None = None,
-    roofline: Roofline | None = None,
-    *,
-    seed: int = 0,
-    vocabulary: int = 500,
-    timeout: float = 600.0,
-    vllm: bool = True,
-    headers: Mapping[str, str] | None = None,
-) -> Replayed:
+    requests: Sequence[Request], url: str, model: str | None = None, roofline: Roofline | None = None, *,
+    seed: int = 0, vocabulary: int = 500, timeout: float = 600.0, vllm: bool = True,
+) -> Replayed:  # fmt: skip
     """Send `requests` to the server at `url`, and wait for all of them.
 
     roofline: the server's, for the zero-load times that objectives given as a slowdown need. seed: of the prompts, with
     each request's id. vocabulary: token ids are below it. timeout: seconds for a call. vllm: whether to send the fields
-    that only vLLM knows: objectives, no early end, usage with every chunk. headers: of every call.
+    that only vLLM knows: objectives, no early end, usage with every chunk.
 
     Raises ValueError for requests that the server cannot take, OSError if there is none; whatever becomes of a request
     later is in its outcome. Warns if the client was late by more than half the tightest TPOT: then times are its own.
@@ -148,39 +133,28 @@ async def replay(
     require(seed >= 0, "seed", seed, "at least 0")
     twice = [id for id, n in Counter(r.id for r in requests).items() if n > 1]
     require(not twice, "request ids", twice[:3], "different for every request")
-    slow = next((r.id for r in requests for s in r.stages if s.slo.slowdown is not None and not s.goes_on), None)
-    require(
-        roofline is not None or slow is None, f"{slow}: ttft", None, "in seconds where no roofline is given",
-        "a slowdown multiplies a zero-load time; pass roofline=...",
-    )  # fmt: skip
-    server = await find(url, model, headers)
-    longest = max(requests, key=lambda r: r.context, default=None)
-    require(
-        longest is None or longest.context <= (server.max_context or inf), f"{longest and longest.id}: tokens",
-        longest and longest.context, f"at most the server's {server.max_context}", "build with max_context",
-    )  # fmt: skip
-    outcomes: list[Outcome] = []
-    failures: list[Failure] = []
-
-    async def serve(request: Request) -> None:
-        outcome, why = await client.serve(request)
-        outcomes.append(outcome)
-        if why:
-            failures.append(Failure(request.id, why))
-
+    for r in requests:
+        absolute = all(s.slo.slowdown is None or s.goes_on for s in r.stages)
+        require(
+            absolute or roofline is not None, f"{r.id}: ttft", None, "in seconds where no roofline is given",
+            "a slowdown multiplies a zero-load time; pass roofline=...",
+        )  # fmt: skip
+    server = await find(url, model)
+    limit = server.max_context or inf
+    for r in requests:
+        require(r.context <= limit, f"{r.id}: tokens", r.context, f"at most the server's {limit}", "set max_context")
     # Every call is a client of its own: no limit, and no kept connection that the server closes at the wrong moment.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    never = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=connector, timeout=never, headers=headers) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(timeout)) as session:
         zero_load = roofline or Roofline((Plane(1e-9, 0.0, 0.0),))  # without any slowdown nobody asks for it
-        client = _Client(session, server, zero_load, seed, vocabulary, timeout, vllm)
-        client.start = client.now() + LEAD - min((r.arrival for r in requests), default=0.0)
+        start = asyncio.get_running_loop().time() + LEAD - min((r.arrival for r in requests), default=0.0)
+        client = _Client(session, server, zero_load, seed, vocabulary, vllm, start)
         watch = asyncio.create_task(client.watch())
         try:
             async with asyncio.TaskGroup() as group:
                 for request in sorted(requests, key=lambda r: r.arrival):
                     await asyncio.sleep(request.arrival - LEAD - client.now())
-                    group.create_task(serve(request))
+                    group.create_task(client.serve(request))
         finally:
             watch.cancel()
     if requests and client.lag > 0.5 * (tpot := min(s.slo.tpot for r in requests for s in r.stages)):
@@ -188,7 +162,7 @@ async def replay(
             f"lag = {client.lag:.3f} s must be at most half the tightest TPOT of {tpot:g} s for times to be the "
             "server's; send less per process, or give the client a core of its own", RuntimeWarning, stacklevel=2,
         )  # fmt: skip
-    return Replayed(outcomes, failures, client.lag)
+    return Replayed(client.outcomes, client.failures, client.lag)
 
 
 def run(requests: Sequence[Request], url: str, *args: Any, **options: Any) -> Replayed:
@@ -200,10 +174,10 @@ def with_objectives(request: Request, ttft: float | None, tpot: float | None) ->
     """The same request with these objectives, in seconds, in every stage; None leaves what it had."""
 
     def change(stage: Stage) -> Stage:
-        old = stage.slo
-        pace = old.tpot if tpot is None else tpot
-        keep = ttft is None or stage.goes_on
-        return replace(stage, slo=SLO(pace, old.ttft, old.slowdown) if keep else SLO(pace, ttft))
+        slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
+        if ttft is not None and not stage.goes_on:
+            slo = replace(slo, ttft=ttft, slowdown=None)
+        return replace(stage, slo=slo)
 
     return replace(request, stages=tuple(map(change, request.stages)))
 
@@ -241,22 +215,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         requests = [with_objectives(r, given.ttft, given.tpot) for r in made.requests]
         what = f"{made.scenario} ({made.source}): {given.requests} requests in {made.span:.0f} s"
         print(f"{what} to {server.model} at {server.url}", flush=True)
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            replayed = run(
-                requests, server.url, server.model, roofline, seed=given.seed, vocabulary=given.vocabulary,
-                timeout=given.timeout, vllm=not given.plain,
-            )  # fmt: skip
+        replayed = run(
+            requests, server.url, server.model, roofline, seed=given.seed, vocabulary=given.vocabulary,
+            timeout=given.timeout, vllm=not given.plain,
+        )  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
     print(table(replayed))
-    for warning in warned:
-        print(f"replay: {warning.message}", file=sys.stderr)
     if given.output:
-        labels = Labels(
-            made.scenario, given.system, server.model, given.rate, given.seed, given.lengths, source=made.source
-        )
+        run_of = made.scenario, given.system, server.model, given.rate, given.seed, given.lengths
+        labels = Labels(*run_of, source=made.source)
         write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
         print(f"{len(replayed.outcomes)} rows in {given.output}")
     return 0 if len(replayed.failures) < len(replayed.outcomes) else 1

@@ -31,13 +31,13 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from slos import launch
-from slos.fleet import TAKEN, Asked, Fleet, answered, failure, relay
+from slos.fleet import TAKEN, Asked, Fleet, answered, relay
+from slos.objectives import refusal
 from slos.roofline import profile
-from slos.router import ROUTERS, make_router
+from slos.router import ROUTERS
 from slos.served import Report
-from slos.types import Oracle, require
+from slos.types import require
 
-ROOT = Path(__file__).parents[1]
 REPORTS = 0.1  # seconds between two looks at a replica's load
 MANY = 100_000  # requests that a replica may be sent at once: to hold some back is its scheduler's affair
 
@@ -50,10 +50,9 @@ class FleetRouter(RequestRouter):
 
     async def choose_replicas(self, candidate_replicas: list, pending_request: Any = None) -> list[list]:
         pending_request.routing_context.should_backoff = True  # where there is none to ask
-        asked, living = pending_request.args[0], {r.replica_id.unique_id: r for r in candidate_replicas}
-        texts = {name: r.routing_stats.get("report") for name, r in living.items()}
-        now = time.time()
-        name = self.fleet.choose(asked, {n: Report.parse(text) if text else None for n, text in texts.items()}, now)
+        asked, now = pending_request.args[0], time.time()
+        living = {r.replica_id.unique_id: r for r in candidate_replicas}
+        name = self.fleet.choose(asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now)
         if name is None:
             return []
         self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
@@ -72,25 +71,18 @@ class Replica:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
+        self.report, log = Path(self.folder.name) / "load.json", Path(self.folder.name) / "engine.log"
         port = str(launch.free_port())
-        folder = Path(self.folder.name)
-        self.url, self.report, log = f"http://127.0.0.1:{port}", folder / "load.json", folder / "engine.log"
+        self.url = f"http://127.0.0.1:{port}"
         own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1", "--no-calibrate", "--leash"]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, "-m", "slos.launch", "serve", *argv, *own]
         with log.open("w") as out:
-            self.engine = subprocess.Popen(
-                [sys.executable, "-m", "slos.launch", "serve", *argv, *own], stdin=subprocess.PIPE, stdout=out,
-                stderr=out, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
-            )  # fmt: skip
-        while True:
-            if self.engine.poll() is not None:
-                raise RuntimeError(f"the engine ended with {self.engine.returncode}:\n{log.read_text()[-3000:]}")
-            with suppress(OSError), urlopen(f"{self.url}/health", timeout=5):
-                break
-            time.sleep(0.25)
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
+            self.engine = subprocess.Popen(command, start_new_session=True, **pipes)
+        launch.wait(self.url, self.engine, log)
         threading.Thread(target=self._end_with_engine, daemon=True).start()
-        ours = launch.options().parse_known_args(argv)[0]
-        if not ours.stock and not ours.no_calibrate:
+        *_, calibrated = launch.arguments(argv)
+        if calibrated:
             launch.calibrate(self.url)
         self.session: aiohttp.ClientSession | None = None
 
@@ -113,7 +105,7 @@ class Replica:
             yield part
 
     def record_routing_stats(self) -> dict[str, Any]:
-        return {"report": self.report.read_text()} if self.report.exists() else {}
+        return {"report": Report.parse(self.report.read_text())} if self.report.exists() else {}
 
     def check_health(self) -> None:
         with urlopen(f"{self.url}/health", timeout=20):
@@ -135,29 +127,23 @@ class Gateway:
             answer.cancel()
 
     async def __call__(self, request: Request) -> Response:
-        path = request.url.path + ("?" + request.url.query if request.url.query else "")
+        path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
         except ValueError as error:
-            return Response(failure(str(error), 400, "BadRequestError"), 400, media_type="application/json")
+            return refusal(str(error))
         parts = relay(asked, self.ask, self.patience)
-        status, kind, first = await anext(parts)
-
-        async def whole() -> AsyncIterator[bytes]:
-            yield first
-            async for part in parts:
-                yield part
-
+        status, kind = await anext(parts)
         told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
-        return StreamingResponse(whole(), status, {"content-type": kind} | told)
+        return StreamingResponse(parts, status, {"content-type": kind} | told)
 
 
 def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float) -> Any:
     """The Serve application. argv: the model and what else `slos.launch serve` takes; router: what `Fleet` takes."""
-    of: dict[str, Any] = {"request_router_class": FleetRouter, "request_router_kwargs": dict(router)}
-    routing = RequestRouterConfig(**of, request_routing_stats_period_s=REPORTS)  # type: ignore[arg-type]
+    routing: dict[str, Any] = {"request_router_class": FleetRouter, "request_router_kwargs": dict(router)}
+    routing["request_routing_stats_period_s"] = REPORTS
     engines = serve.deployment(
-        Replica, num_replicas=replicas, max_ongoing_requests=MANY, request_router_config=routing,
+        Replica, num_replicas=replicas, max_ongoing_requests=MANY, request_router_config=RequestRouterConfig(**routing),
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus}, health_check_period_s=5, health_check_timeout_s=30,
         graceful_shutdown_timeout_s=10,
     )  # fmt: skip
@@ -165,35 +151,30 @@ def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], g
     return gateway.bind(engines.bind(list(argv)), patience)
 
 
-def options() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m slos.serve", description=__doc__)
     parser.add_argument("model", help="a name or folder; every option not listed here goes to `slos.launch serve`")
     parser.add_argument("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)")
     parser.add_argument("--hops", type=int, metavar="N", help="how often a request is passed on at the most")
     parser.add_argument("--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)")
-    parser.add_argument("--patience", type=float, default=120.0, metavar="S",
-                        help="seconds that a request waits for a replica to be there (%(default)g)")  # fmt: skip
+    patience = "seconds that a request waits for a replica to be there (%(default)g)"
+    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help=patience)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM."""
-    given, rest = options().parse_known_args(argv)
+    given, rest = parser.parse_known_args(argv)
     try:
         require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
         require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
-        launch.arguments(rest)
+        _, settings, _ = launch.arguments(rest)
+        default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
         hops = {} if given.hops is None else {"hops": given.hops}
-        make_router(given.router, profile("opt-6.7b-a100").roofline, Oracle([]), **hops)
+        router = {"router": given.router, "options": hops, "default": default}
+        Fleet(**router).make(profile("opt-6.7b-a100").roofline)  # which refuses what is wrong before Ray starts
     except ValueError as error:
         print(f"slos.serve: {error}", file=sys.stderr)
         return 2
-    ours = launch.options().parse_known_args(rest)[0]
-    default = {"ttft": ours.slo_ttft, "slowdown": ours.slo_slowdown, "tpot": ours.slo_tpot}
-    router = {"router": given.router, "options": hops, "default": default}
     here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first

@@ -13,15 +13,15 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from slos.calibration import as_json, of_json
 from slos.live import TOLERANCE
-from slos.objectives import Objectives, Phase, parse
-from slos.roofline import Plane, Roofline
+from slos.objectives import Objectives, Phase
+from slos.report import write_whole
+from slos.roofline import Roofline
 from slos.types import SLO, Load, Progress, require
 
-KINDS = {  # of a setting, by its type as written here
-    "str": (str,), "bool": (bool,), "float": (int, float), "float | None": (int, float, type(None)),
-    "Mapping[str, Any]": (Mapping,),
-}  # fmt: skip
+NUMBER = (int, float)
+KINDS = {"str": str, "bool": bool, "float": NUMBER, "float | None": (*NUMBER, type(None)), "Mapping[str, Any]": Mapping}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, kinds = getattr(self, f.name), KINDS[str(f.type)]
-            ok = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-            require(ok, f"slos setting {f.name}", value, f"a {f.type}")
-        require(0 < self.caution < 1, "slos setting caution", self.caution, "in (0, 1)")
+            value, kind = getattr(self, f.name), str(f.type)
+            ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+            require(ok, f"slos setting {f.name}", value, f"a {kind}")
         require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
         for name in ("save", "load"):
             folder = Path(getattr(self, name)).parent
             require(folder.is_dir(), f"slos setting {name}", getattr(self, name), "in a folder that exists", "make it")
-        try:
-            _ = self.objectives
-        except ValueError as error:
-            raise ValueError(f"slos settings of the default objectives: {error}") from None
+        _ = self.objectives  # which says what is wrong with them
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -78,7 +74,8 @@ class Settings:
 class Tracked:
     """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its present phase.
 
-    claim: KV blocks that it will have held at its end, by what was known of its length when it came.
+    claim: KV blocks that it will have held at its end, by what was known of its length when it came. turn: its place
+    among those that run, if it was admitted, by admission; else among those that wait, as vLLM would serve them.
     """
 
     request: Any
@@ -87,20 +84,23 @@ class Tracked:
     phase_start: int = 0
     seen: int = 0  # output tokens that phases and deadlines have been checked for
     claim: int = 0
+    turn: int = 0
+    admitted: bool = False
 
     @classmethod
-    def of(cls, request: Any, default: Objectives, roofline: Roofline | None, own: bool = True) -> Tracked:
-        """Give a request that has just arrived its deadlines, by its `own` objectives.
-
-        Raises ValueError where those are malformed.
-        """
-        objectives = parse(request.sampling_params.extra_args if own else None, default)
+    def of(cls, request: Any, objectives: Objectives, roofline: Roofline | None) -> Tracked:
+        """Give a request that has just arrived its deadlines."""
         first, arrival = objectives.phases[0].slo, min(request.arrival_time, objectives.arrival or inf)
-        due = arrival + first.first_token(roofline.time(request.num_prompt_tokens) if roofline else 0.0)
-        later = min((f.slo.tpot for f in objectives.phases[1:]), default=inf)
+        due = arrival + first.first_token(roofline.time(request.num_tokens) if roofline else 0.0)
         progress = Progress(request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value)
-        progress.later_tpot, progress.elsewhere = later, objectives.elsewhere
+        progress.later_tpot, progress.elsewhere = objectives.later_tpot(0), objectives.elsewhere
         return cls(request, progress, objectives)
+
+    @property
+    def done(self) -> bool:
+        """Whether its last token is in flight already (asynchronous scheduling)."""
+        flying = self.request.num_output_placeholders
+        return flying > 0 and self.request.num_output_tokens + flying >= self.request.max_tokens
 
     def sync(self) -> Progress:
         """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself counts them."""
@@ -123,7 +123,7 @@ class Tracked:
                 tpot = phases[p.stage + 1].slo.tpot
                 p.t0 += (generated - 1) * p.tpot + tpot
                 p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
-                p.later_tpot = min((f.slo.tpot for f in phases[p.stage + 1 :]), default=inf)
+                p.later_tpot = self.objectives.later_tpot(p.stage)
         self.seen = r.num_output_tokens
 
 
@@ -163,18 +163,14 @@ class Report:
 
     def write(self, path: Path) -> None:
         """As a JSON file: all of it or nothing."""
-        r, part = self.roofline, path.with_name(path.name + ".part")
-        planes = r and [(p.k1, p.k2, p.b) for p in r.planes]
-        raw = {"load": asdict(self.load), "at": self.at, "planes": planes, "k_ctx": r and r.k_ctx, "tile": r and r.tile}
-        part.write_text(json.dumps(raw))
-        part.replace(path)
+        roofline = self.roofline and as_json(self.roofline)
+        write_whole(path, json.dumps({"load": asdict(self.load), "at": self.at, "roofline": roofline}))
 
     @classmethod
     def parse(cls, text: str) -> Report:
         raw = json.loads(text)
-        load = raw["load"] | {"decodes": tuple((tpot, count) for tpot, count in raw["load"]["decodes"])}
-        planes = tuple(Plane(*p) for p in raw["planes"] or ())
-        return cls(Load(**load), raw["at"], Roofline(planes, raw["k_ctx"], raw["tile"]) if planes else None)
+        load = raw["load"] | {"decodes": tuple(map(tuple, raw["load"]["decodes"]))}
+        return cls(Load(**load), raw["at"], raw["roofline"] and of_json(raw["roofline"]))
 
 
 def load_of(
@@ -191,17 +187,6 @@ def load_of(
             prefill += left
             tiers[p.tpot] += not left
     decodes = tuple(sorted((tpot, n) for tpot, n in tiers.items() if n))
-    waiting = count - running
-    return Load("", step_end, waiting, running, free_blocks, total_blocks, block_size, prefill, decodes, claimed)
-
-
-def done(request: Any) -> bool:
-    """Whether its last token is in flight already (asynchronous scheduling)."""
-    expected = request.num_output_tokens + request.num_output_placeholders
-    return request.num_output_placeholders > 0 and expected >= request.max_tokens
-
-
-def ordered(before: list[Tracked], now: list[Tracked]) -> list[Tracked]:
-    """Those of `now` in the order of `before`, then the others in their own."""
-    here, known = set(now), set(before)
-    return [t for t in before if t in here] + [t for t in now if t not in known]
+    return Load(
+        "", step_end, count - running, running, free_blocks, total_blocks, block_size, prefill, decodes, claimed
+    )

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from operator import index
+from itertools import count
+from operator import attrgetter, index
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,31 +23,27 @@ from llvmlite.binding import ffi
 from packaging.version import Version
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from slos.calibration import Learned, Measured, save
+from slos.objectives import parse
 from slos.policies import make_policy
 from slos.roofline import Profile, Roofline, profile
-from slos.served import Lengths, Report, Settings, Tracked, done, load_of, ordered
-from slos.types import SLO, Batch, Oracle, Policy, Progress, Stage, View, require
+from slos.served import Lengths, Report, Settings, Tracked, load_of
+from slos.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Stage, View, require
 from slos.types import Request as Work
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
     raise ImportError(f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest patch")
-HOOKS = {
-    Scheduler: (
-        "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead", "_update_after_schedule",
-        "_preempt_request", "_free_request", "finish_requests", "shutdown",
-    ),
-    AsyncScheduler: ("_update_request_with_output",),
-}  # fmt: skip
-for _owner, _names in HOOKS.items():
-    for _name in _names:
-        if not callable(getattr(_owner, _name, None)):
-            raise ImportError(f"vllm {vllm.__version__} has no {_owner.__name__}.{_name}, which the plug-in rests on")
+HOOKS = (
+    "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead", "_update_after_schedule",
+    "_preempt_request", "_free_request", "_update_request_with_output", "finish_requests", "shutdown",
+)  # fmt: skip
+for _name in HOOKS:
+    if not callable(getattr(AsyncScheduler, _name, None)):
+        raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on")
 
 # A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it finds in any module,
 # and numba's binding to LLVM takes that for a function of the library.
@@ -68,8 +65,7 @@ class SLOScheduler(AsyncScheduler):
         require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", "leave --scheduling-policy out")
         self.settings = Settings.of(dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {}))
         self.tracked: dict[str, Tracked] = {}
-        self.queue: list[Tracked] = []  # neither running nor finished, in the order in which vLLM would serve them
-        self.admitted: list[Tracked] = []  # running, oldest admission first
+        self.turns = count(1)
         self.lengths = Lengths(self.tracked)
         self.caps: Mapping[str, int] | None = None  # tokens that each request may have in the step being scheduled
         self.flying: deque[tuple[float, int, int, int]] = deque()  # start, tokens, draft steps, context of steps
@@ -80,19 +76,18 @@ class SLOScheduler(AsyncScheduler):
         self.fitter = ThreadPoolExecutor(1, "slos-fit")
         self.roofline = self.learned.roofline  # that deadlines of requests to come are told by
         belief = self.learned.cautious
-        self.slo_policy: Policy | None = self._policy(belief) if belief else None
+        self.slo_policy: Policy | None = self._policy(belief, self.lengths) if belief else None
         self.scheduler_reserve_full_isl = False  # whether a prompt is started is the policy's to say
         self._warm_up()
         self._tell(self.clock())
 
-    def _policy(self, roofline: Roofline) -> Policy:
-        return make_policy(self.settings.policy, roofline, self.lengths, **self.settings.options)
+    def _policy(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
+        return make_policy(self.settings.policy, roofline, lengths, **self.settings.options)
 
     def _warm_up(self) -> None:
         """Compile the kernels before the first request comes, and refuse wrong settings at once."""
-        roofline = profile("opt-6.7b-a100").roofline
         work = [Work(f"{i}", 0.0, (Stage(90, 20, SLO(0.1)),)) for i in range(6)]
-        policy = make_policy(self.settings.policy, roofline, Oracle(work), **self.settings.options)
+        policy = self._policy(profile("opt-6.7b-a100").roofline, Oracle(work))
         new = [Progress(f"{i}", 0.0, 90, 9.0, 0.1) for i in range(3)]
         old = [Progress(f"{i}", 0.0, 99, 0.0, 0.1, generated=1, computed=98) for i in range(3, 6)]
         policy.step(View(0.0, new, old, 900, 1000, max_drafts=self.num_spec_tokens))
@@ -101,15 +96,14 @@ class SLOScheduler(AsyncScheduler):
         super().add_request(request)
         if request.sampling_params is None or request.request_id in self.tracked:
             return  # pooling, or a session that goes on
-        id, default = request.request_id, self.settings.objectives
+        objectives = self.settings.objectives
         try:
-            t = Tracked.of(request, default, self.roofline)
+            objectives = parse(request.sampling_params.extra_args, objectives)
         except Exception as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
-            logger.warning("request %s gets the default objectives: %s", id, error)
-            t = Tracked.of(request, default, self.roofline, own=False)
-        self.tracked[id] = t
+            logger.warning("request %s gets the default objectives: %s", request.request_id, error)
+        t = self.tracked[request.request_id] = Tracked.of(request, objectives, self.roofline)
         t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
-        self.queue.append(t)
+        t.turn = next(self.turns)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         start = self.clock()
@@ -120,14 +114,15 @@ class SLOScheduler(AsyncScheduler):
             out = super().schedule(*args, **kwargs)
         finally:
             self.caps = None
-        computed = {id: self.requests[id].num_computed_tokens - n for id, n in out.num_scheduled_tokens.items()}
-        if computed:
+        ran = out.num_scheduled_tokens
+        if ran:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            context = sum(self.requests[id].num_computed_tokens - n for id, n in ran.items())
             begin = self.last_end if self.busy and not self.flying else start
-            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, sum(computed.values())))
-        self.busy = bool(computed)
+            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, context))
+        self.busy = bool(ran)
         # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own step comes next.
-        self.stuck = batch is not None and not computed and not self.flying and bool(self.queue or self.admitted)
+        self.stuck = batch is not None and not ran and not self.flying and bool(self.tracked)
         self._tell(start)
         return out
 
@@ -175,14 +170,14 @@ class SLOScheduler(AsyncScheduler):
         for t in self.tracked.values():
             r = t.request
             if r.status == RequestStatus.RUNNING or (r.status in READY and r.num_computed_tokens):
+                if not t.admitted:
+                    t.admitted, t.turn = True, next(self.turns)
                 running.append(t)
             elif r.status in READY:
                 waiting.append(t)
-                if r.status == RequestStatus.PREEMPTED and t not in self.queue:  # by vLLM itself
-                    self.queue.insert(0, t)
-        self.admitted, self.queue = ordered(self.admitted, running), ordered(self.queue, waiting)
-        waits = [t.sync() for t in self.queue if not t.request.num_stale_output_tokens]
-        runs = [t.sync() for t in self.admitted if not done(t.request)]
+        in_turn = attrgetter("turn")
+        waits = [t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens]
+        runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
         size, most = self.block_size, self.max_num_running_reqs
         return View(self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens)
 
@@ -196,7 +191,6 @@ class SLOScheduler(AsyncScheduler):
             request = self.tracked[id].request
             if request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
-                self.queue.insert(0, self.tracked[id])
                 self._preempt_request(request, time.monotonic())
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
@@ -209,6 +203,12 @@ class SLOScheduler(AsyncScheduler):
         queue = cast(deque, self.waiting)
         queue.clear()
         queue.extend(waiting)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """By the policy or by vLLM: in both cases it is the first of those that wait."""
+        super()._preempt_request(request, *args, **kwargs)
+        if t := self.tracked.get(request.request_id):
+            t.admitted, t.turn = False, -next(self.turns)
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """vLLM's last word on a request's tokens in both of its loops, and so the place to cap them."""
@@ -223,14 +223,9 @@ class SLOScheduler(AsyncScheduler):
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         if self.caps is not None and self.num_spec_tokens:
             # Drafts are proposed for the whole batch: as many as the policy would have verified in this step.
-            decodes = (n for id, n in self.caps.items() if self._decodes(id))
-            longest = min(max(decodes, default=1) - 1, self.num_spec_tokens)
-            scheduler_output.num_spec_tokens_to_schedule = longest
+            decodes = (n for id, n in self.caps.items() if (t := self.tracked.get(id)) and t.progress.left == 1)
+            scheduler_output.num_spec_tokens_to_schedule = min(max(decodes, default=1) - 1, self.num_spec_tokens)
         super()._update_after_schedule(scheduler_output)
-
-    def _decodes(self, id: str) -> bool:
-        t = self.tracked.get(id)
-        return t is not None and t.progress.tokens - t.progress.computed == 1
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         now = self.clock()
@@ -251,48 +246,40 @@ class SLOScheduler(AsyncScheduler):
         return out
 
     def _refit(self, steps: list[Measured]) -> None:
+        """In a thread of its own: learn from these steps, and keep what is known of this engine."""
         try:
             self.learned.refit(steps)
-            if self.settings.save and self.learned.roofline:
-                save(self.profile(), self.settings.save)
+            if self.settings.save:
+                save(self._profile(len(steps)), self.settings.save)
         except Exception:
             logger.exception("the roofline could not be fitted or saved: the last one stays")
 
-    def _believe(self) -> None:
-        """Plan with what was learned by now; requests keep the deadlines that they were given."""
-        roofline = self.learned.roofline
-        if roofline is self.roofline or roofline is None:
-            return
-        self.roofline, cautious = roofline, self.learned.cautious
-        if self.slo_policy is None:
-            logger.info("a roofline is learned, %s schedules from now on: %s", self.settings.policy, roofline)
-            self.slo_policy = self._policy(cautious or roofline)
-        elif hasattr(self.slo_policy, "roofline"):
-            self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
-
-    def profile(self) -> Profile:
-        """What this engine has learned of itself."""
-        roofline = self.learned.roofline
-        if roofline is None:
-            raise ValueError(f"steps seen = {len(self.learned.steps)} must be enough for a fit; serve some requests")
-        blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
+    def _profile(self, steps: int) -> Profile:
+        tokens = (self.kv_cache_manager.block_pool.num_gpu_blocks - 1) * self.block_size
         model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
         return Profile(
-            "learned", str(model.model), str(device), self.parallel_config.world_size, roofline,
-            blocks * self.block_size, model.max_model_len,
-            f"measured by slos.vllm_plugin in vLLM {vllm.__version__} on {len(self.learned.steps)} steps",
+            "learned", str(model.model), str(device), self.parallel_config.world_size, cast(Any, self.learned.roofline),
+            tokens, model.max_model_len, f"measured by slos.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
             self.block_size, self.learned.margin,
         )  # fmt: skip
 
+    def _believe(self) -> None:
+        """Plan with what was learned by now; requests keep the deadlines that they were given."""
+        roofline, cautious = self.learned.roofline, self.learned.cautious
+        if roofline is self.roofline or cautious is None:
+            return
+        self.roofline = roofline
+        if self.slo_policy is None:
+            logger.info("a roofline is learned, %s schedules from now on: %s", self.settings.policy, roofline)
+            self.slo_policy = self._policy(cautious, self.lengths)
+        elif hasattr(self.slo_policy, "roofline"):
+            self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
+
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every request ends here, finished or aborted."""
-        t = self.tracked.pop(request.request_id, None)
-        if t is not None:
-            for held in (self.queue, self.admitted):
-                if t in held:
-                    held.remove(t)
-            if request.status != RequestStatus.FINISHED_ABORTED:
-                self.lengths.finished.append(request.num_output_tokens)
+        tracked = self.tracked.pop(request.request_id, None)
+        if tracked and request.status != RequestStatus.FINISHED_ABORTED:
+            self.lengths.finished.append(request.num_output_tokens)
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:

@@ -1,5 +1,6 @@
 """Objectives on the wire: what is written is read back, and what is malformed is named."""
 
+import asyncio
 import json
 from math import isfinite
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from slos.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
+from slos.objectives import FIELDS, PREFIX, CheckObjectives, Objectives, Phase, parse, xargs
 from slos.types import SLO, Stage
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
@@ -130,3 +132,44 @@ def test_stages_with_a_call_between_them_do_not_fit_one_call() -> None:
     for stages in (tool, []):
         with pytest.raises(ValueError, match=r"stages = .* must be one, then such that just go on"):
             xargs(stages)
+
+
+def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions") -> tuple[int, Any]:
+    """What the server behind the middleware is sent, as (0, its body), or the refusal as (status, error)."""
+    sent: list[dict[str, Any]] = []
+    parts = [{"type": "http.request", "body": body[:9], "more_body": True}]
+    parts += [{"type": "http.request", "body": body[9:], "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        body = await request.body()
+        assert int(request.headers["content-length"]) == len(body)
+        await send({"type": "seen", "body": body})
+
+    raw = [(k.encode(), v.encode()) for k, v in ({"content-length": str(len(body))} | headers).items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
+    asyncio.run(CheckObjectives(server)(scope, receive, send))
+    if sent[0]["type"] == "seen":
+        return 0, sent[0]["body"]
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]
+
+
+def test_the_middleware_reads_headers_refuses_what_is_malformed_and_leaves_the_rest_alone() -> None:
+    body = json.dumps({"prompt": "Once", "vllm_xargs": {"slo_tpot": 0.1, "top": 1}}).encode()
+    assert through(body, {}) == (0, body)
+    _, seen = through(body, {"x-slo-ttft": "2", "x-slo-tpot": "0.2", "x-other": "y"})
+    assert json.loads(seen) == {"prompt": "Once", "vllm_xargs": {"slo_tpot": "0.2", "top": 1, "slo_ttft": "2"}}
+    for headers in ({"x-slo-ttft": "-1"}, {"x-slo-tbt": "1"}):
+        status, error = through(b'{"prompt": "Once"}', headers)
+        assert status == error["code"] == 400 and error["type"] == "BadRequestError" and "slo_t" in error["message"]
+    assert through(b'{"vllm_xargs": {"slo_value": 0}}', {})[0] == 400
+    for other in (b"{slo_", b"[1]", b'{"vllm_xargs": ["slo_"]}', b'"slo_ttft"', b"[" * 50_000 + b"slo_"):
+        assert through(other, {"x-slo-ttft": "1"}) == (0, other), "the server says what is wrong"
+    bad = b'{"vllm_xargs": {"slo_value": 0}}'
+    assert through(bad, {}, "/tokenize") == (0, bad)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from slos import replay as module
 from slos.client import Answer
 from slos.live import Outcome
-from slos.measured import Labels, Replayed, rows, summarize, table
+from slos.measured import Labels, Replayed, rows, table
+from slos.metrics import attainment
 from slos.objectives import Objectives, Phase, parse
 from slos.replay import main, run, with_objectives
 from slos.roofline import Plane, Roofline
@@ -138,7 +139,7 @@ def test_a_call_says_what_is_wanted() -> None:
 
 def test_a_plain_server_is_sent_nothing_of_vllm_s() -> None:
     with serving() as fake:
-        got = run(chats(1), fake.url, vllm=False, headers={"Authorization": "Bearer x"})
+        got = run(chats(1), fake.url, vllm=False)
     assert not got.failures
     assert fake.bodies[0].keys() == {
         "model", "prompt", "max_tokens", "temperature", "stream", "stream_options"
@@ -261,9 +262,10 @@ def test_whoever_fails_is_counted_and_says_why(speak: Speak, reason: str) -> Non
     assert [f.id for f in got.failures] == ["r1"] and reason in got.failures[0].reason
     [bad] = [o for o in got.outcomes if o.id == "r1"]
     assert bad.ttft_slo == pytest.approx(30.0) and bad.finish >= bad.arrival
-    s = summarize(got)
-    assert (s.requests, s.failed) == (3, 1) and s.attainment == s.attainment_client == pytest.approx(2 / 3)
-    assert 0 < s.ttft_mean < 30, "times are those of the answered"
+    assert attainment(got.outcomes) == attainment(got.outcomes, client=True) == pytest.approx(2 / 3)
+    told = table(got)
+    assert "answered 2, failed 1" in told and f"1 failed: {got.failures[0].reason}" in told
+    assert "nan" not in told, "times are those of the answered"
 
 
 @pytest.mark.parametrize(
@@ -285,9 +287,9 @@ def test_a_refusal_is_quoted(text: str, reason: str, monkeypatch: pytest.MonkeyP
         got = run(chats(2), fake.url)
     conserved(got, chats(2))
     assert [f.reason[: len(reason)] for f in got.failures] == [reason] * 2
-    s = summarize(got)
-    assert s.failed == 2 and s.attainment == 0 and isnan(s.ttft_p99)
-    assert f"2 failed: {reason}" in table(got)
+    told = table(got)
+    assert "attainment 0.0%" in told and "answered 0, failed 2" in told and "nan" in told
+    assert f"2 failed: {reason}" in told
 
 
 def test_a_server_that_goes_away_loses_nobody() -> None:
@@ -390,7 +392,7 @@ def test_a_client_that_is_late_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": "big"}, "model = 'big' must be one that http://.* serves: tiny"),
         ({"url": "127.0.0.1"}, "url = '127.0.0.1' must be an address such as"),
         ({"requests": chats(1) * 2}, r"request ids = \['r0'\] must be different"),
-        ({"requests": chats(1, 4000, 97)}, "r0: tokens = 4097 must be at most the server's 4096; build with"),
+        ({"requests": chats(1, 4000, 97)}, "r0: tokens = 4097 must be at most the server's 4096; set max_context"),
     ],
 )
 def test_arguments_out_of_bounds(options: dict[str, Any], says: str) -> None:
@@ -436,11 +438,10 @@ def test_figures_of_a_summary() -> None:
         Outcome(str(i), "", 0.0, 1.0, 1, 2, 1.0, i / 100, 1.0, i / 1000, 0.0, 0, False, i < 90, i < 95)
         for i in range(101)
     ]
-    s = summarize(Replayed(outcomes, [], 0.25))
-    assert (s.ttft_mean, s.ttft_p50, s.ttft_p99) == pytest.approx((0.5, 0.5, 0.99))
-    assert (s.tpot_mean, s.tpot_p50, s.tpot_p99) == pytest.approx((0.05, 0.05, 0.099))
-    assert (s.attainment, s.attainment_client, s.lag) == (90 / 101, 95 / 101, 0.25)
-    assert "TTFT, ms      500.0    500.0    990.0" in table(Replayed(outcomes, [], 0.25))
+    told = table(Replayed(outcomes, [], 0.25)).splitlines()
+    assert told[0] == "attainment 89.1%; with the mean TPOT, as clients count it, 94.1%"
+    assert told[2:4] == ["TTFT, ms      500.0    500.0    990.0", "TPOT, ms       50.0     50.0     99.0"]
+    assert told[4] == "answered 101, failed 0; the client was late by at most 250.0 ms"
 
 
 # The stream
