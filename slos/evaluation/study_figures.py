@@ -189,14 +189,15 @@ def scaling_chart(table: Frame, source: str) -> Figure:
         axis.plot([1, most], [1, most], **DASHED)
         for i, (system, router) in enumerate(kinds):
             mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values("replicas")
-            axis.plot(mine["replicas"], mine["replicas"] * mine["ratio"], marker=MARKERS[i], markersize=5, linewidth=1,
-                      color=palette[str((system, router))], markeredgecolor="black", markeredgewidth=0.3,
-                      label=f"{name_of(system)}, {router}")  # fmt: skip
+            mine = mine.assign(**{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")})
+            looks = {"color": palette[str((system, router))], "label": f"{name_of(system)}, {router}"}
+            whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
         if most >= 4:
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=f"paper's best at 4: {reported:g}x")
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
-    return finish(figure, f"{source}; dashed: in proportion to the replicas", axes[0], ncols=3, fontsize=8)
+    said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"
+    return finish(figure, said, axes[0], ncols=3, fontsize=8)
 
 
 def disaggregation_bars(best: Frame, source: str) -> Figure:
@@ -211,8 +212,11 @@ def disaggregation_bars(best: Frame, source: str) -> Figure:
             x = np.arange(len(systems)) + (k - (len(kinds) - 1) / 2) * 0.17
             axis.bar(x, mine["capacity"], 0.17, color=color, hatch=HATCHES[k], edgecolor="black", linewidth=0.5,
                      label=kind)  # fmt: skip
+            bounds = np.maximum(0, [mine["capacity"] - mine["low"], mine["high"] - mine["capacity"]])
+            axis.errorbar(x, mine["capacity"], yerr=bounds, fmt="none", color="black", linewidth=0.8)
         axis.set_xticks(range(len(systems)), [name_of(s) for s in systems], rotation=30, ha="right", fontsize=8)
-    said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded"
+    said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded; "
+    said += "whiskers: 95 % over seeds"
     return finish(figure, said, axes[0], ncols=len(kinds))
 
 
