@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -259,11 +260,20 @@ def _mean(values: Sequence[float]) -> str:
     return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
 
 
+def executed(folder: Path) -> str:
+    """How the notebooks of a run were executed, from what `slos.reproduce` left; "" where it left nothing."""
+    stamps = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "notebooks").glob("*.json"))}
+    rows = [[name, s["commit"], f"{s['seconds'] / 60:.1f}", s["machine"]] for name, s in stamps.items()]
+    return _table(("notebook", "commit", "minutes", "machine"), rows) if rows else ""
+
+
 def render(size: str = "") -> str:
     """The table, then the capacities behind it: those of `size`, or of the largest run that is there."""
     parts = [headline_table(read_claims(), rows_of_runs(), size)]
     there = [s for s in ((size,) if size else LARGEST) if (results_dir(s) / "capacity.csv").exists()]
     parts += [f"## Capacities, `{s}`\n\n{capacity_tables(results_dir(s) / 'capacity.csv')}" for s in there[:1]]
+    run = next(filter(executed, (results_dir(s) for s in ((size,) if size else LARGEST))), None)
+    parts += [f"## How `{run.name}` was executed\n\n{executed(run)}"] if run else []
     return "\n\n".join(parts)
 
 

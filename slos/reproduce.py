@@ -2,6 +2,7 @@
 
 A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that it was made from
 and the rows that it left are still there. That file is written last: a notebook that failed or was stopped is not done.
+It also tells commit, seconds (of the call that ended it) and machine.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -26,7 +28,7 @@ import psutil
 
 from slos import report
 from slos.report import results_dir, write_whole
-from slos.sweep import sources_digest
+from slos.sweep import commit, sources_digest
 
 SIZES = ("smoke", "quick", "full")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -96,6 +98,13 @@ class Progress(threading.Thread):
         print(f"{clear}{self._title}: {outcome} ({clock(time.monotonic() - self._start)})", flush=True)
 
 
+def machine() -> str:
+    """As in "2 cores of AMD EPYC"."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    return f"{os.cpu_count()} cores of {(names or [platform.machine()])[0]}"
+
+
 def execute(notebook: Path, size: str, title: str) -> None:
     """Run one notebook to its end and keep the executed copy. Raises `Failed`."""
     import papermill  # a second that a run with nothing to do need not wait for
@@ -112,7 +121,7 @@ def execute(notebook: Path, size: str, title: str) -> None:
     os.environ["SLOS_PROGRESS"] = str(folder.resolve() / ".progress")
     progress = Progress(title, folder / ".progress")
     progress.start()
-    outcome = "failed"
+    outcome, began = "failed", time.monotonic()
     quiet = ["--log-level=40"]  # errors only: the kernel's advice would cut into the progress line
     try:
         papermill.execute_notebook(
@@ -132,7 +141,8 @@ def execute(notebook: Path, size: str, title: str) -> None:
         progress.close(outcome)
         end_children()
     part.replace(folder / notebook.name)
-    write_whole(stamp, json.dumps({"digest": made_from, "rows": rows_present(size)}, indent=1) + "\n")
+    how = {"commit": commit(), "seconds": round(time.monotonic() - began), "machine": machine()}
+    write_whole(stamp, json.dumps({"digest": made_from, "rows": rows_present(size), **how}, indent=1) + "\n")
 
 
 def end_children() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,8 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(root: Pat
     status, out, err = finish(start(root, kit))
     assert (status, "notebook 1 of 1, 01_first: done" in out) == (0, True), out + err
     assert "one planning, the longest" in out and "1 OK" in out
-    assert "this" in (kit / "out" / "README.md").read_text()
+    text = (kit / "out" / "README.md").read_text()
+    assert "this" in text and re.search(r"\| 01_first +\| \w+\+? +\| \d\.\d +\| \d+ cores of ", text), text
     made = kit / "out" / "quick" / "notebooks"
     assert sorted(p.name for p in made.iterdir()) == ["01_first.ipynb", "01_first.json"]
     before = (made / "01_first.ipynb").read_bytes()
