@@ -54,7 +54,7 @@ SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)
         (lambda: searches("smoke", profile="tpu"), profiles()),
         (lambda: search(replace(SMALL, scenario="gaming")), SCENARIOS),
         (lambda: search(replace(SMALL, system="orca")), POLICIES),
-        (lambda: search(replace(SMALL, setting="chunk=512")), ["setting 'chunk'", "max_batched_tokens"]),
+        (lambda: search(replace(SMALL, setting="chunk=512")), ["'vllm-v1' = 'chunk'", "max_batched_tokens"]),
         (lambda: search(replace(SMALL, router="dice")), ROUTERS),
         (lambda: search(replace(SMALL, topology="2-1")), ["topology = '2-1'", "'2:1'"]),
         (lambda: search(replace(SMALL, replicas=0)), ["replicas = 0", "at least 1"]),
