@@ -547,7 +547,7 @@ def test_a_late_first_token_moves_the_schedule(build):
         ({"policy": "fifo"}, r"policy = 'fifo' must be one of .*slos-serve"),
         ({"options": {"speed": 1}}, r"setting of policy 'slos-serve' = 'speed' must be one of .*longest_step"),
         ({"options": {"longest_step": -1}}, r"longest_step = -1 must be positive"),
-        ({"profile": "h100"}, r"profile 'h100' is unknown; known: .*, or a path to a JSON file"),
+        ({"profile": "h100"}, r"profile 'h100' is unknown; known: .*, or the path of a JSON file"),
         ({"ttft": 1.0, "slowdown": 5.0}, r"ttft = 1.0 must be None beside a slowdown; give only one"),
         ({"tpot": 0}, r"tpot = 0 must be positive"),
         ({"tpot": "fast"}, r"slos setting tpot = 'fast' must be a float"),
