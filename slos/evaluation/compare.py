@@ -74,7 +74,8 @@ def geometric_means(table: Frame) -> Frame:
 def told(table: Frame) -> str:
     """`mean_of` in words."""
     mean, low, high = mean_of(table)
-    return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if low < high else "(one seed)")
+    several = len(table["each"].iloc[0]) > 1
+    return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if several else "(one seed)")
 
 
 def put(size: str, notebook: str, numbers: Mapping[str, Spread], status: str, source: str, hardware: str) -> Frame:
