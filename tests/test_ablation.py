@@ -191,6 +191,6 @@ def test_gains_and_headlines() -> None:
     claims = {c.key for c in read_claims() if c.notebook == "02_ablation"}
     assert claims <= found.keys()
     text = ablation.what_ablation_shows(best)
-    assert "**speculation**: off alone 2.00x (one seed) (chatbot 2.00); on alone 1.50x" in text
+    assert "**speculation**: off alone 2.00x [2.00, 2.00] (chatbot 2.00); on alone 1.50x" in text
     assert "**all together** over the base: 8.00x" in text
     assert "over **the best of them**: 4.00x" in ablation.what_rivals_show(best)
