@@ -42,7 +42,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(60, 1, 0.2),
-    "quick": Size(400, 3, 0.03),
+    "quick": Size(360, 3, 0.03),
     "full": Size(1400, 5, 0.02, ("dataset", "trace")),
 }
 
