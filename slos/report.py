@@ -263,7 +263,8 @@ def _mean(values: Sequence[float]) -> str:
 def executed(folder: Path) -> str:
     """How the notebooks of a run were executed, from what `slos.reproduce` left; "" where it left nothing."""
     stamps = {path.stem: json.loads(path.read_text()) for path in sorted((folder / "notebooks").glob("*.json"))}
-    rows = [[name, s["commit"], f"{s['seconds'] / 60:.1f}", s["machine"]] for name, s in stamps.items()]
+    whole = {name: s for name, s in stamps.items() if "commit" in s}  # older ones do not tell
+    rows = [[name, s["commit"], f"{s['seconds'] / 60:.1f}", s["machine"]] for name, s in whole.items()]
     return _table(("notebook", "commit", "minutes", "machine"), rows) if rows else ""
 
 

@@ -95,6 +95,11 @@ class Profile:
         require(bool(self.source), "source", self.source, "named", "say where the figures come from")
 
     @property
+    def drafts(self) -> bool:
+        """Whether there is a draft model."""
+        return any(plane.k2 > 0 for plane in self.roofline.planes)
+
+    @property
     def kv_blocks(self) -> int:
         return self.kv_tokens // self.block_size
 

@@ -79,7 +79,7 @@ class Search:
     def hardware(self) -> Profile:
         hardware = hardware_of(self.scenario, self.profile, self.max_drafts > 0)
         require(
-            self.max_drafts == 0 or any(p.k2 > 0 for p in hardware.roofline.planes), "max_drafts", self.max_drafts,
+            self.max_drafts == 0 or hardware.drafts, "max_drafts", self.max_drafts,
             f"0: {hardware.name} has no draft model", "its planes need k2, the seconds of a draft step",
         )  # fmt: skip
         return replace(hardware, kv_tokens=round(hardware.kv_tokens * self.kv_scale))

@@ -79,7 +79,7 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
 
 def can_draft(scenario: str, profile: str = "") -> bool:
     """Whether there is a draft model."""
-    return any(plane.k2 > 0 for plane in hardware_of(scenario, profile, drafts=True).roofline.planes)
+    return hardware_of(scenario, profile, drafts=True).drafts
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
@@ -132,8 +132,8 @@ def variants(
         for name, parts in product(scenarios, (alone, off))
     }
     budgets = {k: int(parse_setting(case.setting)["batch_tokens"]) for k, case in tuned(size, options, workers).items()}
-    where = {"num_requests": s.replicas * s.requests, "precision": s.precision, "replicas": s.replicas}
-    where["profile"] = profile
+    where = {"num_requests": s.replicas * s.requests, "precision": s.precision}
+    where |= {"replicas": s.replicas, "profile": profile}
     return {
         (scenario, name): case_of(scenario, parts, budgets[scenario, off if parts == off else alone], **where)
         for scenario in scenarios

@@ -20,7 +20,6 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
@@ -95,13 +94,8 @@ def _starting(model: Path | str, system: str, folder: Path, *arguments: str) -> 
 
 
 def _ready(process: subprocess.Popen, url: str, log: Path) -> str:
-    for _ in range(int(launch.READY / 0.25)):
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}; {log}:\n{log.read_text()[-2000:]}")
-        with suppress(OSError), urlopen(f"{url}/v1/models", timeout=5):
-            return url
-        time.sleep(0.25)
-    raise RuntimeError(f"the server was not ready after {launch.READY:g} s; its log: {log}")
+    launch.wait(url, process, log)
+    return url
 
 
 @dataclass(frozen=True, slots=True)

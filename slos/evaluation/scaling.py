@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -53,6 +53,11 @@ def _known(
     return SCALES[size]
 
 
+def told_at(replicas: Collection[int]) -> int:
+    """Of these the number at which routers are compared."""
+    return TOLD if TOLD in replicas else max(replicas)
+
+
 def scaling_cases(
     size: str,
     scenarios: Sequence[str] = (),
@@ -63,12 +68,11 @@ def scaling_cases(
     """Every scenario, system and number of replicas, and the routers; where they are compared all of them, and ours in
     one engine as large as all replicas."""
     s, grid = _known(size, scenarios, systems, profile, routers), []
-    told = TOLD if TOLD in s.replicas else s.replicas[-1]
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
     for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
-        choice = ("",) if n == 1 else routers if n == told else some
+        choice = ("",) if n == 1 else routers if n == told_at(s.replicas) else some
         kinds = [(system, router, "") for system in systems for router in choice]
-        kinds += [(OURS, "", POOLED)] if n == told and OURS in systems else []
+        kinds += [(OURS, "", POOLED)] if n == told_at(s.replicas) and OURS in systems else []
         for system, router, topology in kinds:
             grid.append(
                 Search(
