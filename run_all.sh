@@ -89,6 +89,7 @@ PATH=$(cd "$venv/bin" && pwd):$PATH
 export PATH
 if [[ $what == test ]]; then
     ruff check .
+    ruff format --check .
     PYRIGHT_PYTHON_IGNORE_WARNINGS=1 pyright --pythonpath "$(command -v python)"
     exec python -m pytest -q -n 2 --dist loadgroup "$@"
 fi

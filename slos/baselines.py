@@ -144,8 +144,8 @@ class Sarathi:
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
-        decoding = [p for p in view.running if p.left == 1]
-        prefilling = [p for p in view.running if p.left > 1]
+        decoding = [p for p in view.running if p.tokens - p.computed == 1]
+        prefilling = [p for p in view.running if p.tokens - p.computed > 1]
         set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
         tokens, preempted, free = _serve(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
         if prefilling and free < 0:  # prompts that go on after an answer, which no admission foresaw

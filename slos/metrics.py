@@ -29,7 +29,10 @@ class Tried:
 
 
 def capacity(
-    attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0, precision: float = 0.02,
+    attained_at: Callable[[float], float],
+    target: float = 0.9,
+    start: float = 1.0,
+    precision: float = 0.02,
     limit: int = 40,
 ) -> tuple[float, list[Tried]]:
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.

@@ -132,26 +132,29 @@ class Replica:
 
     def _start(self, now: float, batch: Batch) -> None:
         w = self.world
-        total = context = need = drafts = 0
+        size, known = w.block_size, self.live
+        context = need = drafts = 0
         decodes, steps = True, batch.repeat if not w.noise else 1
+        started: list[Live] = []
         for id, n in batch.tokens.items():
-            live = self._find(id)
-            p = live.progress
-            left = p.tokens - p.computed
-            most = left if left > 1 else 1 + w.max_drafts
-            if not 1 <= n <= most:
-                raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left")
-            if left > 1 or n > 1:
+            live = known[id] if id in known else self._find(id)
+            p, computed = live.progress, live.progress.computed
+            if n == 1 == p.tokens - computed:
+                if steps > 1:
+                    steps = min(steps, live.request.stages[p.stage].output - p.generated)
+            else:
+                left = p.tokens - computed
+                most = left if left > 1 else 1 + w.max_drafts
+                if not 1 <= n <= most:
+                    raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left")
                 decodes = False
                 drafts = max(drafts, n - 1 if left == 1 else 0)
-            else:
-                steps = min(steps, live.request.stages[p.stage].output - p.generated)
-            need += -(-(p.computed + n) // w.block_size) - live.blocks
-            total += n
-            context += p.computed
+            need += -(-(computed + n) // size) - live.blocks
+            context += computed
+            if not live.blocks:
+                started.append(live)
         if need > self.free:
             raise ValueError(f"batch needs {need} KV blocks; bound: {self.free} free; preempt somebody first")
-        started = [self.live[id] for id in batch.tokens if not self.live[id].blocks]
         if started:
             ids = {live.request.id for live in started}
             self.waiting = [p for p in self.waiting if p.id not in ids]
@@ -162,7 +165,8 @@ class Replica:
                 raise ValueError(f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}")
         self.start, self.need = now, need
         leap = decodes and self.role != "prefill"  # there everybody leaves with the first token
-        self.ends = self._ends(now, total, drafts, context, int(min(steps, MAX_LEAP)) if leap else 1)
+        steps, total = int(min(steps, MAX_LEAP)) if leap else 1, sum(batch.tokens.values())
+        self.ends = self._ends(now, total, drafts, context, steps)
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
@@ -224,9 +228,10 @@ class Replica:
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
-            blocks = -(-p.computed // size)
-            self.free -= blocks - live.blocks
-            live.blocks = blocks
+            if p.computed > live.blocks * size:
+                blocks = -(-p.computed // size)
+                self.free -= blocks - live.blocks
+                live.blocks = blocks
             if finished:
                 ended.append(live)
         self.ends = []

@@ -273,17 +273,18 @@ class SLOsServe:
                 steps = min(steps, spare // len(jobs))
         end = max(end, view.now + self.roofline.time(used, longest_draft, context))  # the rest of the last tile is free
         free = room.free - int(RESERVE * view.total_blocks) * (len(jobs) > 0)
+        fits = self.roofline.fits(end - view.now, longest_draft, context)
         for p in [*room.evictable, *waiting]:
-            n = min(p.left, self.roofline.fits(end - view.now, longest_draft, context + p.computed) - used)
-            n = min(n, self.batch_tokens - used) if self.batch_tokens else n
+            if engine.k_ctx:
+                fits = self.roofline.fits(end - view.now, longest_draft, context + p.computed)
+            n = min(p.tokens - p.computed, (min(fits, self.batch_tokens) if self.batch_tokens else fits) - used)
             if n < 1:
                 steps = 1.0
                 break
-            whole = view.blocks(p.tokens + self.lengths.remaining(p))
-            if (p.computed or whole <= free) and room.give(p, n):
+            whole = 0 if p.computed else view.blocks(p.tokens + self.lengths.remaining(p))
+            if whole <= max(0, free) and room.give(p, n):
                 tokens[p.id] = n
-                used, context = used + n, context + p.computed
-                free -= whole if not p.computed else 0
+                used, context, free = used + n, context + p.computed, free - whole
         if engine.k_ctx or (len(jobs) and self.roofline.time(used) > jobs[:, TPOT].min()):
             steps = 1.0
         return steps

@@ -72,9 +72,7 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
     return figure
 
 
-def whiskers(
-    axis: Axes, x: Any, rows: Frame, i: int, value: str = "ratio", across: bool = False, **looks: Any
-) -> None:
+def whiskers(axis: Axes, x: Any, rows: Frame, i: int, value: str = "ratio", across: bool = False, **looks: Any) -> None:
     """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
     bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
     at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
