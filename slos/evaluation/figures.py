@@ -47,10 +47,13 @@ def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 def panels(
     titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of and around them."""
+    """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of and around them.
+
+    A single narrow panel is drawn wider, so that the legend over it finds room.
+    """
     columns = min(columns or len(titles), len(titles))
     lines = -(-len(titles) // columns)
-    size = each[0] * columns + edge[0], each[1] * lines + edge[1]
+    size = max(6.8, each[0] * columns + edge[0]), each[1] * lines + edge[1]
     figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, **shared)
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)

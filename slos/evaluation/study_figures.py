@@ -168,7 +168,7 @@ def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
         f"{name_of(system)}, {WHERE.get(what, what)}": (palette[what], select(table, system=system, what=what))
         for system, what in kinds
     }
-    figure, axis = plt.subplots(figsize=(1.5 * table["scenario"].nunique() + 1.5, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained")
     dots(axis, table, groups, 0.11, reported)
     axis.annotate(f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8)
     axis.set_ylabel("capacity over round robin (x)")
