@@ -14,6 +14,7 @@ from slos.roofline import Roofline
 from slos.types import LengthPredictor, Load, Progress, Router, make, require
 
 FULL = 1e6  # what it costs where something has run out
+ALIKE = 10  # requests more or less make no replica the busier one
 
 
 @final
@@ -29,12 +30,21 @@ class RoundRobin:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeastLoaded:
-    """The replica with the fewest requests, as load balancers do it; the first of equals."""
+    """The replica with the fewest prompt tokens to compute, then the fewest requests; about equal ones in turn.
+
+    Counted by `ALIKE`: by ones, all that come within a moment would go where a few have just ended, and their prompts
+    would wait for each other.
+    """
+
+    _next: int = field(init=False, repr=False, default=0)
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        return [min(loads, key=lambda load: load.waiting + load.running).replica]
+        n, work = len(loads), [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads]
+        chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
+        self._next = chosen + 1
+        return [loads[chosen].replica]
 
 
 @final

@@ -240,7 +240,7 @@ def test_a_router_sees_what_was_sent_since_the_report() -> None:
         fleet.open[name][f"{i}"] = 101.0, call
         chosen.append(name)
     assert chosen == [*"abcabc"]
-    later = {name: report(name, 102.0, running=2) for name in "ab"} | {"c": report("c", 102.0, running=1)}
+    later = {name: report(name, 102.0, running=20) for name in "ab"} | {"c": report("c", 102.0, running=10)}
     assert fleet.choose(asked(), later, 102.0) == "c", "what a report has is not counted twice"
     load = fleet.load("a", idle["a"], 103.0)
     assert (load.waiting, load.prefill_tokens, load.claimed_blocks, load.step_end) == (2, 200, 2 * 8, 103.0)

@@ -31,7 +31,26 @@ def test_round_robin_and_the_papers_go_in_turn() -> None:
     assert [robin.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
     assert [paper.rank(X, three) for _ in range(3)] == [["a", "b"], ["b", "c"], ["c", "a"]]
     assert Sequential(hops=9).rank(X, three) == ["a", "b", "c"], "nobody is asked twice"
-    assert LeastLoaded().rank(X, loads({"waiting": 1}, {"running": 2}, {"waiting": 1})) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        ({"prefill_tokens": 100}, {"prefill_tokens": 200}),
+        ({"running": 50}, {"prefill_tokens": 1}),  # decodes of others hardly slow a prompt down
+        ({"running": 9}, {"running": 10}),
+        ({"waiting": 9}, {"waiting": 3, "running": 7}),
+    ],
+)
+def test_the_least_loaded_has_the_least_left_to_compute(few: dict, many: dict) -> None:
+    router = LeastLoaded()
+    assert [router.rank(X, loads(many, few, many)) for _ in range(3)] == [["b"]] * 3
+    assert [router.rank(X, loads(few, many, few)) for _ in range(3)] == [["c"], ["a"], ["c"]], "equals go in turn"
+
+
+def test_a_few_requests_more_make_nobody_the_busier_one() -> None:
+    router, three = LeastLoaded(), loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7})
+    assert [router.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
     words = {"slo_scale": "objectives times", "target": "attainment of", "kv_scale": "KV memory times"}
     lines = []
     for by, table in tables.items():
-        for scenario, group in table.groupby("scenario", sort=False):
+        for scenario, group in (table.sort_values(by) if by in SENSITIVITY else table).groupby("scenario", sort=False):
             ours = group[group["system"] == OURS].set_index(by)["capacity"]
             other = group[group["system"] != OURS].groupby(by)["capacity"].max()
             ratio = [f"{v}: {ours[v] / other[v]:.2f}x" if other.get(v, 0) > 0 else f"{v}: no other carries any"
