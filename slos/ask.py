@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from slos.evaluation.ablation import RIVAL_ROUTER, fixed_drafts
+from slos.evaluation.ablation import RIVAL_ROUTER, fixed_drafts, typical
 from slos.evaluation.compare import rows_of
 from slos.evaluation.experiments import SETTINGS, capacities
 from slos.evaluation.scaling import BASELINE, BEST_ROUTER
@@ -66,7 +66,7 @@ def carried(cases: Sequence[Search], seeds: int) -> list[Probe]:
 def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0) -> Frame:
     """A row per system, the strongest first; without those that attain the target at no load for some seed.
 
-    case: of any system. Draft lengths are tried at the best of the other settings.
+    case: of any system. Draft lengths are tried at the setting that is best with a typical one.
     capacity, low, high: requests per second and GPU, with the interval over seeds; each: of the seeds. LATENCIES of
     `Probe`: at that load, mean over seeds. to_ours: over ours, NaN where that has no row. needed: replicas for `rate`
     requests per second, estimated from the capacity per GPU.
@@ -76,10 +76,12 @@ def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0
     cases = [replace(case, system=name, setting=text, router=routers.get(name, "")) for name, text in settings]
     rows = carried(cases, seeds)
     if case.max_drafts:
-        best = dict(capacities(pd.DataFrame(rows))[["system", "setting"]].values) if rows else {}
-        tuned = [c for c in cases if best.get(c.system, c.setting) == c.setting]
-        tuned = [c for c in tuned if hasattr(POLICIES[c.system], "drafts")]
-        rows += carried([d for c in tuned for d in fixed_drafts(c, case.max_drafts)], seeds)
+        able = [c for c in cases if hasattr(POLICIES[c.system], "drafts")]
+        drafting = {typical(lengths): lengths for lengths in (fixed_drafts(c, case.max_drafts) for c in able)}
+        found = carried([*drafting], seeds)
+        best = dict(capacities(pd.DataFrame(found))[["system", "setting"]].values) if found else {}
+        rows += found
+        rows += carried([d for c in drafting if best.get(c.system) == c.setting for d in drafting[c] if d != c], seeds)
     if not rows:
         return pd.DataFrame(columns=["system", "capacity"])
     at = pd.DataFrame(rows)

@@ -157,8 +157,16 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cases["chatbot", "base"].router == PLAIN and cases["chatbot", "base"].max_drafts == 0
     assert cases["coding", "without batching"].setting == "batch_tokens=1024"
     assert {c.replicas for c in asked} == {1} and {c.seed for c in asked} == {0}
+    asked.clear()
     found = rivals("full")
     assert len(found) == len(SCENARIOS) * len(RIVALS)
+    settings = {c.setting for c in asked if (c.scenario, c.system, c.topology) == ("chatbot", "sarathi", "")}
+    assert settings == {
+        *(f"chunk={n},drafts=3" for n in (256, 512, 1024, 2048)),  # first the budget, while drafting
+        *("chunk=1024", *(f"chunk=1024,drafts={n}" for n in (1, 2, 5))),
+    }
+    assert {c.replicas for c in asked if not c.topology} == {s.replicas} and {c.seed for c in asked} == {0}
+    assert all(c.num_requests == s.tuning_requests * c.gpus / c.hardware.gpus for c in asked)
     assert found["chatbot", "vllm"].setting == "max_batched_tokens=2048,drafts=2"
     assert found["reasoning", "vllm"].max_drafts == 0
     apart = found["chatbot", "distserve"]

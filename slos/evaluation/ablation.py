@@ -37,6 +37,7 @@ CLAIMS = {"speculation": "ablation_speculation", "best_effort": "ablation_burst"
 
 MAX_DRAFTS = 10  # the paper's longest draft
 FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
+TYPICAL_DRAFTS = 3  # with which its other settings are chosen
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
 RIVAL_ROUTER = "least-loaded"
 RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in ("vllm", "vllm-v1", "sarathi")} | {
@@ -48,7 +49,7 @@ RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; of the runs
-    on one replica and one seed in which settings are chosen; and which scenarios.
+    of one seed in which settings are chosen; and which scenarios.
 
     With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
     """
@@ -64,8 +65,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(2, 250, 1, 0.1, 150, 0.2, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)),
-    "full": Scale(4, 250, 3, 0.05, 250, 0.15),
+    "quick": Scale(2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)),
+    "full": Scale(4, 250, 3, 0.05, 250, 0.1),
 }
 Key = TypeVar("Key", bound=Hashable)
 
@@ -95,11 +96,11 @@ def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **wher
 
 
 def tuned(size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None) -> dict[Key, Search]:
-    """Of each group the case that carries most at one replica (or one DistServe), with one seed."""
+    """Of each group the case that carries most, with one seed and as many replicas as it is about."""
     s = scale_of(size)
     small = {"precision": s.tuning_precision, "seed": 0}
     tried = {
-        key: [replace(c, num_requests=s.tuning_requests * len(roles(c.topology)), **small) for c in cases]
+        key: [replace(c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small) for c in cases]
         for key, cases in groups.items()
     }
     found = carried(size, [case for cases in tried.values() for case in cases], workers)
@@ -147,32 +148,42 @@ def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
     return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
 
 
+def typical(drafting: Sequence[Search]) -> Search:
+    """Of `fixed_drafts` the one by which a token budget is chosen: one that is ample without drafts may leave no room
+    for them."""
+    return drafting[min(FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(drafting) - 1)]
+
+
 def rivals(
     size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
 ) -> dict[tuple[str, str], Search]:
     """By scenario and name: each baseline at its best on as many GPUs.
 
-    Chosen at one replica: first the token budget or the topology, then, where there is a draft model, the draft length,
-    none among them.
+    First the token budget or the topology is chosen, drafting as is `typical` where there is a draft model; then the
+    draft length, none among them.
     """
     s = scale_of(size, replicas)
-    scenarios = scenarios or s.scenarios
-    router = {True: RIVAL_ROUTER, False: ""}
-    first = {
-        (c, name): [Search(c, of, how, profile, router=router[bool(t)], topology=t) for of, how, t in options]
-        for c in scenarios
-        for name, options in RIVALS.items()
+    plain: dict[tuple[str, str], list[Search]] = {}
+    drafting: dict[Search, list[Search]] = {}
+    for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
+        cases = []
+        for engine, setting, topology in options:
+            n = max(1, s.replicas // len(roles(topology)))
+            router = RIVAL_ROUTER if n * len(roles(topology)) > 1 else ""
+            where = {"profile": profile, "topology": topology, "replicas": n, "router": router}
+            cases.append(Search(scenario, engine, setting, **where))
+        plain[scenario, name] = cases
+        if can_draft(scenario, profile):
+            drafting |= {case: fixed_drafts(case) for case in cases}
+    first = {case: typical(lengths) for case, lengths in drafting.items()}
+    best = tuned(size, {key: [first.get(c, c) for c in cases] for key, cases in plain.items()}, workers)
+    chosen = {case: c for c, case in first.items()}
+    best = {key: chosen.get(case, case) for key, case in best.items()}
+    best = tuned(size, {key: [case, *drafting.get(case, ())] for key, case in best.items()}, workers)
+    return {
+        key: replace(c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision)
+        for key, c in best.items()
     }
-    best, second = tuned(size, first, workers), {}
-    for (scenario, name), case in best.items():
-        speculating = fixed_drafts(case) if can_draft(scenario, profile) else []
-        second[scenario, name] = [case, *speculating]
-    found = {}
-    for key, case in tuned(size, second, workers).items():
-        n = max(1, s.replicas // len(roles(case.topology)))
-        where = {"replicas": n, "num_requests": s.requests * n * len(roles(case.topology)), "precision": s.precision}
-        found[key] = replace(case, router=router[n * len(roles(case.topology)) > 1], **where)
-    return found
 
 
 def measured(size: str, cases: Mapping[tuple[str, str], Search], workers: int | None = None) -> Frame:
