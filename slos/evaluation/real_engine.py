@@ -40,7 +40,7 @@ from slos.tiny_model import write
 from slos.types import Oracle, Request, require
 
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
-SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (150, 3, 5)}
+SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (100, 3, 4)}
 """Requests per load, seeds, and loads."""
 FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 BUDGET = 2048  # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
