@@ -77,11 +77,11 @@ def answer(case: Search, systems: Collection[str], seeds: int, rate: float = 0.0
     rows = carried(cases, seeds)
     if case.max_drafts:
         able = [c for c in cases if hasattr(POLICIES[c.system], "drafts")]
-        drafting = {typical(lengths): lengths for lengths in (fixed_drafts(c, case.max_drafts) for c in able)}
+        drafting = {typical(tries): tries for tries in ([c, *fixed_drafts(c, case.max_drafts)] for c in able)}
         found = carried([*drafting], seeds)
         best = dict(capacities(pd.DataFrame(found))[["system", "setting"]].values) if found else {}
-        rows += found
-        rows += carried([d for c in drafting if best.get(c.system) == c.setting for d in drafting[c] if d != c], seeds)
+        others = [d for c in drafting if best.get(c.system) == c.setting for d in drafting[c][1:] if d != c]
+        rows += [*found, *carried(others, seeds)]
     if not rows:
         return pd.DataFrame(columns=["system", "capacity"])
     at = pd.DataFrame(rows)

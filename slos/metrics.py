@@ -72,7 +72,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     n, mean = len(values), geometric_mean(values)
     if n == 1:
-        return mean, mean, mean
+        return values[0], values[0], values[0]
     t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
     t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2  # Cornish and Fisher
     factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))

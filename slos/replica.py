@@ -132,12 +132,12 @@ class Replica:
 
     def _start(self, now: float, batch: Batch) -> None:
         w = self.world
-        size, known = w.block_size, self.live
+        size = w.block_size
         context = need = drafts = 0
         decodes, steps = True, batch.repeat if not w.noise else 1
         started: list[Live] = []
         for id, n in batch.tokens.items():
-            live = known[id] if id in known else self._find(id)
+            live = self._find(id)
             p, computed = live.progress, live.progress.computed
             if n == 1 == p.tokens - computed:
                 if steps > 1:

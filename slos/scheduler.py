@@ -282,7 +282,7 @@ class SLOsServe:
                 steps = 1.0
                 break
             whole = 0 if p.computed else view.blocks(p.tokens + self.lengths.remaining(p))
-            if whole <= max(0, free) and room.give(p, n):
+            if whole <= max(0, free) and room.give(p, n):  # who runs already is let in whatever is free
                 tokens[p.id] = n
                 used, context, free = used + n, context + p.computed, free - whole
         if engine.k_ctx or (len(jobs) and self.roofline.time(used) > jobs[:, TPOT].min()):

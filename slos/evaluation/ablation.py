@@ -148,10 +148,10 @@ def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
     return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
 
 
-def typical(drafting: Sequence[Search]) -> Search:
-    """Of `fixed_drafts` the one by which a token budget is chosen: one that is ample without drafts may leave no room
-    for them."""
-    return drafting[min(FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(drafting) - 1)]
+def typical(tries: Sequence[Search]) -> Search:
+    """Of a case and its `fixed_drafts`, if there are any, the one by which a token budget is chosen: one that is ample
+    without drafts may leave no room for them."""
+    return tries[min(1 + FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(tries) - 1)]
 
 
 def rivals(
@@ -163,23 +163,16 @@ def rivals(
     draft length, none among them.
     """
     s = scale_of(size, replicas)
-    plain: dict[tuple[str, str], list[Search]] = {}
-    drafting: dict[Search, list[Search]] = {}
+    tries: dict[tuple[str, str], list[list[Search]]] = {}  # of each setting or topology all draft lengths
     for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
-        cases = []
+        tries[scenario, name] = []
         for engine, setting, topology in options:
             n = max(1, s.replicas // len(roles(topology)))
             router = RIVAL_ROUTER if n * len(roles(topology)) > 1 else ""
-            where = {"profile": profile, "topology": topology, "replicas": n, "router": router}
-            cases.append(Search(scenario, engine, setting, **where))
-        plain[scenario, name] = cases
-        if can_draft(scenario, profile):
-            drafting |= {case: fixed_drafts(case) for case in cases}
-    first = {case: typical(lengths) for case, lengths in drafting.items()}
-    best = tuned(size, {key: [first.get(c, c) for c in cases] for key, cases in plain.items()}, workers)
-    chosen = {case: c for c, case in first.items()}
-    best = {key: chosen.get(case, case) for key, case in best.items()}
-    best = tuned(size, {key: [case, *drafting.get(case, ())] for key, case in best.items()}, workers)
+            case = Search(scenario, engine, setting, profile, replicas=n, router=router, topology=topology)
+            tries[scenario, name].append([case, *(fixed_drafts(case) if can_draft(scenario, profile) else ())])
+    best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
+    best = tuned(size, {key: next(t for t in tries[key] if case in t) for key, case in best.items()}, workers)
     return {
         key: replace(c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision)
         for key, c in best.items()
