@@ -32,7 +32,8 @@ READY = 600.0  # seconds that a server may take to start
 PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, alone and then four at once, as far as the model's context goes
 TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
 ROUNDS = 4
-ADDED = ("--scheduler-cls", "slos.vllm_plugin.SLOScheduler", "--middleware", "slos.objectives.CheckObjectives")
+SCHEDULER = ("--scheduler-cls", "slos.vllm_plugin.SLOScheduler")  # unless another is named, such as a subclass
+CHECK = ("--middleware", "slos.objectives.CheckObjectives")
 
 
 def options() -> argparse.ArgumentParser:
@@ -60,8 +61,9 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], Settings, str]:
     names = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")
     slos = {name: getattr(ours, name) for name in names} | config.get("slos", {})
     settings = Settings.of(slos)
+    added = () if ours.stock else (*CHECK, *(() if SCHEDULER[0] in theirs else SCHEDULER))
     whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
-    whole += ["--host", ours.host, "--port", str(ours.port), *(() if ours.stock else ADDED)]
+    whole += ["--host", ours.host, "--port", str(ours.port), *added]
     url = f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}"
     return whole, settings, "" if ours.stock or ours.no_calibrate else url
 

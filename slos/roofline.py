@@ -173,7 +173,7 @@ def fit(
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
     ctx = ctx if context else np.zeros_like(ctx)
     found = [_alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)]
-    return max(found, key=lambda candidate: candidate.r2)
+    return max((f for f in found if f), key=lambda candidate: candidate.r2)
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
@@ -192,7 +192,7 @@ def _read(path: Path) -> list[tuple[float, float, float, float]]:
 
 def _alternate(
     tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray, count: int, tile: int
-) -> Fit:
+) -> Fit | None:
     whole = np.ceil(tokens / tile) * tile
     order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
     owner = order * count // len(order)
@@ -211,7 +211,9 @@ def _alternate(
         owner = (features @ planes.T).argmax(axis=1)
         if np.allclose(planes, before, rtol=1e-12, atol=0) and np.isclose(k_ctx, k_before, rtol=1e-12, atol=0):
             break
-    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
+    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)].tolist()]
+    if max(plane.b for plane in used) < 0:
+        return None  # small batches would cost nothing; the fit of one plane is never among these
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     r2 = 1 - ((seconds - predicted) ** 2).sum() / max(((seconds - seconds.mean()) ** 2).sum(), 1e-300)

@@ -1,0 +1,1 @@
+"""One module a notebook, and what needs a GPU."""
