@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 
-from slos.live import Outcome
-from slos.types import require
+from slos.core.attainment import Outcome
+from slos.core.types import require
 
 
 def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:

@@ -26,9 +26,9 @@ from typing import NoReturn
 
 import psutil
 
-from slos import report
-from slos.report import results_dir, write_whole
-from slos.sweep import commit, sources_digest
+from slos.records import report
+from slos.records.report import results_dir, write_whole
+from slos.records.sweep import commit, sources_digest
 
 SIZES = ("smoke", "quick", "full")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

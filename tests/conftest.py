@@ -34,6 +34,6 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights; only where vLLM is installed."""
-    from slos.tiny_model import write
+    from slos.serving.tiny_model import write
 
     return write(tmp_path_factory.mktemp("model") / "tiny", hidden=64, layers=2)

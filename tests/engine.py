@@ -31,12 +31,12 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from slos.calibration import save
-from slos.objectives import xargs
-from slos.roofline import Profile, Roofline
-from slos.types import Batch, Policy, View
-from slos.types import Request as Asked
-from slos.vllm_plugin import SLOScheduler
+from slos.core.roofline import Profile, Roofline
+from slos.core.types import Batch, Policy, View
+from slos.core.types import Request as Asked
+from slos.serving.calibration import save
+from slos.serving.objectives import xargs
+from slos.serving.vllm_plugin import SLOScheduler
 
 VOCABULARY = 500
 BLOCK = 16

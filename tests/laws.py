@@ -12,11 +12,11 @@ from operator import attrgetter
 
 from hypothesis import strategies as st
 
-from slos.live import Outcome
+from slos.core.attainment import Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Request, Stage, View
 from slos.policies import POLICIES, make_policy
-from slos.roofline import Plane, Roofline
-from slos.simulator import Replica, Step, World, simulate
-from slos.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Request, Stage, View
+from slos.sim.simulator import Replica, Step, World, simulate
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
 WHERE = attrgetter("stage", "generated", "tokens", "computed")

@@ -20,9 +20,9 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import numpy as np
 from engine import add, engine, profile_file
 
-from slos.roofline import Plane, Roofline
-from slos.tiny_model import write
-from slos.types import SLO, Request, Stage
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
+from slos.serving.tiny_model import write
 
 RUNNING = WAITING = 64
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e-7)

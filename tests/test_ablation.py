@@ -8,17 +8,17 @@ import pytest
 from laws import FAST, Lawful
 from test_scheduler import Watch
 
-from slos.evaluation import ablation
-from slos.evaluation.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, named, numbers, rivals, variants
-from slos.evaluation.compare import over
-from slos.evaluation.experiments import OURS
-from slos.evaluation.scaling import BEST_ROUTER, PLAIN
-from slos.live import Outcome
-from slos.report import read_claims
-from slos.scheduler import SLOsServe
-from slos.search import Search, hardware_of, search, serve
-from slos.simulator import World, simulate
-from slos.types import SLO, Batch, Oracle, Request, Stage, View
+from slos.core.attainment import Outcome
+from slos.core.types import SLO, Batch, Oracle, Request, Stage, View
+from slos.evaluation.capacity_search import Search, hardware_of, search, serve
+from slos.evaluation.stats import over
+from slos.policies.slos_serve import SLOsServe
+from slos.records.report import read_claims
+from slos.sim.simulator import World, simulate
+from slos.studies import ablation
+from slos.studies.ablation import MAX_DRAFTS, PARTS, RIVALS, SCALES, case_of, named, numbers, rivals, variants
+from slos.studies.capacity import OURS
+from slos.studies.scaling import BEST_ROUTER, PLAIN
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")

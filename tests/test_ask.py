@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos import ask
-from slos.evaluation.compare import rows_of
+from slos.core.roofline import profile
+from slos.core.types import SLO, Request, Stage
+from slos.evaluation.capacity_search import Probe, Search, hardware_of, scaled_slos, search, serve
+from slos.evaluation.stats import rows_of
 from slos.metrics import attainment, capacity
 from slos.policies import POLICIES
-from slos.roofline import profile
-from slos.search import Probe, Search, hardware_of, scaled_slos, search, serve
-from slos.types import SLO, Request, Stage
+from slos.studies import your_own
 from workloads import SCENARIOS, build
 
 TINY = ["--num-requests", "40", "--seeds", "1"]
@@ -42,7 +42,7 @@ def write(path: Path, rows: list[tuple], columns: str = "arrival,prompt,output,t
 
 
 def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    assert ask.main(argv) == 0
+    assert your_own.main(argv) == 0
     return capsys.readouterr().out
 
 
@@ -78,15 +78,15 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
         )  # fmt: skip
         [found] = [p for p in probes if p.capacity]
         assert row.capacity == found.rate
-        for column in ask.LATENCIES:
+        for column in your_own.LATENCIES:
             assert row[column] == pytest.approx(getattr(found, column), nan_ok=True)
         assert f"{row.accepted_ttft_p99:.2f} s {1e3 * row.accepted_tpot_p99:.0f} ms" in " ".join(lines[name])
 
 
 def test_the_best_setting_counts_and_seeds_make_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ask.SETTINGS, "sarathi", ("chunk=64", "chunk=512"))
+    monkeypatch.setitem(your_own.SETTINGS, "sarathi", ("chunk=64", "chunk=512"))
     case = Search("coding", "", num_requests=40, precision=0.1)
-    [row] = rows_of(ask.answer(case, ["sarathi"], 2))
+    [row] = rows_of(your_own.answer(case, ["sarathi"], 2))
     each = {
         setting: [capacity_of(replace(case, system="sarathi", setting=setting, seed=s)) for s in range(2)]
         for setting in ("chunk=64", "chunk=512")
@@ -108,10 +108,10 @@ def test_objectives_out_of_reach_and_a_run_that_ends_too_soon(
     rows = [(1000, 500, 0.01, 0.1), (1000, 500, 0.1, 0.1)]  # a step takes 27 ms: the first of them cannot be met
     path = str(write(tmp_path / "own.csv", rows, "prompt,output,tpot,ttft"))
     asked = ["--requests", path, "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
-    assert ask.main(asked) == 2
+    assert your_own.main(asked) == 2
     assert re.search(r"alone = 0\.\d+ must be at least 0.9 on .* 27 ms; loosen them", capsys.readouterr().err)
     assert "vllm-v1 carries most" in told(capsys, *asked, "--slo-scale", "4")
-    assert ask.main([*asked, "--num-requests", "3", "--slo-scale", "100"]) == 2
+    assert your_own.main([*asked, "--num-requests", "3", "--slo-scale", "100"]) == 2
     assert "requests per second attain it; take more requests" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_what_no_system_attains_is_said(capsys: pytest.CaptureFixture[str], monk
     def tried(case: Search) -> list[Probe]:
         return [] if case.system == "vllm" else search(case)
 
-    monkeypatch.setattr(ask, "tried", tried)
+    monkeypatch.setattr(your_own, "tried", tried)
     question = ["--mix", "coding", *TINY, "--systems", "vllm"]
     text = told(capsys, *question)
     assert "vllm: not attained, at any load" in text and "No load can be carried" in text
@@ -131,8 +131,8 @@ def test_stopped_by_hand(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ask, "answer", stop)
-    assert ask.main(["--mix", "coding", *TINY]) == 130
+    monkeypatch.setattr(your_own, "answer", stop)
+    assert your_own.main(["--mix", "coding", *TINY]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
@@ -141,9 +141,9 @@ def test_stopped_by_hand(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def test_drafts_are_tried_at_the_best_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = ("chunk=64", "chunk=1024")
-    monkeypatch.setitem(ask.SETTINGS, "sarathi", settings)
+    monkeypatch.setitem(your_own.SETTINGS, "sarathi", settings)
     case = Search("coding", "", num_requests=100, precision=0.1, max_drafts=4)
-    best = ask.answer(case, ["sarathi", "slos-serve"], 1).set_index("system")
+    best = your_own.answer(case, ["sarathi", "slos-serve"], 1).set_index("system")
     found = {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in settings}
     drafting = {
         f"{s},drafts=3": capacity_of(replace(case, system="sarathi", setting=f"{s},drafts=3")) for s in settings
@@ -163,7 +163,7 @@ def test_drafts_are_tried_at_the_best_budget(monkeypatch: pytest.MonkeyPatch, tm
 def test_drafts_make_tight_objectives_possible(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", [(100, 200, 0.012, 0.3)], "prompt,output,tpot,ttft")  # a step takes 25 ms
     asked = ["--requests", str(path), "--profile", "opt-6.7b-draft-a100", *TINY, "--systems", "vllm-v1"]
-    assert ask.main(asked) == 2
+    assert your_own.main(asked) == 2
     text = told(capsys, *asked, "--drafts", "5", "--acceptance", "1")
     assert "at most 5 drafts accepted at 1, simulated" in text
     assert re.search(r"vllm-v1 max_batched_tokens=\d+,drafts=[1-5]", text)
@@ -176,9 +176,9 @@ def capacity_of(case: Search) -> float:
 def test_seeds_that_do_not_differ_decide_nothing() -> None:
     rows = [(name, sum(each) / 2, each, 1, 0) for name, each in (("a", [2.0, 3.0]), ("b", [2.1, 2.7]))]
     best = pd.DataFrame(rows, columns=["system", "capacity", "each", "gpus", "needed"]).assign(seeds=2)
-    assert "cannot tell the two apart" in ask.in_words(best)
+    assert "cannot tell the two apart" in your_own.in_words(best)
     best.at[1, "each"] = [1.0, 1.5]
-    assert "2.00x [2.00, 2.00] what b carries" in ask.in_words(best)
+    assert "2.00x [2.00, 2.00] what b carries" in your_own.in_words(best)
 
 
 # A mix
@@ -225,7 +225,7 @@ def test_a_mix_has_the_hardware_of_its_parts() -> None:
     ],
 )
 def test_a_wrong_mix_is_refused(mix: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask.main(["--mix", mix]) == 2
+    assert your_own.main(["--mix", mix]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -268,7 +268,7 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
     rows = [(r.arrival, r.prompt, r.output, r.stages[0].slo.tpot, r.stages[0].slo.slowdown) for r in chats]
     path = write(tmp_path / "chats.csv", rows, "arrival,prompt,output,tpot,slowdown")
     case = Search(str(path), "", "", "opt-6.7b-a100", num_requests=30, precision=0.05)
-    [row] = rows_of(ask.answer(case, ["slos-serve"], 1))
+    [row] = rows_of(your_own.answer(case, ["slos-serve"], 1))
 
     drawn = build(str(path), 1.0, 30).requests
     by_stages = {r.stages: i for i, r in enumerate(chats)}
@@ -315,7 +315,7 @@ def test_a_wrong_file_is_refused(columns, row, message, tmp_path: Path, capsys: 
     good = {"prompt": "9", "output": "9", "tpot": "1", "ttft": "1", "slowdown": "2", "arrival": "1"}
     names = columns.split(",")
     path = write(tmp_path / "own.csv", [tuple(good.get(c, c) for c in names), tuple(row.split(","))], columns)
-    assert ask.main(["--requests", str(path), "--profile", "opt-13b-h100"]) == 2
+    assert your_own.main(["--requests", str(path), "--profile", "opt-13b-h100"]) == 2
     error = capsys.readouterr().err
     assert message in error and "own.csv" in error
 
@@ -343,7 +343,7 @@ def test_a_wrong_file_is_refused(columns, row, message, tmp_path: Path, capsys: 
     ],
 )
 def test_a_wrong_question_is_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ask.main(argv) == 2
+    assert your_own.main(argv) == 2
     error = capsys.readouterr().err
     assert "slos.ask: " in error and message in error
 
@@ -357,7 +357,7 @@ def test_a_request_as_long_as_the_cache(tmp_path: Path, capsys: pytest.CaptureFi
         if fits:
             assert "carries most" in told(capsys, *asked)
         else:
-            assert ask.main(asked) == 2
+            assert your_own.main(asked) == 2
             assert f"longest request of own = {tokens} must be at most {160 - drafts}" in capsys.readouterr().err
 
 
@@ -383,6 +383,6 @@ def test_a_broken_profile_is_refused(change, message, tmp_path: Path, capsys: py
         fields = mine | {"planes": [[1e-4, 0, 0.02]]} | change
         text = json.dumps({"mine": {k: v for k, v in fields.items() if v is not None}})
     (tmp_path / "gpu.json").write_text(text)
-    assert ask.main(["--profile", str(tmp_path / "gpu.json")]) == 2
+    assert your_own.main(["--profile", str(tmp_path / "gpu.json")]) == 2
     error = capsys.readouterr().err
     assert "gpu.json must hold one entry like those of slos/profiles.json: " in error and message in error

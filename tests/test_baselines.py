@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from slos.baselines import VLLM, VLLMV1, Sarathi
-from slos.live import Outcome
-from slos.roofline import Plane, Roofline
-from slos.simulator import World, simulate
-from slos.types import SLO, Batch, Policy, Request, Stage, View
+from slos.core.attainment import Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Batch, Policy, Request, Stage, View
+from slos.policies.baselines import VLLM, VLLMV1, Sarathi
+from slos.sim.simulator import World, simulate
 
 PACE = SLO(tpot=1.0, slowdown=5.0)
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import FAST
 
-from slos.batching import Engine, batch_fits, batch_time, form
-from slos.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
-from slos.lookahead import LATE, MEMORY, OK, look_ahead
-from slos.planner import prefill_rates
-from slos.roofline import Roofline
+from slos.core.roofline import Roofline
+from slos.planning.batching import Engine, batch_fits, batch_time, form
+from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, NO_LINKS, REMAINING, SWITCH, TPOT
+from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
+from slos.planning.planner import prefill_rates
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1

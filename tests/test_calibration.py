@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slos.calibration import EVERY, FIRST, KEPT, SIZES, Learned, Measured, save, scaled
-from slos.roofline import Plane, Profile, Roofline, profile
+from slos.core.roofline import Plane, Profile, Roofline, profile
+from slos.serving.calibration import EVERY, FIRST, KEPT, SIZES, Learned, Measured, save, scaled
 
 TOKENS = (1, 2, 8, 32, 64, 128, 256, 500)  # sizes of batches that a belief is looked at
 plane = st.builds(

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from laws import FAST
 
-from slos.evaluation import causes
-from slos.evaluation.causes import SHORT, VLLM, WITHOUT, Finding, Watched
-from slos.evaluation.experiments import OURS
-from slos.report import ROOT, read_claims
-from slos.scheduler import SLOsServe
-from slos.search import Search
-from slos.simulator import World, simulate
-from slos.types import SLO, Oracle, Request, Stage
+from slos.core.types import SLO, Oracle, Request, Stage
+from slos.evaluation.capacity_search import Search
+from slos.policies.slos_serve import SLOsServe
+from slos.records.report import ROOT, read_claims
+from slos.sim.simulator import World, simulate
+from slos.studies import causes
+from slos.studies.capacity import OURS
+from slos.studies.causes import SHORT, VLLM, WITHOUT, Finding, Watched
 
 pytestmark = pytest.mark.usefixtures("no_data")
 

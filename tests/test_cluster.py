@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import ABLATED, EVERY, FAST, PATHOLOGICAL, Lawful, Place, build, requests, worlds
 
-from slos.baselines import VLLM
-from slos.live import Outcome
-from slos.roofline import Plane, Roofline
-from slos.simulator import Link, Replica, World, simulate, stream
-from slos.topology import ThisRound
-from slos.types import SLO, Batch, Load, Oracle, Policy, Progress, Request, Stage, View
+from slos.core.attainment import Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Batch, Load, Oracle, Policy, Progress, Request, Stage, View
+from slos.policies.baselines import VLLM
+from slos.sim.cluster import ThisRound
+from slos.sim.simulator import Link, Replica, World, simulate, stream
 
 PACE = SLO(tpot=1.0, ttft=10.0)
 SLOW = Roofline((Plane(0.01, 0.0, 0.1),))

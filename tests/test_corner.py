@@ -8,10 +8,10 @@ import pytest
 from ipywidgets import VBox
 from traitlets import TraitError
 
-from slos.evaluation import corner
-from slos.evaluation.figures import name_of
+from slos.evaluation.capacity_search import hardware_of
+from slos.evaluation.plots import name_of
 from slos.policies import POLICIES
-from slos.search import hardware_of
+from slos.studies import sliders
 
 
 class Shown:
@@ -38,14 +38,14 @@ class Shown:
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shown:
     monkeypatch.delenv("SLOS_DATA", raising=False)
     monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
-    record, answer = Shown(), corner.answer
-    monkeypatch.setattr(corner, "DisplayHandle", lambda: record)
-    monkeypatch.setattr(corner, "answer", lambda *args: record.read(answer(*args)))
+    record, answer = Shown(), sliders.answer
+    monkeypatch.setattr(sliders, "DisplayHandle", lambda: record)
+    monkeypatch.setattr(sliders, "answer", lambda *args: record.read(answer(*args)))
     return record
 
 
 def controls() -> Any:
-    box = corner.corner("chatbot", hardware_of("chatbot"), 2.0)
+    box = sliders.corner("chatbot", hardware_of("chatbot"), 2.0)
     assert isinstance(box, VBox)
     return box.children
 
@@ -67,7 +67,7 @@ def test_a_moved_slider_redraws_with_other_numbers(shown: Shown) -> None:
     assert shown.fates[4]["attained"] > shown.fates[3]["attained"], "looser objectives"
     assert shown.titles[4].startswith(name_of("slos-serve")) and shown.titles[5].startswith(name_of("vllm"))
     assert shown.fates[5]["declined"] == 0 < shown.fates[4]["declined"], "vLLM declines nobody"
-    assert not corner.plt.get_fignums(), "no figure is left open"
+    assert not sliders.plt.get_fignums(), "no figure is left open"
 
 
 def test_only_known_policies_can_be_chosen(shown: Shown) -> None:

@@ -11,10 +11,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slos import report
-from slos.evaluation import compare, experiments
-from slos.evaluation.compare import geometric_means
-from slos.evaluation.experiments import (
+from slos.core.roofline import profiles
+from slos.evaluation import stats
+from slos.evaluation.capacity_search import Probe, hardware_of, parse_setting, serve
+from slos.evaluation.stats import geometric_means
+from slos.policies import POLICIES
+from slos.policies.routers import ROUTERS
+from slos.records import report
+from slos.studies import capacity
+from slos.studies.capacity import (
     OURS,
     SETTINGS,
     SIZES,
@@ -27,11 +32,7 @@ from slos.evaluation.experiments import (
     size_of,
     what_capacity_shows,
 )
-from slos.evaluation.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
-from slos.policies import POLICIES
-from slos.roofline import profiles
-from slos.router import ROUTERS
-from slos.search import Probe, hardware_of, parse_setting, serve
+from slos.studies.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")
@@ -186,7 +187,7 @@ def test_a_changed_profile_file_is_run_again(tmp_path: Path) -> None:
     found = []
     for seconds in (0.0248, 0.09):
         own = profile_file(tmp_path / "mine.json", planes=[[6.878e-5, 0.0, seconds]])
-        probes = experiments.run_searches("smoke", [replace(SMALL, profile=own)], workers=1)
+        probes = capacity.run_searches("smoke", [replace(SMALL, profile=own)], workers=1)
         found.append(float(probes.loc[probes["capacity"], "rate"].iloc[0]))
     assert found[0] > found[1]
 
@@ -198,17 +199,17 @@ def test_a_tighter_target_carries_no_more() -> None:
 
 def test_run_searches_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cases = [SMALL, replace(SMALL, seed=1)]
-    probes = experiments.run_searches("smoke", cases, workers=1)
+    probes = capacity.run_searches("smoke", cases, workers=1)
     assert (tmp_path / "results" / "smoke" / "probes.csv").exists()
 
     def refuse(case: Search) -> list[Probe]:
         raise AssertionError(f"{case} was run again")
 
-    monkeypatch.setattr(experiments, "search", refuse)
-    pd.testing.assert_frame_equal(experiments.run_searches("smoke", cases, workers=1), probes)
-    assert list(experiments.run_searches("smoke", cases[1:], workers=1)["seed"].unique()) == [1]
+    monkeypatch.setattr(capacity, "search", refuse)
+    pd.testing.assert_frame_equal(capacity.run_searches("smoke", cases, workers=1), probes)
+    assert list(capacity.run_searches("smoke", cases[1:], workers=1)["seed"].unique()) == [1]
     with pytest.raises(AssertionError, match="61 requests"):
-        experiments.run_searches("smoke", [replace(SMALL, num_requests=61)], workers=1)
+        capacity.run_searches("smoke", [replace(SMALL, num_requests=61)], workers=1)
 
 
 def test_the_source_is_named_and_a_named_folder_must_hold_the_data(
@@ -345,13 +346,13 @@ def test_what_capacity_shows(best: pd.DataFrame) -> None:
 def test_what_is_saved_is_what_the_report_reads(
     best: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = experiments.save_capacities("quick", best)
+    path = capacity.save_capacities("quick", best)
     saved = pd.read_csv(path, keep_default_na=False)
     assert list(saved["capacity"]) == list(best["capacity"]) and "rate" not in saved
-    numbers = experiments.numbers(best)
-    assert compare.save("quick", best, "01_capacity", numbers).empty, "two of six scenarios are no headline"
-    monkeypatch.setattr(compare, "SCENARIOS", {name: SCENARIOS[name] for name in ("chatbot", "coding")})
-    compare.save("quick", best, "01_capacity", numbers)
+    numbers = capacity.numbers(best)
+    assert stats.save("quick", best, "01_capacity", numbers).empty, "two of six scenarios are no headline"
+    monkeypatch.setattr(stats, "SCENARIOS", {name: SCENARIOS[name] for name in ("chatbot", "coding")})
+    stats.save("quick", best, "01_capacity", numbers)
     headlines = {h.key: h for h in report.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")}
     means = {"capacity_vs_vllm", "capacity_vs_sarathi", "capacity_vs_best"}
     assert headlines.keys() >= means and {h.status for h in headlines.values()} == {"simulated"}
@@ -362,12 +363,12 @@ def test_what_is_saved_is_what_the_report_reads(
 
 
 def test_a_part_is_no_headline() -> None:
-    cases = experiments.searches("smoke")
+    cases = capacity.searches("smoke")
     whole = pd.DataFrame({"scenario": list(SCENARIOS)})
-    assert experiments.is_complete(whole, cases)
-    assert not experiments.is_complete(whole[1:], cases)
-    assert not experiments.is_complete(whole, [replace(cases[0], target=0.95)])
-    assert not experiments.is_complete(whole, [replace(cases[0], profile="opt-13b-h100")])
+    assert capacity.is_complete(whole, cases)
+    assert not capacity.is_complete(whole[1:], cases)
+    assert not capacity.is_complete(whole, [replace(cases[0], target=0.95)])
+    assert not capacity.is_complete(whole, [replace(cases[0], profile="opt-13b-h100")])
 
 
 def test_results_go_to_the_repository_wherever_one_works(

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from slos.fleet import TAKEN, Asked, Fleet, answered, relay
-from slos.roofline import profile
-from slos.served import Report
-from slos.types import Load
+from slos.core.roofline import profile
+from slos.core.types import Load
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.serving.tracked import Report
 
 ROOFLINE = profile("opt-6.7b-a100").roofline
 DEFAULT = {"ttft": 1.0, "slowdown": None, "tpot": 0.1}

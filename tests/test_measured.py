@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.measured import _falling, capacities, errors, gain
+from slos.replay.results import _falling, capacities, errors, gain
 
 
 def table(attained: list[float], status: str = "measured", ttft: float = 1.0) -> pd.DataFrame:

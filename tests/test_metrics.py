@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.baselines import VLLM
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
 from slos.metrics import NoCapacity, attainment, capacity, geometric_mean, interval
-from slos.roofline import Plane, Roofline
-from slos.simulator import World, simulate
-from slos.types import SLO, Request, Stage
+from slos.policies.baselines import VLLM
+from slos.sim.simulator import World, simulate
 
 
 def test_attainment_counts_by_either_rule() -> None:

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from slos.objectives import FIELDS, PREFIX, CheckObjectives, Objectives, Phase, parse, xargs
-from slos.types import SLO, Stage
+from slos.core.types import SLO, Stage
+from slos.serving.objectives import FIELDS, PREFIX, CheckObjectives, Objectives, Phase, parse, xargs
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slos import bench, planner
-from slos.planner import Admission, Instance, admit, prefill_rates
-from slos.roofline import Plane, Roofline
+from slos.core.roofline import Plane, Roofline
+from slos.planning import planner
+from slos.planning.planner import Admission, Instance, admit, prefill_rates
+from slos.studies import overhead
 
 
 def feasible(problem: Instance, roofline: Roofline, chosen: Sequence[bool], slack: Fraction = Fraction(0)) -> bool:
@@ -211,7 +212,7 @@ FOLDER = os.environ.get("SLOS_PLANNER_INSTANCES", "")
 def test_at_least_the_authors_value() -> None:
     """And ours can be served, by our fluid view; the authors' answer, where their program has one, mostly as well."""
     count = 0
-    for problem, roofline, theirs, _ in bench.instances(Path(FOLDER)):
+    for problem, roofline, theirs, _ in overhead.instances(Path(FOLDER)):
         found = admit(problem, roofline)
         assert not found.feasible or feasible(problem, roofline, [bool(a) for a in found.accepted], Fraction(1, 10**8))
         assert found.value >= sum(compress(problem.value, theirs)) - 1e-9

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from laws import FAST
 
-from slos.baselines import VLLM, Sarathi
+from slos.core.types import SLO, Batch, LengthPredictor, Oracle, Request, Stage, View
 from slos.metrics import attainment
 from slos.policies import POLICIES, make_policy
-from slos.scheduler import SLOsServe
-from slos.simulator import World, simulate
-from slos.types import SLO, Batch, LengthPredictor, Oracle, Request, Stage, View
+from slos.policies.baselines import VLLM, Sarathi
+from slos.policies.slos_serve import SLOsServe
+from slos.sim.simulator import World, simulate
 
 WORK = [Request(f"r{i}", 0.1 * i, (Stage(10 + i, 5, SLO(tpot=0.1, slowdown=5.0)),)) for i in range(4)]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from slos.measured import capacities
 from slos.policies import POLICIES
-from slos.report import read_claims, read_headlines
+from slos.records.report import read_claims, read_headlines
+from slos.replay.results import capacities
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def test_the_policy_is_short_and_runs_beside_the_others(
 
 
 def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slos.search import hardware_of, serve
+    from slos.evaluation.capacity_search import hardware_of, serve
     from workloads import build
 
     monkeypatch.delenv("SLOS_DATA", raising=False)

@@ -17,15 +17,15 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slos import replay as module
-from slos.client import Answer
-from slos.live import Outcome
-from slos.measured import Labels, Replayed, rows, table
+from slos.core.attainment import Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
 from slos.metrics import attainment
-from slos.objectives import Objectives, Phase, parse
-from slos.replay import main, run, with_objectives
-from slos.roofline import Plane, Roofline
-from slos.types import SLO, Request, Stage
+from slos.replay import replay as module
+from slos.replay.client import Answer
+from slos.replay.replay import main, run, with_objectives
+from slos.replay.results import Labels, Replayed, rows, table
+from slos.serving.objectives import Objectives, Phase, parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:lag = ")  # the machine may be busy
 DEFAULT = Objectives((Phase(SLO(9.0, ttft=9.0)),))

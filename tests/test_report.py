@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos import report
-from slos.report import Claim, Headline, read_claims, read_headlines, upsert_headlines, verdict
+from slos.records import report
+from slos.records.report import Claim, Headline, read_claims, read_headlines, upsert_headlines, verdict
 
 CLAIM = Claim("gain", "the gain", 2.0, "x", "section 5", "A", "02_capacity")
 LOWER = replace(CLAIM, value=10, unit="ms", better="lower")

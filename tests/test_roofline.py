@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.roofline import Plane, Profile, Roofline, fit, profile, profiles
+from slos.core.roofline import Plane, Profile, Roofline, fit, profile, profiles
 
 planes = st.builds(Plane, st.floats(1e-6, 0.01), st.floats(0, 0.01), st.floats(0, 0.1))
 several = st.lists(planes, min_size=1, max_size=3).map(tuple)

@@ -7,12 +7,12 @@ from statistics import median
 
 import pytest
 
+from slos.core.roofline import profile
+from slos.core.types import SLO, Load, Oracle, Progress, Request, Stage
 from slos.metrics import attainment
-from slos.roofline import profile
-from slos.router import ROUTERS, Cheapest, LeastLoaded, RoundRobin, Sequential, make_router
-from slos.simulator import stream
-from slos.topology import KV_BYTES, FirstToken, cluster, link, roles
-from slos.types import SLO, Load, Oracle, Progress, Request, Stage
+from slos.policies.routers import ROUTERS, Cheapest, LeastLoaded, RoundRobin, Sequential, make_router
+from slos.sim.cluster import KV_BYTES, FirstToken, cluster, link, roles
+from slos.sim.simulator import stream
 from workloads import build
 
 HARDWARE = profile("opt-6.7b-a100")

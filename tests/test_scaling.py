@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from slos.evaluation import scaling
-from slos.evaluation.compare import rows_of, save
-from slos.evaluation.experiments import OURS
-from slos.evaluation.scaling import BASELINE, BEST_ROUTER, PLAIN, SCALES, disaggregation_cases, scaling_cases
+from slos.evaluation.stats import rows_of, save
 from slos.policies import POLICIES
-from slos.router import ROUTERS
-from slos.topology import POOLED
+from slos.policies.routers import ROUTERS
+from slos.sim.cluster import POOLED
+from slos.studies import scaling
+from slos.studies.capacity import OURS
+from slos.studies.scaling import BASELINE, BEST_ROUTER, PLAIN, SCALES, disaggregation_cases, scaling_cases
 from workloads import SCENARIOS
 
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import FAST, Lawful, requests, slos, stages, worlds
 
-from slos.live import Outcome
-from slos.roofline import Plane, Roofline, profile
-from slos.scheduler import SLOsServe
-from slos.simulator import World, simulate
-from slos.types import SLO, Batch, Oracle, Progress, Request, Stage, View
+from slos.core.attainment import Outcome
+from slos.core.roofline import Plane, Roofline, profile
+from slos.core.types import SLO, Batch, Oracle, Progress, Request, Stage, View
+from slos.policies.slos_serve import SLOsServe
+from slos.sim.simulator import World, simulate
 from workloads import build
 
 HOPELESS = SLO(tpot=0.1, ttft=0.001)

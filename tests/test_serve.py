@@ -21,16 +21,17 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
 
-from slos import launch, replay
-from slos.calibration import save
-from slos.evaluation.real_engine import ON_CPU
-from slos.measured import Replayed
-from slos.roofline import Plane, Profile, Roofline
-from slos.types import SLO, Request, Stage
+from slos.core.roofline import Plane, Profile, Roofline
+from slos.core.types import SLO, Request, Stage
+from slos.replay import replay
+from slos.replay.results import Replayed
+from slos.serving import launch
+from slos.serving.calibration import save
+from slos.studies.real_engine import ON_CPU
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
-    from slos.serve import main
+    from slos.fleet.gateway import main
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 LONG = 180.0  # seconds that a busy machine may take to start an engine

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import EVERY, FAST, Lawful, requests, run, worlds
 
-from slos.baselines import VLLM, VLLMV1, Sarathi
-from slos.live import Live, Outcome
-from slos.roofline import Plane, Roofline
-from slos.simulator import World, simulate
-from slos.types import SLO, Batch, Policy, Progress, Request, Stage, View
+from slos.core.attainment import Live, Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Batch, Policy, Progress, Request, Stage, View
+from slos.policies.baselines import VLLM, VLLMV1, Sarathi
+from slos.sim.simulator import World, simulate
 
 PACE = SLO(tpot=1.0, ttft=10.0)
 SLOW = Roofline((Plane(0.01, 0.0, 0.1),))

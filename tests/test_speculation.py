@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.batching import Engine
-from slos.jobs import DUE, LEFT, REMAINING, TPOT
-from slos.roofline import Plane, Roofline, profile
-from slos.simulator import World, simulate
-from slos.speculation import Acceptance, Drafting, draft_lengths, expected_tokens, tier_lengths
-from slos.types import SLO, Oracle, Progress, Request, Stage, View
+from slos.core.roofline import Plane, Roofline, profile
+from slos.core.types import SLO, Oracle, Progress, Request, Stage, View
+from slos.planning.batching import Engine
+from slos.planning.jobs import DUE, LEFT, REMAINING, TPOT
+from slos.planning.speculation import Acceptance, Drafting, draft_lengths, expected_tokens, tier_lengths
+from slos.sim.simulator import World, simulate
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
@@ -113,7 +113,7 @@ def test_a_bad_prior_is_refused() -> None:
 
 
 def test_speculation_ends_chats_sooner_and_keeps_promises() -> None:
-    from slos.scheduler import SLOsServe
+    from slos.policies.slos_serve import SLOsServe
 
     hardware = profile("opt-6.7b-draft-a100")
     work = [Request(f"r{i}", 0.4 * i, (Stage(300, 200, SLO(0.1, slowdown=5)),)) for i in range(20)]

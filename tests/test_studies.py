@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from slos.evaluation import bursts, performance, studies, summary
-from slos.evaluation.timeline import Timeline, windows
-from slos.report import Headline, upsert_headlines
-from slos.roofline import Plane, Roofline
-from slos.search import Search, believed, scaled_slos
-from slos.types import SLO, Request, Stage
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
+from slos.evaluation.capacity_search import Search, believed, scaled_slos
+from slos.records.report import Headline, upsert_headlines
+from slos.studies import bursts, performance, sensitivity, summary
+from slos.studies.timeline import Timeline, windows
 
 TILED = Roofline((Plane(1e-4, 0.0, 0.01), Plane(2e-4, 0.0, 0.0)), 1e-7, 128)
 
@@ -50,15 +50,15 @@ def test_relative_capacity_and_the_best_setting() -> None:
     ).assign(profile="opt-6.7b-a100")
     other = frame[frame["kv_scale"] == 1.0].assign(profile="opt-13b-h100", rate=lambda d: 9 * d["rate"])
     frame = pd.concat([frame, other])
-    hardware = studies.against(frame, "profile")
-    assert_allclose(studies.relative(hardware, "profile", "opt-6.7b-a100")["ratio"].sort_values(), [1.0, 9.0])
-    best = studies.against(frame, "kv_scale")
+    hardware = sensitivity.against(frame, "profile")
+    assert_allclose(sensitivity.relative(hardware, "profile", "opt-6.7b-a100")["ratio"].sort_values(), [1.0, 9.0])
+    best = sensitivity.against(frame, "kv_scale")
     assert dict(zip(best["kv_scale"], best["setting"], strict=True)) == {1.0: "b", 0.5: "a"}
-    assert_allclose(studies.relative(best, "kv_scale", 1.0)["ratio"], [1.0, 1 / 3])
+    assert_allclose(sensitivity.relative(best, "kv_scale", 1.0)["ratio"], [1.0, 1 / 3])
 
 
 def test_a_scenario_is_tried_on_other_models_of_its_family() -> None:
-    cases = studies.sensitivity_cases("full", ["chatbot", "tool-calling", "reasoning"], ["slos-serve"])
+    cases = sensitivity.sensitivity_cases("full", ["chatbot", "tool-calling", "reasoning"], ["slos-serve"])
     models = {(c.scenario, c.hardware.model) for c in cases}
     assert {m for s, m in models if s == "chatbot" and "30B" in m} and ("reasoning", "OPT-13B") not in models
     assert ("tool-calling", "Llama-2-7B") in models and sum(s == "reasoning" for s, _ in models) == 1

@@ -1,4 +1,4 @@
-"""`slos.sweep`: the same file however it was made, nothing run twice, and whole rows only, whatever interrupts it."""
+"""`slos.records.sweep`: the same file however it was made, nothing run twice, and whole rows only, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import slos.sweep
-from slos.sweep import sweep
+import slos.records.sweep
+from slos.records.sweep import sweep
 
 PATIENCE = 60.0  # seconds that a busy machine may need where an idle one needs one
 
@@ -173,8 +173,8 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
 
 def test_a_worker_with_other_sources_is_refused() -> None:
     with pytest.raises(RuntimeError, match="not those of the sweep"):
-        slos.sweep._call(rows_of, CASES[0], "another")
-    assert slos.sweep._call(rows_of, CASES[0], slos.sweep.sources_digest()) == rows_of(CASES[0])
+        slos.records.sweep._call(rows_of, CASES[0], "another")
+    assert slos.records.sweep._call(rows_of, CASES[0], slos.records.sweep.sources_digest()) == rows_of(CASES[0])
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
@@ -214,7 +214,7 @@ def test_changed_sources_or_data_run_everything_again(tmp_path: Path, monkeypatc
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     cases = told(CASES[:2], calls)
     for digest, count in (("one", 2), ("one", 2), ("two", 4), ("two", 4)):
-        monkeypatch.setattr(slos.sweep, "sources_digest", lambda digest=digest: digest)
+        monkeypatch.setattr(slos.records.sweep, "sources_digest", lambda digest=digest: digest)
         sweep(rows_of, cases, path, Row, workers=1)
         assert len(called(calls)) == count
     with path.open(newline="") as f:
@@ -229,10 +229,10 @@ def test_the_digest_is_of_sources_and_of_names_and_sizes_of_the_data(
     data = tmp_path / "data" / "lengths.csv"
     data.write_text("1")
     (tmp_path / "slos" / "planner.py").write_text("a = 1\n")
-    monkeypatch.setattr(slos.sweep, "ROOT", tmp_path)
+    monkeypatch.setattr(slos.records.sweep, "ROOT", tmp_path)
     monkeypatch.delenv("SLOS_DATA", raising=False)
     monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
-    digest = slos.sweep.sources_digest
+    digest = slos.records.sweep.sources_digest
     seen = {digest()}
     (tmp_path / "slos" / "notes.txt").write_text("not a source")
     assert digest() in seen
@@ -251,8 +251,8 @@ def test_the_digest_is_of_sources_and_of_names_and_sizes_of_the_data(
 
 
 def test_the_commit_says_whether_the_sources_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = slos.sweep.commit.__wrapped__
-    monkeypatch.setattr(slos.sweep, "ROOT", tmp_path)
+    commit = slos.records.sweep.commit.__wrapped__
+    monkeypatch.setattr(slos.records.sweep, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
     (tmp_path / "slos").mkdir()
@@ -301,7 +301,7 @@ def test_an_error_keeps_what_was_finished_before_it(tmp_path: Path, workers: int
 
 def test_a_ray_that_does_not_start_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
-    slos.sweep._end()
+    slos.records.sweep._end()
     monkeypatch.setattr("ray.init", lambda *args, **kwargs: 1 / 0)
     with pytest.warns(RuntimeWarning, match="one at a time: division by zero"):
         assert sweep(rows_of, CASES, tmp_path / "together.csv", Row, workers=2) == alone

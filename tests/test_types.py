@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slos.types import SLO, Oracle, Progress, Request, Stage, View
+from slos.core.types import SLO, Oracle, Progress, Request, Stage, View
 
 PACE = SLO(tpot=0.1, slowdown=3.0)
 

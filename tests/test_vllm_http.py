@@ -15,11 +15,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
 
-from slos import launch, replay
-from slos.evaluation.engine_work import bursty
-from slos.evaluation.real_engine import OURS, server
-from slos.roofline import profile
-from slos.types import SLO, Request, Stage
+from slos.core.roofline import profile
+from slos.core.types import SLO, Request, Stage
+from slos.replay import replay
+from slos.serving import launch
+from slos.studies.engine_workloads import bursty
+from slos.studies.real_engine import OURS, server
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 

@@ -19,8 +19,8 @@ from engine import profile_file
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.envs import disable_envs_cache
 
-from slos.roofline import Plane, Roofline
-from slos.types import Batch, View
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import Batch, View
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 

@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
 from engine import Recorder, answer, engine, profile_file, serve
 
-from slos.baselines import VLLMV1
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Oracle, Request, Stage
 from slos.policies import POLICIES, make_policy
-from slos.roofline import Plane, Roofline
-from slos.simulator import World, simulate
-from slos.types import SLO, Oracle, Request, Stage
+from slos.policies.baselines import VLLMV1
+from slos.sim.simulator import World, simulate
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 

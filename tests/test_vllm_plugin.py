@@ -29,13 +29,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
-from slos import vllm_plugin
-from slos.objectives import xargs
+from slos.core.roofline import Plane, Roofline, profile
+from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.policies import POLICIES, make_policy
-from slos.roofline import Plane, Roofline, profile
-from slos.served import Report
-from slos.types import SLO, Batch, Load, Progress, Request, Stage, View
-from slos.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
+from slos.serving import vllm_plugin
+from slos.serving.objectives import xargs
+from slos.serving.tracked import Report
+from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 

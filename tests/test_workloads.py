@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.roofline import profiles
-from slos.types import SLO
+from slos.core.roofline import profiles
+from slos.core.types import SLO
 from workloads import SCENARIOS, Workload, arrivals, build, make_profiles, synthetic
 from workloads.__main__ import main, quantities
 from workloads.arrivals import burstiness

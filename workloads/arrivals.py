@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slos.types import require
+from slos.core.types import require
 from workloads.files import locate, read_rows, stamp, tokens
 from workloads.lengths import AZURE
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slos.types import Request, Stage, require
+from slos.core.types import Request, Stage, require
 from workloads import arrivals, lengths, own, synthetic
 from workloads.files import DATA, data_folder, locate
 from workloads.scenarios import SCENARIOS, Scenario, by_name

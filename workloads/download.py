@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from slos.types import require
+from slos.core.types import require
 from workloads.arrivals import TRACES
 from workloads.files import cache_folder, checksum, expected_checksum, recorded, tokens, verify
 from workloads.lengths import TABLES

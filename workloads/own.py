@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
-from slos.types import SLO, Stage, require
+from slos.core.types import SLO, Stage, require
 from workloads.files import open_text, read_rows, stamp, tokens
 
 

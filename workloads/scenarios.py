@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from slos.types import SLO, require
+from slos.core.types import SLO, require
 
 
 @dataclass(frozen=True, slots=True)

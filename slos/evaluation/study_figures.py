@@ -10,14 +10,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from slos.evaluation import figures
-from slos.evaluation.ablation import CLAIMS, PARTS
-from slos.evaluation.compare import Frame, mean_of, select
-from slos.evaluation.figures import DASHED, HATCHES, MARKERS, colors, dots, finish, name_of, panels, unique, whiskers
-from slos.evaluation.performance import FitCase
-from slos.report import paper
-from slos.roofline import Plane, Roofline
-from slos.topology import POOLED
+from slos.core.roofline import Plane, Roofline
+from slos.evaluation import plots
+from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, dots, finish, name_of, panels, unique, whiskers
+from slos.evaluation.stats import Frame, mean_of, select
+from slos.records.report import paper
+from slos.sim.cluster import POOLED
+from slos.studies.ablation import CLAIMS, PARTS
+from slos.studies.performance import FitCase
 
 LABELS = {
     "slo_scale": "objectives (times the paper's)",
@@ -85,7 +85,7 @@ def errors_by_size(table: Frame, source: str) -> Figure:
 def sensitivity(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
     """`value` against what was varied: a panel per scenario, a line per system; bars where that is the hardware."""
     if by == "profile":
-        return figures.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
+        return plots.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
     scenarios, systems = unique(table["scenario"]), unique(table["system"])
     figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):
@@ -132,7 +132,7 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
             axis.axhline(aim, **DASHED)
         if column.endswith("p99"):
             axis.set_yscale("log")
-            figures.plain_log(axis.yaxis, 1, 2, 5)
+            plots.plain_log(axis.yaxis, 1, 2, 5)
         axis.set_ylabel(label)
     axes[-1].set_xlabel("time of arrival (s)")
     said = f"{source}; windows of {width:g} s by arrival; dashed: target"
@@ -152,7 +152,7 @@ def summary_chart(table: Frame, source: str) -> Figure:
     axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
     axis.axvline(1, **DASHED)
     axis.set_xscale("log")
-    figures.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
+    plots.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
     axis.set_xlabel("ours over the paper's (of times, the inverse)")
     keys = [Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict) for verdict, (c, h) in looks.items()]
     axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
@@ -242,7 +242,7 @@ def ablation_chart(table: Frame, source: str) -> Figure:
             axis.axvline(said, **DASHED)
             axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
         axis.set_xscale("log")
-        figures.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
+        plots.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
         axis.set_xlabel("capacity, with over without")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import pytest
 
-from slos.evaluation.timeline import with_burst
-from slos.live import Outcome
+from slos.core.attainment import Outcome
+from slos.core.types import Request
+from slos.evaluation.capacity_search import believed, hardware_of, scaled_slos, serve
 from slos.metrics import attainment, capacity, geometric_mean
-from slos.search import believed, hardware_of, scaled_slos, serve
-from slos.types import Request
+from slos.studies.timeline import with_burst
 from workloads import build
 
 PINNED = Path(__file__).with_name("pinned.json")

@@ -1,0 +1,233 @@
+"""From a plan to the next batch (paper, section 4.2; dynamic batch size).
+
+One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then prefill by earliest
+deadline. Where that would make a prefill late, only decodes that cannot wait for another such step go before it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from slos.core.kernels import kernel
+from slos.core.types import Progress, View
+from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
+
+EPS = 1e-9  # seconds
+
+
+class Engine(NamedTuple):
+    """What kernels know of a replica. planes, k_ctx: its roofline; longest: seconds of a step at the most; fixed: if
+    above 0, every batch holds so many tokens, decodes first, whatever is due; blocks, of block_size tokens: for KV."""
+
+    planes: np.ndarray
+    k_ctx: float
+    longest: float
+    fixed: int
+    blocks: int
+    block_size: int
+
+
+@kernel
+def batch_time(engine, tokens, context):
+    planes, longest, tile = engine.planes, 0.0, engine.planes[0, 3]
+    if tile > 1:
+        tokens = np.ceil(tokens / tile) * tile
+    for k in range(len(planes)):
+        longest = max(longest, planes[k, 0] * tokens + planes[k, 2])
+    return longest + engine.k_ctx * context
+
+
+@kernel
+def batch_fits(engine, seconds, context):
+    room = seconds - engine.k_ctx * context + EPS
+    planes, tokens, tile = engine.planes, np.inf, engine.planes[0, 3]
+    for k in range(len(planes)):
+        tokens = min(tokens, (room - planes[k, 2]) / planes[k, 0])
+    return max(0.0, np.floor(tokens) if tile == 1 else np.floor(tokens / tile) * tile)
+
+
+@kernel
+def form(now, jobs, alive, engine, tokens):
+    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
+
+    A job that is late beyond cure no longer shortens the step for others.
+    """
+    prefills = np.empty(len(jobs), np.int64)
+    count, total, context, soonest = scan(jobs, alive, prefills, tokens)
+    sort(prefills[:count], jobs)
+    return fill(now, jobs, prefills[:count], total, context, soonest, engine, tokens)
+
+
+@kernel
+def scan(jobs, alive, prefills, tokens):
+    """One token for every decode, none for others, whose indices go to `prefills`.
+
+    Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode is due.
+    """
+    count, total, context, soonest = 0, 0.0, 0.0, np.inf
+    for j in range(len(jobs)):
+        tokens[j] = 0.0
+        if alive[j]:
+            total += jobs[j, LEFT]
+            context += jobs[j, COMPUTED]
+            if jobs[j, LEFT] == 1:
+                tokens[j] = 1.0
+                soonest = min(soonest, jobs[j, DUE])
+            else:
+                prefills[count] = j
+                count += 1
+    return count, total, context, soonest
+
+
+@kernel
+def fill(now, jobs, prefills, total, context, soonest, engine, tokens):
+    """`form` after `scan`, with `prefills` sorted by deadline."""
+    decodes, fixed = total, engine.fixed
+    for j in prefills:
+        decodes -= jobs[j, LEFT]
+    limit = min(engine.longest, max(soonest - now, batch_time(engine, max(decodes, 1.0), context)))
+    for j in prefills:
+        if jobs[j, DUE] - now + EPS >= batch_time(engine, jobs[j, LEFT], 0.0):
+            limit = min(limit, jobs[j, DUE] - now)
+    whole = max(engine.planes[0, 3], batch_fits(engine, limit, context))  # whole tiles: the rest of one is free
+    budget = max(decodes, fixed) if fixed else whole
+    if total <= budget:
+        for j in prefills:
+            tokens[j] = jobs[j, LEFT]
+        return batch_time(engine, total, context)
+    rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
+    for j in prefills:
+        owed += jobs[j, LEFT]
+        tight |= not fixed and owed > rate * (jobs[j, DUE] - now)
+    used = decodes
+    if tight:
+        decoding = np.flatnonzero(tokens)
+        urgent = jobs[decoding, DUE] < now + 2 * limit
+        tokens[:] = 0.0
+        first, last = decoding[urgent], decoding[~urgent]
+        if len(first) > budget:
+            sort(first, jobs)
+        used = _give(jobs, first, 0.0, budget, tokens)
+        used = _give(jobs, prefills, used, budget, tokens)
+        if used < budget:
+            sort(last, jobs)
+            used = _give(jobs, last, used, budget, tokens)
+    else:
+        used = _give(jobs, prefills, used, budget, tokens)
+    if engine.k_ctx > 0:
+        context = 0.0
+        for j in range(len(jobs)):
+            context += jobs[j, COMPUTED] if tokens[j] else 0.0
+    return batch_time(engine, used, context)
+
+
+@kernel
+def sort(some, jobs):
+    """Sort indices in place, earliest deadline first, ties as they were."""
+    if len(some) > 1:
+        some[:] = some[np.argsort(jobs[some, DUE], kind="mergesort")]
+
+
+@kernel
+def _give(jobs, some, used, budget, tokens):
+    """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of it."""
+    for j in some:
+        if used >= budget:
+            break
+        tokens[j] = min(jobs[j, LEFT], budget - used)
+        used += tokens[j]
+    return used
+
+
+@kernel
+def latest_end(now, jobs, tokens, engine, cushion):
+    """Until when this step may be stretched for best effort.
+
+    No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes; `now` if a
+    guaranteed prefill is left over, which has a better use for the time.
+    """
+    end, count, context = now + engine.longest, 0.0, 0.0
+    for j in range(len(jobs)):
+        if jobs[j, LEFT] > tokens[j]:
+            if jobs[j, LEFT] > 1:
+                return now
+            end = min(end, jobs[j, DUE] - cushion)
+        else:
+            end = min(end, jobs[j, DUE])
+        count += 1
+        context += jobs[j, COMPUTED] + tokens[j]
+    ahead = batch_time(engine, count, context) + cushion
+    for j in range(len(jobs)):
+        if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
+            end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
+    return end
+
+
+@kernel
+def advance(now, jobs, tokens, drafts):
+    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether all are in time.
+
+    To be proven afterwards: who could be in time before and no more can fails there.
+    """
+    jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
+    for j in range(len(jobs)):
+        job = jobs[j]
+        job[NEW] = 1
+        if tokens[j] < job[LEFT]:
+            job[LEFT] -= tokens[j]
+            job[COMPUTED] += tokens[j]
+            continue
+        in_time &= now <= job[DUE] + EPS
+        said = 1 + min(drafts[j], max(0.0, job[REMAINING] - job[SWITCH] - 1))
+        job[COMPUTED] += tokens[j] + said - 1
+        job[LEFT], job[REMAINING] = 1, job[REMAINING] - said
+        job[DUE] += (said - 1) * job[TPOT]
+        alive[j] = job[REMAINING] > 0
+        if job[REMAINING] == job[SWITCH]:
+            job[TPOT], job[SWITCH] = job[LATER], 0.0
+        job[DUE] += job[TPOT]
+    return jobs, alive, in_time
+
+
+class Room:
+    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable` when they run out."""
+
+    def __init__(self, view: View, best_effort: list[Progress]) -> None:
+        self.view, self.evictable = view, list(best_effort)
+        self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
+        self.preempted: list[str] = []
+
+    def give_all(self, requests: list[Progress], wanted: list[int], need: float, starts: int) -> dict[str, int]:
+        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in turn.
+
+        need, starts: blocks and seats for all. Where best effort gives too little the last in turn go too.
+        """
+        if need <= self.free and starts <= self.seats:
+            self.free, self.seats = self.free - int(need), self.seats - starts
+            return {p.id: n for p, n in zip(requests, wanted, strict=True) if n}
+        best_effort = self.evictable
+        self.evictable = [p for p in requests if p.computed] + best_effort
+        tokens = {p.id: n for p, n in zip(requests, wanted, strict=True) if n and self.give(p, n)}
+        self.evictable = [p for p in best_effort if p.id not in self.preempted]
+        return tokens
+
+    def give(self, p: Progress, tokens: int) -> bool:
+        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there are none."""
+        if p.id in self.preempted:
+            return False
+        blocks = self.view.blocks
+        starts, need = not p.computed, blocks(p.computed + tokens) - blocks(p.computed)
+        if not starts:
+            self.evictable.remove(p)
+        while self.evictable and (need > self.free or (starts and not self.seats)):
+            victim = self.evictable.pop()
+            self.free += blocks(victim.computed)
+            self.seats += 1
+            self.preempted.append(victim.id)
+        if need > self.free or (starts and not self.seats):
+            return False
+        self.free -= need
+        self.seats -= starts
+        return True

@@ -1,0 +1,212 @@
+"""What the notebooks on many replicas run, and what is made of their rows: routing, scaling, disaggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from slos.core.types import require
+from slos.evaluation.capacity_search import Search, hardware_of
+from slos.evaluation.stats import Frame, Spread, mean_of, over, rows_of, select, strongest, told
+from slos.policies import POLICIES
+from slos.policies.routers import ROUTERS
+from slos.records.report import paper
+from slos.sim.cluster import POOLED, roles
+from slos.studies.capacity import OURS, capacities, run_searches
+from workloads import SCENARIOS
+
+PLAIN, BEST_ROUTER = "round-robin", "cheapest"
+BASELINE = "vllm-v1"
+RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
+WHERE = ("replicas", "router", "topology")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity, scenarios."""
+
+    replicas: tuple[int, ...]
+    requests: int
+    seeds: int
+    precision: float
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+
+
+SCALES = {
+    "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
+    "quick": Scale((1, 4), 160, 1, 0.05),
+    "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
+}
+TOLD = 4  # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best one only
+
+
+def _known(
+    size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str, routers: Sequence[str] = ()
+) -> Scale:
+    named = (("size", [size], SCALES), ("scenario", scenarios, SCENARIOS), ("system", systems, POLICIES))
+    for name, values, known in (*named, ("router", routers, ROUTERS)):
+        for value in values:
+            require(value in known, name, value, f"one of {', '.join(known)}")
+    for scenario in scenarios or SCALES[size].scenarios:
+        hardware_of(scenario, profile)
+    return SCALES[size]
+
+
+def told_at(replicas: Collection[int]) -> int:
+    """Of these the number at which routers are compared."""
+    return TOLD if TOLD in replicas else max(replicas)
+
+
+def scaling_cases(
+    size: str,
+    scenarios: Sequence[str] = (),
+    systems: Sequence[str] = (OURS, BASELINE),
+    routers: Sequence[str] = (PLAIN, "sequential", BEST_ROUTER),
+    profile: str = "",
+) -> list[Search]:
+    """Every scenario, system and number of replicas, and the routers; where they are compared all of them, and ours in
+    one engine as large as all replicas."""
+    s, grid = _known(size, scenarios, systems, profile, routers), []
+    some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
+    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
+        choice = ("",) if n == 1 else routers if n == told_at(s.replicas) else some
+        kinds = [(system, router, "") for system in systems for router in choice]
+        kinds += [(OURS, "", POOLED)] if n == told_at(s.replicas) and OURS in systems else []
+        for system, router, topology in kinds:
+            grid.append(
+                Search(
+                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests, precision=s.precision,
+                    replicas=n, router=router, topology=topology,
+                )
+            )  # fmt: skip
+    return grid
+
+
+def disaggregation_cases(
+    size: str,
+    scenarios: Sequence[str] = (),
+    systems: Sequence[str] = ("vllm", BASELINE, OURS),
+    profile: str = "",
+) -> list[Search]:
+    """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same router."""
+    s, grid = _known(size, scenarios, systems, profile), []
+    for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds)):
+        for topology in (*RATIOS, "2", "3"):
+            gpus = int(topology) if topology.isdigit() else len(roles(topology))
+            apart = not topology.isdigit()
+            grid.append(
+                Search(
+                    scenario, system, profile=profile, seed=seed, num_requests=gpus * s.requests,
+                    precision=s.precision, replicas=1 if apart else gpus, router="least-loaded",
+                    topology=topology if apart else "",
+                )
+            )  # fmt: skip
+    return grid
+
+
+def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
+    """Capacity per GPU of every case over its seeds; one row per scenario, system and cluster."""
+    best = capacities(run_searches(size, cases, workers, "clusters"), *WHERE)
+    gpus = [n * len(roles(t)) for n, t in zip(best["replicas"], best["topology"], strict=True)]
+    return best.assign(gpus=gpus)
+
+
+def routing(best: Frame, replicas: int) -> Frame:
+    """What each router carries over round robin on the same system, and the ceiling: ours in one large engine."""
+    here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
+    here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
+    other = here[here["what"] != PLAIN]
+    return over(other[["scenario", "what", "system", "rate"]], select(here, what=PLAIN)[["scenario", "system", "rate"]])
+
+
+def scaling(best: Frame) -> Frame:
+    """Capacity per GPU of many replicas over that of one, per system and router."""
+    together = select(best, topology="").rename(columns={"router": "what"})
+    one = select(together, replicas=1)[["scenario", "system", "rate"]]
+    return over(together[["scenario", "what", "system", "replicas", "rate"]], one)
+
+
+def best_ratio(best: Frame, *by: str) -> Frame:
+    """Per scenario, and `by`, the ratio of prefill to decode replicas that carries most per GPU, as `what`."""
+    apart = best[best["topology"].isin(RATIOS)].rename(columns={"topology": "what"})
+    return strongest(apart, "scenario", *by)[["scenario", "what", "system", "gpus", "rate"]]
+
+
+def against_distserve(best: Frame) -> Frame:
+    """Ours side by side, on as many GPUs and with the same router, over the best DistServe: vLLM's policies."""
+    ours = select(best, system=OURS, topology="")[["scenario", "gpus", "rate"]]
+    return over(ours, best_ratio(best[best["system"] != OURS]))
+
+
+def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
+    """What stands beside the paper's: the gain of our router, and the best scenario's load over that of one replica.
+
+    And, as "routing_pooled", the ceiling of all routing.
+    """
+    gains, ceiling = (select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED))
+    ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
+    coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
+    numbers = {"ablation_routing": mean_of(gains)}
+    if len(coding):
+        numbers["routing_coding"] = mean_of(coding)
+    if len(ceiling):
+        numbers["routing_pooled"] = mean_of(ceiling)
+    if replicas == 4:
+        mean, low, high = mean_of(top)
+        numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
+    return numbers
+
+
+def what_scaling_shows(best: Frame, replicas: int) -> str:
+    """The findings in Markdown, from the numbers."""
+    gains, lines = routing(best, replicas), []
+    for system, what in dict.fromkeys(map(tuple, gains[["system", "what"]].values.tolist())):
+        table = select(gains, system=system, what=what)
+        top = table.loc[table["ratio"].idxmax()]
+        name = "in one engine as large as all" if what == POOLED else what
+        lines.append(
+            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {told(table)} in "
+            f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
+        )
+    lines += [
+        f"- the paper reports {paper('ablation_routing'):g}x for routing and {paper('routing_coding'):g}x on coding. "
+        "One engine with the compute and the memory of all replicas is what perfect routing would make of them: where "
+        "even that carries hardly more than round robin, no router can",
+        "",
+    ]
+    ladder = scaling(best)
+    for system, router in product((OURS, BASELINE), (BEST_ROUTER, PLAIN)):
+        table = select(ladder, replicas=replicas, system=system, what=router)
+        if len(table):
+            top, total = table.loc[table["ratio"].idxmax()], replicas * table["ratio"].max()
+            lines.append(
+                f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one in {top.scenario}, "
+                f"{replicas * mean_of(table)[0]:.1f}x in geometric mean; the paper's best is "
+                f"{paper('scaling_4_replicas'):g}x"
+            )
+    lines += [
+        "",
+        "What exceeds the number of replicas is statistical multiplexing and, where arrivals are of a trace, that its "
+        "bursts are shorter the higher the rate to which it is compressed; a baseline has both as well.",
+    ]
+    return "\n".join(lines)
+
+
+def what_disaggregation_shows(best: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    table = against_distserve(best)
+    lines = [
+        f"SLOs-Serve, side by side, carries {told(table)} of DistServe at its best ratio, on as "
+        f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper('capacity_vs_distserve'):g}x.",
+        *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
+        "",
+    ]
+    beside = select(best, topology="")[["scenario", "system", "gpus", "rate"]]
+    for system, gain in over(best_ratio(best, "system"), beside).groupby("system", sort=False):
+        better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in rows_of(gain) if r.ratio > 1]
+        lines.append(
+            f"- **{system}** apart at the best ratio carries {mean_of(gain)[0]:.2f}x of itself side by side; more in "
+            f"{', '.join(better) or 'no scenario'}"
+        )
+    return "\n".join(lines)
