@@ -26,9 +26,8 @@ from typing import NoReturn
 
 import psutil
 
+from slos.files import commit, results_dir, sources_digest, write_whole
 from slos.records import report
-from slos.records.report import results_dir, write_whole
-from slos.records.sweep import commit, sources_digest
 
 SIZES = ("smoke", "quick", "full")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

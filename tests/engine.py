@@ -31,10 +31,10 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from slos.core.roofline import Profile, Roofline
+from slos.core.roofline import Roofline
 from slos.core.types import Batch, Policy, View
 from slos.core.types import Request as Asked
-from slos.serving.calibration import save
+from slos.hardware.profiles import Profile, save
 from slos.serving.objectives import xargs
 from slos.serving.vllm_plugin import SLOScheduler
 

@@ -13,10 +13,13 @@ from operator import attrgetter
 from hypothesis import strategies as st
 
 from slos.core.attainment import Outcome
+from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Request, Stage, View
+from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
 from slos.policies import POLICIES, make_policy
-from slos.sim.simulator import Replica, Step, World, simulate
+from slos.policies.slos_serve import SLOsServe
+from slos.sim.replica import Replica, Step, World
+from slos.sim.simulator import simulate
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
 WHERE = attrgetter("stage", "generated", "tokens", "computed")
@@ -273,6 +276,28 @@ ABLATED: dict[str, tuple[str, dict[str, int]]] = {
     "fixed": ("slos-serve", {"batch_tokens": 16}),
 }
 EVERY = [*POLICIES, *ABLATED, *PATHOLOGICAL]
+
+
+@dataclass
+class Watch:
+    """A `SLOsServe` that must preempt the newest best effort first, and others only as a last resort."""
+
+    policy: SLOsServe
+    preempted: list[str] = field(default_factory=list)
+    admitted: set[str] = field(default_factory=set)  # who ever ran, not as best effort: the promise
+
+    def step(self, view: View) -> Batch:
+        batch = self.policy.step(view)
+        effort = [p.id for p in view.running if p.best_effort or p.id in batch.decline]
+        gone = [id for id in batch.preempt if id in effort]
+        assert gone == effort[::-1][: len(gone)], "not the newest first"
+        if len(gone) < len(batch.preempt):
+            assert not set(effort) & batch.tokens.keys(), "a guaranteed request made room for best effort"
+        self.preempted += gone
+        for p in (*view.running, *view.waiting):
+            if p.id in batch.tokens and not p.best_effort and p.id not in batch.decline:
+                self.admitted.add(p.id)
+        return batch
 
 
 # Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small machine busy.

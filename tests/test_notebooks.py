@@ -13,10 +13,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from slos.core.roofline import profiles
+from slos.evaluation.sizes import SIZES, size_of
+from slos.hardware.profiles import profiles
 from slos.policies import POLICIES
 from slos.reproduce import missing
-from slos.studies.capacity import SIZES, size_of
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from slos.policies import POLICIES
-from slos.records.report import read_claims, read_headlines
-from slos.replay.results import capacities
+from slos.records.claims import read_claims, read_headlines
+from slos.studies.real_engine import capacities
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]

@@ -65,7 +65,7 @@ def lives(pid: int) -> bool:
 
 
 HEADLINE = """
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.records import Headline, results_dir, upsert_headlines
 row = Headline("planning_ms", 2.0, 2.0, 2.0, "simulated", "synthetic profile", "", "", "this")
 upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """

@@ -23,7 +23,7 @@ class Reported:
 class Scenario:
     """A scenario and its sources.
 
-    profile: the hardware of `slos/profiles.json` that it runs on by default, or none. max_context: longer requests are
+    profile: the hardware of `slos/hardware/profiles.json` that it runs on by default, or none. max_context: longer requests are
     dropped, None: none are. slos: of each stage (tool calling: of the loop rounds and of the last; reasoning: thinking
     and response). table: of `lengths.TABLES`; arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a
     mix joins, with their shares of its requests, each with its own lengths, arrivals and objectives. drafting: the

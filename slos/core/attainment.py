@@ -1,19 +1,20 @@
-"""A request in service, as its host knows it: the truth beside its `Progress`, and what is measured of it.
+"""Attainment, and what it is told by: a request in service as its host knows it, and what became of it.
 
-Attainment by the paper's rule: the first token of every stage within its TTFT objective, and token n after it by
+Attainment is by the paper's rule: the first token of every stage within its TTFT objective, and token n after it by
 t0 + n * TPOT, looked at every 10 tokens and at the end, where t0 is the first token's deadline. Beside it the rule that
 clients use: TTFT, and the mean time per token from the first one on. A declined request attains neither.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
 from random import Random
 
 from slos.core.roofline import Roofline
-from slos.core.types import Progress, Request
+from slos.core.types import Progress, Request, require
 
 CHECK_EVERY = 10  # output tokens between two looks at the pace, because speculation emits several at once
 TOLERANCE = 1e-6  # seconds of lateness forgiven to rounding
@@ -118,3 +119,9 @@ class Live:
             self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions, self.progress.best_effort,
             in_time and self.lateness <= TOLERANCE, in_time and self.client_ok, self.replica, self.hops,
         )  # fmt: skip
+
+
+def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
+    """Share of requests that met every objective: the paper's rule, or mean TPOT from the first token (`client`)."""
+    require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
+    return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)

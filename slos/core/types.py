@@ -240,26 +240,3 @@ class Foresight(LengthPredictor, Protocol):
     """A predictor that also knows the stages to come, tools' answers and their latency included."""
 
     def following(self, progress: Progress) -> Sequence[Stage]: ...
-
-
-class Oracle:
-    """Knows every length, as the paper assumes for every system that it compares, and every stage to come."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._stages = {r.id: r.stages for r in requests}
-        self._growth: dict[str, list[int]] = {}  # of the context, from the beginning of each stage on
-        for r in requests:
-            growth, later = [], 0
-            for stage in reversed(r.stages):
-                growth.insert(0, stage.output + later)
-                later = 0 if stage.wait else stage.prompt + growth[0]
-            self._growth[r.id] = growth
-
-    def remaining(self, progress: Progress) -> int:
-        return self._growth[progress.id][progress.stage] - progress.generated
-
-    def after_stage(self, progress: Progress) -> int:
-        return self._growth[progress.id][progress.stage] - self._stages[progress.id][progress.stage].output
-
-    def following(self, progress: Progress) -> Sequence[Stage]:
-        return self._stages[progress.id][progress.stage + 1 :]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf, nan
+from math import inf, nan, sqrt
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from slos.core.attainment import Outcome
-from slos.core.roofline import Profile, Roofline, profile, profiles
-from slos.core.types import SLO, Oracle, Request, require
-from slos.metrics import attainment, capacity
+from slos.core.attainment import Outcome, attainment
+from slos.core.lengths import Oracle
+from slos.core.roofline import Roofline, scaled
+from slos.core.types import SLO, Request, require
+from slos.hardware.profiles import Profile, profile, profiles
 from slos.policies import POLICIES
 from slos.policies.routers import make_router
-from slos.serving.calibration import scaled
 from slos.sim.cluster import cluster, link, roles
 from slos.sim.simulator import Observer, stream
 from workloads import build
@@ -37,7 +37,7 @@ class Search:
     """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the scenario's own.
 
     scenario: a name, a mix of some, or a CSV of requests (see `workloads.scenarios.by_name`).
-    replicas: how many of the topology (see `slos.topology`); router: of `slos.router`, "" where there is no choice.
+    replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`, "" where there is no choice.
     max_drafts: the longest draft, on hardware with a draft model; acceptance: the chance of each draft token.
     slo_scale: of all objectives; kv_scale: of the KV cache; belief: of the policy about the roofline, see `believed`.
     """
@@ -214,3 +214,46 @@ def search(case: Search) -> list[Probe]:
     start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(case.scenario, 3.0) * case.gpus
     best, probes = capacity(attained_at, case.target, start, case.precision)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
+
+
+class NoCapacity(ValueError):
+    """No load attains the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One load that was tried, and its attainment."""
+
+    rate: float
+    attainment: float
+
+
+def capacity(
+    attained_at: Callable[[float], float],
+    target: float = 0.9,
+    start: float = 1.0,
+    precision: float = 0.02,
+    limit: int = 40,
+) -> tuple[float, list[Tried]]:
+    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and the probes.
+
+    Returns the highest rate of the final bracket that attained the target. Of the rates within a factor of 2**20 of
+    `start`: raises NoCapacity where none attains it, ValueError where all do.
+    """
+    require(0 < target <= 1, "target", target, "in (0, 1]")
+    require(start > 0, "start", start, "positive (requests per second)")
+    require(0 < precision < 1, "precision", precision, "in (0, 1)")
+    probes: list[Tried] = []
+    low, high, rate = 0.0, inf, start
+    while len(probes) < limit:
+        probes.append(Tried(rate, attained_at(rate)))
+        low, high = (rate, high) if probes[-1].attainment >= target else (low, rate)
+        if low and high <= low * (1 + precision):
+            return low, probes
+        rate = high / 1.5 if not low else low * 1.5 if high == inf else sqrt(low * high)
+        if not start / 2**20 < rate < start * 2**20:
+            break
+    where = f"no capacity near start = {start:g} at target {target:g}"
+    if low:
+        raise ValueError(f"{where}: even {low:g} requests per second attain it; take more requests, or tighter SLOs")
+    raise NoCapacity(f"{where}: not even {rate:g} requests per second attain it; check SLOs and profile")

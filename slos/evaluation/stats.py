@@ -1,18 +1,38 @@
-"""Capacities over capacities, seed by seed; geometric means over scenarios; and numbers put beside the paper's."""
+"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import exp, log, sqrt
 from typing import Any
 
 import pandas as pd
 
-from slos.metrics import geometric_mean, interval
-from slos.records.report import Frame, Headline, results_dir, upsert_headlines
-from slos.records.sweep import commit
+from slos.core.types import require
+from slos.files import Frame
+from slos.policies import POLICIES
+from slos.records.claims import Spread, put
 from workloads import SCENARIOS
 
-Spread = tuple[float, float, float]  # a mean over seeds, and its 95 % interval
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive values, at least one."""
+    require(len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one")
+    return exp(sum(map(log, values)) / len(values))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean, low, high.
+
+    values: positive rates or ratios; of a single value no interval can be told, and it stands for all three.
+    """
+    n, mean = len(values), geometric_mean(values)
+    if n == 1:
+        return values[0], values[0], values[0]
+    t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2  # Cornish and Fisher
+    factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
+    return mean, mean / factor, mean * factor
 
 
 def rows_of(frame: Frame) -> list[Any]:
@@ -28,6 +48,20 @@ def select(frame: Frame, **values: object) -> Frame:
 def spread(values: Sequence[float]) -> Spread:
     """`interval`, or nothing where a seed has nothing."""
     return interval(values) if min(values) > 0 else (0.0, 0.0, 0.0)
+
+
+def capacities(probes: Frame, *also: str) -> Frame:
+    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's.
+
+    also: further columns to tell apart, as "replicas" and "router".
+    """
+    columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
+    best = best_settings(probes[probes.capacity], columns)
+    ranks = {
+        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
+    }  # one order, so one colour, in every figure
+    best = best.sort_values(["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99)))
+    return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
 def strongest(best: Frame, *by: str) -> Frame:
@@ -76,15 +110,6 @@ def told(table: Frame) -> str:
     mean, low, high = mean_of(table)
     several = len(table["each"].iloc[0]) > 1
     return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if several else "(one seed)")
-
-
-def put(size: str, notebook: str, numbers: Mapping[str, Spread], status: str, source: str, hardware: str) -> Frame:
-    """Put numbers, by key of `results/paper.yaml`, into results/<size>/headlines.csv; what was put there."""
-    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
-    rest = status, source, hardware, commit(), command
-    rows = [Headline(key, float(mean), float(low), float(high), *rest) for key, (mean, low, high) in numbers.items()]
-    upsert_headlines(results_dir(size) / "headlines.csv", rows)
-    return pd.DataFrame(rows)
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:

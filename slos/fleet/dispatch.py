@@ -1,4 +1,4 @@
-"""A call on its way through replicas: whom to ask next, what to do where one declines or dies. Hosted by `slos.serve`.
+"""A call on its way through replicas: whom to ask next, what to do where one declines or dies. Hosted by `slos.fleet`.
 
 A replica that declines a request before it starts passes it on, with its arrival kept; the last of the route serves it
 as best effort. What a lost replica had not begun to answer goes to another one; an answer that breaks off ends with an
@@ -22,8 +22,11 @@ import aiohttp
 
 from slos.core.types import Load
 from slos.policies.routers import make_router
-from slos.serving.objectives import fields_of, parse, refusal
-from slos.serving.tracked import Report, Settings, Tracked
+from slos.serving.load_report import Report
+from slos.serving.middleware import fields_of, refusal
+from slos.serving.objectives import parse
+from slos.serving.settings import Settings
+from slos.serving.tracked import Tracked
 
 GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them

@@ -1,7 +1,7 @@
-"""Many replicas behind one address, by Ray Serve: `python -m slos.serve MODEL --replicas 2 [options of slos.launch]`.
+"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2 [options of slos.serving.launch]`.
 
-A replica is a vLLM server of `slos.launch` in an actor; they live and die together. A gateway takes requests of the
-OpenAI API and asks replicas in the order of a router of `slos.router`, the same object as in the simulator; what
+A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A gateway takes requests of the
+OpenAI API and asks replicas in the order of a router of `slos.policies.routers`, the same object as in the simulator; what
 becomes of a request is in `slos.fleet`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
 machines have the kit installed.
 """
@@ -30,13 +30,13 @@ from ray.serve.request_router import RequestRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from slos.core.roofline import profile
 from slos.core.types import require
 from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
-from slos.serving.objectives import refusal
-from slos.serving.tracked import Report
+from slos.serving.load_report import Report
+from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
 MANY = 100_000  # requests that a replica may be sent at once: to hold some back is its scheduler's affair
@@ -75,7 +75,7 @@ class Replica:
         port = str(launch.free_port())
         self.url = f"http://127.0.0.1:{port}"
         own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1", "--no-calibrate", "--leash"]
-        command = [sys.executable, "-m", "slos.launch", "serve", *argv, *own]
+        command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
             self.engine = subprocess.Popen(command, start_new_session=True, **pipes)
@@ -139,7 +139,7 @@ class Gateway:
 
 
 def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float) -> Any:
-    """The Serve application. argv: the model and what else `slos.launch serve` takes; router: what `Fleet` takes."""
+    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes; router: what `Fleet` takes."""
     routing: dict[str, Any] = {"request_router_class": FleetRouter, "request_router_kwargs": dict(router)}
     routing["request_routing_stats_period_s"] = REPORTS
     engines = serve.deployment(
@@ -153,8 +153,10 @@ def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], g
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="python -m slos.serve", description=__doc__)
-    parser.add_argument("model", help="a name or folder; every option not listed here goes to `slos.launch serve`")
+    parser = argparse.ArgumentParser(prog="python -m slos.fleet", description=__doc__)
+    parser.add_argument(
+        "model", help="a name or folder; every option not listed here goes to `slos.serving.launch serve`"
+    )
     parser.add_argument("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
     parser.add_argument("--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)")
     parser.add_argument("--hops", type=int, metavar="N", help="how often a request is passed on at the most")
@@ -173,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         router = {"router": given.router, "options": hops, "default": default}
         Fleet(**router).make(profile("opt-6.7b-a100").roofline)  # which refuses what is wrong before Ray starts
     except ValueError as error:
-        print(f"slos.serve: {error}", file=sys.stderr)
+        print(f"slos.fleet: {error}", file=sys.stderr)
         return 2
     here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -192,9 +194,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve.delete("slos")
         ray.shutdown()
     return 1
-
-
-if __name__ == "__main__":
-    pass  # so that what workers are sent is of this module, not of __main__
-
-    sys.exit(main())

@@ -19,8 +19,9 @@ from slos.core.kernels import kernel
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, advance, form, latest_end
-from slos.planning.jobs import COMPUTED, DUE, LEFT, NO_LINKS, REMAINING, TPOT, needed
+from slos.planning.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
 from slos.planning.lookahead import OK, look_ahead
+from slos.planning.rounds import NO_LINKS
 
 AHEAD = 2.0  # tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
 

@@ -10,6 +10,8 @@ from slos.core.types import LengthPredictor, Policy, make
 from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 from slos.policies.slos_serve import SLOsServe
 
+OURS = "slos-serve"
+
 POLICIES: dict[str, Callable[..., Policy]] = {
     "vllm": VLLM,
     "vllm-v1": VLLMV1,

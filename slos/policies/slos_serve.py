@@ -21,13 +21,17 @@ from typing import final
 
 import numpy as np
 
+from slos.core import roofline
 from slos.core.roofline import Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
-from slos.planning.batching import Engine, Room
-from slos.planning.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, Promised, fluid, jobs_of, needed
+from slos.planning.batching import Engine
+from slos.planning.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT, fluid, jobs_of, needed
 from slos.planning.planner import prefill_rates, sweep
+from slos.planning.room import Room
+from slos.planning.rounds import Promised
 from slos.planning.speculation import Acceptance, Drafting
+from slos.policies import ablated
 
 REPEAT = 64  # steps for which a steady batch is promised
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
@@ -89,7 +93,7 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
-            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + batching.EPS:
+            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + roofline.EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
             elif p.id in self._started and self.admission:
@@ -121,7 +125,7 @@ class SLOsServe:
             return batch
         steps = 1 if self.best_effort or self.roofline.k_ctx else batch.repeat
         if steps > 1 and self.admission:  # without it nobody gets in before somebody ends
-            steps = lookahead.refused(view.now, *future, inside, old, len(batch.tokens), int(steps), self._engine(view))
+            steps = ablated.refused(view.now, *future, inside, old, len(batch.tokens), int(steps), self._engine(view))
         return replace(batch, repeat=steps)
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
@@ -177,7 +181,7 @@ class SLOsServe:
             return (claimed[old:].cumsum() <= free) & (np.arange(new) < seats) | (np.arange(old, new + old) == 0)
         if not self.best_effort:
             before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
-            return lookahead.in_turn(view.now, *future, old, new, seats, before, engine)
+            return ablated.in_turn(view.now, *future, old, new, seats, before, engine)
         value = np.array([p.value for p in candidates])
         paces = sorted(set(jobs[:, TPOT].tolist()))
         tpots = np.array([*paces, 2 * paces[-1]])

@@ -9,31 +9,21 @@ here.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
-from functools import cache
-from math import isfinite
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-import yaml
-
 from slos.core.types import require
+from slos.files import results_dir, write_whole
+from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
 
-ROOT = Path(__file__).parents[2]
-PAPER = ROOT / "results" / "paper.yaml"
 SIZES = ("smoke", "quick", "reference", "full")
 LARGEST = SIZES[:0:-1]  # whose number counts, if they have it; smoke's never does
-OURS = "slos-serve"
-Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 _INTRO = """# Paper against reproduced
 
-Written by `python -m slos.report` from `paper.yaml` and the CSV files of each run; do not edit.
+Written by `python -m slos.records` from `paper.yaml` and the CSV files of each run; do not edit.
 
 - *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary that nobody checked.
 - *quick*: ours from `./run_all.sh`, as it was run here, or else as it came with the repository. *reference*: from the
@@ -42,126 +32,6 @@ Written by `python -m slos.report` from `paper.yaml` and the CSV files of each r
 - *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS; NOT RUN without a row.
 - *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under `key`.
-
-    why: the cause, found by measurement, where ours falls short.
-    """
-
-    key: str
-    what: str
-    value: float
-    unit: str
-    where: str
-    confidence: str
-    notebook: str
-    better: str = "higher"
-    why: str = ""
-
-    def __post_init__(self) -> None:
-        good = isinstance(self.value, (int, float)) and isfinite(self.value) and self.value > 0
-        require(good, f"{self.key}: value", self.value, "a positive number", "give the paper's number in its unit")
-        require(self.confidence in ("A", "B", "C"), f"{self.key}: confidence", self.confidence, "A, B or C")
-        require(self.better in ("higher", "lower"), f"{self.key}: better", self.better, "higher or lower")
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """Our number for the claim `key`, with its confidence interval.
-
-    source: `real traces` or `synthetic profile`. profile: the hardware profile. command: what makes this row again.
-    """
-
-    key: str
-    value: float
-    low: float
-    high: float
-    status: str
-    source: str
-    profile: str
-    commit: str
-    command: str
-
-    def __post_init__(self) -> None:
-        numbers = (self.value, self.low, self.high)
-        require(all(map(isfinite, numbers)), f"{self.key}: value, low, high", numbers, "finite", "else leave it out")
-        require(self.low <= self.value <= self.high, f"{self.key}: value", self.value, f"in [{self.low}, {self.high}]")
-        require(self.status in ("simulated", "measured"), f"{self.key}: status", self.status, "simulated or measured")
-
-
-def results_dir(size: str) -> Path:
-    """Where the rows of a size lie: `results/<size>` of the repository, or under SLOS_RESULTS where that is set."""
-    return Path(os.environ.get("SLOS_RESULTS") or ROOT / "results") / size
-
-
-def read_claims(path: Path = PAPER) -> list[Claim]:
-    """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and on a key twice."""
-    known, needed = {f.name for f in fields(Claim)}, {f.name for f in fields(Claim)} - {"better", "why"}
-    claims: dict[str, Claim] = {}
-    for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
-        require(isinstance(raw, dict) and bool(raw.get("key")), f"{path}: entry {n}", raw, "a mapping with a `key`")
-        key = raw["key"]
-        require(raw.keys() <= known, f"{path}: {key}: fields", sorted(raw.keys() - known), f"among {sorted(known)}")
-        require(raw.keys() >= needed, f"{path}: {key}: fields", sorted(raw), f"also {sorted(needed - raw.keys())}")
-        require(key not in claims, f"{path}: key", key, "there once")
-        claims[key] = Claim(**raw)
-    return list(claims.values())
-
-
-@cache
-def paper(key: str) -> float:
-    """The paper's number under a key of `results/paper.yaml`. Raises KeyError for an unknown one."""
-    return {c.key: c.value for c in read_claims()}[key]
-
-
-def read_headlines(path: Path) -> list[Headline]:
-    """The rows of a headlines.csv, none if there is no such file. Raises ValueError naming the file, line and cure."""
-    if not path.exists():
-        return []
-    columns, rows = [f.name for f in fields(Headline)], []
-    with path.open(newline="", encoding="utf-8") as f:
-        reader = csv.reader(f)
-        head = next(reader, None)
-        require(head == columns, f"{path}: columns", head, ",".join(columns), "remove it and run again")
-        for n, row in enumerate(reader, start=2):
-            try:
-                key, value, low, high, *texts = row
-                rows.append(Headline(key, float(value), float(low), float(high), *texts))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {n}: {error}") from None
-    return rows
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a run cut short, finds the old one or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def upsert_headlines(path: Path | str, rows: Iterable[Headline]) -> None:
-    """Put `rows` into the headlines.csv at `path`: a key that is there already is replaced, the others stay."""
-    merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in fields(Headline))
-    writer.writerows(astuple(row) for row in merged.values())
-    write_whole(Path(path), text.getvalue())
-
-
-def verdict(ours: float | None, claim: Claim) -> str:
-    """OK, NEAR or MISS by how far `ours` falls short of the paper's value; NOT RUN without one."""
-    if ours is None:
-        return "NOT RUN"
-    short = 1 - ours / claim.value if claim.better == "higher" else ours / claim.value - 1
-    return "OK" if short <= 0.05 + 1e-9 else "NEAR" if short <= 0.25 + 1e-9 else "MISS"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -221,7 +91,7 @@ def _told(h: Headline) -> str:
     return f"{h.value:.3g}" + (f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else "")
 
 
-def capacity_tables(path: Path) -> str:
+def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
     """Scenario by system from a capacity.csv, ours over the best baseline, and geometric means over the scenarios.
 
     One table per origin of the lengths and status. Variants of ours (`slos-serve-...`) are no baselines.
@@ -238,8 +108,8 @@ def capacity_tables(path: Path) -> str:
         for r in rows.itertuples():
             text = f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
             texts[r.scenario, r.system] = text.strip()
-        baselines = [s for s in grid if not str(s).startswith(OURS)]
-        ratio = grid.get(OURS, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
+        baselines = [s for s in grid if not str(s).startswith(ours)]
+        ratio = grid.get(ours, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
         lines = []
         for name in grid.index:
             mine = rows[rows.scenario == name]
@@ -286,14 +156,10 @@ def write_readme() -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slos.report", description="The table: paper against reproduced.")
+    parser = argparse.ArgumentParser(prog="python -m slos.records", description="The table: paper against reproduced.")
     parser.add_argument("--size", choices=SIZES, default="", help="whose numbers count (the largest that has them)")
     size = parser.parse_args(argv).size
     try:
         print(f"Paper against reproduced\n\n{render(size)}\n\nwritten: {write_readme()}")
     except ValueError as error:
         parser.exit(1, f"report: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

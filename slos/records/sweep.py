@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import atexit
 import csv
-import hashlib
 import io
 import json
 import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -35,34 +33,9 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.records.report import write_whole
+from slos.files import ROOT, commit, sources_digest, write_whole
 
-ROOT = Path(__file__).parents[2]
 Case = TypeVar("Case")
-
-
-def sources_digest(root: Path | None = None) -> str:
-    """What every result is made from: the Python and JSON of slos and workloads, and the data's names and sizes."""
-    root, sha = root or ROOT, hashlib.sha256()
-    for package in ("slos", "workloads"):
-        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".json")):
-            sha.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
-    for folder in (os.environ.get("SLOS_DATA"), os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")):
-        for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
-            sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
-    return sha.hexdigest()[:12]
-
-
-@cache
-def commit() -> str:
-    """The commit that this runs from, `+` if the sources have changed since; `unknown` outside a checkout."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "slos", "workloads"], check=False).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if dirty else "")
 
 
 def sweep(

@@ -26,9 +26,10 @@ import aiohttp
 import numpy as np
 
 from slos.core.attainment import Live, Outcome
-from slos.core.roofline import Plane, Roofline, profile
+from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
-from slos.records.report import write_whole
+from slos.files import write_whole
+from slos.hardware.profiles import profile
 from slos.replay.client import Server, call, find
 from slos.replay.results import Failure, Labels, Replayed, rows, table
 from slos.serving.objectives import xargs
@@ -229,7 +230,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
         print(f"{len(replayed.outcomes)} rows in {given.output}")
     return 0 if len(replayed.failures) < len(replayed.outcomes) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

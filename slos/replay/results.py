@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pandas as pd
 
-from slos.core.attainment import Outcome
-from slos.metrics import attainment
-from slos.records.report import Frame
-from slos.records.sweep import commit
+from slos.core.attainment import Outcome, attainment
+from slos.files import Frame, commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,59 +68,3 @@ def table(run: Replayed) -> str:
     done = len(run.outcomes) - failed
     lines.append(f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms")
     return "\n".join(lines + [f"  {n} failed: {why}" for why, n in reasons.most_common(3)])
-
-
-def by_load(frame: Frame) -> Frame:
-    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds, requests that failed."""
-    by = ["scenario", "system", "status", "rate"]
-    return frame.groupby(by, sort=False).agg(
-        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"), lag=("lag", "max"),
-        requests=("id", "size"), failed=("failure", lambda f: int((f != "").sum())),
-    ).reset_index()  # fmt: skip
-
-
-def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated.
-
-    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the smallest one if it is
-    below from the start. Attainment is made to fall with the load first, as it does but for chance: neighbours out of
-    order are averaged.
-    """
-    found = []
-    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
-        curve = group.sort_values("rate")
-        rates, falling = curve["rate"].tolist(), _falling(curve["attainment"].tolist())
-        i = int((falling >= target).sum())
-        if 0 < i < len(rates):
-            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-            load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
-        else:
-            load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
-        found.append((workload, status, system, float(load), bound))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
-
-
-def gain(found: Frame, ours: str, other: str) -> str:
-    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`, indexed by system."""
-    opposite = {"at least": "at most", "at most": "at least", "": ""}
-    bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
-    if len(bounds) > 1:
-        return "a ratio that these loads do not tell"
-    return f"{' '.join(bounds)} {found.loc[ours, 'capacity'] / found.loc[other, 'capacity']:.2f}x".strip()
-
-
-def errors(table: Frame) -> Frame:
-    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
-    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
-    for column in ("ttft", "tpot"):
-        off[column] = 100 * (simulated[column] / measured[column] - 1)
-    return off.reset_index()
-
-
-def _falling(values: list[float]) -> np.ndarray:
-    """The nearest sequence that never rises, by least squares: the min-max formula of isotonic regression."""
-    n = len(values)
-    means = [[np.mean(values[a:b]) for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
-    return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])

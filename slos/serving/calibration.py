@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from slos.core.roofline import Plane, Profile, Roofline, fit
+from slos.core.roofline import Roofline, scaled
 from slos.core.types import require
-from slos.records.report import write_whole
+from slos.hardware.fit import fit
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
 EVERY = 128
@@ -71,24 +68,3 @@ class Learned:
         roofline = scaled(roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept))
         ratios = [s[3] / roofline.time(*s[:3]) for s in steps]
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
-
-
-def scaled(roofline: Roofline, factor: float) -> Roofline:
-    """The same hardware, `factor` times slower."""
-    planes = (Plane(p.k1 * factor, p.k2 * factor, p.b * factor) for p in roofline.planes)
-    return replace(roofline, planes=tuple(planes), k_ctx=roofline.k_ctx * factor)
-
-
-def as_json(roofline: Roofline) -> dict[str, Any]:
-    """As profiles have it in JSON."""
-    return {"planes": [(p.k1, p.k2, p.b) for p in roofline.planes], "k_ctx": roofline.k_ctx, "tile": roofline.tile}
-
-
-def of_json(raw: dict[str, Any]) -> Roofline:
-    return Roofline(tuple(Plane(*p) for p in raw["planes"]), raw["k_ctx"], raw["tile"])
-
-
-def save(profile: Profile, path: Path | str) -> None:
-    """Write a profile as the JSON file that `slos.roofline.profile` reads; all of it or nothing."""
-    rest = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in ("name", "roofline")}
-    write_whole(Path(path), json.dumps({profile.name: as_json(profile.roofline) | rest}, indent=1))

@@ -1,4 +1,4 @@
-"""vLLM's command line with this kit's scheduler: `python -m slos.launch serve MODEL` for `vllm serve MODEL`.
+"""vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for `vllm serve MODEL`.
 
 Adds the scheduler, the check of objectives and the settings below, and sends a short calibration once the server is up;
 every other argument, and every other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM,
@@ -26,17 +26,22 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from slos.serving.tracked import Settings
+from slos.serving.settings import Settings
 
 READY = 600.0  # seconds that a server may take to start
 PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, alone and then four at once, as far as the model's context goes
 TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
 ROUNDS = 4
-ADDED = ("--scheduler-cls", "slos.vllm_plugin.SLOScheduler", "--middleware", "slos.objectives.CheckObjectives")
+ADDED = (
+    "--scheduler-cls",
+    "slos.serving.vllm_plugin.SLOScheduler",
+    "--middleware",
+    "slos.serving.middleware.CheckObjectives",
+)
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m slos.launch serve", description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(prog="python -m slos.serving.launch serve", description=__doc__, add_help=False)
     parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
     parser.add_argument("--profile", default="", help="a shipped profile, or a JSON file, to start from")
     parser.add_argument("--save-profile", default="", dest="save", help="JSON file to keep what is learned in")
@@ -139,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             argv, _, url = arguments(argv[1:])
         except ValueError as error:
-            sys.exit(f"slos.launch: {error}")
+            sys.exit(f"slos.serving.launch: {error}")
         if url:
 
             def when_ready() -> None:

@@ -1,6 +1,6 @@
 """A small OPT with random weights, for trying a real engine where no model can be fetched.
 
-It says nothing sensible, but costs what its size costs. `python -m slos.tiny_model FOLDER` writes one.
+It says nothing sensible, but costs what its size costs. `python -m slos.serving.tiny_model FOLDER` writes one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write(folder: Path | str, hidden: int = 256, layers: int = 4, max_context: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m slos.tiny_model", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m slos.serving.tiny_model", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--hidden", type=int, default=256, help="width, a multiple of 64 (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")

@@ -1,73 +1,20 @@
-"""A request inside a real engine, as its policy sees it: what `slos.live` is to the simulator. And the settings.
+"""A request inside a real engine, as its policy sees it: what `slos.core.attainment` is to the simulator. And the settings.
 
 The engine's own requests are read by duck typing: nothing here imports it.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from slos.core.attainment import TOLERANCE
 from slos.core.roofline import Roofline
-from slos.core.types import SLO, Load, Progress, require
-from slos.records.report import write_whole
-from slos.serving.calibration import as_json, of_json
-from slos.serving.objectives import Objectives, Phase
-
-NUMBER = (int, float)
-KINDS = {"str": str, "bool": bool, "float": NUMBER, "float | None": (*NUMBER, type(None)), "Mapping[str, Any]": Mapping}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What `--additional-config '{"slos": {...}}'` may say.
-
-    policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a JSON file to start
-    from; without one vLLM schedules until a roofline is learned. learn: keep fitting it. save: file to keep it in.
-    slowdown or ttft, tpot, value: objectives of a request that brings none. load: file for a router to read it from.
-    """
-
-    policy: str = "slos-serve"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    profile: str = ""
-    learn: bool = True
-    caution: float = 0.75
-    save: str = ""
-    ttft: float | None = None
-    slowdown: float | None = None
-    tpot: float = 0.1
-    value: float = 1.0
-    load: str = ""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value, kind = getattr(self, f.name), str(f.type)
-            ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
-            require(ok, f"slos setting {f.name}", value, f"a {kind}")
-        require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
-        for name in ("save", "load"):
-            folder = Path(getattr(self, name)).parent
-            require(folder.is_dir(), f"slos setting {name}", getattr(self, name), "in a folder that exists", "make it")
-        _ = self.objectives  # which says what is wrong with them
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Settings:
-        require(isinstance(config, Mapping), "slos settings", config, 'an object, such as {"policy": "slos-serve"}')
-        known = [f.name for f in fields(cls)]
-        for name in config:
-            require(name in known, "slos setting", name, f"one of {', '.join(known)}")
-        return cls(**config)
-
-    @property
-    def objectives(self) -> Objectives:
-        slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
-        return Objectives((Phase(SLO(self.tpot, self.ttft, slowdown)),), self.value)
+from slos.core.types import Progress
+from slos.serving.objectives import Objectives
 
 
 @dataclass(slots=True, eq=False)
@@ -151,42 +98,3 @@ class Lengths:
         phase = t.objectives.phases[progress.stage]
         left = self.remaining(progress)
         return left // 2 if phase.tokens is None else max(0, left - (phase.tokens - progress.generated))
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What an engine tells its router: its load, when that was (seconds since the epoch), and what it believes."""
-
-    load: Load
-    at: float
-    roofline: Roofline | None = None
-
-    def write(self, path: Path) -> None:
-        """As a JSON file: all of it or nothing."""
-        roofline = self.roofline and as_json(self.roofline)
-        write_whole(path, json.dumps({"load": asdict(self.load), "at": self.at, "roofline": roofline}))
-
-    @classmethod
-    def parse(cls, text: str) -> Report:
-        raw = json.loads(text)
-        load = raw["load"] | {"decodes": tuple(map(tuple, raw["load"]["decodes"]))}
-        return cls(Load(**load), raw["at"], raw["roofline"] and of_json(raw["roofline"]))
-
-
-def load_of(
-    tracked: Iterable[Tracked], running: int, step_end: float, free_blocks: int, total_blocks: int, block_size: int
-) -> Load:
-    """The load of an engine whose steps in flight, which count as done, end at `step_end`: as `Replica.load` has it."""
-    tiers: Counter[float] = Counter()
-    count = prefill = claimed = 0
-    for t in tracked:
-        p, count = t.sync(), count + 1
-        if not p.best_effort:
-            claimed += t.claim
-            left = p.left if p.left > 1 or not p.computed else 0
-            prefill += left
-            tiers[p.tpot] += not left
-    decodes = tuple(sorted((tpot, n) for tpot, n in tiers.items() if n))
-    return Load(
-        "", step_end, count - running, running, free_blocks, total_blocks, block_size, prefill, decodes, claimed
-    )

@@ -1,9 +1,9 @@
-"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls slos.vllm_plugin.SLOScheduler`.
+"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls slos.serving.vllm_plugin.SLOScheduler`.
 
 vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step the policy is shown
 vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each request may have, in which order, and
 who is preempted. What the policy cannot answer is left to vLLM. Settings are `Settings`, under "slos" in
-`--additional-config`; objectives per request are in `slos.objectives`.
+`--additional-config`; objectives per request are in `slos.serving.objectives`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from slos.core.roofline import Profile, Roofline, profile
-from slos.core.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Stage, View, require
+from slos.core.lengths import Oracle
+from slos.core.roofline import Roofline
+from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
 from slos.core.types import Request as Work
+from slos.hardware.profiles import Profile, profile, save
 from slos.policies import make_policy
-from slos.serving.calibration import Learned, Measured, save
+from slos.serving.calibration import Learned, Measured
+from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse
-from slos.serving.tracked import Lengths, Report, Settings, Tracked, load_of
+from slos.serving.settings import Settings
+from slos.serving.tracked import Lengths, Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
@@ -259,7 +263,7 @@ class SLOScheduler(AsyncScheduler):
         model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
         return Profile(
             "learned", str(model.model), str(device), self.parallel_config.world_size, cast(Any, self.learned.roofline),
-            tokens, model.max_model_len, f"measured by slos.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
+            tokens, model.max_model_len, f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
             self.block_size, self.learned.margin,
         )  # fmt: skip
 

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slos.core.roofline import Profile, Roofline
+from slos.core.lengths import FirstToken
+from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Progress, require
+from slos.hardware.profiles import Profile
 from slos.policies import make_policy
-from slos.sim.simulator import Link, Replica, World
+from slos.sim.replica import Replica, World
+from slos.sim.simulator import Link
 
 KV_BYTES = {
     "OPT-6.7B": 2 * 2 * 32 * 4096,
@@ -33,17 +36,6 @@ without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had 25 Gbit/s between
 
 POOLED = "pooled"
 SEATS = 256  # requests that an engine runs at once, vLLM's default
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken:
-    """What a prefill replica has to expect of a request: the first token, with which it leaves."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 1
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One simulated engine that hosts a real policy: its queues, its KV ledger, and the step in flight.
 
 It shows its policy a `View`, checks the answer against the ledger, and lets the step last as long as the world's
-roofline says. What the policy believes about the hardware is the policy's own affair. Time passes in `slos.simulator`.
+roofline says. What the policy believes about the hardware is the policy's own affair. Time passes in `slos.sim.simulator`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from itertools import accumulate, repeat
 import numpy as np
 
 from slos.core.attainment import Live
-from slos.core.roofline import Profile, Roofline
+from slos.core.roofline import Roofline
 from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
+from slos.hardware.profiles import Profile
 
 ROLES = ("", "prefill", "decode")
 MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little work

@@ -7,20 +7,34 @@ whoever's prompt fits the KV cache, in order of arrival, in batches of a fixed s
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, TypeVar
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from slos.core.types import require
+from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search, hardware_of, parse_setting
-from slos.evaluation.stats import Frame, Spread, mean_of, over, over_each, rows_of, select, told
-from slos.metrics import interval
-from slos.records.report import paper
+from slos.evaluation.grids import (
+    BEST_ROUTER,
+    MAX_DRAFTS,
+    PLAIN,
+    RIVAL_ROUTER,
+    RIVALS,
+    can_draft,
+    fixed_drafts,
+    run_searches,
+    typical,
+)
+from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
+from slos.evaluation.sizes import scale_of
+from slos.evaluation.stats import interval, mean_of, over, over_each, rows_of, select, told
+from slos.files import Frame
+from slos.policies import OURS
+from slos.records.claims import Spread, paper
 from slos.sim.cluster import roles
-from slos.studies.capacity import OURS, SETTINGS, run_searches
-from slos.studies.scaling import BEST_ROUTER, PLAIN, RATIOS
 from workloads import SCENARIOS
 
 PARTS = {
@@ -35,52 +49,10 @@ PARTS = {
 CLAIMS = {"speculation": "ablation_speculation", "best_effort": "ablation_burst", "routing": "ablation_routing"}
 """Those that the paper has a number for, and its key in `results/paper.yaml`."""
 
-MAX_DRAFTS = 10  # the paper's longest draft
-FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
-TYPICAL_DRAFTS = 3  # with which its other settings are chosen
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
-RIVAL_ROUTER = "least-loaded"
-RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in ("vllm", "vllm-v1", "sarathi")} | {
-    "distserve": [(engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS]
-}
-"""Of each baseline what is tried: engine, setting, topology."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; of the runs
-    of one seed in which settings are chosen; and which scenarios.
-
-    With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
-    """
-
-    replicas: int
-    requests: int
-    seeds: int
-    precision: float
-    tuning_requests: int
-    tuning_precision: float
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
-
-
-SCALES = {
-    "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)),
-    "full": Scale(4, 250, 3, 0.05, 250, 0.1),
-}
 Key = TypeVar("Key", bound=Hashable)
-
-
-def scale_of(size: str, replicas: int = 0) -> Scale:
-    """replicas: 0 for those of the size."""
-    require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
-    require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
-    return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
-
-
-def can_draft(scenario: str, profile: str = "") -> bool:
-    """Whether there is a draft model."""
-    return hardware_of(scenario, profile, drafts=True).drafts
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
@@ -140,18 +112,6 @@ def variants(
         for scenario in scenarios
         for name, parts in sets.items()
     }
-
-
-def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
-    """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
-    lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
-    return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
-
-
-def typical(tries: Sequence[Search]) -> Search:
-    """Of a case and its `fixed_drafts`, if there are any, the one by which a token budget is chosen: one that is ample
-    without drafts may leave no room for them."""
-    return tries[min(1 + FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(tries) - 1)]
 
 
 def rivals(
@@ -258,3 +218,34 @@ def what_rivals_show(best: Frame) -> str:
             f"most in {top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
         )
     return "\n".join([*lines, "", f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together."])
+
+
+def ablation_chart(table: Frame, source: str) -> Figure:
+    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean last, the paper's."""
+    parts = [part for part in PARTS if part in set(table["part"])]
+    names = [*unique(table["scenario"]), "geometric mean"]
+    each, titles = (2.3, 0.42 * len(names)), [PARTS[part] for part in parts]
+    figure, axes = panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
+    hows = ("off alone", "on alone")
+    palette = colors(hows)
+    for axis, part in zip(axes, parts, strict=True):
+        for i, how in enumerate(hows):
+            mine = select(table, part=part, how=how)[["scenario", "ratio", "low", "high", "each"]]
+            mean = pd.DataFrame([(names[-1], *mean_of(mine))], columns=["scenario", "ratio", "low", "high"])
+            rows = pd.concat([mine, mean])
+            y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
+            whiskers(axis, y, rows, i, across=True, linestyle="none", color=palette[how], label=how)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
+        if part in CLAIMS:
+            said = paper(CLAIMS[part])
+            axis.axvline(said, **DASHED)
+            axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
+        axis.set_xscale("log")
+        plots.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
+        axis.set_xlabel("capacity, with over without")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    said = f"{source}; off alone: all parts over all but one; on alone: the base with one part over the base; "
+    said += "whiskers: 95 % over seeds; speculation: where there is a draft model"
+    return finish(figure, said, axes[0], ncols=2)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slos.core.roofline import Profile
 from slos.core.types import Request, require
+from slos.evaluation import plots
 from slos.evaluation.capacity_search import hardware_of
-from slos.evaluation.stats import Frame
-from slos.policies import POLICIES
-from slos.records.report import results_dir
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of
+from slos.evaluation.sizes import size_of
+from slos.files import Frame, results_dir
+from slos.hardware.profiles import Profile
+from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
-from slos.studies.capacity import OURS, size_of
 from slos.studies.timeline import timeline, windows, with_burst
 from workloads import build
 
@@ -146,3 +149,32 @@ def what_bursts_show(rows: Frame, case: Bursts) -> str:
     if table.loc[table["system"] == OURS, "best_effort"].max() > 0:
         lines.append("\nThe tail of ours is of requests that it declined into best effort, and lets wait for others.")
     return "\n".join(lines)
+
+
+def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
+    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows, by system."""
+    panels = (
+        ("arrivals", "load\n(requests/s)", None),
+        ("ttft_p99", "P99 TTFT\nover its SLO", 1),
+        ("tpot_p99", "P99 TPOT\nover its SLO", 1),
+        ("attained", "attained (%)", 100 * target),
+        ("best_effort", "best effort\n(% of requests)", None),
+    )
+    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 9), layout="constrained", sharex=True)
+    palette = colors(list(tables))
+    for axis, (column, label, aim) in zip(axes, panels, strict=True):
+        for i, (system, table) in enumerate(tables.items()):
+            if column == "arrivals" and i:
+                continue
+            color = "black" if column == "arrivals" else palette[system]
+            axis.plot(table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3, color=color,
+                      label=name_of(system))  # fmt: skip
+        if aim is not None:
+            axis.axhline(aim, **DASHED)
+        if column.endswith("p99"):
+            axis.set_yscale("log")
+            plots.plain_log(axis.yaxis, 1, 2, 5)
+        axis.set_ylabel(label)
+    axes[-1].set_xlabel("time of arrival (s)")
+    said = f"{source}; windows of {width:g} s by arrival; dashed: target"
+    return finish(figure, said, axes[1], ncols=len(tables))

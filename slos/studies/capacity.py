@@ -3,97 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slos.core.types import require
-from slos.evaluation.capacity_search import Probe, Search, search
-from slos.evaluation.stats import Frame, Spread, best_settings, geometric_means, mean_of, over_each, rows_of
-from slos.policies import POLICIES
-from slos.records.report import OURS, paper, results_dir, write_whole
-from slos.records.sweep import commit, sweep
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, dots, finish, name_of, panels, plain_log, unique
+from slos.evaluation.stats import geometric_means, mean_of, over_each, rows_of
+from slos.files import Frame, commit, results_dir, write_whole
+from slos.policies import OURS
+from slos.records.claims import Spread, paper
 from workloads import SCENARIOS
-
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
-    "vllm-v1": (
-        "max_batched_tokens=512",
-        "max_batched_tokens=1024",
-        "max_batched_tokens=2048",
-        "max_batched_tokens=8192",
-    ),
-    "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
-}
-"""What is tried of each baseline, so that its best is reported; a system that is not named runs with its defaults."""
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large a run is: requests per simulation, seeds, precision of a capacity, and where lengths come from."""
-
-    num_requests: int
-    seeds: int
-    precision: float
-    lengths: tuple[str, ...] = ("dataset",)
-
-
-SIZES = {
-    "smoke": Size(60, 1, 0.2),
-    "quick": Size(360, 3, 0.03),
-    "full": Size(1400, 5, 0.02, ("dataset", "trace")),
-}
-
-
-def size_of(name: str) -> Size:
-    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
-    return SIZES[name]
-
-
-def searches(
-    size: str,
-    scenarios: Sequence[str] = tuple(SCENARIOS),
-    systems: Sequence[str] = tuple(POLICIES),
-    profile: str = "",
-    target: float = 0.9,
-) -> list[Search]:
-    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
-    s = size_of(size)
-    for name in scenarios:
-        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
-    for name in systems:
-        require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-    grid = [
-        Search(scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision)
-        for lengths, scenario, system in product(s.lengths, scenarios, systems)
-        for setting in SETTINGS.get(system, ("",))
-        for seed in range(s.seeds)
-        if lengths == "dataset" or SCENARIOS[scenario].has_trace
-    ]
-    for case in grid:
-        case.hardware  # noqa: B018  an unknown profile is refused before the first run
-    return grid
-
-
-def run_searches(size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes") -> Frame:
-    """Rows of `Probe` for all cases, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(sweep(search, cases, results_dir(size) / f"{name}.csv", Probe, workers))
-
-
-def capacities(probes: Frame, *also: str) -> Frame:
-    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's.
-
-    also: further columns to tell apart, as "replicas" and "router".
-    """
-    columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
-    best = best_settings(probes[probes.capacity], columns)
-    ranks = {
-        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
-    }  # one order, so one colour, in every figure
-    best = best.sort_values(["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99)))
-    return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
 def ratios(best: Frame, lengths: str = "dataset", ours: str = OURS) -> Frame:
@@ -156,3 +79,61 @@ def what_capacity_shows(best: Frame) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def capacity_bars(best: Frame, source: str) -> Figure:
+    """Capacity per scenario and system, each scenario relative to ours, with intervals and the number on the bar."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    figure, axes = panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
+    palette = colors(systems)
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = best[best["scenario"] == scenario]
+        most = rows["capacity"].max()
+        for row in rows.itertuples():
+            i, bounds = systems.index(row.system), [[row.capacity - row.low], [row.high - row.capacity]]
+            axis.bar(i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black", linewidth=0.6,
+                     label=name_of(row.system))  # fmt: skip
+            axis.errorbar(i, row.capacity, yerr=np.maximum(0, bounds), color="black", linewidth=1, capsize=2)
+            axis.annotate(f"{row.capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
+        axis.set(xticks=[], ylim=(0, 1.25 * most))
+    said = f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds"
+    return finish(figure, said, axes[0], ncols=len(systems))
+
+
+def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load for the best setting of every system, one panel per scenario, the target drawn in."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
+    palette = colors(systems)
+    chosen = probes.merge(best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"])
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = chosen[chosen["scenario"] == scenario]
+        for i, system in enumerate(systems):
+            for n, (_, points) in enumerate(rows[rows["system"] == system].sort_values("rate").groupby("seed")):
+                axis.plot(points["rate"], 100 * points["attainment"], marker=MARKERS[i], markersize=max(3, 7 - i),
+                          linewidth=max(0.7, 2.2 - 0.5 * i), color=palette[system], markeredgecolor="black",
+                          markeredgewidth=0.3, label=None if n else name_of(system))  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set_xscale("log")
+        plain_log(axis.xaxis, 1, 2, 5)
+        axis.set_xlabel("load (requests/s per GPU)")
+    said = f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target {target:.0%}"
+    return finish(figure, said, axes[0], ncols=len(systems))
+
+
+def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
+    """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
+    rows, reported = pd.concat([table, means.assign(scenario="geometric mean")]), paper("capacity_vs_vllm")
+    count = len(set(rows["scenario"]))
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
+    groups = {
+        f"over {'the best of them' if other == 'best' else name_of(other)}": (color, rows[rows["against"] == other])
+        for other, color in colors(unique(table["against"])).items()
+    }
+    dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
+    said = f" paper:\n {reported:g}x"
+    axis.annotate(said, (1, reported), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
+    axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
+    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", axis, fontsize=8, ncols=min(4, len(groups)))

@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from slos.core.types import Oracle, Progress, View
-from slos.evaluation.capacity_search import Probe, Search, search, serve
-from slos.evaluation.stats import Frame
-from slos.metrics import attainment, capacity, geometric_mean
+from slos.core.attainment import attainment
+from slos.core.lengths import Oracle
+from slos.core.types import Progress, View
+from slos.evaluation.capacity_search import Probe, Search, capacity, search, serve
+from slos.evaluation.grids import MAX_DRAFTS, SETTINGS, fixed_drafts
+from slos.evaluation.stats import geometric_mean
+from slos.files import Frame, results_dir
 from slos.planning.lookahead import MEMORY, OK, look_ahead
+from slos.policies import OURS
 from slos.policies.slos_serve import SLOsServe
-from slos.records.report import results_dir
 from slos.records.sweep import sweep
-from slos.sim.simulator import World, simulate
-from slos.studies.ablation import MAX_DRAFTS, fixed_drafts
-from slos.studies.capacity import OURS, SETTINGS
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
 from workloads import SCENARIOS, build
 
 SHORT, WITHOUT, VLLM = "short of memory", "without decodes", "vLLM drafting"
@@ -123,7 +125,7 @@ def table(found: Sequence[Finding]) -> Frame:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slos.evaluation.causes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m slos.studies.causes", description=__doc__)
     parser.add_argument("--requests", type=int, default=600, metavar="N", help="per simulation (600)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of everything (3)")
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, help="(all)")

@@ -1,4 +1,4 @@
-"""What the kit itself costs: CPU seconds to simulate, and milliseconds to plan. `python -m slos.bench` prints both.
+"""What the kit itself costs: CPU seconds to simulate, and milliseconds to plan. `python -m slos.studies.overhead` prints both.
 
 CPU time, not wall time; medians over repeats. Planning is deciding whom of the new requests to admit, the proof
 included; a step is all that the policy does at once, from the view to the batch, with a planning in it.
@@ -18,18 +18,27 @@ from math import inf
 from pathlib import Path
 from statistics import median
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 
-from slos.core.roofline import Plane, Roofline, profile
-from slos.core.types import SLO, Oracle, Progress, Request, Stage, View, require
-from slos.evaluation.stats import put
-from slos.planning.jobs import NEW, NO_LINKS, jobs_of
+from slos.core.lengths import Oracle
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Progress, Request, Stage, View, require
+from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.stats import select
+from slos.files import Frame
+from slos.hardware.profiles import profile
+from slos.planning.jobs import NEW, jobs_of
 from slos.planning.planner import Instance, admit
+from slos.planning.rounds import NO_LINKS
 from slos.policies import make_policy
 from slos.policies.slos_serve import SLOsServe
-from slos.records.report import Frame, paper
-from slos.sim.simulator import World, simulate
+from slos.records.claims import paper, put
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
 from workloads import SCENARIOS, build
 
 NEAR_CAPACITY = {
@@ -198,8 +207,40 @@ def compared(folder: Path, repeats: int = 5) -> Frame:
     ).reset_index()  # fmt: skip
 
 
+def planning_curves(planned: Frame) -> Figure:
+    """P99 of a step against new requests, a panel per number of running ones, a line per number of tiers."""
+    running = sorted(set(planned["running"]))
+    titles = [f"{count} running requests" for count in running]
+    figure, axes = panels(titles, (3.8, 3), (0, 0), "step with a planning, P99 (ms)", sharey=True)
+    palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
+    for axis, count in zip(axes, running, strict=True):
+        for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
+            axis.plot(curve["new"], curve["step_p99"], marker=MARKERS[tiers], color=palette[tiers], label=str(tiers))
+        for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
+            axis.axhline(limit, **DASHED)
+            axis.annotate(f"{word}, {limit:g} ms", (1, limit), xytext=(0, 2), textcoords="offset points", fontsize=7)
+        axis.set(xscale="log", yscale="log", xlabel="new requests")
+    said = "measured on this machine's CPU: whole steps, from the view to the batch"
+    return finish(figure, said, axes[0], title="TPOT tiers", loc="outside right upper")
+
+
+def simulation_bars(simulated: Frame) -> Figure:
+    """CPU seconds per 1,000 simulated requests, a bar per policy and kind of lengths."""
+    cases = unique(zip(simulated["scenario"], simulated["lengths"], strict=True))
+    systems = unique(simulated["system"])
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    for i, (system, color) in enumerate(colors(systems).items()):
+        at = np.arange(len(cases)) + (i - (len(systems) - 1) / 2) * 0.2
+        values = select(simulated, system=system)["cpu_seconds"]
+        axis.bar(at, values, 0.2, color=color, hatch=HATCHES[i], edgecolor="black", label=name_of(system))
+    axis.set_xticks(range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases])
+    axis.set_ylabel("CPU s per 1,000 requests")
+    axis.legend(fontsize=8, frameon=False)
+    return finish(figure, "measured on this machine's CPU, one replica near its capacity, one core")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slos.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m slos.studies.overhead", description=__doc__)
     parser.add_argument("--requests", type=int, default=1000, help="requests per simulation (default: 1000)")
     parser.add_argument("--instances", type=Path, metavar="FOLDER", help="only this: compare plannings with these")
     given = parser.parse_args(argv)

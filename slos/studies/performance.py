@@ -7,19 +7,35 @@ all-reduces, by tokens, and AIConfigurator's attention of vLLM. The output layer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slos.core.roofline import fit, profile
-from slos.evaluation.stats import Frame, put
-from slos.records.report import paper, results_dir
+from slos.core.roofline import Plane, Roofline
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.plots import DASHED, finish, panels, unique
+from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import select
+from slos.files import Frame, results_dir
+from slos.hardware.fit import fit
+from slos.hardware.profiles import profile
+from slos.policies import OURS
+from slos.records.claims import paper, put
 from slos.records.sweep import sweep
-from slos.studies.capacity import size_of
+from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 from workloads.files import locate
+
+TILED = {
+    "": "the truth",
+    "tile=1": "one that takes the same planes without tiles",
+    "smooth=1": "one that is right on the average",
+    "smooth=1,scale=1.15": "one that is right on the average and plans 15 % more",
+}
 
 GPUS = ("a100", "h100")
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
@@ -246,3 +262,88 @@ def what_the_fits_show(table: Frame) -> str:
         errors = ", ".join(f"{r.mean_error:.1%} with {r.tile}" for r in group.sort_values("tile").itertuples())
         lines.append(f"- tile of the {gpu.upper()}, {kind}, TP1: mean error {errors}")
     return "\n".join(lines)
+
+
+def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
+    """Our policy on a profile with beliefs that are wrong: about all batch times, or about tiles."""
+    precision = max(PRECISION, size_of(size).precision)
+    beliefs = list(TILED) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
+    changes = [{"belief": b, "precision": precision} for b in beliefs]
+    return varied(size, scenarios, (OURS,), changes, profile)
+
+
+def what_beliefs_show(scaled: Frame, tiled: Frame) -> str:
+    """The findings in Markdown. scaled, tiled: capacity over that of the true belief, as `relative` gives it."""
+    lines = []
+    for scenario, group in scaled.groupby("scenario", sort=False):
+        words = [f"{r.ratio:.2f}x when it takes a batch for {float(r.belief.split('=')[1]):g} of its time"
+                 for r in group.itertuples() if r.belief]  # fmt: skip
+        lines.append(f"- **{scenario}**, capacity against the true belief: {', '.join(words)}.")
+    for r in tiled.itertuples():
+        if r.belief:
+            gain = f"{1 / r.ratio:.3f}x of what is carried by" if r.ratio else "something, and nothing is carried by"
+            lines.append(f"- **tiles, {r.scenario}**: a policy that knows them carries {gain} {TILED[r.belief]}.")
+    return "\n".join(lines)
+
+
+def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
+    """The fitted forms of a GPU at the smallest degree of parallelism, by name."""
+    mine = select(table, kind=kind, gpu=gpu)
+    mine = mine[mine["tp"] == mine["tp"].min()].drop_duplicates(["context", "tile"])
+    return {
+        f"{'with' if r.context else 'no'} context, tile {r.tile}": Roofline(
+            tuple(Plane(k1, 0.0, b) for k1, b in (map(float, p.split()) for p in r.planes.split(" | "))),
+            r.k_ctx, r.tile,
+        )
+        for r in mine.itertuples()
+    }  # fmt: skip
+
+
+def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
+    """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per GPU."""
+    kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
+    gpus = unique(table["gpu"])
+    figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
+    for axis, gpu in zip(axes, gpus, strict=True):
+        steps = FitCase(kind, gpu, 1, False, 1).steps()
+        steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
+        axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", color="0.55", markersize=3, label="steps of prompts")
+        n = np.arange(1, most + 1)
+        looks = (("no context, tile 1", "#0072B2", "--"), ("with context, tile 128", "#D55E00", "-"))
+        for name, color, style in looks:
+            roofline = _rooflines(table, kind, gpu)[name]
+            axis.plot(n, [1e3 * roofline.time(int(t)) for t in n], style, color=color, linewidth=1.3, label=name)
+        axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=8)
+    return finish(figure, source)
+
+
+def errors_by_size(table: Frame, source: str) -> Figure:
+    """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of steps."""
+    shown = unique(zip(table["kind"], table["gpu"], strict=True))
+    least = table.groupby(["kind", "gpu"])["tp"].min()
+    titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
+    figure, axes = panels(titles, (5, 2.5), (0, 0.5), "error (%)", 2, sharey=True)
+    looks = ((False, 1, "paper's form", "#0072B2", ""), (True, 1, "with context", "#56B4E9", "//"),
+             (True, 128, "with context and tiles of 128", "#D55E00", ".."))  # fmt: skip
+    for axis, (kind, gpu) in zip(axes, shown, strict=True):
+        mine = select(table, kind=kind, gpu=gpu, tp=least[kind, gpu])
+        sizes = sorted(set(mine["tokens"]))
+        for i, (context, tile, label, color, hatch) in enumerate(looks):
+            rows = select(mine, context=context, tile=tile).set_index("tokens").reindex(sizes)
+            x = np.arange(len(sizes)) + (i - 1) * 0.27
+            edge = {"edgecolor": "black", "linewidth": 0.4}
+            axis.bar(x, 100 * rows["mean_error"], 0.27, color=color, hatch=hatch, label=label, **edge)
+            axis.scatter(x, 100 * rows["max_error"], s=18, marker="v", color=color, zorder=3, **edge)
+        axis.set_xticks(range(len(sizes)), [str(s) for s in sizes], fontsize=7)
+        axis.set_xlabel("tokens of a step, up to")
+    return finish(figure, f"{source}; bars: mean error, triangles: largest", axes[0], ncols=3)
+
+
+def belief_curves(table: Frame, source: str) -> Figure:
+    """Capacity over that of the true belief, against how long the policy takes batches for, a line per scenario."""
+    told = table["belief"].map(lambda text: float(text.split("=")[1]) if text else 1.0)
+    figure = sensitivity(table.assign(belief=told), "belief", source, "ratio", "capacity over that of the truth (x)")
+    for axis in figure.axes:
+        axis.axvline(1, **DASHED)
+    return figure

@@ -23,20 +23,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slos.core.attainment import TOLERANCE, Outcome
-from slos.core.roofline import Profile, profile
-from slos.core.types import Oracle, Request, require
-from slos.metrics import attainment, capacity
-from slos.policies import make_policy
-from slos.records.report import OURS, write_whole
-from slos.records.sweep import Bar, commit
+from slos.core.attainment import TOLERANCE, Outcome, attainment
+from slos.core.lengths import Oracle
+from slos.core.roofline import scaled
+from slos.core.types import Request, require
+from slos.evaluation.capacity_search import capacity
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.stats import select
+from slos.files import Frame, commit, write_whole
+from slos.hardware.profiles import Profile, profile
+from slos.policies import OURS, make_policy
+from slos.records.sweep import Bar
 from slos.replay import replay
-from slos.replay.results import Frame, Labels, Replayed, gain, rows
+from slos.replay.results import Labels, Replayed, rows
 from slos.serving import launch
-from slos.serving.calibration import scaled
 from slos.serving.tiny_model import write
-from slos.sim.simulator import World, simulate
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
 from slos.studies import engine_workloads
 from slos.studies.engine_workloads import WORKLOADS
 
@@ -75,7 +80,7 @@ def _starting(model: Path | str, system: str, folder: Path, *arguments: str) -> 
     port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
     which += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET), *(ON_CPU if launch.on_cpu() else ON_GPU)]
-    command = [sys.executable, "-m", "slos.launch", "serve", str(model), "--port", port, *which]
+    command = [sys.executable, "-m", "slos.serving.launch", "serve", str(model), "--port", port, *which]
     ones = "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"
     log = Path(folder) / f"server-{system}.log"
     with log.open("w") as out:
@@ -255,3 +260,74 @@ def what_it_shows(found: Frame, off: Frame, engine: Calibrated, target: float) -
         f"{worst['ttft'].max():.0f} %), mean TPOT by {worst['tpot'].median():.0f} % ({worst['tpot'].max():.0f} %)."
     )
     return "\n".join(lines)
+
+
+def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel per workload."""
+    workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
+    figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
+    for axis, workload in zip(axes, workloads, strict=True):
+        for i, (system, color) in enumerate(colors(systems).items()):
+            for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
+                part = select(table, scenario=workload, system=system, status=status).sort_values("rate")
+                axis.plot(part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
+                          fillstyle=kind, label=f"{name_of(system)}, {status}")  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set(xlabel="load (requests/s)", ylim=(0, 105))
+    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
+
+
+def by_load(frame: Frame) -> Frame:
+    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds, requests that failed."""
+    by = ["scenario", "system", "status", "rate"]
+    return frame.groupby(by, sort=False).agg(
+        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"), lag=("lag", "max"),
+        requests=("id", "size"), failed=("failure", lambda f: int((f != "").sum())),
+    ).reset_index()  # fmt: skip
+
+
+def capacities(table: Frame, target: float = 0.9) -> Frame:
+    """The load at which attainment falls below `target`, interpolated.
+
+    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the smallest one if it is
+    below from the start. Attainment is made to fall with the load first, as it does but for chance: neighbours out of
+    order are averaged.
+    """
+    found = []
+    for (workload, status, system), group in table.groupby(["scenario", "status", "system"], sort=False):
+        curve = group.sort_values("rate")
+        rates, falling = curve["rate"].tolist(), _falling(curve["attainment"].tolist())
+        i = int((falling >= target).sum())
+        if 0 < i < len(rates):
+            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
+            load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
+        else:
+            load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
+        found.append((workload, status, system, float(load), bound))
+    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
+
+
+def gain(found: Frame, ours: str, other: str) -> str:
+    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`, indexed by system."""
+    opposite = {"at least": "at most", "at most": "at least", "": ""}
+    bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
+    if len(bounds) > 1:
+        return "a ratio that these loads do not tell"
+    return f"{' '.join(bounds)} {found.loc[ours, 'capacity'] / found.loc[other, 'capacity']:.2f}x".strip()
+
+
+def errors(table: Frame) -> Frame:
+    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean TTFT and TPOT in %."""
+    by = ["scenario", "system", "rate"]
+    measured, simulated = (table[table["status"] == s].set_index(by) for s in ("measured", "simulated"))
+    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
+    for column in ("ttft", "tpot"):
+        off[column] = 100 * (simulated[column] / measured[column] - 1)
+    return off.reset_index()
+
+
+def _falling(values: list[float]) -> np.ndarray:
+    """The nearest sequence that never rises, by least squares: the min-max formula of isotonic regression."""
+    n = len(values)
+    means = [[np.mean(values[a:b]) for b in range(a + 1, n + 1)] for a in range(n)]  # of all runs that begin at a
+    return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])

@@ -6,19 +6,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
 from slos.core.types import require
 from slos.evaluation.capacity_search import Search, hardware_of
-from slos.evaluation.stats import Frame, Spread, mean_of, over, rows_of, select, strongest, told
-from slos.policies import POLICIES
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
+from slos.evaluation.plots import DASHED, colors, dots, finish, name_of, panels, unique, whiskers
+from slos.evaluation.stats import capacities, mean_of, over, select, told
+from slos.files import Frame
+from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
-from slos.records.report import paper
+from slos.records.claims import Spread, paper
 from slos.sim.cluster import POOLED, roles
-from slos.studies.capacity import OURS, capacities, run_searches
 from workloads import SCENARIOS
 
-PLAIN, BEST_ROUTER = "round-robin", "cheapest"
-BASELINE = "vllm-v1"
-RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
+IN_WORDS = {POOLED: "one large engine", "": "one replica"}
+
 WHERE = ("replicas", "router", "topology")
 
 
@@ -41,7 +45,7 @@ SCALES = {
 TOLD = 4  # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best one only
 
 
-def _known(
+def checked(
     size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str, routers: Sequence[str] = ()
 ) -> Scale:
     named = (("size", [size], SCALES), ("scenario", scenarios, SCENARIOS), ("system", systems, POLICIES))
@@ -67,7 +71,7 @@ def scaling_cases(
 ) -> list[Search]:
     """Every scenario, system and number of replicas, and the routers; where they are compared all of them, and ours in
     one engine as large as all replicas."""
-    s, grid = _known(size, scenarios, systems, profile, routers), []
+    s, grid = checked(size, scenarios, systems, profile, routers), []
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
     for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
         choice = ("",) if n == 1 else routers if n == told_at(s.replicas) else some
@@ -78,28 +82,6 @@ def scaling_cases(
                 Search(
                     scenario, system, profile=profile, seed=seed, num_requests=n * s.requests, precision=s.precision,
                     replicas=n, router=router, topology=topology,
-                )
-            )  # fmt: skip
-    return grid
-
-
-def disaggregation_cases(
-    size: str,
-    scenarios: Sequence[str] = (),
-    systems: Sequence[str] = ("vllm", BASELINE, OURS),
-    profile: str = "",
-) -> list[Search]:
-    """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same router."""
-    s, grid = _known(size, scenarios, systems, profile), []
-    for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds)):
-        for topology in (*RATIOS, "2", "3"):
-            gpus = int(topology) if topology.isdigit() else len(roles(topology))
-            apart = not topology.isdigit()
-            grid.append(
-                Search(
-                    scenario, system, profile=profile, seed=seed, num_requests=gpus * s.requests,
-                    precision=s.precision, replicas=1 if apart else gpus, router="least-loaded",
-                    topology=topology if apart else "",
                 )
             )  # fmt: skip
     return grid
@@ -125,18 +107,6 @@ def scaling(best: Frame) -> Frame:
     together = select(best, topology="").rename(columns={"router": "what"})
     one = select(together, replicas=1)[["scenario", "system", "rate"]]
     return over(together[["scenario", "what", "system", "replicas", "rate"]], one)
-
-
-def best_ratio(best: Frame, *by: str) -> Frame:
-    """Per scenario, and `by`, the ratio of prefill to decode replicas that carries most per GPU, as `what`."""
-    apart = best[best["topology"].isin(RATIOS)].rename(columns={"topology": "what"})
-    return strongest(apart, "scenario", *by)[["scenario", "what", "system", "gpus", "rate"]]
-
-
-def against_distserve(best: Frame) -> Frame:
-    """Ours side by side, on as many GPUs and with the same router, over the best DistServe: vLLM's policies."""
-    ours = select(best, system=OURS, topology="")[["scenario", "gpus", "rate"]]
-    return over(ours, best_ratio(best[best["system"] != OURS]))
 
 
 def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
@@ -193,20 +163,41 @@ def what_scaling_shows(best: Frame, replicas: int) -> str:
     return "\n".join(lines)
 
 
-def what_disaggregation_shows(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    table = against_distserve(best)
-    lines = [
-        f"SLOs-Serve, side by side, carries {told(table)} of DistServe at its best ratio, on as "
-        f"many GPUs, in geometric mean over {len(table)}; the paper reports {paper('capacity_vs_distserve'):g}x.",
-        *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
-        "",
-    ]
-    beside = select(best, topology="")[["scenario", "system", "gpus", "rate"]]
-    for system, gain in over(best_ratio(best, "system"), beside).groupby("system", sort=False):
-        better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in rows_of(gain) if r.ratio > 1]
-        lines.append(
-            f"- **{system}** apart at the best ratio carries {mean_of(gain)[0]:.2f}x of itself side by side; more in "
-            f"{', '.join(better) or 'no scenario'}"
-        )
-    return "\n".join(lines)
+def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
+    """What each router carries over round robin on the same system, per scenario."""
+    kinds = unique(zip(table["system"], table["what"], strict=True))
+    palette, reported = colors([what for _, what in kinds]), paper("ablation_routing")
+    groups = {
+        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (palette[what], select(table, system=system, what=what))
+        for system, what in kinds
+    }
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained")
+    dots(axis, table, groups, 0.11, reported)
+    axis.annotate(f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8)
+    axis.set_ylabel("capacity over round robin (x)")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    said = f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 % over seeds"
+    return finish(figure, said)
+
+
+def scaling_chart(table: Frame, source: str) -> Figure:
+    """Total load of many replicas over that of one, per scenario; dashed: in proportion."""
+    scenarios = unique(table["scenario"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
+    kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
+    palette, reported = colors([str(k) for k in kinds]), paper("scaling_4_replicas")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = table[table["scenario"] == scenario]
+        most = rows["replicas"].max()
+        axis.plot([1, most], [1, most], **DASHED)
+        for i, (system, router) in enumerate(kinds):
+            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values("replicas")
+            mine = mine.assign(**{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")})
+            looks = {"color": palette[str((system, router))], "label": f"{name_of(system)}, {router}"}
+            whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
+        if most >= 4:
+            axis.plot(4, reported, marker="_", markersize=16, color="black", label=f"paper's best at 4: {reported:g}x")
+        axis.set_xticks(sorted(rows["replicas"].unique()))
+        axis.set_xlabel("replicas")
+    said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"
+    return finish(figure, said, axes[0], ncols=3, fontsize=8)

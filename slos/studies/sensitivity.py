@@ -7,14 +7,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from slos.evaluation.capacity_search import Search, hardware_of, search
-from slos.evaluation.stats import Frame, best_settings, over, rows_of
-from slos.metrics import NoCapacity
-from slos.records.report import results_dir
+from slos.evaluation.capacity_search import NoCapacity, Search, hardware_of, search
+from slos.evaluation.grids import searches
+from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
+from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import best_settings, over, rows_of, select
+from slos.files import Frame, results_dir
+from slos.policies import OURS
 from slos.records.sweep import sweep
-from slos.studies.capacity import OURS, searches, size_of
+from slos.studies import capacity
 from workloads import SCENARIOS
+
+LABELS = {
+    "slo_scale": "objectives (times the paper's)",
+    "target": "attainment asked for",
+    "kv_scale": "KV memory (times the profile's)",
+    "belief": "batch times as believed (times the true ones)",
+}
 
 SETTINGS = {"vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048"), "sarathi": ("chunk=512", "chunk=1024")}
 """Of the baselines, those that `01_capacity` finds best somewhere."""
@@ -30,12 +41,6 @@ OTHERS = {
 """Larger models of a scenario's family, and other GPUs, by the scenario's own profile."""
 VARIED = (*SENSITIVITY, "profile")
 SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, beside the truth
-TILED = {
-    "": "the truth",
-    "tile=1": "one that takes the same planes without tiles",
-    "smooth=1": "one that is right on the average",
-    "smooth=1,scale=1.15": "one that is right on the average and plans 15 % more",
-}
 PRECISION = 0.04  # of a capacity, where many are looked for
 FEWER = {"smoke": 3, "quick": 1, "full": 1}  # every third value is enough to see that it runs
 QUICK = 200  # requests of a simulation in a quick search: there are many
@@ -73,7 +78,7 @@ def capacity_of(case: Search) -> list[Capacity]:
     ]  # fmt: skip
 
 
-def _varied(size: str, scenarios: Sequence[str], systems: Sequence[str], changes: Sequence[dict], profile: str = ""):
+def varied(size: str, scenarios: Sequence[str], systems: Sequence[str], changes: Sequence[dict], profile: str = ""):
     """Searches of a size for every change of a `Search`, each once; the baselines at a few of their settings."""
     base = searches(size, scenarios, systems, profile)
     base = [c for c in base if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))]
@@ -86,19 +91,11 @@ def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str
     """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for unknown names."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]]
-    cases = _varied(size, scenarios, systems, changes, profile)
+    cases = varied(size, scenarios, systems, changes, profile)
     for scenario in () if profile else scenarios:
         others = OTHERS.get(SCENARIOS[scenario].profile, ())[:: FEWER[size]]
-        cases += _varied(size, [scenario], systems, [known | {"profile": name} for name in others])
+        cases += varied(size, [scenario], systems, [known | {"profile": name} for name in others])
     return cases
-
-
-def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
-    """Our policy on a profile with beliefs that are wrong: about all batch times, or about tiles."""
-    precision = max(PRECISION, size_of(size).precision)
-    beliefs = list(TILED) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
-    changes = [{"belief": b, "precision": precision} for b in beliefs]
-    return _varied(size, scenarios, (OURS,), changes, profile)
 
 
 def run(size: str, cases: Sequence[Search], name: str, workers: int | None = None) -> Frame:
@@ -122,20 +119,6 @@ def relative(table: Frame, by: str, to: Any) -> Frame:
     return over(table[["scenario", "system", by, "rate"]], truth).drop(columns="each")
 
 
-def what_beliefs_show(scaled: Frame, tiled: Frame) -> str:
-    """The findings in Markdown. scaled, tiled: capacity over that of the true belief, as `relative` gives it."""
-    lines = []
-    for scenario, group in scaled.groupby("scenario", sort=False):
-        words = [f"{r.ratio:.2f}x when it takes a batch for {float(r.belief.split('=')[1]):g} of its time"
-                 for r in group.itertuples() if r.belief]  # fmt: skip
-        lines.append(f"- **{scenario}**, capacity against the true belief: {', '.join(words)}.")
-    for r in tiled.itertuples():
-        if r.belief:
-            gain = f"{1 / r.ratio:.3f}x of what is carried by" if r.ratio else "something, and nothing is carried by"
-            lines.append(f"- **tiles, {r.scenario}**: a policy that knows them carries {gain} {TILED[r.belief]}.")
-    return "\n".join(lines)
-
-
 def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
     """The findings in Markdown: ours over the best other at every value. tables: `against`, by what was varied."""
     words = {"slo_scale": "objectives times", "target": "attainment of", "kv_scale": "KV memory times"}
@@ -148,3 +131,22 @@ def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
                      for v in ours.index]  # fmt: skip
             lines.append(f"- **{scenario}**, ours over the best other at {words.get(by, by)} {', '.join(ratio)}.")
     return "\n".join(lines)
+
+
+def sensitivity(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
+    """`value` against what was varied: a panel per scenario, a line per system; bars where that is the hardware."""
+    if by == "profile":
+        return capacity.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
+    scenarios, systems = unique(table["scenario"]), unique(table["system"])
+    figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        for i, (system, color) in enumerate(colors(systems).items()):
+            rows = select(table, scenario=scenario, system=system).sort_values(by)
+            whiskers(axis, rows[by], rows, i, value, color=color, label=name_of(system))
+        axis.set(xlabel=LABELS[by], ylim=(0, None))
+        if by in ("slo_scale", "kv_scale", "belief"):
+            axis.set_xscale("log")
+        axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
+        axis.minorticks_off()
+    keys = axes[0] if len(systems) > 1 else None
+    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", keys, ncols=len(systems))

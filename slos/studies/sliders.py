@@ -9,11 +9,11 @@ from IPython.display import DisplayHandle, Image
 from ipywidgets import Dropdown, FloatSlider, VBox
 from matplotlib.figure import Figure
 
-from slos.core.roofline import Profile
 from slos.evaluation.capacity_search import scaled_slos
-from slos.evaluation.plots import burst_timeline, name_of
+from slos.evaluation.plots import name_of
+from slos.hardware.profiles import Profile
 from slos.policies import POLICIES
-from slos.studies.timeline import timeline, with_burst
+from slos.studies.timeline import burst_timeline, timeline, with_burst
 from workloads import build
 
 SPAN, BURST_AT, BURST_FOR = 60.0, 20.0, 5.0  # seconds; short, so that chats are answered in less than one

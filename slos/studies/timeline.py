@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
-from slos.core.roofline import Profile
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import serve
-from slos.evaluation.stats import Frame
-from slos.sim.simulator import Replica, Step
+from slos.evaluation.plots import DASHED, finish, name_of
+from slos.files import Frame
+from slos.hardware.profiles import Profile
+from slos.sim.replica import Replica, Step
 
 
 def fate(outcome: Outcome) -> str:
@@ -107,3 +111,55 @@ def windows(run: Timeline, requests: Sequence[Request], width: float) -> Frame:
             "best_effort": groups["declined"].mean(),
         }
     ).reset_index(drop=True)
+
+
+def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray:
+    """Tokens per second in each bin, a step's tokens spread evenly over its time."""
+    steps = timeline.steps
+    start, end = np.array([s.start for s in steps]), np.array([s.end for s in steps])
+    tokens = np.array([getattr(s, field) * s.count for s in steps], dtype=float)
+    # Cumulative tokens at any time: interpolate between the ends of steps (idle gaps add nothing).
+    knots = np.column_stack([start, end]).ravel()
+    total = np.column_stack([np.cumsum(tokens) - tokens, np.cumsum(tokens)]).ravel()
+    return np.diff(np.interp(edges, knots, total, left=0.0, right=total[-1])) / np.diff(edges)
+
+
+def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source: str) -> Figure:
+    """What schedulers do with a burst: arrivals, tokens by kind, requests in the system, TTFT against its SLO."""
+    span = max(s.end for run in runs for s in run.steps)
+    edges = np.linspace(0, span, 121)
+    middle = (edges[1:] + edges[:-1]) / 2
+    figure, axes = plt.subplots(
+        4, len(runs), figsize=(5.2 * len(runs), 8.2), layout="constrained", sharex=True, sharey="row", squeeze=False
+    )
+    kinds = (("decode", "decode", "0.35", ""), ("prefill", "prefill", "#56B4E9", "//"),
+             ("best_effort", "best effort", "#E69F00", ".."))  # fmt: skip
+    for column, run in zip(axes.T, runs, strict=True):
+        attained = sum(o.attained for o in run.outcomes) / len(run.outcomes)
+        column[0].set_title(f"{name_of(run.system)}: {attained:.1%} of requests attained")
+        rate = np.histogram([r.arrival for r in requests], edges)[0] / np.diff(edges)
+        column[0].step(middle, rate, where="mid", color="black", linewidth=1)
+        parts = [_per_second(run, field, edges) for field, *_ in kinds]
+        stacks = column[1].stackplot(middle, *parts, colors=[k[2] for k in kinds], labels=[k[1] for k in kinds])
+        for stack, kind in zip(stacks, kinds, strict=True):
+            stack.set(hatch=kind[3], edgecolor="white", linewidth=0)
+        at = [s.end for s in run.steps]
+        for name, color, style in (("running", "black", "-"), ("waiting", "#D55E00", "--")):
+            counts = [getattr(s, name) for s in run.steps]
+            column[2].step(at, counts, where="post", color=color, linewidth=1, linestyle=style, label=name)
+        looks = (("attained", "o", "#0072B2"), ("late", "x", "#D55E00"), ("declined", "^", "#E69F00"))
+        for label, marker, color in looks:
+            mine = [o for o in run.outcomes if label == fate(o)]
+            column[3].scatter([o.arrival for o in mine], [o.ttft / o.ttft_slo for o in mine], marker=marker, s=16,
+                              color=color, linewidths=0.9, label=f"{label} ({len(mine)})")  # fmt: skip
+        column[3].axhline(1, **DASHED)
+        column[3].set(yscale="log", xlabel="time (s)")
+        column[3].legend(fontsize=8, loc="upper right", frameon=True)
+        for axis in column:
+            axis.margins(x=0)
+    labels = "arrivals\n(requests/s)", "served\n(tokens/s)", "requests", "TTFT over its SLO\n(dashed: target)"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    for axis in axes[1:3, 0]:
+        axis.legend(fontsize=8, loc="upper left", frameon=True)
+    return finish(figure, source)

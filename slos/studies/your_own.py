@@ -16,16 +16,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from slos.core.attainment import attainment
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Probe, Search, scaled_slos, search, serve
-from slos.evaluation.stats import rows_of
-from slos.metrics import NoCapacity, attainment, interval
-from slos.policies import POLICIES
-from slos.records.report import OURS, Frame, results_dir, write_whole
-from slos.records.sweep import commit, sweep
-from slos.studies.ablation import RIVAL_ROUTER, fixed_drafts, typical
-from slos.studies.capacity import SETTINGS, capacities
-from slos.studies.scaling import BASELINE, BEST_ROUTER
+from slos.evaluation.capacity_search import NoCapacity, Probe, Search, scaled_slos, search, serve
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, RIVAL_ROUTER, SETTINGS, fixed_drafts, typical
+from slos.evaluation.stats import capacities, interval, rows_of
+from slos.files import Frame, commit, results_dir, write_whole
+from slos.policies import OURS, POLICIES
+from slos.records.sweep import sweep
 from workloads import SCENARIOS, build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
@@ -175,11 +173,15 @@ def posed(case: Search, seeds: int) -> tuple[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the answer; returns 0, or 2 after a message where the question is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m slos.ask", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m slos.studies.your_own", description=__doc__)
     what, add = parser.add_mutually_exclusive_group(), parser.add_argument
     what.add_argument("--mix", default="mixed", metavar="NAME=SHARE,...", help=f"of {', '.join(SCENARIOS)} (mixed)")
     what.add_argument("--requests", default="", metavar="FILE.csv", help="your own requests, see workloads/own.py")
-    add("--profile", default="", help="of slos/profiles.json, or a JSON file with such an entry (the scenarios' own)")
+    add(
+        "--profile",
+        default="",
+        help="of slos/hardware/profiles.json, or a JSON file with such an entry (the scenarios' own)",
+    )
     add("--replicas", type=int, default=1, metavar="N")
     add("--drafts", type=int, default=0, metavar="N", help="longest draft, if the profile has a draft model (0: none)")
     add("--acceptance", type=float, default=0.7, metavar="P", help="the chance of each draft token (0.7)")
@@ -213,10 +215,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ask.csv:
             write_whole(ask.csv, best.to_csv(index=False))
     except (ValueError, OSError) as error:
-        print(f"slos.ask: {error}", file=sys.stderr)
+        print(f"slos.studies.your_own: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("slos.ask: stopped; the same command goes on from here", file=sys.stderr)
+        print("slos.studies.your_own: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
 

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import pytest
 
-from slos.core.attainment import Outcome
+from slos.core.attainment import Outcome, attainment
 from slos.core.types import Request
-from slos.evaluation.capacity_search import believed, hardware_of, scaled_slos, serve
-from slos.metrics import attainment, capacity, geometric_mean
+from slos.evaluation.capacity_search import believed, capacity, hardware_of, scaled_slos, serve
+from slos.evaluation.stats import geometric_mean
 from slos.studies.timeline import with_burst
 from workloads import build
 
