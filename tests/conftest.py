@@ -1,4 +1,5 @@
-"""What every test shares: no deadlines, since the machine may be busy, and none of the caller's settings."""
+"""What every test shares: no deadlines, since the machine may be busy, and none of the caller's
+settings."""
 
 import os
 from pathlib import Path

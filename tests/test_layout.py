@@ -1,4 +1,5 @@
-"""The layout of `slos`: which package may import which, and where heavy libraries may be imported."""
+"""The layout of `slos`: which package may import which, and where heavy libraries may be
+imported."""
 
 import ast
 import subprocess
@@ -45,7 +46,10 @@ def package_of(module: str) -> str:
 def modules(root: Path) -> dict[str, Path]:
     """Every module of slos and workloads by its name, that of a package without `__init__`."""
     paths = [p for folder in ("slos", "workloads") for p in sorted((root / folder).rglob("*.py"))]
-    return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+    return {
+        ".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in paths
+    }
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -100,12 +104,19 @@ def test_only_the_hosts_import_their_engines(root: Path) -> None:
 def loaded(root: Path, code: str) -> set[str]:
     """The packages and modules that are loaded after `code`."""
     code = f"import sys; {code}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
 def test_slos_itself_loads_nothing(root: Path) -> None:
-    assert not {m.split(".")[0] for m in loaded(root, "import slos")} & {"numpy", "numba", "pandas", "workloads"}
+    assert not {m.split(".")[0] for m in loaded(root, "import slos")} & {
+        "numpy",
+        "numba",
+        "pandas",
+        "workloads",
+    }
 
 
 def test_the_simulator_starts_without_heavy_packages(root: Path) -> None:

@@ -1,4 +1,5 @@
-"""README.md: its policy runs, its commands, files and links are there, its numbers are the reference run's."""
+"""README.md: its policy runs, its commands, files and links are there, its numbers are the
+reference run's."""
 
 import ast
 import importlib
@@ -37,7 +38,9 @@ def ran(path: Path = REFERENCE) -> bool:
 
 
 def test_what_was_measured_is_what_the_reference_run_measured() -> None:
-    found = capacities(pd.read_csv(REFERENCE / "engine.csv")).set_index(["scenario", "status", "system"])["capacity"]
+    found = capacities(pd.read_csv(REFERENCE / "engine.csv")).set_index(
+        ["scenario", "status", "system"]
+    )["capacity"]
     for workload, phrase in (("bursty", "{}x on a bursty"), ("steady", "{}x on a steady")):
         ratio = found[workload, "measured", "slos-serve"] / found[workload, "measured", "vllm-v1"]
         assert phrase.format(f"{ratio:.2f}") in README
@@ -65,7 +68,9 @@ def test_the_policy_is_short_and_runs_beside_the_others(
     exec(trial, {})
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [words[0] for words in printed] == ["vllm-v1", "earliest", "slos-serve"]
-    assert all(float(words[1]) > 0 and words[2:] == ["requests", "per", "second"] for words in printed)
+    assert all(
+        float(words[1]) > 0 and words[2:] == ["requests", "per", "second"] for words in printed
+    )
 
 
 def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,20 +92,28 @@ def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_commands_are_there() -> None:
-    done = subprocess.run(["bash", str(ROOT / "run_all.sh"), "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", str(ROOT / "run_all.sh"), "--help"], capture_output=True, text=True, check=True
+    )
     words = set(re.findall(r"\./run_all\.sh ([a-z-]+)", README))
     assert {"test", "smoke", "full", "--help"} <= words
     known = re.search(r"\[(.*)\]", done.stdout)
     assert known and words <= set(re.findall(r"[a-z-]+", known[1]))
-    sources = "".join(p.read_text() for folder in ("slos", "workloads") for p in (ROOT / folder).rglob("*.py"))
+    sources = "".join(
+        p.read_text() for folder in ("slos", "workloads") for p in (ROOT / folder).rglob("*.py")
+    )
     for variable in set(re.findall(r"SLOS_[A-Z]+", README)):
-        assert variable in done.stdout or f'"{variable}"' in sources, f"{variable} means nothing to the kit"
+        assert variable in done.stdout or f'"{variable}"' in sources, (
+            f"{variable} means nothing to the kit"
+        )
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (\w[\w.]*)", README))))
 def test_the_modules_run(module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": ""}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONWARNINGS": ""}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     options = re.findall(rf"python -m {re.escape(module)} (--\w+)", README)
     assert all(option in done.stdout for option in options)
@@ -115,7 +128,10 @@ def test_files_of_the_tree_are_there() -> None:
     for line in tree.splitlines():
         name, _, remark = line.strip().partition(" ")
         folder = folder if line.startswith(" ") else ROOT
-        places = [folder / name, *(folder / more for more in re.findall(r"[\w.]+\.(?:py|json)\b", remark))]
+        places = [
+            folder / name,
+            *(folder / more for more in re.findall(r"[\w.]+\.(?:py|json)\b", remark)),
+        ]
         if name == "results/":
             places += [ROOT / name / more for more in re.findall(r"[\w.]+\.(?:yaml|md)", remark)]
         if name.endswith("/") and not line.startswith(" "):
@@ -123,7 +139,9 @@ def test_files_of_the_tree_are_there() -> None:
         for place in places:
             assert place.exists(), f"{place.relative_to(ROOT)} is in the tree and not there"
             named.add(place.name)
-    there = {p.name for p in (*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "slos").glob("[a-z]*"))}
+    there = {
+        p.name for p in (*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "slos").glob("[a-z]*"))
+    }
     assert there <= named, f"not in the tree: {there - named}"
 
 
@@ -131,14 +149,20 @@ def test_files_and_names_in_the_text_are_there() -> None:
     for name in re.findall(r"`((?:slos|workloads|notebooks|results|tests)/[\w./]+)`", README):
         assert name == "slos/policies/earliest.py" or (ROOT / name).exists(), name
     for module, attribute in re.findall(r"`((?:slos|workloads)\.[\w.]+)\.([a-zA-Z]+)`", README):
-        there = hasattr(importlib.import_module(module), attribute) or find_spec(f"{module}.{attribute}")
+        there = hasattr(importlib.import_module(module), attribute) or find_spec(
+            f"{module}.{attribute}"
+        )
         assert there, f"{module}.{attribute}"
     for attribute, path in re.findall(r"`([A-Z]+)` (?:of|in)\s+`(\w+(?:/\w+)+)\.py`", README):
-        assert hasattr(importlib.import_module(path.replace("/", ".")), attribute), f"{path}.py has no {attribute}"
+        assert hasattr(importlib.import_module(path.replace("/", ".")), attribute), (
+            f"{path}.py has no {attribute}"
+        )
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
+    links = [
+        link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))
+    ]
     assert len(links) >= 4
     for link in links:
         if ran() or not link.startswith("results/reference/"):
@@ -150,12 +174,23 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_results_are_those_of_the_reference_run() -> None:
     [block] = re.findall(r"<!-- results[^>]*-->\n(.*?)<!-- /results -->", README, re.DOTALL)
-    rows = [row for name in ("quick", "headlines") for row in read_headlines(REFERENCE / f"{name}.csv")]
-    ours = {h.key: f"{h.value:.2f}" + f" [{h.low:.2f}, {h.high:.2f}]" * (h.low < h.high) for h in rows}
+    rows = [
+        row for name in ("quick", "headlines") for row in read_headlines(REFERENCE / f"{name}.csv")
+    ]
+    ours = {
+        h.key: f"{h.value:.2f}" + f" [{h.low:.2f}, {h.high:.2f}]" * (h.low < h.high) for h in rows
+    }
     papers = {c.key: f"{c.value:g}" for c in read_claims()}
-    lines = ["| SLOs-Serve against | paper | with speculation, 4 replicas | without, 1 replica |", "|---|---|---|---|"]
+    lines = [
+        "| SLOs-Serve against | paper | with speculation, 4 replicas | without, 1 replica |",
+        "|---|---|---|---|",
+    ]
     for what, name in CLAIMS.items():
-        cells = [found.get(f"{way}_vs_{name}", "-") for found in (papers, ours) for way in ("headline", "capacity")]
+        cells = [
+            found.get(f"{way}_vs_{name}", "-")
+            for found in (papers, ours)
+            for way in ("headline", "capacity")
+        ]
         lines.append(f"| {what} | {cells[0]} | {cells[2]} | {cells[3]} |")
     expected = "\n".join(lines)
     assert block.strip() == expected, f"paste this between the marks:\n{expected}"

@@ -1,8 +1,10 @@
-"""Attainment, and what it is told by: a request in service as its host knows it, and what became of it.
+"""Attainment, and what it is told by: a request in service as its host knows it, and what became of
+it.
 
-Attainment is by the paper's rule: the first token of every stage within its TTFT objective, and token n after it by
-t0 + n * TPOT, looked at every 10 tokens and at the end, where t0 is the first token's deadline. Beside it the rule that
-clients use: TTFT, and the mean time per token from the first one on. A declined request attains neither.
+Attainment is by the paper's rule: the first token of every stage within its TTFT objective, and
+token n after it by t0 + n * TPOT, looked at every 10 tokens and at the end, where t0 is the first
+token's deadline. Beside it the rule that clients use: TTFT, and the mean time per token from the
+first one on. A declined request attains neither.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from random import Random
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, Request, require
 
-CHECK_EVERY = 10  # output tokens between two looks at the pace, because speculation emits several at once
+# output tokens between two looks at the pace, because speculation emits several at once
+CHECK_EVERY = 10
 TOLERANCE = 1e-6  # seconds of lateness forgiven to rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request. Seconds; `lateness` is the worst over all pace checks, negative if always early.
+    """What became of one request. Seconds; `lateness` is the worst over all pace checks, negative
+    if always early.
 
     replica: where it ended; hops: how often it was passed on to another one.
     """
@@ -48,7 +52,8 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """The host's own record of a request: the truth that its `progress` does not show, and its measurements so far."""
+    """The host's own record of a request: the truth that its `progress` does not show, and its
+    measurements so far."""
 
     request: Request
     progress: Progress
@@ -81,7 +86,8 @@ class Live:
         p.later_tpot = min((s.slo.tpot for s in following), default=inf)
 
     def draft(self, drafts: int, acceptance: float) -> int:
-        """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the model's own."""
+        """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
+        model's own."""
         accepted = 0
         while accepted < drafts and self.dice.random() < acceptance:
             accepted += 1
@@ -116,12 +122,14 @@ class Live:
         in_time = not self.late_first and not self.progress.best_effort
         return Outcome(
             r.id, r.kind, r.arrival, finish, r.prompt, r.output, r.value, self.ttft, self.ttft_slo,
-            self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions, self.progress.best_effort,
-            in_time and self.lateness <= TOLERANCE, in_time and self.client_ok, self.replica, self.hops,
+            self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions,
+            self.progress.best_effort, in_time and self.lateness <= TOLERANCE,
+            in_time and self.client_ok, self.replica, self.hops,
         )  # fmt: skip
 
 
 def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
-    """Share of requests that met every objective: the paper's rule, or mean TPOT from the first token (`client`)."""
+    """Share of requests that met every objective: the paper's rule, or mean TPOT from the first
+    token (`client`)."""
     require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
     return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)

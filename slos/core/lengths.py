@@ -9,11 +9,13 @@ from slos.core.types import Progress, Request, Stage
 
 
 class Oracle:
-    """Knows every length, as the paper assumes for every system that it compares, and every stage to come."""
+    """Knows every length, as the paper assumes for every system that it compares, and every stage
+    to come."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._stages = {r.id: r.stages for r in requests}
-        self._growth: dict[str, list[int]] = {}  # of the context, from the beginning of each stage on
+        # of the context, from the beginning of each stage on
+        self._growth: dict[str, list[int]] = {}
         for r in requests:
             growth, later = [], 0
             for stage in reversed(r.stages):
@@ -25,7 +27,10 @@ class Oracle:
         return self._growth[progress.id][progress.stage] - progress.generated
 
     def after_stage(self, progress: Progress) -> int:
-        return self._growth[progress.id][progress.stage] - self._stages[progress.id][progress.stage].output
+        return (
+            self._growth[progress.id][progress.stage]
+            - self._stages[progress.id][progress.stage].output
+        )
 
     def following(self, progress: Progress) -> Sequence[Stage]:
         return self._stages[progress.id][progress.stage + 1 :]

@@ -1,8 +1,8 @@
 """Batch time as a roofline, and its inverse (paper, section 3.1); both again for kernels.
 
-T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds: `tokens` computed in
-the step, in whole tiles, `draft_steps` the longest draft in the batch, `context` the KV tokens that its requests had
-before it (weight 0 in the paper).
+T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds:
+`tokens` computed in the step, in whole tiles, `draft_steps` the longest draft in the batch,
+`context` the KV tokens that its requests had before it (weight 0 in the paper).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned in
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One affine piece: k1 seconds per token, k2 per draft step, b per batch (below 0 in one that is steep)."""
+    """One affine piece: k1 seconds per token, k2 per draft step, b per batch (below 0 in one that
+    is steep)."""
 
     k1: float
     k2: float
@@ -32,12 +33,14 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """tile: tokens are computed in multiples of it; a GPU takes as long for 129 as for 256 where that is 128."""
+    """tile: tokens are computed in multiples of it; a GPU takes as long for 129 as for 256 where
+    that is 128."""
 
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
     tile: int = 1
-    array: np.ndarray = field(init=False, repr=False, compare=False)  # float64 [planes, 4] for kernels: k1, k2, b, tile
+    # float64 [planes, 4] for kernels: k1, k2, b, tile
+    array: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
@@ -45,7 +48,9 @@ class Roofline:
         require(least >= 0, "b", least, "at least 0 (seconds per batch) in one of the planes")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
-        object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64))
+        object.__setattr__(
+            self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64)
+        )
 
     def time(self, tokens: int, draft_steps: int = 0, context: int = 0) -> float:
         """Seconds of a batch."""
@@ -57,7 +62,8 @@ class Roofline:
         return longest + self.k_ctx * context
 
     def fits(self, seconds: float, draft_steps: int = 0, context: int = 0) -> int:
-        """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none fits."""
+        """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none
+        fits."""
         room = seconds - self.k_ctx * context + EPS
         most = min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes)
         return max(0, most // self.tile * self.tile)

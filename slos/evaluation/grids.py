@@ -1,4 +1,5 @@
-"""What is tried: settings, routers and draft lengths of each system, and the grids of runs made of them."""
+"""What is tried: settings, routers and draft lengths of each system, and the grids of runs made of
+them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
 }
-"""What is tried of each baseline, so that its best is reported; a system that is not named runs with its defaults."""
+"""What is tried of each baseline, so that its best is reported; a system that is not named runs
+with its defaults."""
 PLAIN, BEST_ROUTER = "round-robin", "cheapest"
 BASELINE = "vllm-v1"
 RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
@@ -34,8 +36,13 @@ MAX_DRAFTS = 10  # the paper's longest draft
 FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
 TYPICAL_DRAFTS = 3  # with which its other settings are chosen
 RIVAL_ROUTER = "least-loaded"
-RIVALS = {name: [(name, setting, "") for setting in SETTINGS[name]] for name in ("vllm", "vllm-v1", "sarathi")} | {
-    "distserve": [(engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS]
+RIVALS = {
+    name: [(name, setting, "") for setting in SETTINGS[name]]
+    for name in ("vllm", "vllm-v1", "sarathi")
+} | {
+    "distserve": [
+        (engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS
+    ]
 }
 """Of each baseline what is tried: engine, setting, topology."""
 
@@ -47,14 +54,17 @@ def searches(
     profile: str = "",
     target: float = 0.9,
 ) -> list[Search]:
-    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
+    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for
+    unknown names."""
     s = size_of(size)
     for name in scenarios:
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
     for name in systems:
         require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
     grid = [
-        Search(scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision)
+        Search(
+            scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision
+        )
         for lengths, scenario, system in product(s.lengths, scenarios, systems)
         for setting in SETTINGS.get(system, ("",))
         for seed in range(s.seeds)
@@ -65,7 +75,9 @@ def searches(
     return grid
 
 
-def run_searches(size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes") -> Frame:
+def run_searches(
+    size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes"
+) -> Frame:
     """Rows of `Probe` for all cases, from results/<size>/<name>.csv where they lie already."""
     return pd.DataFrame(sweep(search, cases, results_dir(size) / f"{name}.csv", Probe, workers))
 
@@ -78,10 +90,13 @@ def can_draft(scenario: str, profile: str = "") -> bool:
 def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
     """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
     lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
-    return [replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts) for n in lengths]
+    return [
+        replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts)
+        for n in lengths
+    ]
 
 
 def typical(tries: Sequence[Search]) -> Search:
-    """Of a case and its `fixed_drafts`, if there are any, the one by which a token budget is chosen: one that is ample
-    without drafts may leave no room for them."""
+    """Of a case and its `fixed_drafts`, if there are any, the one by which a token budget is
+    chosen: one that is ample without drafts may leave no room for them."""
     return tries[min(1 + FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(tries) - 1)]

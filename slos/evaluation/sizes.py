@@ -10,7 +10,8 @@ from workloads import SCENARIOS
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a run is: requests per simulation, seeds, precision of a capacity, and where lengths come from."""
+    """How large a run is: requests per simulation, seeds, precision of a capacity, and where
+    lengths come from."""
 
     num_requests: int
     seeds: int
@@ -32,10 +33,11 @@ def size_of(name: str) -> Size:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity; of the runs
-    of one seed in which settings are chosen; and which scenarios.
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
+    capacity; of the runs of one seed in which settings are chosen; and which scenarios.
 
-    With too few requests all of them are served at once, and capacities of a machine that never fills are too high.
+    With too few requests all of them are served at once, and capacities of a machine that never
+    fills are too high.
     """
 
     replicas: int
@@ -49,7 +51,9 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)),
+    "quick": Scale(
+        2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
+    ),
     "full": Scale(4, 250, 3, 0.05, 250, 0.1),
 }
 

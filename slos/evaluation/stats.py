@@ -1,4 +1,5 @@
-"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the paper's."""
+"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the
+paper's."""
 
 from __future__ import annotations
 
@@ -17,20 +18,25 @@ from workloads import SCENARIOS
 
 def geometric_mean(values: Sequence[float]) -> float:
     """Of positive values, at least one."""
-    require(len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one")
+    require(
+        len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one"
+    )
     return exp(sum(map(log, values)) / len(values))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean, low, high.
+    """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean,
+    low, high.
 
-    values: positive rates or ratios; of a single value no interval can be told, and it stands for all three.
+    values: positive rates or ratios; of a single value no interval can be told, and it stands for
+    all three.
     """
     n, mean = len(values), geometric_mean(values)
     if n == 1:
         return values[0], values[0], values[0]
     t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2  # Cornish and Fisher
+    # Cornish and Fisher
+    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2
     factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
     return mean, mean / factor, mean * factor
 
@@ -51,7 +57,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def capacities(probes: Frame, *also: str) -> Frame:
-    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds, and each seed's.
+    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds,
+    and each seed's.
 
     also: further columns to tell apart, as "replicas" and "router".
     """
@@ -60,7 +67,9 @@ def capacities(probes: Frame, *also: str) -> Frame:
     ranks = {
         name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
     }  # one order, so one colour, in every figure
-    best = best.sort_values(["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99)))
+    best = best.sort_values(
+        ["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99))
+    )
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
@@ -77,7 +86,8 @@ def best_settings(rows: Frame, columns: Sequence[str]) -> Frame:
 
 
 def over(mine: Frame, theirs: Frame) -> Frame:
-    """Each row of `mine` over those of `theirs` that agree in all columns which both have, but for the rate.
+    """Each row of `mine` over those of `theirs` that agree in all columns which both have, but for
+    the rate.
 
     rate: of each seed. Instead of it: ratio, its interval as low and high, and each seed's.
     """
@@ -88,7 +98,8 @@ def over(mine: Frame, theirs: Frame) -> Frame:
 
 
 def over_each(mine: Frame, theirs: Frame, by: str, rivals: Sequence[str]) -> Frame:
-    """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest of the `rivals`."""
+    """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest
+    of the `rivals`."""
     best = strongest(theirs[theirs[by].isin(rivals)], "scenario").assign(against="best")
     named = pd.concat([theirs.assign(against=theirs[by]), best])
     return over(mine[["scenario", "rate"]], named[["scenario", "against", by, "rate"]])
@@ -101,7 +112,9 @@ def mean_of(table: Frame) -> Spread:
 
 def geometric_means(table: Frame) -> Frame:
     """`mean_of` per system that is compared `against`, and of how many scenarios."""
-    rows = [(name, *mean_of(group), len(group)) for name, group in table.groupby("against", sort=False)]
+    rows = [
+        (name, *mean_of(group), len(group)) for name, group in table.groupby("against", sort=False)
+    ]
     return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
 
 
@@ -113,9 +126,14 @@ def told(table: Frame) -> str:
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
-    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware puts none there."""
+    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
+    puts none there."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
-    if set(best["scenario"]) != set(own) or any(r.profile not in own[r.scenario] for r in rows_of(best)):
+    if set(best["scenario"]) != set(own) or any(
+        r.profile not in own[r.scenario] for r in rows_of(best)
+    ):
         return pd.DataFrame()
     sources = " and ".join(sorted(set(best["source"])))
-    return put(size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles")
+    return put(
+        size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles"
+    )

@@ -1,8 +1,9 @@
-"""A call on its way through replicas: whom to ask next, what to do where one declines or dies. Hosted by `slos.fleet`.
+"""A call on its way through replicas: whom to ask next, what to do where one declines or dies.
+Hosted by `slos.fleet`.
 
-A replica that declines a request before it starts passes it on, with its arrival kept; the last of the route serves it
-as best effort. What a lost replica had not begun to answer goes to another one; an answer that breaks off ends with an
-error. So every call gets one answer.
+A replica that declines a request before it starts passes it on, with its arrival kept; the last of
+the route serves it as best effort. What a lost replica had not begun to answer goes to another one;
+an answer that breaks off ends with an error. So every call gets one answer.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from slos.serving.tracked import Tracked
 GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
-TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and what it may say instead of an answer
+# what a replica says first, and what it may say instead of an answer
+TAKEN, PASSED = b"taken", b"passed"
 HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
 
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A call on its way. route: the replicas to ask, the next one first; lost: those that it must not be sent to again.
+    """A call on its way. route: the replicas to ask, the next one first; lost: those that it must
+    not be sent to again.
 
-    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion. num_tokens: of the prompt,
-    max_tokens: of the answer, as far as known here; names as in vLLM, which `Tracked` reads.
+    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
+    num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
+    which `Tracked` reads.
     """
 
     method: str
@@ -60,7 +64,10 @@ class Asked:
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
         """Raises ValueError for malformed objectives."""
-        completes = method == "POST" and path.split("?")[0] in ("/v1/completions", "/v1/chat/completions")
+        completes = method == "POST" and path.split("?")[0] in (
+            "/v1/completions",
+            "/v1/chat/completions",
+        )
         given = fields_of(body, headers) if completes else {}
         prompt = given.get("prompt", given.get("messages", ""))
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
@@ -82,7 +89,8 @@ class Asked:
 
 
 class Fleet:
-    """Who is asked next: a router over the replicas' reports, and over what was sent to them since."""
+    """Who is asked next: a router over the replicas' reports, and over what was sent to them
+    since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives
@@ -110,8 +118,12 @@ class Fleet:
         elif getattr(self.router, "roofline", roofline) != roofline:
             self.router = replace(self.router, roofline=roofline)
         self.routed = asked
-        progress = Tracked.of(asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline).progress
-        return list(self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r]))
+        progress = Tracked.of(
+            asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline
+        ).progress
+        return list(
+            self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r])
+        )
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
@@ -125,9 +137,11 @@ class Fleet:
 
 
 def declined(text: bytes) -> bool | None:
-    """Whether a stream that begins so is a refusal, None while that is open: the first event may have no token yet.
+    """Whether a stream that begins so is a refusal, None while that is open: the first event may
+    have no token yet.
 
-    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those about the answer.
+    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
+    about the answer.
     """
     for line in text.split(b"\n"):
         if not line.startswith(b"data:"):
@@ -135,7 +149,10 @@ def declined(text: bytes) -> bool | None:
         done = line[5:].strip() == b"[DONE]"
         event = {} if done else json.loads(line[5:])
         choices = event.get("choices") or []
-        deltas, ends = [c.get("delta") or {} for c in choices], {c.get("finish_reason") for c in choices}
+        deltas, ends = (
+            [c.get("delta") or {} for c in choices],
+            {c.get("finish_reason") for c in choices},
+        )
         if done or "abort" in ends:
             return True
         only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
@@ -145,13 +162,20 @@ def declined(text: bytes) -> bool | None:
 
 
 async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
-    """An engine's answer: status and content type, then bytes, of a stream whole events; or `PASSED`."""
+    """An engine's answer: status and content type, then bytes, of a stream whole events; or
+    `PASSED`."""
     leaves = len(asked.route) > 1
-    async with session.request(asked.method, url + asked.path, data=asked.sent(), headers=asked.headers) as response:
+    async with session.request(
+        asked.method, url + asked.path, data=asked.sent(), headers=asked.headers
+    ) as response:
         head = response.status, response.headers.get("content-type", "application/json")
         if not head[1].startswith("text/event-stream"):
             whole = await response.read()
-            if leaves and response.status == 200 and declined(b"data:" + whole.replace(b"\n", b" ")):
+            if (
+                leaves
+                and response.status == 200
+                and declined(b"data:" + whole.replace(b"\n", b" "))
+            ):
                 yield PASSED
                 return
             yield head
@@ -177,7 +201,9 @@ async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> As
             raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
 
 
-async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float) -> AsyncIterator[Any]:
+async def relay(
+    asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float
+) -> AsyncIterator[Any]:
     """The one answer that a call gets: status and content type, then bytes."""
     begun = False
     while True:
@@ -198,7 +224,11 @@ async def relay(asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patien
             cause = getattr(error, "cause", None) or error  # of an error in another process
             why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}"
             if begun:
-                yield b"data: " + failure(f"the replica was lost in the middle of this answer ({why})") + b"\n\n"
+                yield (
+                    b"data: "
+                    + failure(f"the replica was lost in the middle of this answer ({why})")
+                    + b"\n\n"
+                )
                 yield b"data: [DONE]\n\n"
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:

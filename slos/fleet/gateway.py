@@ -1,9 +1,11 @@
-"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2 [options of slos.serving.launch]`.
+"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2 [options
+of slos.serving.launch]`.
 
-A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A gateway takes requests of the
-OpenAI API and asks replicas in the order of a router of `slos.policies.routers`, the same object as in the simulator; what
-becomes of a request is in `slos.fleet`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
-machines have the kit installed.
+A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A
+gateway takes requests of the OpenAI API and asks replicas in the order of a router of
+`slos.policies.routers`, the same object as in the simulator; what becomes of a request is in
+`slos.fleet`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose machines
+have the kit installed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from slos.serving.load_report import Report
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
-MANY = 100_000  # requests that a replica may be sent at once: to hold some back is its scheduler's affair
+# requests that a replica may be sent at once: to hold some back is its scheduler's affair
+MANY = 100_000
 
 
 class FleetRouter(RequestRouter):
@@ -48,11 +51,15 @@ class FleetRouter(RequestRouter):
     def initialize_state(self, **kwargs: Any) -> None:
         self.fleet = Fleet(**kwargs)
 
-    async def choose_replicas(self, candidate_replicas: list, pending_request: Any = None) -> list[list]:
+    async def choose_replicas(
+        self, candidate_replicas: list, pending_request: Any = None
+    ) -> list[list]:
         pending_request.routing_context.should_backoff = True  # where there is none to ask
         asked, now = pending_request.args[0], time.time()
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
-        name = self.fleet.choose(asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now)
+        name = self.fleet.choose(
+            asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
+        )
         if name is None:
             return []
         self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
@@ -67,14 +74,27 @@ class FleetRouter(RequestRouter):
 
 
 class Replica:
-    """One engine: a child process that ends with this one, and takes this one along when it ends."""
+    """One engine: a child process that ends with this one, and takes this one along when it
+    ends."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
-        self.report, log = Path(self.folder.name) / "load.json", Path(self.folder.name) / "engine.log"
+        self.report, log = (
+            Path(self.folder.name) / "load.json",
+            Path(self.folder.name) / "engine.log",
+        )
         port = str(launch.free_port())
         self.url = f"http://127.0.0.1:{port}"
-        own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1", "--no-calibrate", "--leash"]
+        own = [
+            "--load",
+            str(self.report),
+            "--port",
+            port,
+            "--host",
+            "127.0.0.1",
+            "--no-calibrate",
+            "--leash",
+        ]
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
@@ -138,16 +158,25 @@ class Gateway:
         return StreamingResponse(parts, status, {"content-type": kind} | told)
 
 
-def application(argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float) -> Any:
-    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes; router: what `Fleet` takes."""
-    routing: dict[str, Any] = {"request_router_class": FleetRouter, "request_router_kwargs": dict(router)}
+def application(
+    argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float
+) -> Any:
+    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
+    router: what `Fleet` takes."""
+    routing: dict[str, Any] = {
+        "request_router_class": FleetRouter,
+        "request_router_kwargs": dict(router),
+    }
     routing["request_routing_stats_period_s"] = REPORTS
     engines = serve.deployment(
-        Replica, num_replicas=replicas, max_ongoing_requests=MANY, request_router_config=RequestRouterConfig(**routing),
-        ray_actor_options={"num_cpus": 0, "num_gpus": gpus}, health_check_period_s=5, health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=10,
+        Replica, num_replicas=replicas, max_ongoing_requests=MANY,
+        request_router_config=RequestRouterConfig(**routing),
+        ray_actor_options={"num_cpus": 0, "num_gpus": gpus}, health_check_period_s=5,
+        health_check_timeout_s=30, graceful_shutdown_timeout_s=10,
     )  # fmt: skip
-    gateway = serve.deployment(Gateway, max_ongoing_requests=MANY, ray_actor_options={"num_cpus": 0})
+    gateway = serve.deployment(
+        Gateway, max_ongoing_requests=MANY, ray_actor_options={"num_cpus": 0}
+    )
     return gateway.bind(engines.bind(list(argv)), patience)
 
 
@@ -155,12 +184,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m slos.fleet", description=__doc__)
     parser.add_argument(
-        "model", help="a name or folder; every option not listed here goes to `slos.serving.launch serve`"
+        "model",
+        help="a name or folder; every option not listed here goes to `slos.serving.launch serve`",
     )
     parser.add_argument("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
-    parser.add_argument("--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)")
-    parser.add_argument("--hops", type=int, metavar="N", help="how often a request is passed on at the most")
-    parser.add_argument("--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)")
+    parser.add_argument(
+        "--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)"
+    )
+    parser.add_argument(
+        "--hops", type=int, metavar="N", help="how often a request is passed on at the most"
+    )
+    parser.add_argument(
+        "--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)"
+    )
     patience = "seconds that a request waits for a replica to be there (%(default)g)"
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help=patience)
     parser.add_argument("--host", default="127.0.0.1")
@@ -173,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
         hops = {} if given.hops is None else {"hops": given.hops}
         router = {"router": given.router, "options": hops, "default": default}
-        Fleet(**router).make(profile("opt-6.7b-a100").roofline)  # which refuses what is wrong before Ray starts
+        # which refuses what is wrong before Ray starts
+        Fleet(**router).make(profile("opt-6.7b-a100").roofline)
     except ValueError as error:
         print(f"slos.fleet: {error}", file=sys.stderr)
         return 2
@@ -181,12 +218,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
     ray.init(log_to_driver=False, **here)  # type: ignore[arg-type]
-    gpus = given.gpus if given.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = (
+        given.gpus if given.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve.start(http_options={"host": given.host, "port": given.port})
-        serve.run(application([given.model, *rest], given.replicas, router, gpus, given.patience), name="slos")
-        print(f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}", flush=True)
+        serve.run(
+            application([given.model, *rest], given.replicas, router, gpus, given.patience),
+            name="slos",
+        )
+        print(
+            f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}",
+            flush=True,
+        )
         threading.Event().wait()
     except KeyboardInterrupt:
         return 0

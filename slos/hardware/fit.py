@@ -15,7 +15,8 @@ from slos.core.types import require
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted roofline, how well it explains the measurements, and its relative error at each, float64 [rows]."""
+    """A fitted roofline, how well it explains the measurements, and its relative error at each,
+    float64 [rows]."""
 
     roofline: Roofline
     r2: float
@@ -30,10 +31,10 @@ def fit(
 ) -> Fit:
     """Least-squares fit of a max-affine roofline to measured steps.
 
-    rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in the order tokens,
-    draft_steps, context, seconds. Alternates between assigning each step to its highest plane and refitting the planes,
-    from a split of the batch sizes; the relative errors are what is minimised, so that small batches count. tile: of
-    the roofline, given and not fitted.
+    rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in
+    the order tokens, draft_steps, context, seconds. Alternates between assigning each step to its
+    highest plane and refitting the planes, from a split of the batch sizes; the relative errors are
+    what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
@@ -43,7 +44,9 @@ def fit(
     tokens, drafts, ctx, seconds = data.T
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
     ctx = ctx if context else np.zeros_like(ctx)
-    found = [_alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)]
+    found = [
+        _alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)
+    ]
     return max(found, key=lambda candidate: candidate.r2)
 
 
@@ -51,18 +54,33 @@ def _read(path: Path) -> list[tuple[float, float, float, float]]:
     with path.open(newline="") as f:
         reader = csv.DictReader(f)
         for column in ("tokens", "seconds"):
-            require(column in (reader.fieldnames or ()), f"{path}: columns", reader.fieldnames, f"with {column!r}")
+            require(
+                column in (reader.fieldnames or ()),
+                f"{path}: columns",
+                reader.fieldnames,
+                f"with {column!r}",
+            )
         rows = []
         for n, row in enumerate(reader, start=2):
             try:
-                rows.append(tuple(float(row.get(c) or 0) for c in ("tokens", "draft_steps", "context", "seconds")))
+                rows.append(
+                    tuple(
+                        float(row.get(c) or 0)
+                        for c in ("tokens", "draft_steps", "context", "seconds")
+                    )
+                )
             except ValueError as error:
                 raise ValueError(f"{path}, row {n}: {error}") from None
     return rows
 
 
 def _alternate(
-    tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray, count: int, tile: int
+    tokens: np.ndarray,
+    drafts: np.ndarray,
+    ctx: np.ndarray,
+    seconds: np.ndarray,
+    count: int,
+    tile: int,
 ) -> Fit:
     whole = np.ceil(tokens / tile) * tile
     order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
@@ -75,23 +93,31 @@ def _alternate(
         for p in range(count):
             mine = owner == p
             if mine.sum() >= 3:
-                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine], free=2 if p else None)
+                planes[p] = _nonnegative(
+                    features[mine], target[mine], 1 / seconds[mine], free=2 if p else None
+                )
         compute = (features @ planes.T).max(axis=1)
         if ctx.any():
             k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
         owner = (features @ planes.T).argmax(axis=1)
-        if np.allclose(planes, before, rtol=1e-12, atol=0) and np.isclose(k_ctx, k_before, rtol=1e-12, atol=0):
+        if np.allclose(planes, before, rtol=1e-12, atol=0) and np.isclose(
+            k_ctx, k_before, rtol=1e-12, atol=0
+        ):
             break
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
-    r2 = 1 - ((seconds - predicted) ** 2).sum() / max(((seconds - seconds.mean()) ** 2).sum(), 1e-300)
+    r2 = 1 - ((seconds - predicted) ** 2).sum() / max(
+        ((seconds - seconds.mean()) ** 2).sum(), 1e-300
+    )
     return Fit(roofline, float(r2), np.abs(predicted / seconds - 1))
 
 
-def _nonnegative(a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None) -> np.ndarray:
-    """Weighted least squares with coefficients at least 0, but that of column `free`: drop the most negative one and
-    solve again."""
+def _nonnegative(
+    a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None
+) -> np.ndarray:
+    """Weighted least squares with coefficients at least 0, but that of column `free`: drop the most
+    negative one and solve again."""
     columns, x = list(range(a.shape[1])), np.zeros(a.shape[1])
     while columns:
         solution = np.linalg.lstsq(a[:, columns] * weight[:, None], y * weight, rcond=None)[0]

@@ -1,4 +1,5 @@
-"""Named profiles: a model on hardware, its roofline and its KV cache. `profiles.json` has those of the kit."""
+"""Named profiles: a model on hardware, its roofline and its KV cache. `profiles.json` has those of
+the kit."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from slos.files import write_whole
 class Profile:
     """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from.
 
-    margin: how much slower than the roofline most steps are, where that was measured; plan with it on that hardware.
+    margin: how much slower than the roofline most steps are, where that was measured; plan with it
+    on that hardware.
     """
 
     name: str
@@ -38,7 +40,9 @@ class Profile:
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         least = f"at least a block of {self.block_size}"
         require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
-        require(bool(self.source), "source", self.source, "named", "say where the figures come from")
+        require(
+            bool(self.source), "source", self.source, "named", "say where the figures come from"
+        )
 
     @property
     def drafts(self) -> bool:
@@ -52,7 +56,11 @@ class Profile:
 
 def as_json(roofline: Roofline) -> dict[str, Any]:
     """As profiles have it in JSON."""
-    return {"planes": [(p.k1, p.k2, p.b) for p in roofline.planes], "k_ctx": roofline.k_ctx, "tile": roofline.tile}
+    return {
+        "planes": [(p.k1, p.k2, p.b) for p in roofline.planes],
+        "k_ctx": roofline.k_ctx,
+        "tile": roofline.tile,
+    }
 
 
 def of_json(raw: dict[str, Any]) -> Roofline:
@@ -62,7 +70,9 @@ def of_json(raw: dict[str, Any]) -> Roofline:
 def _parse(name: str, raw: dict) -> Profile:
     kinds = {f.name: str(f.type) for f in fields(Profile) if f.name not in ("name", "roofline")}
     kinds |= {"planes": "list", "k_ctx": "float", "tile": "int"}
-    lacking = [k for k in kinds if k not in raw and k not in ("block_size", "margin", "k_ctx", "tile")]
+    lacking = [
+        k for k in kinds if k not in raw and k not in ("block_size", "margin", "k_ctx", "tile")
+    ]
     require(not lacking, f"{name}: fields", list(raw), "complete", f"add {', '.join(lacking)}")
     for k, value in raw.items():
         require(k in kinds, f"{name}: field", k, f"one of {', '.join(kinds)}")
@@ -73,7 +83,9 @@ def _parse(name: str, raw: dict) -> Profile:
         require(good, f"{name}: plane", p, "three numbers", "give k1, k2 and b in seconds")
     planes = tuple(Plane(*p) for p in raw["planes"])
     rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
-    return Profile(name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest)
+    return Profile(
+        name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest
+    )
 
 
 @cache
@@ -84,7 +96,8 @@ def profiles() -> dict[str, Profile]:
 
 
 def profile(name: str) -> Profile:
-    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path to one."""
+    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path
+    to one."""
     if name.endswith(".json") and Path(name).is_file():
         try:
             [(inner, entry)] = json.loads(Path(name).read_text()).items()
@@ -95,11 +108,18 @@ def profile(name: str) -> Profile:
             ) from error
     known = profiles()
     if name not in known:
-        raise ValueError(f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a JSON file")
+        raise ValueError(
+            f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a "
+            "JSON file"
+        )
     return known[name]
 
 
 def save(profile: Profile, path: Path | str) -> None:
     """Write a profile as the JSON file that `profile` reads; all of it or nothing."""
-    rest = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in ("name", "roofline")}
+    rest = {
+        f.name: getattr(profile, f.name)
+        for f in fields(profile)
+        if f.name not in ("name", "roofline")
+    }
     write_whole(Path(path), json.dumps({profile.name: as_json(profile.roofline) | rest}, indent=1))

@@ -1,7 +1,8 @@
 """From a plan to the next batch (paper, section 4.2; dynamic batch size).
 
-One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then prefill by earliest
-deadline. Where that would make a prefill late, only decodes that cannot wait for another such step go before it.
+One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then
+prefill by earliest deadline. Where that would make a prefill late, only decodes that cannot wait
+for another such step go before it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITC
 
 
 class Engine(NamedTuple):
-    """What kernels know of a replica. planes, k_ctx: its roofline; longest: seconds of a step at the most; fixed: if
-    above 0, every batch holds so many tokens, decodes first, whatever is due; blocks, of block_size tokens: for KV."""
+    """What kernels know of a replica. planes, k_ctx: its roofline; longest: seconds of a step at
+    the most; fixed: if above 0, every batch holds so many tokens, decodes first, whatever is due;
+    blocks, of block_size tokens: for KV."""
 
     planes: np.ndarray
     k_ctx: float
@@ -29,7 +31,8 @@ class Engine(NamedTuple):
 
 @kernel
 def form(now, jobs, alive, engine, tokens):
-    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's seconds.
+    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's
+    seconds.
 
     A job that is late beyond cure no longer shortens the step for others.
     """
@@ -43,7 +46,8 @@ def form(now, jobs, alive, engine, tokens):
 def scan(jobs, alive, prefills, tokens):
     """One token for every decode, none for others, whose indices go to `prefills`.
 
-    Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode is due.
+    Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode
+    is due.
     """
     count, total, context, soonest = 0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
@@ -70,7 +74,8 @@ def fill(now, jobs, prefills, total, context, soonest, engine, tokens):
     for j in prefills:
         if jobs[j, DUE] - now + EPS >= batch_time(engine, jobs[j, LEFT], 0.0):
             limit = min(limit, jobs[j, DUE] - now)
-    whole = max(engine.planes[0, 3], batch_fits(engine, limit, context))  # whole tiles: the rest of one is free
+    # whole tiles: the rest of one is free
+    whole = max(engine.planes[0, 3], batch_fits(engine, limit, context))
     budget = max(decodes, fixed) if fixed else whole
     if total <= budget:
         for j in prefills:
@@ -111,7 +116,8 @@ def sort(some, jobs):
 
 @kernel
 def _give(jobs, some, used, budget, tokens):
-    """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of it."""
+    """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of
+    it."""
     for j in some:
         if used >= budget:
             break
@@ -124,8 +130,8 @@ def _give(jobs, some, used, budget, tokens):
 def latest_end(now, jobs, tokens, engine, cushion):
     """Until when this step may be stretched for best effort.
 
-    No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes; `now` if a
-    guaranteed prefill is left over, which has a better use for the time.
+    No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes;
+    `now` if a guaranteed prefill is left over, which has a better use for the time.
     """
     end, count, context = now + engine.longest, 0.0, 0.0
     for j in range(len(jobs)):
@@ -146,7 +152,8 @@ def latest_end(now, jobs, tokens, engine, cushion):
 
 @kernel
 def advance(now, jobs, tokens, drafts):
-    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether all are in time.
+    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether
+    all are in time.
 
     To be proven afterwards: who could be in time before and no more can fails there.
     """

@@ -1,8 +1,9 @@
 """Requests as rows of numbers, for kernels.
 
-Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline, s), tpot (s),
-remaining (tokens still to be generated), computed (tokens in the KV cache), new (1 while not yet admitted), and, for
-one whose stages go on without a prompt, switch (remaining when the next begins) and later (the tpot then).
+Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline,
+s), tpot (s), remaining (tokens still to be generated), computed (tokens in the KV cache), new (1
+while not yet admitted), and, for one whose stages go on without a prompt, switch (remaining when
+the next begins) and later (the tpot then).
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarra
     n, later = len(requests), [p.later_tpot for p in requests]
     tokens, computed = [p.tokens for p in requests], [p.computed for p in requests]
     generated, remaining = [p.generated for p in requests], map(lengths.remaining, requests)
-    ints, floats = np.empty((4, n), np.int64), np.empty((3, n))  # filled by struct, several times as fast as np.array
+    # filled by struct, several times as fast as np.array
+    ints, floats = np.empty((4, n), np.int64), np.empty((3, n))
     pack_into(f"{4 * n}q", ints.data, 0, *tokens, *computed, *generated, *remaining)
-    pack_into(f"{3 * n}d", floats.data, 0, *[p.t0 for p in requests], *[p.tpot for p in requests], *later)
+    pack_into(
+        f"{3 * n}d", floats.data, 0, *[p.t0 for p in requests], *[p.tpot for p in requests], *later
+    )
     jobs = np.zeros((n, 8))
     jobs[:, LEFT] = ints[0] - ints[1]
     jobs[:, DUE] = floats[0] + ints[2] * floats[1]
@@ -39,11 +43,12 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarra
 
 @kernel
 def fluid(now, jobs, new, value, blocks, block_size, tpots):
-    """The planner's view of `jobs`, of which the last `new` ask to be admitted: what `planner.sweep` takes from
-    `decoding` on; those jobs that it is about come in their order.
+    """The planner's view of `jobs`, of which the last `new` ask to be admitted: what
+    `planner.sweep` takes from `decoding` on; those jobs that it is about come in their order.
 
-    A request ahead of its schedule counts in the loosest tier that its slack allows, and memory is bounded by what is
-    held now; when blocks come back is for the look ahead to see. tpots: ascending, one tier looser than any job last.
+    A request ahead of its schedule counts in the loosest tier that its slack allows, and memory is
+    bounded by what is held now; when blocks come back is for the look ahead to see. tpots:
+    ascending, one tier looser than any job last.
     """
     size, old = len(jobs), len(jobs) - new
     decoding = np.zeros(len(tpots))
@@ -66,7 +71,8 @@ def fluid(now, jobs, new, value, blocks, block_size, tpots):
     values = np.concatenate((np.ones(count - new), value))
     tiers = np.searchsorted(tpots, jobs[some, TPOT])
     return (
-        decoding, jobs[some, DUE], jobs[some, LEFT], memory[some], values, tiers, some < old, max(0.0, room)
+        decoding, jobs[some, DUE], jobs[some, LEFT], memory[some], values, tiers, some < old,
+        max(0.0, room),
     )  # fmt: skip
 
 
@@ -76,6 +82,8 @@ def needed(jobs, tokens, block_size):
     blocks, starts = 0.0, 0
     for j in range(len(jobs)):
         if tokens[j]:
-            blocks += np.ceil((jobs[j, COMPUTED] + tokens[j]) / block_size) - np.ceil(jobs[j, COMPUTED] / block_size)
+            blocks += np.ceil((jobs[j, COMPUTED] + tokens[j]) / block_size) - np.ceil(
+                jobs[j, COMPUTED] / block_size
+            )
             starts += jobs[j, COMPUTED] == 0
     return blocks, starts

@@ -1,6 +1,8 @@
-"""The look ahead: the rule of `slos.planning.batching` run forward under the same roofline, which proves a set of promises.
+"""The look ahead: the rule of `slos.planning.batching` run forward under the same roofline, which
+proves a set of promises.
 
-A set of requests that it passes is served in time, step by step, as long as nobody else is admitted.
+A set of requests that it passes is served in time, step by step, as long as nobody else is
+admitted.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybod
 
 @kernel
 def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
-    """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool [new].
+    """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool
+    [new].
 
-    Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until the look ahead
-    passes; then `tries` of those left out, smallest prefill first, are let in if it still passes. Cost: prefill tokens
-    for a deadline missed, whole size where memory is short, per value. At most `seats` are admitted.
+    Of the `proposed` the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until
+    the look ahead passes; then `tries` of those left out, smallest prefill first, are let in if it
+    still passes. Cost: prefill tokens for a deadline missed, whole size where memory is short, per
+    value. At most `seats` are admitted.
     """
     new = len(proposed)
     inside = np.ones(len(jobs), np.bool_)
@@ -58,13 +62,15 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
 
 @kernel
 def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
-    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY, who failed or -1).
+    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY,
+    who failed or -1).
 
-    Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory is checked at each
-    finish. Where some must sit out batches, the pace is checked as a rate and memory by final sizes. An admitted job
-    that cannot be in time even alone is not checked, so that it does not forbid others. Rounds to come are followed to
-    the last of them, each from when it will arrive. stretch: the least that the first step lasts, in seconds, and more
-    `steps` like it until somebody arrives.
+    Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory
+    is checked at each finish. Where some must sit out batches, the pace is checked as a rate and
+    memory by final sizes. An admitted job that cannot be in time even alone is not checked, so that
+    it does not forbid others. Rounds to come are followed to the last of them, each from when it
+    will arrive. stretch: the least that the first step lasts, in seconds, and more `steps` like it
+    until somebody arrives.
     """
     jobs, alive = jobs.copy(), inside.copy()
     size, blocks, block_size = len(jobs), engine.blocks, engine.block_size
@@ -153,7 +159,8 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
                 prefills[kept] = j
                 kept += 1
         count = kept
-        if held + size * (block_size - 1) > blocks * block_size:  # perhaps not, if blocks are counted one by one
+        # perhaps not, if blocks are counted one by one
+        if held + size * (block_size - 1) > blocks * block_size:
             held = freed
             for j in range(size):
                 held += np.ceil(jobs[j, COMPUTED] / block_size) if alive[j] else 0.0
@@ -162,8 +169,12 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
     tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
     for j in range(size):
         if alive[j]:
-            # One that is ahead may spread its slack over all that it still has to say: a looser pace.
-            pace = _tightest(jobs[j]) + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
+            # One that is ahead may spread its slack over all that it still has to say: a looser
+            # pace.
+            pace = (
+                _tightest(jobs[j])
+                + max(0.0, jobs[j, DUE] - jobs[j, TPOT] - now) / jobs[j, REMAINING]
+            )
             tightest = min(tightest, pace)
             final += np.ceil((jobs[j, COMPUTED] + jobs[j, REMAINING]) / block_size)
             owed += 1.0 / pace
@@ -175,16 +186,23 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
 
 @kernel
 def _leap(now, jobs, alive, strict, count, wake, engine):
-    """Take many steps at once while everybody decodes, until shortly before one ends or arrives; when that is."""
+    """Take many steps at once while everybody decodes, until shortly before one ends or arrives;
+    when that is."""
     seconds, steps, held = batch_time(engine, count, 0.0), np.inf, 0.0
     for j in range(len(jobs)):
         if alive[j]:
-            if min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, engine.longest) < seconds:
+            if (
+                min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, engine.longest)
+                < seconds
+            ):
                 return now
             steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
             held += jobs[j, COMPUTED] + engine.block_size
     sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until, room = sleepers.min() if len(sleepers) else np.inf, engine.blocks * engine.block_size - held
+    until, room = (
+        sleepers.min() if len(sleepers) else np.inf,
+        engine.blocks * engine.block_size - held,
+    )
     steps, taken = min(steps, room // count), 0
     while taken < steps and now + seconds < until:
         now += seconds
@@ -200,7 +218,11 @@ def _leap(now, jobs, alive, strict, count, wake, engine):
 @kernel
 def _tightest(job):
     """The smallest TPOT of what a job still has to say."""
-    return min(job[TPOT], job[LATER]) if job[SWITCH] > 0 and job[REMAINING] > job[SWITCH] else job[TPOT]
+    return (
+        min(job[TPOT], job[LATER])
+        if job[SWITCH] > 0 and job[REMAINING] > job[SWITCH]
+        else job[TPOT]
+    )
 
 
 @kernel
@@ -220,7 +242,8 @@ def steady(now, jobs, alive, strict, engine):
 
 @kernel
 def _peak(jobs, alive, engine):
-    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one token a step.
+    """Most KV blocks held at once, or slightly more, while everybody alive decodes to its end one
+    token a step.
 
     Not told apart below `blocks`.
     """

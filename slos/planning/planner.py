@@ -1,12 +1,14 @@
-"""Admission: the set of requests of greatest value that prefill budget, memory and pace allow (paper, section 4).
+"""Admission: the set of requests of greatest value that prefill budget, memory and pace allow
+(paper, section 4).
 
-Glossary, in the paper's symbols: tau[l] the TPOT of tier l, ascending; n[l] admitted requests of tier l; p[i], D[i],
-m[i], v[i] the prefill tokens left, prefill deadline, KV blocks and value of request i; M the blocks there are to give;
-rho(n) the largest rate of prefill tokens while every admitted request decodes at its TPOT.
+Glossary, in the paper's symbols: tau[l] the TPOT of tier l, ascending; n[l] admitted requests of
+tier l; p[i], D[i], m[i], v[i] the prefill tokens left, prefill deadline, KV blocks and value of
+request i; M the blocks there are to give; rho(n) the largest rate of prefill tokens while every
+admitted request decodes at its TPOT.
 
-Sweeping the deadlines, a state is the count vector of accepted new requests; it keeps the Pareto set of (value,
-prefill budget left, memory used). Between deadlines a state gathers rho(n) * dt of budget; at D[i] request i is
-paid for with p[i].
+Sweeping the deadlines, a state is the count vector of accepted new requests; it keeps the Pareto
+set of (value, prefill budget left, memory used). Between deadlines a state gathers rho(n) * dt of
+budget; at D[i] request i is paid for with p[i].
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ from slos.core.roofline import Roofline
 from slos.core.types import require
 
 EPS = 1e-9  # relative slack for sums of floats
-WIDTH = 64  # Pareto points kept per count vector; beyond, those of least value and then least budget are dropped
+# Pareto points kept per count vector; beyond, those of least value and then least budget are
+# dropped
+WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
     """One planning problem.
 
-    Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier (index into tpots),
-    forced (already admitted). `decoding`: per tier, admitted requests past their prefill; `blocks` are there to give;
-    `longest`: seconds of a batch while nobody decodes, who would have a pace to keep.
+    Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier
+    (index into tpots), forced (already admitted). `decoding`: per tier, admitted requests past
+    their prefill; `blocks` are there to give; `longest`: seconds of a batch while nobody decodes,
+    who would have a pace to keep.
     """
 
     now: float
@@ -46,21 +51,34 @@ class Instance:
     longest: float = 0.15
 
     def __post_init__(self) -> None:
-        require(bool((np.diff(self.tpots) > 0).all()), "tpots", self.tpots, "ascending and distinct")
+        require(
+            bool((np.diff(self.tpots) > 0).all()), "tpots", self.tpots, "ascending and distinct"
+        )
         size = len(self.deadline)
         for name in ("prefill", "memory", "value", "tier", "forced"):
-            require(len(getattr(self, name)) == size, f"len({name})", len(getattr(self, name)), f"{size} like deadline")
-        require(len(self.decoding) == len(self.tpots), "len(decoding)", len(self.decoding), "one count per tier")
+            require(
+                len(getattr(self, name)) == size,
+                f"len({name})",
+                len(getattr(self, name)),
+                f"{size} like deadline",
+            )
+        require(
+            len(self.decoding) == len(self.tpots),
+            "len(decoding)",
+            len(self.decoding),
+            "one count per tier",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """accepted: bool per request, forced ones included if feasible; value: of the new ones.
 
-    feasible: whether the forced requests alone can be served. loss: how much more value there can be at the most; above
-    0 only if a Pareto set had to be cut: nothing better can come of a point that was dropped than its own value and
-    that of all new requests after it. What is accepted can be served all the same, and it is never missed that the
-    forced ones can, since the state that accepts nobody new is one point.
+    feasible: whether the forced requests alone can be served. loss: how much more value there can
+    be at the most; above 0 only if a Pareto set had to be cut: nothing better can come of a point
+    that was dropped than its own value and that of all new requests after it. What is accepted can
+    be served all the same, and it is never missed that the forced ones can, since the state that
+    accepts nobody new is one point.
     """
 
     accepted: np.ndarray
@@ -70,9 +88,13 @@ class Admission:
 
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
-    """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) = rates[tightest] - sum n/tpot."""
+    """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) =
+    rates[tightest] - sum n/tpot."""
     reading, tile = roofline.k_ctx * context, roofline.tile
-    most = [(max(0.0, min((t - reading - p.b) / p.k1 for p in roofline.planes)), t) for t in tpots.tolist()]
+    most = [
+        (max(0.0, min((t - reading - p.b) / p.k1 for p in roofline.planes)), t)
+        for t in tpots.tolist()
+    ]
     return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
 
 
@@ -103,7 +125,8 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
 
 @kernel
 def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
-    """Add point (v, b, m) to the Pareto set of state s unless dominated; the value of a point that had to go, or 0."""
+    """Add point (v, b, m) to the Pareto set of state s unless dominated; the value of a point that
+    had to go, or 0."""
     kept = 0
     for e in range(size[s]):
         if value[s, e] >= v and budget[s, e] >= b and memory[s, e] <= m:
@@ -117,7 +140,9 @@ def _insert(size, value, budget, memory, node, s, v, b, m, k, width):
     if kept == width:
         worst = 0
         for e in range(1, kept):
-            if value[s, e] < value[s, worst] or (value[s, e] == value[s, worst] and budget[s, e] < budget[s, worst]):
+            if value[s, e] < value[s, worst] or (
+                value[s, e] == value[s, worst] and budget[s, e] < budget[s, worst]
+            ):
                 worst = e
         if v < value[s, worst] or (v == value[s, worst] and b <= budget[s, worst]):
             size[s] = kept
@@ -141,8 +166,11 @@ def _order(deadline, prefill, forced):
 
 
 @kernel
-def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks, seats):
-    """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an `Admission`.
+def sweep(
+    now, tpots, rates, decoding, deadline, prefill, memory, value, tier, forced, blocks, seats
+):
+    """`admit` on the fields of an `Instance`; rates: see `prefill_rates`. The fields of an
+    `Admission`.
 
     seats: no more new requests of a tier than that are accepted.
     """
@@ -166,13 +194,15 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
     budget = np.empty((states, width))
     used = np.empty((states, width))
     node = np.empty((states, width), np.int64)
-    parent = np.empty(1024, np.int64)  # traceback: the item that a node accepted, and the node before it
+    # traceback: the item that a node accepted, and the node before it
+    parent = np.empty(1024, np.int64)
     item = np.empty(1024, np.int64)
     nodes, most = 0, 0.0
     size[0] = 1
     best_value[0, 0] = budget[0, 0] = used[0, 0] = 0.0
     node[0, 0] = -1
-    # rho of a state: full batches of the tightest tier that decodes (of the loosest if none does) less what is owed.
+    # rho of a state: full batches of the tightest tier that decodes (of the loosest if none does)
+    # less what is owed.
     count = np.zeros((states, tiers), np.int64)
     owed = np.zeros(states)
     tightest = np.full(states, tiers - 1)
@@ -190,9 +220,11 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
             base_tightest = t
     least = -EPS * rates[tiers - 1]
     clock = now
-    live = np.empty(states, np.int64)  # the states with points, ascending; `fresh` ones are found in descending order
+    # the states with points, ascending; `fresh` ones are found in descending order
+    live = np.empty(states, np.int64)
     fresh = np.empty(states, np.int64)
-    live[0], alive, rest = 0, 1, value[~forced].sum()  # rest: value of the new ones still to be seen
+    # rest: value of the new ones still to be seen
+    live[0], alive, rest = 0, 1, value[~forced].sum()
     for i in _order(deadline, prefill, forced):
         dt = max(0.0, deadline[i] - clock)
         clock += dt
@@ -243,9 +275,17 @@ def sweep(now, tpots, rates, decoding, deadline, prefill, memory, value, tier, f
                 parent[nodes], item[nodes] = node[s, e], i
                 v = best_value[s, e] + value[i]
                 if width == 1:  # of one value per state the largest budget is best
-                    size[to], best_value[to, 0], budget[to, 0], used[to, 0], node[to, 0] = 1, v, left, full, nodes
+                    size[to], best_value[to, 0], budget[to, 0], used[to, 0], node[to, 0] = (
+                        1,
+                        v,
+                        left,
+                        full,
+                        nodes,
+                    )
                 else:
-                    dropped = _insert(size, best_value, budget, used, node, to, v, left, full, nodes, width)
+                    dropped = _insert(
+                        size, best_value, budget, used, node, to, v, left, full, nodes, width
+                    )
                     most = max(most, dropped + rest if dropped else 0.0)
                 nodes += 1
             if before == 0 < size[to]:

@@ -6,17 +6,22 @@ from slos.core.types import Progress, View
 
 
 class Room:
-    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable` when they run out."""
+    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable`
+    when they run out."""
 
     def __init__(self, view: View, best_effort: list[Progress]) -> None:
         self.view, self.evictable = view, list(best_effort)
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
         self.preempted: list[str] = []
 
-    def give_all(self, requests: list[Progress], wanted: list[int], need: float, starts: int) -> dict[str, int]:
-        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in turn.
+    def give_all(
+        self, requests: list[Progress], wanted: list[int], need: float, starts: int
+    ) -> dict[str, int]:
+        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in
+        turn.
 
-        need, starts: blocks and seats for all. Where best effort gives too little the last in turn go too.
+        need, starts: blocks and seats for all. Where best effort gives too little the last in turn
+        go too.
         """
         if need <= self.free and starts <= self.seats:
             self.free, self.seats = self.free - int(need), self.seats - starts
@@ -28,7 +33,8 @@ class Room:
         return tokens
 
     def give(self, p: Progress, tokens: int) -> bool:
-        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there are none."""
+        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there
+        are none."""
         if p.id in self.preempted:
             return False
         blocks = self.view.blocks

@@ -1,9 +1,10 @@
-"""Promises over tool rounds: what is to come of a request behind its present round, as rows for the look ahead.
+"""Promises over tool rounds: what is to come of a request behind its present round, as rows for the
+look ahead.
 
-Rounds to come are jobs behind all others. Links are float64 [jobs, 4], or [0, 4] where nobody has such rounds: child
-(row of the next round, 0 for none), wait (s from the end of the round before until this one arrives), first (s from
-then until its first token is due) and wake (when it arrives, s: 0 for who is here, infinite if that depends on the
-round before).
+Rounds to come are jobs behind all others. Links are float64 [jobs, 4], or [0, 4] where nobody has
+such rounds: child (row of the next round, 0 for none), wait (s from the end of the round before
+until this one arrives), first (s from then until its first token is due) and wake (when it arrives,
+s: 0 for who is here, infinite if that depends on the round before).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ GRACE = 1.0  # seconds that a round may come later than foreseen before it is gi
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What is to come of a request after its present round, known to who was promised all of them."""
+    """What is to come of a request after its present round, known to who was promised all of
+    them."""
 
     stage: int
     jobs: np.ndarray  # [rounds, 8]
@@ -60,15 +62,17 @@ def rounds_of(p: Progress, lengths: LengthPredictor, roofline: Roofline) -> Roun
 
 @dataclass(slots=True)
 class Promised:
-    """Rounds to come by request, those of candidates as first seen, when those arrive whose request is away, and when
-    the last step ends (s)."""
+    """Rounds to come by request, those of candidates as first seen, when those arrive whose request
+    is away, and when the last step ends (s)."""
 
     rounds: dict[str, Rounds] = field(default_factory=dict)
     asked: dict[str, Rounds] = field(default_factory=dict)
     away: dict[str, float] = field(default_factory=dict)
     end: float = 0.0
 
-    def add(self, requests: Sequence[Progress], lengths: LengthPredictor, roofline: Roofline) -> None:
+    def add(
+        self, requests: Sequence[Progress], lengths: LengthPredictor, roofline: Roofline
+    ) -> None:
         for p in requests:
             if rounds := rounds_of(p, lengths, roofline):
                 self.rounds[p.id] = rounds
@@ -80,7 +84,8 @@ class Promised:
             p = here.get(id)
             if p is None:
                 self.away.setdefault(id, self.end + float(rounds.links[0, WAIT]))
-                if view.now > self.away[id] + GRACE:  # it went to another replica, or will not come back
+                # it went to another replica, or will not come back
+                if view.now > self.away[id] + GRACE:
                     del self.rounds[id], self.away[id]
             elif p.best_effort or p.stage != rounds.stage:
                 del self.rounds[id]
@@ -94,7 +99,8 @@ class Promised:
         self, jobs: np.ndarray, guaranteed: Sequence[Progress], candidates: Sequence[Progress],
         lengths: LengthPredictor, roofline: Roofline,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Jobs, those of `guaranteed` and then of `candidates`, with all rounds to come behind them; and links."""
+        """Jobs, those of `guaranteed` and then of `candidates`, with all rounds to come behind
+        them; and links."""
         known = enumerate(guaranteed) if self.rounds else ()
         found = [(i, p, rounds) for i, p in known if (rounds := self.rounds.get(p.id))]
         asked, self.asked = self.asked, {}

@@ -21,5 +21,6 @@ POLICIES: dict[str, Callable[..., Policy]] = {
 
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
-    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware or lengths."""
+    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
+    or lengths."""
     return make("policy", POLICIES, name, settings, roofline=roofline, lengths=lengths)

@@ -1,4 +1,5 @@
-"""Admission by `SLOsServe` where nobody is set aside as best effort: in order of arrival, for the ablation."""
+"""Admission by `SLOsServe` where nobody is set aside as best effort: in order of arrival, for the
+ablation."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from slos.planning.rounds import CHILD, WAKE
 
 @kernel
 def in_turn(now, jobs, links, old, new, seats, before, engine):
-    """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead refuses: bool [new].
+    """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead
+    refuses: bool [new].
 
-    Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At least one job runs.
-    before: how many were let in by the last proof, and are likely to pass together.
+    Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At
+    least one job runs. before: how many were let in by the last proof, and are likely to pass
+    together.
     """
     inside = np.ones(len(jobs), np.bool_)
     mine = inside[old : old + new]
@@ -38,8 +41,8 @@ def in_turn(now, jobs, links, old, new, seats, before, engine):
 
 @kernel
 def refused(now, jobs, links, inside, first, running, steps, engine):
-    """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`, the ones before it
-    being those decodes that are guaranteed.
+    """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`,
+    the ones before it being those decodes that are guaranteed.
 
     Looked at only until one of those who are away comes back: then there is more to decide.
     """
@@ -60,7 +63,11 @@ def refused(now, jobs, links, inside, first, running, steps, engine):
         for job in jobs[:first]:
             if job[REMAINING] == job[SWITCH]:
                 return k
-            job[COMPUTED], job[REMAINING], job[DUE] = job[COMPUTED] + 1, job[REMAINING] - 1, job[DUE] + job[TPOT]
+            job[COMPUTED], job[REMAINING], job[DUE] = (
+                job[COMPUTED] + 1,
+                job[REMAINING] - 1,
+                job[DUE] + job[TPOT],
+            )
         job = jobs[first]
         job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
         if look_ahead(now, jobs, links, inside, engine)[0] == OK:

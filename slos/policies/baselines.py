@@ -1,7 +1,8 @@
 """The schedulers that the paper compares with, as policies.
 
-All three serve first come, first served, know no objectives, and when the KV cache is full preempt the youngest request
-and recompute it later, as their originals do. With a draft model, `drafts` is their fixed draft length.
+All three serve first come, first served, know no objectives, and when the KV cache is full preempt
+the youngest request and recompute it later, as their originals do. With a draft model, `drafts` is
+their fixed draft length.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from slos.core.types import NEVER, Batch, Progress, View, require
 def _evict(
     running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool
 ) -> tuple[int, list[str]]:
-    """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks free, ids preempted.
+    """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks
+    free, ids preempted.
 
     whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
     """
@@ -32,11 +34,18 @@ def _evict(
 
 
 def _serve(
-    view: View, first: Sequence[Progress], others: Sequence[Progress], free: int, drafts: int, budget: int = maxsize
+    view: View,
+    first: Sequence[Progress],
+    others: Sequence[Progress],
+    free: int,
+    drafts: int,
+    budget: int = maxsize,
 ) -> tuple[dict[str, int], list[str], int]:
-    """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the youngest for blocks.
+    """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the
+    youngest for blocks.
 
-    others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left free.
+    others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left
+    free.
     """
     tokens: dict[str, int] = {}
     preempted: list[str] = []
@@ -59,12 +68,25 @@ def _serve(
     return tokens, preempted, free
 
 
-def _admit(view: View, tokens: dict[str, int], budget: int, free: int, watermark: float, whole: bool = False) -> bool:
-    """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget; whether any was.
+def _admit(
+    view: View,
+    tokens: dict[str, int],
+    budget: int,
+    free: int,
+    watermark: float,
+    whole: bool = False,
+) -> bool:
+    """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget;
+    whether any was.
 
-    `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer prompt goes alone.
+    `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer
+    prompt goes alone.
     """
-    seats, reserve, before = view.max_seqs - len(view.running), int(watermark * view.total_blocks), len(tokens)
+    seats, reserve, before = (
+        view.max_seqs - len(view.running),
+        int(watermark * view.total_blocks),
+        len(tokens),
+    )
     for p in view.waiting:
         need, alone = view.blocks(p.left), not view.running and not tokens
         if seats <= 0 or budget <= 0 or (whole and tokens and p.left > budget):
@@ -81,10 +103,11 @@ def _admit(view: View, tokens: dict[str, int], budget: int, free: int, watermark
 @final
 @dataclass(slots=True)
 class VLLM:
-    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else everybody decodes.
+    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else everybody
+    decodes.
 
-    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all blocks stay free at
-    admission.
+    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all
+    blocks stay free at admission.
     """
 
     max_batched_tokens: int = 2048
@@ -92,12 +115,19 @@ class VLLM:
     drafts: int = 0
 
     def __post_init__(self) -> None:
-        require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
+        require(
+            self.max_batched_tokens >= 1,
+            "max_batched_tokens",
+            self.max_batched_tokens,
+            "at least 1",
+        )
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
-        if _admit(view, tokens, self.max_batched_tokens, view.free_blocks, self.watermark, whole=True):
+        if _admit(
+            view, tokens, self.max_batched_tokens, view.free_blocks, self.watermark, whole=True
+        ):
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
@@ -106,33 +136,45 @@ class VLLM:
 @final
 @dataclass(slots=True)
 class VLLMV1:
-    """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within one token budget.
+    """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within
+    one token budget.
 
-    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting request is admitted when
-    its whole prompt fits the free blocks, and nobody is admitted in a step that preempts.
+    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting
+    request is admitted when its whole prompt fits the free blocks, and nobody is admitted in a step
+    that preempts.
     """
 
     max_batched_tokens: int = 2048
     drafts: int = 0
 
     def __post_init__(self) -> None:
-        require(self.max_batched_tokens >= 1, "max_batched_tokens", self.max_batched_tokens, "at least 1")
+        require(
+            self.max_batched_tokens >= 1,
+            "max_batched_tokens",
+            self.max_batched_tokens,
+            "at least 1",
+        )
 
     def step(self, view: View) -> Batch:
         most = self.max_batched_tokens
-        tokens, preempted, free = _serve(view, view.running, (), view.free_blocks, self.drafts, most)
+        tokens, preempted, free = _serve(
+            view, view.running, (), view.free_blocks, self.drafts, most
+        )
         total = sum(tokens.values())
         admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
-        steady = not preempted and not admitted and total == len(view.running) < most  # a token each: all decode
+        # a token each: all decode
+        steady = not preempted and not admitted and total == len(view.running) < most
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
 
 
 @final
 @dataclass(slots=True)
 class Sarathi:
-    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: all decodes, then prompts under way, then new ones.
+    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: all decodes, then prompts under
+    way, then new ones.
 
-    A prompt's blocks are set aside whole at admission, and `watermark` of all blocks stay free then.
+    A prompt's blocks are set aside whole at admission, and `watermark` of all blocks stay free
+    then.
     """
 
     chunk: int = 512
@@ -147,8 +189,11 @@ class Sarathi:
         decoding = [p for p in view.running if p.tokens - p.computed == 1]
         prefilling = [p for p in view.running if p.tokens - p.computed > 1]
         set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-        tokens, preempted, free = _serve(view, decoding, prefilling, view.free_blocks - set_aside, self.drafts)
-        if prefilling and free < 0:  # prompts that go on after an answer, which no admission foresaw
+        tokens, preempted, free = _serve(
+            view, decoding, prefilling, view.free_blocks - set_aside, self.drafts
+        )
+        # prompts that go on after an answer, which no admission foresaw
+        if prefilling and free < 0:
             keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
             free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
             preempted += victims

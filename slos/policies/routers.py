@@ -1,7 +1,9 @@
-"""Routers: which replicas to ask for a request, in turn. The same objects in the simulator and in front of engines.
+"""Routers: which replicas to ask for a request, in turn. The same objects in the simulator and in
+front of engines.
 
-A replica that cannot start a request in time passes it on to the next of its route, and the last keeps it (paper,
-section 4.4). So the length of a route is the hop limit plus one. A new router is a class and a line in `ROUTERS`.
+A replica that cannot start a request in time passes it on to the next of its route, and the last
+keeps it (paper, section 4.4). So the length of a route is the hop limit plus one. A new router is a
+class and a line in `ROUTERS`.
 """
 
 from __future__ import annotations
@@ -32,16 +34,20 @@ class RoundRobin:
 @final
 @dataclass(slots=True)
 class LeastLoaded:
-    """The replica with the fewest prompt tokens to compute, then the fewest requests; about equal ones in turn.
+    """The replica with the fewest prompt tokens to compute, then the fewest requests; about equal
+    ones in turn.
 
-    Counted by `ALIKE`: by ones, all that come within a moment would go where a few have just ended, and their prompts
-    would wait for each other.
+    Counted by `ALIKE`: by ones, all that come within a moment would go where a few have just ended,
+    and their prompts would wait for each other.
     """
 
     _next: int = field(init=False, repr=False, default=0)
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        n, work = len(loads), [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads]
+        n, work = (
+            len(loads),
+            [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads],
+        )
         chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
         self._next = chosen + 1
         return [loads[chosen].replica]
@@ -50,7 +56,8 @@ class LeastLoaded:
 @final
 @dataclass(slots=True)
 class Sequential:
-    """The paper's: each in turn, and from one to the next until it is admitted, `hops` times at most."""
+    """The paper's: each in turn, and from one to the next until it is admitted, `hops` times at
+    most."""
 
     hops: int = 3
     _next: int = field(init=False, repr=False, default=0)
@@ -67,12 +74,14 @@ class Sequential:
 @final
 @dataclass(frozen=True, slots=True)
 class Cheapest:
-    """Ours: first where admitting costs least of what is scarce there, then on as in the paper; the best one keeps it.
+    """Ours: first where admitting costs least of what is scarce there, then on as in the paper; the
+    best one keeps it.
 
-    Scarce are seconds until the first token is due, tokens per second that decoding leaves over, and KV blocks. What a
-    request takes of each is set against what the replica has left, and the shares add up. A request with a tighter TPOT
-    than those already there shortens every batch, which costs tokens per second: so tiers gather where they fit.
-    longest_step: seconds of a batch where nobody decodes.
+    Scarce are seconds until the first token is due, tokens per second that decoding leaves over,
+    and KV blocks. What a request takes of each is set against what the replica has left, and the
+    shares add up. A request with a tighter TPOT than those already there shortens every batch,
+    which costs tokens per second: so tiers gather where they fit. longest_step: seconds of a batch
+    where nobody decodes.
     """
 
     roofline: Roofline
@@ -90,7 +99,8 @@ class Cheapest:
         return [*route, route[0]] if len(route) > 1 else route
 
     def cost(self, request: Progress, load: Load) -> float:
-        """The shares that it would take of what the replica has left, `FULL` and more where there is not enough."""
+        """The shares that it would take of what the replica has left, `FULL` and more where there
+        is not enough."""
         tightest = load.decodes[0][0] if load.decodes else self.longest_step
         owed = 0.0
         for tpot, count in load.decodes:
@@ -104,7 +114,9 @@ class Cheapest:
         if free < need:
             return FULL + need - free
         wait, left = load.step_end - request.arrival, request.tokens - request.computed
-        first = wait + max((load.prefill_tokens + left) / before, left / self._rate(self.longest_step))
+        first = wait + max(
+            (load.prefill_tokens + left) / before, left / self._rate(self.longest_step)
+        )
         return first / (request.due - request.arrival) + need / free + 1 - after / before
 
     def _rate(self, seconds: float) -> float:
@@ -123,5 +135,6 @@ ROUTERS: dict[str, Callable[..., Router]] = {
 
 
 def make_router(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Router:
-    """A fresh router; one with a field `roofline` or `lengths` is given that belief about hardware or lengths."""
+    """A fresh router; one with a field `roofline` or `lengths` is given that belief about hardware
+    or lengths."""
     return make("router", ROUTERS, name, settings, roofline=roofline, lengths=lengths)

@@ -1,11 +1,13 @@
-"""Grids of runs: Ray tasks, resumable, and with the same bytes in the result file however they were executed.
+"""Grids of runs: Ray tasks, resumable, and with the same bytes in the result file however they were
+executed.
 
-The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds finished runs only. A row
-is used again while the code and data that made it are the same.
+The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds
+finished runs only. A row is used again while the code and data that made it are the same.
 
-Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is started on this machine
-and kept until the process ends. A cluster is sent slos and workloads, and must have the rest: the same Python and
-packages on every node, and the data under the paths SLOS_DATA and SLOS_CACHE. A worker with other data is an error.
+Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is
+started on this machine and kept until the process ends. A cluster is sent slos and workloads, and
+must have the rest: the same Python and packages on every node, and the data under the paths
+SLOS_DATA and SLOS_CACHE. A worker with other data is an error.
 """
 
 from __future__ import annotations
@@ -45,12 +47,14 @@ def sweep(
     row: type,
     workers: int | None = None,
 ) -> list[Any]:
-    """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their order.
+    """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their
+    order.
 
-    function: importable (it runs in other processes), from a case to its rows. cases: distinct, their `str` is the key
-    in the file. row: the frozen dataclass of a row, of str, int, float and bool fields. workers: runs at a time, by
-    default one per core. One at a time, a single run, or no Ray installed: all in this process. An error of one run
-    stops the sweep; what was finished stays in the file. A run whose worker died is run again, three times at most.
+    function: importable (it runs in other processes), from a case to its rows. cases: distinct,
+    their `str` is the key in the file. row: the frozen dataclass of a row, of str, int, float and
+    bool fields. workers: runs at a time, by default one per core. One at a time, a single run, or
+    no Ray installed: all in this process. An error of one run stops the sweep; what was finished
+    stays in the file. A run whose worker died is run again, three times at most.
     """
     path = Path(path)
     keys = [str(case) for case in cases]
@@ -70,7 +74,10 @@ def sweep(
 
 
 def _finished(
-    function: Callable[[Case], Sequence[Any]], todo: dict[str, Case], workers: int | None, digest: str
+    function: Callable[[Case], Sequence[Any]],
+    todo: dict[str, Case],
+    workers: int | None,
+    digest: str,
 ) -> Generator[tuple[str, list[Any]]]:
     """Keys and rows in the order in which they are ready."""
     ray = _ray(workers, digest) if len(todo) > 1 else None
@@ -81,7 +88,8 @@ def _finished(
     waiting, running = list(reversed(todo.items())), {}
     try:
         while waiting or running:
-            cores = int(ray.cluster_resources().get("CPU", 1))  # anew every time: a cluster may grow
+            # anew every time: a cluster may grow
+            cores = int(ray.cluster_resources().get("CPU", 1))
             while waiting and len(running) < (workers or 2 * cores):
                 k, case = waiting.pop()
                 running[call.remote(function, case, digest)] = k
@@ -94,7 +102,8 @@ def _finished(
                 except ray.exceptions.RayError as error:
                     failed = error
             if failed:
-                raise getattr(failed, "cause", failed) from failed  # the function's own error, if it is one
+                # the function's own error, if it is one
+                raise getattr(failed, "cause", failed) from failed
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
@@ -103,7 +112,10 @@ def _finished(
 def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) -> list[Any]:
     """In a worker: the rows of a case, if made from what the sweep is made from."""
     if _digest_of_this_process() != digest:
-        raise RuntimeError(f"sources or data on {platform.node()} are not those of the sweep, or have changed since")
+        raise RuntimeError(
+            f"sources or data on {platform.node()} are not those of the sweep, or have changed "
+            "since"
+        )
     return list(function(case))
 
 
@@ -122,42 +134,64 @@ def _ray(workers: int | None, digest: str) -> Any:
         import ray
     except ImportError:
         return None
-    wanted = {"cores": cores, "digest": digest, "folder": os.getcwd(), "path": [*sys.path], **_settings()}
+    wanted = {
+        "cores": cores,
+        "digest": digest,
+        "folder": os.getcwd(),
+        "path": [*sys.path],
+        **_settings(),
+    }
     if ray.is_initialized() and _own in ({}, wanted):
         return ray
     _end()  # its workers hold other sources, data or settings
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
     if address != "local":
-        sent = {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"], "env_vars": _settings()}
+        sent = {
+            "working_dir": str(ROOT),
+            "excludes": ["/*", "!/slos/", "!/workloads/"],
+            "env_vars": _settings(),
+        }
         ray.init(address, runtime_env=sent, **quiet)
         _own.update(wanted)
         atexit.register(_end)
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most 107 characters.
+    # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most
+    # 107 characters.
     for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
-        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(int(left.name.split("-")[1])):
+        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(
+            int(left.name.split("-")[1])
+        ):
             shutil.rmtree(left, ignore_errors=True)
     temp = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     atexit.register(shutil.rmtree, temp, ignore_errors=True)
     atexit.register(_end)
     _own.update(wanted)
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)  # workers find what is found here
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # 30 are too few for a machine with much else to do
+    # workers find what is found here
+    os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    # 30 are too few for a machine with much else to do
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init("local", num_cpus=cores, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20,
-                 _temp_dir=temp, **quiet)  # fmt: skip
+        ray.init(
+            "local", num_cpus=cores, num_gpus=0, include_dashboard=False,
+            object_store_memory=80 << 20, _temp_dir=temp, **quiet,
+        )  # fmt: skip
     except Exception as error:  # Ray raises a bare one
-        warnings.warn(f"Ray did not start, so runs are made one at a time: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(
+            f"Ray did not start, so runs are made one at a time: {error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
         _end()
         return None
     finally:
         os.environ.pop("PYTHONPATH")
         os.environ.update({} if before is None else {"PYTHONPATH": before})
         if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own prints a stack, at the end of every notebook
+            # Ray's own prints a stack, at the end of every notebook
+            signal.signal(signal.SIGTERM, handler)
     return ray
 
 
@@ -193,9 +227,13 @@ def _read(path: Path, row: type, digest: str) -> dict[str, list[Any]]:
         for n, (run, made_from, _, *cells) in enumerate(reader, start=2):
             if made_from == digest:
                 try:
-                    values = [kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)]
+                    values = [
+                        kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
+                    ]
                 except ValueError as error:
-                    raise ValueError(f"{path}, line {n}: {error}; remove the file and run again") from None
+                    raise ValueError(
+                        f"{path}, line {n}: {error}; remove the file and run again"
+                    ) from None
                 found.setdefault(run, []).append(row(*values))
     return found
 
@@ -211,7 +249,8 @@ def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> No
 
 
 class Bar:
-    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the notebook."""
+    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the
+    notebook."""
 
     def __init__(self, total: int) -> None:
         self._bar = tqdm(total=total, unit="run", disable=not total)
@@ -223,11 +262,18 @@ class Bar:
     def step(self, label: str) -> None:
         self._bar.update()
         self._done += 1
-        self._tell(label, (time.monotonic() - self._start) / self._done * (self._total - self._done))
+        self._tell(
+            label, (time.monotonic() - self._start) / self._done * (self._total - self._done)
+        )
 
     def _tell(self, label: str, left: float) -> None:
         if self._path:
-            line = {"done": self._done, "total": self._total, "label": label, "left_s": round(left, 1)}
+            line = {
+                "done": self._done,
+                "total": self._total,
+                "label": label,
+                "left_s": round(left, 1),
+            }
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
 

@@ -1,4 +1,5 @@
-"""A roofline that is learned from the steps of a running engine, and the profile that it can be saved as."""
+"""A roofline that is learned from the steps of a running engine, and the profile that it can be
+saved as."""
 
 from __future__ import annotations
 
@@ -13,18 +14,23 @@ from slos.hardware.fit import fit
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
 EVERY = 128
-SIZES = 3  # batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a step's
+# batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a
+# step's
+SIZES = 3
 KEPT = 48  # steps kept of each
-Measured = tuple[int, int, int, float]  # tokens, draft steps, context tokens, seconds of one executed step
-OUTLIER = 2.0  # a step that took so many times what was predicted (a pause of the machine) is left out of the fit
+# tokens, draft steps, context tokens, seconds of one executed step
+Measured = tuple[int, int, int, float]
+# a step that took so many times what was predicted (a pause of the machine) is left out of the fit
+OUTLIER = 2.0
 
 
 @dataclass(slots=True)
 class Learned:
     """`roofline`, what is typical: from a profile, or None until enough steps were observed.
 
-    Kept are the latest steps of every batch size, so that a long run of small batches does not push out the few large
-    ones. caution: share of the steps that must not take longer than `cautious` says.
+    Kept are the latest steps of every batch size, so that a long run of small batches does not push
+    out the few large ones. caution: share of the steps that must not take longer than `cautious`
+    says.
     """
 
     roofline: Roofline | None = None
@@ -51,7 +57,9 @@ class Learned:
         """Take one executed step into account; True when it is time to `refit`."""
         if seconds <= 0 or tokens < 1:
             return False
-        self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT)).append((tokens, draft_steps, context, seconds))
+        self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT)).append(
+            (tokens, draft_steps, context, seconds)
+        )
         self._seen += 1
         if self._seen < self._next or len(self._steps) < SIZES:
             return False
@@ -59,12 +67,16 @@ class Learned:
         return True
 
     def refit(self, steps: list[Measured]) -> None:
-        """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's thread."""
+        """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's
+        thread."""
         kept, roofline = steps, fit(steps, context=True).roofline
         usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
             kept, roofline = usual, fit(usual, context=True).roofline
-        # Least squares of relative errors leans to the fast side: all steps together must take as long as they took.
-        roofline = scaled(roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept))
+        # Least squares of relative errors leans to the fast side: all steps together must take as
+        # long as they took.
+        roofline = scaled(
+            roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept)
+        )
         ratios = [s[3] / roofline.time(*s[:3]) for s in steps]
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline

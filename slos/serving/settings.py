@@ -13,16 +13,23 @@ from slos.serving.objectives import Objectives, Phase
 NUMBER = (int, float)
 
 
-KINDS = {"str": str, "bool": bool, "float": NUMBER, "float | None": (*NUMBER, type(None)), "Mapping[str, Any]": Mapping}
+KINDS = {
+    "str": str,
+    "bool": bool,
+    "float": NUMBER,
+    "float | None": (*NUMBER, type(None)),
+    "Mapping[str, Any]": Mapping,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What `--additional-config '{"slos": {...}}'` may say.
 
-    policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a JSON file to start
-    from; without one vLLM schedules until a roofline is learned. learn: keep fitting it. save: file to keep it in.
-    slowdown or ttft, tpot, value: objectives of a request that brings none. load: file for a router to read it from.
+    policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
+    JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
+    fitting it. save: file to keep it in. slowdown or ttft, tpot, value: objectives of a request
+    that brings none. load: file for a router to read it from.
     """
 
     policy: str = "slos-serve"
@@ -42,15 +49,31 @@ class Settings:
             value, kind = getattr(self, f.name), str(f.type)
             ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
             require(ok, f"slos setting {f.name}", value, f"a {kind}")
-        require(bool(self.profile) or self.learn, "slos setting learn", self.learn, "true without a profile")
+        require(
+            bool(self.profile) or self.learn,
+            "slos setting learn",
+            self.learn,
+            "true without a profile",
+        )
         for name in ("save", "load"):
             folder = Path(getattr(self, name)).parent
-            require(folder.is_dir(), f"slos setting {name}", getattr(self, name), "in a folder that exists", "make it")
+            require(
+                folder.is_dir(),
+                f"slos setting {name}",
+                getattr(self, name),
+                "in a folder that exists",
+                "make it",
+            )
         _ = self.objectives  # which says what is wrong with them
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        require(isinstance(config, Mapping), "slos settings", config, 'an object, such as {"policy": "slos-serve"}')
+        require(
+            isinstance(config, Mapping),
+            "slos settings",
+            config,
+            'an object, such as {"policy": "slos-serve"}',
+        )
         known = [f.name for f in fields(cls)]
         for name in config:
             require(name in known, "slos setting", name, f"one of {', '.join(known)}")

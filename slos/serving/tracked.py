@@ -1,4 +1,5 @@
-"""A request inside a real engine, as its policy sees it: what `slos.core.attainment` is to the simulator. And the settings.
+"""A request inside a real engine, as its policy sees it: what `slos.core.attainment` is to the
+simulator. And the settings.
 
 The engine's own requests are read by duck typing: nothing here imports it.
 """
@@ -19,10 +20,12 @@ from slos.serving.objectives import Objectives
 
 @dataclass(slots=True, eq=False)
 class Tracked:
-    """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its present phase.
+    """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its
+    present phase.
 
-    claim: KV blocks that it will have held at its end, by what was known of its length when it came. turn: its place
-    among those that run, if it was admitted, by admission; else among those that wait, as vLLM would serve them.
+    claim: KV blocks that it will have held at its end, by what was known of its length when it
+    came. turn: its place among those that run, if it was admitted, by admission; else among those
+    that wait, as vLLM would serve them.
     """
 
     request: Any
@@ -37,9 +40,14 @@ class Tracked:
     @classmethod
     def of(cls, request: Any, objectives: Objectives, roofline: Roofline | None) -> Tracked:
         """Give a request that has just arrived its deadlines."""
-        first, arrival = objectives.phases[0].slo, min(request.arrival_time, objectives.arrival or inf)
+        first, arrival = (
+            objectives.phases[0].slo,
+            min(request.arrival_time, objectives.arrival or inf),
+        )
         due = arrival + first.first_token(roofline.time(request.num_tokens) if roofline else 0.0)
-        progress = Progress(request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value)
+        progress = Progress(
+            request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value
+        )
         progress.later_tpot, progress.elsewhere = objectives.later_tpot(0), objectives.elsewhere
         return cls(request, progress, objectives)
 
@@ -50,16 +58,19 @@ class Tracked:
         return flying > 0 and self.request.num_output_tokens + flying >= self.request.max_tokens
 
     def sync(self) -> Progress:
-        """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself counts them."""
+        """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself
+        counts them."""
         r, p = self.request, self.progress
         p.tokens = r.num_tokens + r.num_output_placeholders
         p.computed = r.num_computed_tokens
         p.generated = r.num_output_tokens + r.num_output_placeholders - self.phase_start
-        p.elsewhere = p.elsewhere and not (r.num_computed_tokens or r.num_output_tokens)  # only before it starts
+        # only before it starts
+        p.elsewhere = p.elsewhere and not (r.num_computed_tokens or r.num_output_tokens)
         return p
 
     def emitted(self, now: float) -> None:
-        """Look at the tokens that have appeared: a first one that is late moves the schedule, a phase may be over."""
+        """Look at the tokens that have appeared: a first one that is late moves the schedule, a
+        phase may be over."""
         r, p, phases = self.request, self.progress, self.objectives.phases
         if self.seen == 0 and r.num_output_tokens and now > p.t0 + TOLERANCE:
             p.t0 = now
@@ -75,9 +86,11 @@ class Tracked:
 
 
 class Lengths:
-    """A `LengthPredictor`: exact where the client fixes the length, else the mean of what recent answers went on for.
+    """A `LengthPredictor`: exact where the client fixes the length, else the mean of what recent
+    answers went on for.
 
-    A request that must not stop early says its length by `max_tokens`; for others that is only a bound.
+    A request that must not stop early says its length by `max_tokens`; for others that is only a
+    bound.
     """
 
     def __init__(self, tracked: Mapping[str, Tracked]) -> None:
@@ -97,4 +110,8 @@ class Lengths:
         t = self.tracked[progress.id]
         phase = t.objectives.phases[progress.stage]
         left = self.remaining(progress)
-        return left // 2 if phase.tokens is None else max(0, left - (phase.tokens - progress.generated))
+        return (
+            left // 2
+            if phase.tokens is None
+            else max(0, left - (phase.tokens - progress.generated))
+        )

@@ -1,9 +1,11 @@
-"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls slos.serving.vllm_plugin.SLOScheduler`.
+"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls
+slos.serving.vllm_plugin.SLOScheduler`.
 
-vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step the policy is shown
-vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each request may have, in which order, and
-who is preempted. What the policy cannot answer is left to vLLM. Settings are `Settings`, under "slos" in
-`--additional-config`; objectives per request are in `slos.serving.objectives`.
+vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step
+the policy is shown vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each
+request may have, in which order, and who is preempted. What the policy cannot answer is left to
+vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives per request are in
+`slos.serving.objectives`.
 """
 
 from __future__ import annotations
@@ -40,17 +42,23 @@ from slos.serving.tracked import Lengths, Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
-    raise ImportError(f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest patch")
+    raise ImportError(
+        f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest "
+        "patch"
+    )
 HOOKS = (
-    "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead", "_update_after_schedule",
-    "_preempt_request", "_free_request", "_update_request_with_output", "finish_requests", "shutdown",
+    "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead",
+    "_update_after_schedule", "_preempt_request", "_free_request", "_update_request_with_output",
+    "finish_requests", "shutdown",
 )  # fmt: skip
 for _name in HOOKS:
     if not callable(getattr(AsyncScheduler, _name, None)):
-        raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on")
+        raise ImportError(
+            f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on"
+        )
 
-# A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it finds in any module,
-# and numba's binding to LLVM takes that for a function of the library.
+# A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it
+# finds in any module, and numba's binding to LLVM takes that for a function of the library.
 getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
 logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
@@ -59,29 +67,43 @@ TELL = 0.01  # seconds between two reports of the load
 
 
 class SLOScheduler(AsyncScheduler):
-    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy decides on every step."""
+    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy
+    decides on every step."""
 
     clock = staticmethod(time.time)  # the one that `arrival_time` of requests is read from
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         asked = self.scheduler_config.policy
-        require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", "leave --scheduling-policy out")
-        self.settings = Settings.of(dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {}))
+        require(
+            isinstance(self.waiting, deque),
+            "scheduling policy",
+            asked,
+            "fcfs",
+            "leave --scheduling-policy out",
+        )
+        self.settings = Settings.of(
+            dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {})
+        )
         self.tracked: dict[str, Tracked] = {}
         self.turns = count(1)
         self.lengths = Lengths(self.tracked)
-        self.caps: Mapping[str, int] | None = None  # tokens that each request may have in the step being scheduled
-        self.flying: deque[tuple[float, int, int, int]] = deque()  # start, tokens, draft steps, context of steps
+        # tokens that each request may have in the step being scheduled
+        self.caps: Mapping[str, int] | None = None
+        # start, tokens, draft steps, context of steps
+        self.flying: deque[tuple[float, int, int, int]] = deque()
         self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
         self.passed: list[Request] = []  # declined before they started, for another replica
         start = profile(self.settings.profile) if self.settings.profile else None
-        self.learned = Learned(start and start.roofline, self.settings.caution, start.margin if start else 1.0)
+        self.learned = Learned(
+            start and start.roofline, self.settings.caution, start.margin if start else 1.0
+        )
         self.fitter = ThreadPoolExecutor(1, "slos-fit")
         self.roofline = self.learned.roofline  # that deadlines of requests to come are told by
         belief = self.learned.cautious
         self.slo_policy: Policy | None = self._policy(belief, self.lengths) if belief else None
-        self.scheduler_reserve_full_isl = False  # whether a prompt is started is the policy's to say
+        # whether a prompt is started is the policy's to say
+        self.scheduler_reserve_full_isl = False
         self._warm_up()
         self._tell(self.clock())
 
@@ -103,7 +125,8 @@ class SLOScheduler(AsyncScheduler):
         objectives = self.settings.objectives
         try:
             objectives = parse(request.sampling_params.extra_args, objectives)
-        except Exception as error:  # the front-end refuses it with HTTP 400; an engine must not die of it
+        # the front-end refuses it with HTTP 400; an engine must not die of it
+        except Exception as error:
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
         t = self.tracked[request.request_id] = Tracked.of(request, objectives, self.roofline)
         t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
@@ -125,20 +148,25 @@ class SLOScheduler(AsyncScheduler):
             begin = self.last_end if self.busy and not self.flying else start
             self.flying.append((begin, out.total_num_scheduled_tokens, drafts, context))
         self.busy = bool(ran)
-        # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own step comes next.
+        # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own
+        # step comes next.
         self.stuck = batch is not None and not ran and not self.flying and bool(self.tracked)
         self._tell(start)
         return out
 
     def _tell(self, now: float) -> None:
-        """Write the load for a router, if one is there: at once where all is done, else every `TELL` seconds."""
+        """Write the load for a router, if one is there: at once where all is done, else every
+        `TELL` seconds."""
         if self.settings.load and (now >= self.told + TELL or not self.tracked):
             flown, self.told = self._flown(now), now
-            load = load_of(self.tracked.values(), len(self.running), flown, *self._blocks(), self.block_size)
+            load = load_of(
+                self.tracked.values(), len(self.running), flown, *self._blocks(), self.block_size
+            )
             Report(load, now, self.learned.cautious).write(Path(self.settings.load))
 
     def _decide(self, now: float) -> Batch | None:
-        """The policy's answer, checked; None where vLLM is to schedule this step by itself, or there is nobody."""
+        """The policy's answer, checked; None where vLLM is to schedule this step by itself, or
+        there is nobody."""
         if self.slo_policy is None or self.stuck:
             return None
         try:
@@ -148,13 +176,23 @@ class SLOScheduler(AsyncScheduler):
             batch = self.slo_policy.step(view)
             known = self.tracked.keys()
             for ids in (batch.tokens, batch.preempt, batch.decline):
-                require(known >= set(ids), "request ids of a batch", [i for i in ids if i not in known], "in the view")
+                require(
+                    known >= set(ids),
+                    "request ids of a batch",
+                    [i for i in ids if i not in known],
+                    "in the view",
+                )
             tokens = {id: index(n) for id, n in batch.tokens.items()}
-            require(min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each")
+            require(
+                min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each"
+            )
             return replace(batch, tokens={id: n for id, n in tokens.items() if n})
         except Exception:
             if not self.failed:
-                logger.exception("the policy %s failed: vLLM schedules such steps by itself", self.settings.policy)
+                logger.exception(
+                    "the policy %s failed: vLLM schedules such steps by itself",
+                    self.settings.policy,
+                )
             self.failed = True
             return None
 
@@ -165,11 +203,16 @@ class SLOScheduler(AsyncScheduler):
         return now
 
     def _blocks(self) -> tuple[int, int]:
-        groups, pool = max(1, len(self.kv_cache_config.kv_cache_groups)), self.kv_cache_manager.block_pool
-        return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups  # one is vLLM's null block
+        groups, pool = (
+            max(1, len(self.kv_cache_config.kv_cache_groups)),
+            self.kv_cache_manager.block_pool,
+        )
+        # one is vLLM's null block
+        return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
 
     def _view(self, now: float) -> View:
-        """vLLM's state as a policy sees it, at the time at which the step about to be formed will begin."""
+        """vLLM's state as a policy sees it, at the time at which the step about to be formed will
+        begin."""
         running, waiting = [], []
         for t in self.tracked.values():
             r = t.request
@@ -180,13 +223,18 @@ class SLOScheduler(AsyncScheduler):
             elif r.status in READY:
                 waiting.append(t)
         in_turn = attrgetter("turn")
-        waits = [t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens]
+        waits = [
+            t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
+        ]
         runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
         size, most = self.block_size, self.max_num_running_reqs
-        return View(self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens)
+        return View(
+            self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens
+        )
 
     def _apply(self, batch: Batch) -> None:
-        """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will go."""
+        """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will
+        go."""
         leave = {id for id in batch.decline if self.tracked[id].progress.elsewhere}
         for id in set(batch.decline) - leave:
             self.tracked[id].progress.best_effort = True
@@ -201,9 +249,14 @@ class SLOScheduler(AsyncScheduler):
         place = {id: i for i, id in enumerate(batch.tokens)}
         last = len(place)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
-        # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at, behind those to start.
-        self.running.sort(key=lambda r: (r.request_id in best_effort, place.get(r.request_id, last)))
-        waiting = sorted(self.waiting, key=lambda r: place.get(r.request_id, last + (r.status in READY)))
+        # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at,
+        # behind those to start.
+        self.running.sort(
+            key=lambda r: (r.request_id in best_effort, place.get(r.request_id, last))
+        )
+        waiting = sorted(
+            self.waiting, key=lambda r: place.get(r.request_id, last + (r.status in READY))
+        )
         queue = cast(deque, self.waiting)
         queue.clear()
         queue.extend(waiting)
@@ -214,21 +267,35 @@ class SLOScheduler(AsyncScheduler):
         if t := self.tracked.get(request.request_id):
             t.admitted, t.turn = False, -next(self.turns)
 
-    def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """vLLM's last word on a request's tokens in both of its loops, and so the place to cap them."""
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """vLLM's last word on a request's tokens in both of its loops, and so the place to cap
+        them."""
         n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self.caps is None or request.sampling_params is None:
             return n
         cap = self.caps.get(request.request_id, 0)
-        if cap and request.status != RequestStatus.RUNNING and num_computed_tokens + n > request.num_tokens:
+        if (
+            cap
+            and request.status != RequestStatus.RUNNING
+            and num_computed_tokens + n > request.num_tokens
+        ):
             return n  # its one token padded to a row of drafts: all of the row or none
         return min(n, cap)
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         if self.caps is not None and self.num_spec_tokens:
-            # Drafts are proposed for the whole batch: as many as the policy would have verified in this step.
-            decodes = (n for id, n in self.caps.items() if (t := self.tracked.get(id)) and t.progress.left == 1)
-            scheduler_output.num_spec_tokens_to_schedule = min(max(decodes, default=1) - 1, self.num_spec_tokens)
+            # Drafts are proposed for the whole batch: as many as the policy would have verified in
+            # this step.
+            decodes = (
+                n
+                for id, n in self.caps.items()
+                if (t := self.tracked.get(id)) and t.progress.left == 1
+            )
+            scheduler_output.num_spec_tokens_to_schedule = min(
+                max(decodes, default=1) - 1, self.num_spec_tokens
+            )
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -262,8 +329,9 @@ class SLOScheduler(AsyncScheduler):
         tokens = (self.kv_cache_manager.block_pool.num_gpu_blocks - 1) * self.block_size
         model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
         return Profile(
-            "learned", str(model.model), str(device), self.parallel_config.world_size, cast(Any, self.learned.roofline),
-            tokens, model.max_model_len, f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
+            "learned", str(model.model), str(device), self.parallel_config.world_size,
+            cast(Any, self.learned.roofline), tokens, model.max_model_len,
+            f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
             self.block_size, self.learned.margin,
         )  # fmt: skip
 
@@ -274,7 +342,11 @@ class SLOScheduler(AsyncScheduler):
             return
         self.roofline = roofline
         if self.slo_policy is None:
-            logger.info("a roofline is learned, %s schedules from now on: %s", self.settings.policy, roofline)
+            logger.info(
+                "a roofline is learned, %s schedules from now on: %s",
+                self.settings.policy,
+                roofline,
+            )
             self.slo_policy = self._policy(cautious, self.lengths)
         elif hasattr(self.slo_policy, "roofline"):
             self.slo_policy.roofline = cautious  # type: ignore[attr-defined]

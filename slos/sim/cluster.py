@@ -1,8 +1,10 @@
-"""Clusters by name: replicas side by side, or prefill and decode replicas with a KV hand-over (DistServe).
+"""Clusters by name: replicas side by side, or prefill and decode replicas with a KV hand-over
+(DistServe).
 
-DistServe (Zhong et al., OSDI'24) is a topology, not a policy: ordinary policies run on replicas with roles. "2:1" means
-two prefill replicas and one decode replica; the decode side fetches a KV cache when it has room for it, as there.
-"pooled" is one engine as large as all replicas together: what perfect routing would make of them.
+DistServe (Zhong et al., OSDI'24) is a topology, not a policy: ordinary policies run on replicas
+with roles. "2:1" means two prefill replicas and one decode replica; the decode side fetches a KV
+cache when it has room for it, as there. "pooled" is one engine as large as all replicas together:
+what perfect routing would make of them.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ KV_BYTES = {
     "ToolLLaMA-2-7B": 2 * 2 * 32 * 4096,
     "R1-Distill-Qwen-1.5B": 2 * 2 * 28 * 2 * 128,
 }
-"""Bytes of KV cache per token: key and value, 2 bytes each, layers, and width of the KV heads, of the models' cards."""
+"""Bytes of KV cache per token: key and value, 2 bytes each, layers, and width of the KV heads, of
+the models' cards."""
 
 NVLINK = 300e9
-"""Bytes per second from one A100 to another: NVLink has 600 GB/s, half each way (NVIDIA's A100 data sheet). A machine
-without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had 25 Gbit/s between machines, 3 GB/s."""
+"""Bytes per second from one A100 to another: NVLink has 600 GB/s, half each way (NVIDIA's A100 data
+sheet). A machine without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had 25 Gbit/s between
+machines, 3 GB/s."""
 
 POOLED = "pooled"
 SEATS = 256  # requests that an engine runs at once, vLLM's default
@@ -40,7 +44,8 @@ SEATS = 256  # requests that an engine runs at once, vLLM's default
 
 @dataclass(frozen=True, slots=True)
 class ThisRound:
-    """What is known of a request until it waits for a tool: the next round may go to another replica.
+    """What is known of a request until it waits for a tool: the next round may go to another
+    replica.
 
     So no replica can promise it, and none must hold room for it.
     """
@@ -55,20 +60,32 @@ class ThisRound:
 
 
 def roles(topology: str) -> tuple[str, ...]:
-    """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one for decode."""
+    """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one
+    for decode."""
     if topology in ("", POOLED):
         return ("",)
     counts = [int(part) if part.isdigit() else 0 for part in topology.split(":")]
-    require(len(counts) == 2 and min(counts) > 0, "topology", topology, "'' or prefill:decode, as in '2:1'")
+    require(
+        len(counts) == 2 and min(counts) > 0,
+        "topology",
+        topology,
+        "'' or prefill:decode, as in '2:1'",
+    )
     return ("prefill",) * counts[0] + ("decode",) * counts[1]
 
 
 def pooled(hardware: Profile, count: int) -> Profile:
-    """`count` times the tokens per second and the KV cache in one engine; a batch still costs what it costs empty."""
+    """`count` times the tokens per second and the KV cache in one engine; a batch still costs what
+    it costs empty."""
     old = hardware.roofline
     planes = tuple(replace(p, k1=p.k1 / count) for p in old.planes)
     roofline = Roofline(planes, old.k_ctx / count, old.tile * count if old.tile > 1 else 1)
-    return replace(hardware, roofline=roofline, kv_tokens=hardware.kv_tokens * count, gpus=hardware.gpus * count)
+    return replace(
+        hardware,
+        roofline=roofline,
+        kv_tokens=hardware.kv_tokens * count,
+        gpus=hardware.gpus * count,
+    )
 
 
 def cluster(
@@ -81,7 +98,8 @@ def cluster(
     changes: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> list[Replica]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is true, or `belief`.
+    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is
+    true, or `belief`.
 
     changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
     """
@@ -89,8 +107,13 @@ def cluster(
     seats = 1
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world, kinds = [], World.of(hardware, max_seqs=SEATS * seats, **(changes or {})), roles(topology) * replicas
-    lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)  # pooled: what routing is compared with
+    nodes, world, kinds = (
+        [],
+        World.of(hardware, max_seqs=SEATS * seats, **(changes or {})),
+        roles(topology) * replicas,
+    )
+    # pooled: what routing is compared with
+    lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, belief or hardware.roofline, expected, **settings)
@@ -99,6 +122,13 @@ def cluster(
 
 
 def link(hardware: Profile, bandwidth: float = NVLINK) -> Link:
-    """What a hand-over costs: of a model on several GPUs each sends its part at `bandwidth` bytes per second."""
-    require(hardware.model in KV_BYTES, "model", hardware.model, f"one of {', '.join(KV_BYTES)}", "add it to KV_BYTES")
+    """What a hand-over costs: of a model on several GPUs each sends its part at `bandwidth` bytes
+    per second."""
+    require(
+        hardware.model in KV_BYTES,
+        "model",
+        hardware.model,
+        f"one of {', '.join(KV_BYTES)}",
+        "add it to KV_BYTES",
+    )
     return Link(KV_BYTES[hardware.model], bandwidth * hardware.gpus)

@@ -1,7 +1,8 @@
 """One simulated engine that hosts a real policy: its queues, its KV ledger, and the step in flight.
 
-It shows its policy a `View`, checks the answer against the ledger, and lets the step last as long as the world's
-roofline says. What the policy believes about the hardware is the policy's own affair. Time passes in `slos.sim.simulator`.
+It shows its policy a `View`, checks the answer against the ledger, and lets the step last as long
+as the world's roofline says. What the policy believes about the hardware is the policy's own
+affair. Time passes in `slos.sim.simulator`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ MAX_LEAP = 64  # steps taken at once at the most, so that an arrival cuts little
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of step times.
+    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of
+    step times.
 
-    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if those before it were.
+    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
+    those before it were.
     """
 
     roofline: Roofline
@@ -52,7 +55,8 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One executed batch, or `count` equal ones in a row, from `start` to `end`, for timelines and laws."""
+    """One executed batch, or `count` equal ones in a row, from `start` to `end`, for timelines and
+    laws."""
 
     start: float
     end: float
@@ -69,9 +73,10 @@ class Step:
 class Replica:
     """One engine, for one simulation: a fresh policy, queues, KV ledger, and the step in flight.
 
-    role: "prefill" hands requests over after a stage's first token, "decode" takes them. lengths: by which it says what
-    its requests will have claimed of its KV cache; without, what they hold. `lent` blocks belong to requests whose KV
-    cache is on its way to another replica or from it: no policy sees them.
+    role: "prefill" hands requests over after a stage's first token, "decode" takes them. lengths:
+    by which it says what its requests will have claimed of its KV cache; without, what they hold.
+    `lent` blocks belong to requests whose KV cache is on its way to another replica or from it: no
+    policy sees them.
     """
 
     name: str
@@ -85,11 +90,13 @@ class Replica:
     free: int = field(init=False)
     lent: int = field(init=False, default=0)
     start: float = field(init=False, default=0.0)
-    ends: list[float] = field(init=False, default_factory=list)  # of each step in flight; empty while idle
+    # of each step in flight; empty while idle
+    ends: list[float] = field(init=False, default_factory=list)
     batch: Batch = field(init=False, default_factory=Batch)
     need: int = field(init=False, default=0)  # blocks that the first step in flight takes
     rng: np.random.Generator = field(init=False)  # of noise, given by the simulation
-    offered: deque[tuple[Live, Replica]] = field(init=False, default_factory=deque)  # KV caches, and who has them
+    # KV caches, and who has them
+    offered: deque[tuple[Live, Replica]] = field(init=False, default_factory=deque)
     coming: int = field(init=False, default=0)  # KV caches under way
     sends: float = field(init=False, default=0.0)  # until when its link is busy
 
@@ -100,7 +107,10 @@ class Replica:
     def arrive(self, live: Live, now: float) -> None:
         """Queue a request, or let one run that brings its KV cache along."""
         self.live[live.request.id], p, live.replica = live, live.progress, self.name
-        live.claim = -(-(p.tokens + (self.lengths.remaining(p) if self.lengths else 0)) // self.world.block_size)
+        live.claim = -(
+            -(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
+            // self.world.block_size
+        )
         (self.running if live.blocks else self.waiting).append(p)
         self.cut(now)
 
@@ -109,9 +119,19 @@ class Replica:
         del self.ends[bisect_left(self.ends, now) + 1 :]
 
     def begin(self, now: float) -> list[Live]:
-        """Ask the policy for a step and start it, if it runs anything; the requests that leave for another replica."""
+        """Ask the policy for a step and start it, if it runs anything; the requests that leave for
+        another replica."""
         w, total, passed = self.world, self.world.kv_blocks - self.lent, []
-        view = View(now, self.waiting, self.running, self.free, total, w.block_size, w.max_seqs, w.max_drafts)
+        view = View(
+            now,
+            self.waiting,
+            self.running,
+            self.free,
+            total,
+            w.block_size,
+            w.max_seqs,
+            w.max_drafts,
+        )
         batch = self.batch = self.policy.step(view)
         for id in batch.decline:
             p = self._find(id).progress
@@ -123,7 +143,9 @@ class Replica:
         for id in batch.preempt:
             live = self._find(id)
             if live.progress not in self.running:
-                raise ValueError(f"preempted request {id!r} is not running; preempt only ids of view.running")
+                raise ValueError(
+                    f"preempted request {id!r} is not running; preempt only ids of view.running"
+                )
             self._stop(live)
             self.waiting.insert(0, live.progress)
             live.preemptions += 1
@@ -147,7 +169,9 @@ class Replica:
                 left = p.tokens - computed
                 most = left if left > 1 else 1 + w.max_drafts
                 if not 1 <= n <= most:
-                    raise ValueError(f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left")
+                    raise ValueError(
+                        f"batch gives {n} tokens to {id!r}; bound: 1 to the {most} that it has left"
+                    )
                 decodes = False
                 drafts = max(drafts, n - 1 if left == 1 else 0)
             need += -(-(computed + n) // size) - live.blocks
@@ -155,7 +179,9 @@ class Replica:
             if not live.blocks:
                 started.append(live)
         if need > self.free:
-            raise ValueError(f"batch needs {need} KV blocks; bound: {self.free} free; preempt somebody first")
+            raise ValueError(
+                f"batch needs {need} KV blocks; bound: {self.free} free; preempt somebody first"
+            )
         if started:
             ids = {live.request.id for live in started}
             self.waiting = [p for p in self.waiting if p.id not in ids]
@@ -163,7 +189,9 @@ class Replica:
                 live.progress.elsewhere = False
                 self.running.append(live.progress)
             if len(self.running) > w.max_seqs:
-                raise ValueError(f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}")
+                raise ValueError(
+                    f"batch runs {len(self.running)} requests; bound: max_seqs = {w.max_seqs}"
+                )
         self.start, self.need = now, need
         leap = decodes and self.role != "prefill"  # there everybody leaves with the first token
         steps, total = int(min(steps, MAX_LEAP)) if leap else 1, sum(batch.tokens.values())
@@ -171,7 +199,9 @@ class Replica:
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
-            raise ValueError(f"batch names request {id!r}, which is not here; name only ids of the view")
+            raise ValueError(
+                f"batch names request {id!r}, which is not here; name only ids of the view"
+            )
         return self.live[id]
 
     def _ends(self, now: float, total: int, drafts: int, context: int, steps: int) -> list[float]:
@@ -180,7 +210,9 @@ class Replica:
         while steps > 1 and self._growth(steps) > self.free:
             steps //= 2
         if w.noise:
-            seconds = w.roofline.time(total, drafts, context) * self.rng.lognormal(-0.5 * w.noise**2, w.noise)
+            seconds = w.roofline.time(total, drafts, context) * self.rng.lognormal(
+                -0.5 * w.noise**2, w.noise
+            )
             return [now + seconds]
         if w.roofline.k_ctx == 0:
             times = repeat(w.roofline.time(total, drafts), steps)
@@ -189,7 +221,8 @@ class Replica:
         return list(accumulate(times, initial=now))[1:]
 
     def load(self, now: float) -> Load:
-        """What a router is shown. A run of repeated steps looks as if they were taken one by one."""
+        """What a router is shown. A run of repeated steps looks as if they were taken one by
+        one."""
         at = bisect_left(self.ends, now)
         tokens = self.batch.tokens if self.ends else {}
         tiers: dict[float, int] = {}

@@ -1,8 +1,8 @@
 """A discrete-event simulator that hosts real policies: the only place where simulated time passes.
 
-One clock drives any number of replicas. At every instant the steps that end are accounted for, then requests arrive and
-are routed, then idle replicas ask their policies. Requests are read as they arrive and forgotten when they are served:
-memory grows with those that are live.
+One clock drives any number of replicas. At every instant the steps that end are accounted for, then
+requests arrive and are routed, then idle replicas ask their policies. Requests are read as they
+arrive and forgotten when they are served: memory grows with those that are live.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a KV hand-over costs: bytes per token, bytes per second out of one replica, and seconds for each."""
+    """What a KV hand-over costs: bytes per token, bytes per second out of one replica, and seconds
+    for each."""
 
     bytes_per_token: float
     bandwidth: float
@@ -45,12 +46,17 @@ class Link:
 
 
 def simulate(
-    requests: Iterable[Request], policy: Policy, world: World, seed: int = 0, observe: Observer | None = None
+    requests: Iterable[Request],
+    policy: Policy,
+    world: World,
+    seed: int = 0,
+    observe: Observer | None = None,
 ) -> list[Outcome]:
-    """Serve `requests`, sorted by arrival, to the end on one replica; outcomes in the order in which they finished.
+    """Serve `requests`, sorted by arrival, to the end on one replica; outcomes in the order in
+    which they finished.
 
-    `observe` is called after every executed step. Raises ValueError for an illegal batch and RuntimeError if the policy
-    leaves requests unserved for ever.
+    `observe` is called after every executed step. Raises ValueError for an illegal batch and
+    RuntimeError if the policy leaves requests unserved for ever.
     """
     return list(stream(requests, [Replica("", policy, world)], seed=seed, observe=observe))
 
@@ -64,13 +70,17 @@ def stream(
     observe: Observer | None = None,
     zero_load: Roofline | None = None,
 ) -> Iterator[Outcome]:
-    """Serve `requests`, sorted by arrival, on fresh replicas that share one clock; outcomes as they finish.
+    """Serve `requests`, sorted by arrival, on fresh replicas that share one clock; outcomes as they
+    finish.
 
-    router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one replica needs none.
-    link: between prefill and decode replicas, without it a hand-over takes no time. zero_load: by which objectives that
-    are slowdowns become seconds, by default the first replica's.
+    router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one
+    replica needs none. link: between prefill and decode replicas, without it a hand-over takes no
+    time. zero_load: by which objectives that are slowdowns become seconds, by default the first
+    replica's.
     """
-    return _Run(replicas, router, seed, link or Link(0.0, 1.0), observe, zero_load).outcomes(requests)
+    return _Run(replicas, router, seed, link or Link(0.0, 1.0), observe, zero_load).outcomes(
+        requests
+    )
 
 
 class _Loads(Sequence[Load]):
@@ -91,23 +101,43 @@ class _Run:
     """The clock, the heaps of what is to come, and who lives where."""
 
     def __init__(
-        self, replicas: Sequence[Replica], router: Router | None, seed: int, link: Link, observe: Observer | None,
-        zero_load: Roofline | None,
+        self, replicas: Sequence[Replica], router: Router | None, seed: int, link: Link,
+        observe: Observer | None, zero_load: Roofline | None,
     ) -> None:  # fmt: skip
-        self.replicas, self.router, self.seed, self.link, self.observe = replicas, router, seed, link, observe
+        self.replicas, self.router, self.seed, self.link, self.observe = (
+            replicas,
+            router,
+            seed,
+            link,
+            observe,
+        )
         self.index = {r.name: i for i, r in enumerate(replicas)}
         names, roles = [r.name for r in replicas], {r.role for r in replicas}
-        require(0 < len(names) == len(self.index), "replicas", names, "at least one, of different names")
-        require(roles >= {"prefill", "decode"} or roles == {""}, "roles", roles, "prefill beside decode", "add one")
+        require(
+            0 < len(names) == len(self.index), "replicas", names, "at least one, of different names"
+        )
+        require(
+            roles >= {"prefill", "decode"} or roles == {""},
+            "roles",
+            roles,
+            "prefill beside decode",
+            "add one",
+        )
         self.entry = [r for r in replicas if r.role != "decode"]
         self.decode = [r for r in replicas if r.role == "decode"]
         choice = len(self.entry) > 1 or len(self.decode) > 1
-        require(router is not None or not choice, "router", router, "given where there are several to choose from")
+        require(
+            router is not None or not choice,
+            "router",
+            router,
+            "given where there are several to choose from",
+        )
         for i, r in enumerate(replicas):
             r.rng = np.random.default_rng([seed, i] if i else seed)
         self.roofline = zero_load or self.entry[0].world.roofline
         self.caches = {(r.world.kv_blocks, r.world.block_size) for r in replicas}
-        self.ends: list[tuple[float, int]] = []  # a heap; an entry holds while that replica's step still ends then
+        # a heap; an entry holds while that replica's step still ends then
+        self.ends: list[tuple[float, int]] = []
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
         self.order = count()
         self.touched: set[int] = set()  # replicas whose policy has something new to see
@@ -118,7 +148,11 @@ class _Run:
         coming = iter(requests)
         request = next(coming, None)
         while True:
-            now = min(request.arrival if request else inf, self.later[0][0] if self.later else inf, self._next_end())
+            now = min(
+                request.arrival if request else inf,
+                self.later[0][0] if self.later else inf,
+                self._next_end(),
+            )
             if now == inf:
                 break
             steps = self._end_steps(now)
@@ -137,7 +171,9 @@ class _Run:
             self.done.clear()
         for r in self.replicas:
             if left := len(r.live) + len(r.offered):
-                raise RuntimeError(f"{type(r.policy).__name__} runs nothing though {left} requests are waiting")
+                raise RuntimeError(
+                    f"{type(r.policy).__name__} runs nothing though {left} requests are waiting"
+                )
 
     def _next_end(self) -> float:
         while self.ends:
@@ -155,7 +191,8 @@ class _Run:
             heapq.heappush(self.ends, (replica.ends[-1], i))
 
     def _end_steps(self, now: float) -> list[tuple[Replica, Step, tuple[Outcome, ...]]]:
-        """Account for all steps that end now, those within a run of repeated ones included; what to observe."""
+        """Account for all steps that end now, those within a run of repeated ones included; what to
+        observe."""
         if len(self.replicas) > 1:
             for r in self.replicas:
                 if len(r.ends) > 1 and r.ends[bisect_left(r.ends, now)] == now:
@@ -188,10 +225,18 @@ class _Run:
         heapq.heappush(self.later, (time, next(self.order), action))
 
     def _enter(self, request: Request, now: float) -> None:
-        require(request.id not in self.ids, "request id", request.id, "different from those in service")
+        require(
+            request.id not in self.ids, "request id", request.id, "different from those in service"
+        )
         for most, size in self.caches:
             need = -(-request.context // size)
-            require(need <= most, f"{request.id}: KV blocks of the whole request", need, f"at most {most}", "drop it")
+            require(
+                need <= most,
+                f"{request.id}: KV blocks of the whole request",
+                need,
+                f"at most {most}",
+                "drop it",
+            )
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
         self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
@@ -204,7 +249,10 @@ class _Run:
     def _rank(self, live: Live, among: list[Replica], now: float) -> list[str]:
         if len(among) == 1 or self.router is None:
             return [among[0].name]
-        route, known = list(self.router.rank(live.progress, _Loads(among, now))), {r.name for r in among}
+        route, known = (
+            list(self.router.rank(live.progress, _Loads(among, now))),
+            {r.name for r in among},
+        )
         require(bool(route) and known.issuperset(route), "route", route, f"some of {sorted(known)}")
         return route
 
@@ -230,7 +278,8 @@ class _Run:
                 heapq.heappush(self.ends, (r.ends[-1], i))
 
     def _hand_over(self, source: Replica, first: list[Live], now: float) -> None:
-        """Requests that have their first token leave; their blocks stay until the KV cache is fetched."""
+        """Requests that have their first token leave; their blocks stay until the KV cache is
+        fetched."""
         for live in first:
             if live.request.id in source.live and live.progress.left == 1:
                 source.lend(live)
@@ -240,8 +289,13 @@ class _Run:
                 self._touch(target)
 
     def _pull(self, target: Replica, now: float) -> None:
-        """Fetch KV caches in turn, as far as memory and seats go; who was preempted here comes first."""
-        while target.offered and not target.waiting and len(target.running) + target.coming < target.world.max_seqs:
+        """Fetch KV caches in turn, as far as memory and seats go; who was preempted here comes
+        first."""
+        while (
+            target.offered
+            and not target.waiting
+            and len(target.running) + target.coming < target.world.max_seqs
+        ):
             live, source = target.offered[0]
             need = -(-live.progress.computed // target.world.block_size)
             if need > target.free:

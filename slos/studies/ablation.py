@@ -1,7 +1,9 @@
-"""What each part of SLOs-Serve is worth, and all of them against the baselines, with speculation, on several replicas.
+"""What each part of SLOs-Serve is worth, and all of them against the baselines, with speculation,
+on several replicas.
 
-A part is off alone (the whole system without it) or on alone (added to a base that has none of them). The base starts
-whoever's prompt fits the KV cache, in order of arrival, in batches of a fixed size, without drafts, behind round robin.
+A part is off alone (the whole system without it) or on alone (added to a base that has none of
+them). The base starts whoever's prompt fits the KV cache, in order of arrival, in batches of a
+fixed size, without drafts, behind round robin.
 """
 
 from __future__ import annotations
@@ -44,9 +46,14 @@ PARTS = {
     "batching": "dynamic batch size",
     "admission": "admission control",
 }
-"""The parts and what figures call them: the one place where they are named; `case_of` says what each switches."""
+"""The parts and what figures call them: the one place where they are named; `case_of` says what
+each switches."""
 
-CLAIMS = {"speculation": "ablation_speculation", "best_effort": "ablation_burst", "routing": "ablation_routing"}
+CLAIMS = {
+    "speculation": "ablation_speculation",
+    "best_effort": "ablation_burst",
+    "routing": "ablation_routing",
+}
 """Those that the paper has a number for, and its key in `results/paper.yaml`."""
 
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
@@ -56,27 +63,43 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
-    """Our policy with these parts alone. batch_tokens: of every batch without "batching". where: fields of a search."""
+    """Our policy with these parts alone. batch_tokens: of every batch without "batching". where:
+    fields of a search."""
     for part in parts:
         require(part in PARTS, "part", part, f"one of {', '.join(PARTS)}")
     off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
     off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []
     router = BEST_ROUTER if "routing" in parts else PLAIN
-    drafts = MAX_DRAFTS if "speculation" in parts and can_draft(scenario, where.get("profile", "")) else 0
+    drafts = (
+        MAX_DRAFTS
+        if "speculation" in parts and can_draft(scenario, where.get("profile", ""))
+        else 0
+    )
     where = {"router": router if where.get("replicas", 1) > 1 else "", "max_drafts": drafts} | where
     return Search(scenario, OURS, ",".join(off), **where)
 
 
-def tuned(size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None) -> dict[Key, Search]:
-    """Of each group the case that carries most, with one seed and as many replicas as it is about."""
+def tuned(
+    size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None
+) -> dict[Key, Search]:
+    """Of each group the case that carries most, with one seed and as many replicas as it is
+    about."""
     s = scale_of(size)
     small = {"precision": s.tuning_precision, "seed": 0}
     tried = {
-        key: [replace(c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small) for c in cases]
+        key: [
+            replace(
+                c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small
+            )
+            for c in cases
+        ]
         for key, cases in groups.items()
     }
     found = carried(size, [case for cases in tried.values() for case in cases], workers)
-    best = {key: max(range(len(cases)), key=lambda i: found[cases[i]].rate) for key, cases in tried.items()}
+    best = {
+        key: max(range(len(cases)), key=lambda i: found[cases[i]].rate)
+        for key, cases in tried.items()
+    }
     return {key: groups[key][i] for key, i in best.items()}
 
 
@@ -88,7 +111,11 @@ def carried(size: str, cases: Sequence[Search], workers: int | None = None) -> d
 
 
 def variants(
-    size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
+    size: str,
+    scenarios: Sequence[str] = (),
+    workers: int | None = None,
+    replicas: int = 0,
+    profile: str = "",
 ) -> dict[tuple[str, str], Search]:
     """By scenario and name: "all", "without PART", "base" and "only PART", of the first seed."""
     s, whole = scale_of(size, replicas), frozenset(PARTS)
@@ -104,53 +131,85 @@ def variants(
         (name, parts): [case_of(name, parts, n, profile=profile) for n in BUDGETS]
         for name, parts in product(scenarios, (alone, off))
     }
-    budgets = {k: int(parse_setting(case.setting)["batch_tokens"]) for k, case in tuned(size, options, workers).items()}
+    budgets = {
+        k: int(parse_setting(case.setting)["batch_tokens"])
+        for k, case in tuned(size, options, workers).items()
+    }
     where = {"num_requests": s.replicas * s.requests, "precision": s.precision}
     where |= {"replicas": s.replicas, "profile": profile}
     return {
-        (scenario, name): case_of(scenario, parts, budgets[scenario, off if parts == off else alone], **where)
+        (scenario, name): case_of(
+            scenario, parts, budgets[scenario, off if parts == off else alone], **where
+        )
         for scenario in scenarios
         for name, parts in sets.items()
     }
 
 
 def rivals(
-    size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0, profile: str = ""
+    size: str,
+    scenarios: Sequence[str] = (),
+    workers: int | None = None,
+    replicas: int = 0,
+    profile: str = "",
 ) -> dict[tuple[str, str], Search]:
     """By scenario and name: each baseline at its best on as many GPUs.
 
-    First the token budget or the topology is chosen, drafting as is `typical` where there is a draft model; then the
-    draft length, none among them.
+    First the token budget or the topology is chosen, drafting as is `typical` where there is a
+    draft model; then the draft length, none among them.
     """
     s = scale_of(size, replicas)
-    tries: dict[tuple[str, str], list[list[Search]]] = {}  # of each setting or topology all draft lengths
+    # of each setting or topology all draft lengths
+    tries: dict[tuple[str, str], list[list[Search]]] = {}
     for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
         tries[scenario, name] = []
         for engine, setting, topology in options:
             n = max(1, s.replicas // len(roles(topology)))
             router = RIVAL_ROUTER if n * len(roles(topology)) > 1 else ""
-            case = Search(scenario, engine, setting, profile, replicas=n, router=router, topology=topology)
-            tries[scenario, name].append([case, *(fixed_drafts(case) if can_draft(scenario, profile) else ())])
+            case = Search(
+                scenario, engine, setting, profile, replicas=n, router=router, topology=topology
+            )
+            tries[scenario, name].append(
+                [case, *(fixed_drafts(case) if can_draft(scenario, profile) else ())]
+            )
     best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
-    best = tuned(size, {key: next(t for t in tries[key] if case in t) for key, case in best.items()}, workers)
+    best = tuned(
+        size, {key: next(t for t in tries[key] if case in t) for key, case in best.items()}, workers
+    )
     return {
-        key: replace(c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision)
+        key: replace(
+            c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision
+        )
         for key, c in best.items()
     }
 
 
-def measured(size: str, cases: Mapping[tuple[str, str], Search], workers: int | None = None) -> Frame:
-    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and what ran."""
+def measured(
+    size: str, cases: Mapping[tuple[str, str], Search], workers: int | None = None
+) -> Frame:
+    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
+    what ran."""
     seeds = range(scale_of(size).seeds)
-    found = carried(size, [replace(case, seed=seed) for case in cases.values() for seed in seeds], workers)
+    found = carried(
+        size, [replace(case, seed=seed) for case in cases.values() for seed in seeds], workers
+    )
     rows = []
     for (scenario, name), case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
-        where = case.setting, case.replicas, case.topology, case.router, case.max_drafts, case.hardware.name
+        where = (
+            case.setting,
+            case.replicas,
+            case.topology,
+            case.router,
+            case.max_drafts,
+            case.hardware.name,
+        )
         each = [row.rate for row in mine]
         rows.append((scenario, name, *where, mine[0].source, *interval(each), each))
     where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
-    return pd.DataFrame(rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"])
+    return pd.DataFrame(
+        rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"]
+    )
 
 
 def named(best: Frame, name: str) -> Frame:
@@ -158,21 +217,31 @@ def named(best: Frame, name: str) -> Frame:
 
 
 def gains(best: Frame) -> Frame:
-    """What each part brings: the whole system over it without the part, and the base with the part over the base.
+    """What each part brings: the whole system over it without the part, and the base with the part
+    over the base.
 
-    Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation: where drafts are.
+    Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation:
+    where drafts are.
     """
     tables, drafting = [], set(select(best, name="all").query("max_drafts > 0")["scenario"])
     for part in PARTS:
-        drafted = best["scenario"].isin(drafting) if part == "speculation" else best["scenario"].notna()
-        for how, mine, theirs in (("off alone", "all", f"without {part}"), ("on alone", f"only {part}", "base")):
+        drafted = (
+            best["scenario"].isin(drafting) if part == "speculation" else best["scenario"].notna()
+        )
+        for how, mine, theirs in (
+            ("off alone", "all", f"without {part}"),
+            ("on alone", f"only {part}", "base"),
+        ):
             if drafted.any():
-                tables.append(over(named(best[drafted], mine), named(best, theirs)).assign(part=part, how=how))
+                tables.append(
+                    over(named(best[drafted], mine), named(best, theirs)).assign(part=part, how=how)
+                )
     return pd.concat(tables, ignore_index=True)
 
 
 def against(best: Frame) -> Frame:
-    """The whole system over each baseline and over the best of them: scenario, against, ratio, low, high, each."""
+    """The whole system over each baseline and over the best of them: scenario, against, ratio, low,
+    high, each."""
     theirs = best[best["name"].isin(RIVALS)]
     return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
 
@@ -214,14 +283,21 @@ def what_rivals_show(best: Frame) -> str:
         mine = mine.sort_values("ratio")
         worst, top = mine.iloc[0], mine.iloc[-1]
         lines.append(
-            f"- over **{'the best of them' if name == 'best' else name}**: {told(mine)}, "
-            f"most in {top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
+            f"- over **{'the best of them' if name == 'best' else name}**: {told(mine)}, most in "
+            f"{top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
         )
-    return "\n".join([*lines, "", f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together.",
+        ]
+    )
 
 
 def ablation_chart(table: Frame, source: str) -> Figure:
-    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean last, the paper's."""
+    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean
+    last, the paper's."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
     each, titles = (2.3, 0.42 * len(names)), [PARTS[part] for part in parts]
@@ -231,7 +307,9 @@ def ablation_chart(table: Frame, source: str) -> Figure:
     for axis, part in zip(axes, parts, strict=True):
         for i, how in enumerate(hows):
             mine = select(table, part=part, how=how)[["scenario", "ratio", "low", "high", "each"]]
-            mean = pd.DataFrame([(names[-1], *mean_of(mine))], columns=["scenario", "ratio", "low", "high"])
+            mean = pd.DataFrame(
+                [(names[-1], *mean_of(mine))], columns=["scenario", "ratio", "low", "high"]
+            )
             rows = pd.concat([mine, mean])
             y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
             whiskers(axis, y, rows, i, across=True, linestyle="none", color=palette[how], label=how)
@@ -246,6 +324,9 @@ def ablation_chart(table: Frame, source: str) -> Figure:
         axis.set_xlabel("capacity, with over without")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    said = f"{source}; off alone: all parts over all but one; on alone: the base with one part over the base; "
+    said = (
+        f"{source}; off alone: all parts over all but one; on alone: the base with one part over "
+        "the base; "
+    )
     said += "whiskers: 95 % over seeds; speculation: where there is a draft model"
     return finish(figure, said, axes[0], ncols=2)

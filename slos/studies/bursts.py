@@ -1,4 +1,5 @@
-"""Bursts in windows of time: load, tail latencies against their objectives, attainment and best effort."""
+"""Bursts in windows of time: load, tail latencies against their objectives, attainment and best
+effort."""
 
 from __future__ import annotations
 
@@ -26,9 +27,11 @@ SPANS = {"smoke": 40.0, "quick": 80.0, "full": 160.0}  # seconds of arrivals
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """One system under a steady load on which bursts come, `burst_rate` requests per second more from each of `at` on.
+    """One system under a steady load on which bursts come, `burst_rate` requests per second more
+    from each of `at` on.
 
-    at, seconds, width: when they begin, how long they last, and the windows that are looked at, in seconds.
+    at, seconds, width: when they begin, how long they last, and the windows that are looked at, in
+    seconds.
     """
 
     scenario: str
@@ -100,7 +103,9 @@ def cases(
     for name in systems:
         require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
     return [
-        Bursts(scenario, name, profile, rate, burst_rate, tuple(at), seconds, width, SPANS[size], seed)
+        Bursts(
+            scenario, name, profile, rate, burst_rate, tuple(at), seconds, width, SPANS[size], seed
+        )
         for name in systems
         for seed in range(seeds)
     ]
@@ -114,21 +119,32 @@ def run(size: str, cases: Sequence[Bursts], workers: int | None = None) -> Frame
 def tables(rows: Frame) -> dict[str, Frame]:
     """By system, one row per window: means over seeds."""
     numbers = ["arrivals", "ttft_p99", "tpot_p99", "attained", "best_effort"]
-    return {str(s): g.groupby("time")[numbers].mean().reset_index() for s, g in rows.groupby("system", sort=False)}
+    return {
+        str(s): g.groupby("time")[numbers].mean().reset_index()
+        for s, g in rows.groupby("system", sort=False)
+    }
 
 
 def phases(rows: Frame, case: Bursts) -> Frame:
-    """Per system, before the first burst, in bursts and after: P99s over their objectives, of the worst window, and
-    the shares (%) of requests that met every objective or became best effort."""
+    """Per system, before the first burst, in bursts and after: P99s over their objectives, of the
+    worst window, and the shares (%) of requests that met every objective or became best effort."""
 
     def phase(time: float) -> str:
-        inside = any(at - case.width / 2 < time < at + case.seconds + case.width / 2 for at in case.at)
+        inside = any(
+            at - case.width / 2 < time < at + case.seconds + case.width / 2 for at in case.at
+        )
         return "in bursts" if inside else "before" if time < min(case.at, default=0) else "after"
 
     rows = rows.assign(phase=rows["time"].map(phase), count=rows["arrivals"] * case.width)
     for column in ("attained", "best_effort"):
         rows[column] = rows[column] * rows["count"]
-    kept = {"ttft_p99": "max", "tpot_p99": "max", "attained": "sum", "best_effort": "sum", "count": "sum"}
+    kept = {
+        "ttft_p99": "max",
+        "tpot_p99": "max",
+        "attained": "sum",
+        "best_effort": "sum",
+        "count": "sum",
+    }
     found = rows.groupby(["system", "phase"], sort=False).agg(kept)
     for column in ("attained", "best_effort"):
         found[column] = found[column] / found["count"]
@@ -140,19 +156,27 @@ def what_bursts_show(rows: Frame, case: Bursts) -> str:
     table, lines = phases(rows, case), []
     for system, group in table.groupby("system", sort=False):
         by = group.set_index("phase")
-        said = [f"{by.loc[p, 'attained']:.0f} % {p}" for p in ("before", "in bursts", "after") if p in by.index]
+        said = [
+            f"{by.loc[p, 'attained']:.0f} % {p}"
+            for p in ("before", "in bursts", "after")
+            if p in by.index
+        ]
         line = f"- **{system}** meets every objective of {', '.join(said)}"
         if "in bursts" in by.index and by["best_effort"].max() > 0:
             line += f"; in bursts {by.loc['in bursts', 'best_effort']:.0f} % become best effort"
         line += f". The worst window's P99 TTFT is {by['ttft_p99'].max():.1f}x its objective"
         lines.append(f"{line}, P99 TPOT {by['tpot_p99'].max():.1f}x.")
     if table.loc[table["system"] == OURS, "best_effort"].max() > 0:
-        lines.append("\nThe tail of ours is of requests that it declined into best effort, and lets wait for others.")
+        lines.append(
+            "\nThe tail of ours is of requests that it declined into best effort, and lets wait "
+            "for others."
+        )
     return "\n".join(lines)
 
 
 def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
-    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows, by system."""
+    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows,
+    by system."""
     panels = (
         ("arrivals", "load\n(requests/s)", None),
         ("ttft_p99", "P99 TTFT\nover its SLO", 1),
@@ -167,8 +191,10 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
             if column == "arrivals" and i:
                 continue
             color = "black" if column == "arrivals" else palette[system]
-            axis.plot(table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3, color=color,
-                      label=name_of(system))  # fmt: skip
+            axis.plot(
+                table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3,
+                color=color, label=name_of(system),
+            )  # fmt: skip
         if aim is not None:
             axis.axhline(aim, **DASHED)
         if column.endswith("p99"):

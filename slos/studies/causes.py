@@ -1,9 +1,11 @@
-"""Why numbers fall short of the paper's, found by simulation: what `why` in `results/paper.yaml` quotes.
+"""Why numbers fall short of the paper's, found by simulation: what `why` in `results/paper.yaml`
+quotes.
 
-Per scenario on one replica, *short of memory*: of the requests that SLOs-Serve declines at its capacity the share that
-lacked KV memory alone: at the first refusal the look ahead was short of it and would have passed had there been no end
-of it; with drafts and without. *Without decodes*: its capacity with outputs of one token over that with whole ones,
-more than drafts could ever bring. *vLLM drafting*: its capacity at the best draft length, or none, over that with none.
+Per scenario on one replica, *short of memory*: of the requests that SLOs-Serve declines at its
+capacity the share that lacked KV memory alone: at the first refusal the look ahead was short of it
+and would have passed had there been no end of it; with drafts and without. *Without decodes*: its
+capacity with outputs of one token over that with whole ones, more than drafts could ever bring.
+*vLLM drafting*: its capacity at the best draft length, or none, over that with none.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ SHORT, WITHOUT, VLLM = "short of memory", "without decodes", "vLLM drafting"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """value: a share or a ratio. rate: the capacity that it is told at or over, requests per second and GPU."""
+    """value: a share or a ratio. rate: the capacity that it is told at or over, requests per second
+    and GPU."""
 
     scenario: str
     cause: str
@@ -52,7 +55,11 @@ class Watched(SLOsServe):  # type: ignore[misc]  # final, but this decides nothi
     short: dict[str, bool]
 
     def admit(
-        self, view: View, jobs: np.ndarray, candidates: Sequence[Progress], future: tuple[np.ndarray, np.ndarray]
+        self,
+        view: View,
+        jobs: np.ndarray,
+        candidates: Sequence[Progress],
+        future: tuple[np.ndarray, np.ndarray],
     ) -> np.ndarray:
         chosen, old = super().admit(view, jobs, candidates, future), len(jobs) - len(candidates)
         engine = self._engine(view)
@@ -98,7 +105,10 @@ def causes(case: Search) -> list[Finding]:
         if SCENARIOS[case.scenario].drafting and not case.max_drafts:
             found[WITHOUT] = without_decodes(case, rate) / rate
     rest = probe.source, "simulated"
-    return [Finding(case.scenario, cause, case.seed, probe.rate, value, *rest) for cause, value in found.items()]
+    return [
+        Finding(case.scenario, cause, case.seed, probe.rate, value, *rest)
+        for cause, value in found.items()
+    ]
 
 
 def carried(case: Search) -> Probe:
@@ -112,12 +122,17 @@ def cases(scenarios: Sequence[str], num_requests: int, seeds: int) -> list[Searc
         for seed in range(seeds):
             ours = Search(name, OURS, seed=seed, num_requests=num_requests, precision=0.05)
             vllm = replace(ours, system="vllm", setting=SETTINGS["vllm"][0])
-            grid += [ours, replace(ours, max_drafts=MAX_DRAFTS), vllm] if SCENARIOS[name].drafting else [ours]
+            grid += (
+                [ours, replace(ours, max_drafts=MAX_DRAFTS), vllm]
+                if SCENARIOS[name].drafting
+                else [ours]
+            )
     return grid
 
 
 def table(found: Sequence[Finding]) -> Frame:
-    """A row per scenario, means over seeds; and the geometric mean over the scenarios of what is a ratio."""
+    """A row per scenario, means over seeds; and the geometric mean over the scenarios of what is a
+    ratio."""
     grid = pd.DataFrame(found).pivot_table("value", "scenario", "cause", sort=False)
     for cause in {WITHOUT, VLLM}.intersection(grid):
         grid.loc["geometric mean", cause] = geometric_mean(grid[cause].dropna().tolist())
@@ -126,12 +141,18 @@ def table(found: Sequence[Finding]) -> Frame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slos.studies.causes", description=__doc__)
-    parser.add_argument("--requests", type=int, default=600, metavar="N", help="per simulation (600)")
+    parser.add_argument(
+        "--requests", type=int, default=600, metavar="N", help="per simulation (600)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of everything (3)")
-    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, help="(all)")
+    parser.add_argument(
+        "--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, help="(all)"
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     given, path = parser.parse_args(argv), results_dir("quick") / "causes.csv"
-    found = sweep(causes, cases(given.scenarios, given.requests, given.seeds), path, Finding, given.workers)
+    found = sweep(
+        causes, cases(given.scenarios, given.requests, given.seeds), path, Finding, given.workers
+    )
     print(f"{table(found).to_string(float_format='{:.2f}'.format, na_rep='-')}\n\nwritten: {path}")
 
 

@@ -1,4 +1,5 @@
-"""Workloads for a real engine of any speed: objectives and loads are in steps of that engine, lengths are small."""
+"""Workloads for a real engine of any speed: objectives and loads are in steps of that engine,
+lengths are small."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from slos.core.types import SLO, Request, Stage
 from workloads import build
 
 TIERS = {"interactive": (4.0, 30.0), "batch": (16.0, 75.0), "one": (8.0, 30.0)}
-"""TPOT and TTFT of a tier, in steps of 16 decodes of the engine at hand, so that they make sense on any device.
+"""TPOT and TTFT of a tier, in steps of 16 decodes of the engine at hand, so that they make sense on
+any device.
 
 A TTFT is far shorter than a run, or all of its requests could come at once and be in time.
 """
@@ -18,7 +20,8 @@ EASY = SLO(tpot=1.0, ttft=60.0)  # of what is sent to calibrate
 
 
 def bursty(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
-    """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding trace, in bursts.
+    """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding
+    trace, in bursts.
 
     step: seconds of 16 decodes, the unit of `TIERS`.
     """
@@ -34,7 +37,8 @@ def bursty(rate: float, num_requests: int, seed: int, step: float) -> list[Reque
 
 
 def steady(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
-    """One tier and Poisson arrivals: nothing for a planner to gain, and nothing that it may lose."""
+    """One tier and Poisson arrivals: nothing for a planner to gain, and nothing that it may
+    lose."""
     documents = build("summarization", rate, num_requests, seed).requests
     return [_shrunk(i, r.arrival, "one", SHRINK, r, step) for i, r in enumerate(documents)]
 
@@ -42,7 +46,9 @@ def steady(rate: float, num_requests: int, seed: int, step: float) -> list[Reque
 def _shrunk(i: int, arrival: float, tier: str, divide: float, of: Request, step: float) -> Request:
     tpot, ttft = (steps * step for steps in TIERS[tier])
     prompt, output = int(of.prompt / divide), int(of.output / divide)
-    stage = Stage(min(max(1, prompt), LONGEST - 100), min(max(2, output), 100), SLO(tpot=tpot, ttft=ttft))
+    stage = Stage(
+        min(max(1, prompt), LONGEST - 100), min(max(2, output), 100), SLO(tpot=tpot, ttft=ttft)
+    )
     return Request(f"{tier}-{i:04d}", arrival, (stage,), kind=tier)
 
 
@@ -58,5 +64,11 @@ def ramp(step: float, count: int = 60) -> list[Request]:
     """Requests of random lengths that come faster and faster, from one in 16 steps to one in 2."""
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(np.linspace(16, 2, count) * step).tolist()
-    stages = [Stage(prompt, output, EASY) for prompt, output in rng.integers(8, (600, 64), (count, 2)).tolist()]
-    return [Request(f"r{i}", t, (stage,)) for i, (t, stage) in enumerate(zip(arrivals, stages, strict=True))]
+    stages = [
+        Stage(prompt, output, EASY)
+        for prompt, output in rng.integers(8, (600, 64), (count, 2)).tolist()
+    ]
+    return [
+        Request(f"r{i}", t, (stage,))
+        for i, (t, stage) in enumerate(zip(arrivals, stages, strict=True))
+    ]

@@ -1,4 +1,5 @@
-"""What the notebooks on many replicas run, and what is made of their rows: routing, scaling, disaggregation."""
+"""What the notebooks on many replicas run, and what is made of their rows: routing, scaling,
+disaggregation."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ WHERE = ("replicas", "router", "topology")
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a capacity, scenarios."""
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
+    capacity, scenarios."""
 
     replicas: tuple[int, ...]
     requests: int
@@ -42,13 +44,23 @@ SCALES = {
     "quick": Scale((1, 4), 160, 1, 0.05),
     "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
 }
-TOLD = 4  # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best one only
+# replicas at which routers are compared, the paper's; more or fewer run with the plain and the best
+# one only
+TOLD = 4
 
 
 def checked(
-    size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str, routers: Sequence[str] = ()
+    size: str,
+    scenarios: Sequence[str],
+    systems: Sequence[str],
+    profile: str,
+    routers: Sequence[str] = (),
 ) -> Scale:
-    named = (("size", [size], SCALES), ("scenario", scenarios, SCENARIOS), ("system", systems, POLICIES))
+    named = (
+        ("size", [size], SCALES),
+        ("scenario", scenarios, SCENARIOS),
+        ("system", systems, POLICIES),
+    )
     for name, values, known in (*named, ("router", routers, ROUTERS)):
         for value in values:
             require(value in known, name, value, f"one of {', '.join(known)}")
@@ -69,8 +81,8 @@ def scaling_cases(
     routers: Sequence[str] = (PLAIN, "sequential", BEST_ROUTER),
     profile: str = "",
 ) -> list[Search]:
-    """Every scenario, system and number of replicas, and the routers; where they are compared all of them, and ours in
-    one engine as large as all replicas."""
+    """Every scenario, system and number of replicas, and the routers; where they are compared all
+    of them, and ours in one engine as large as all replicas."""
     s, grid = checked(size, scenarios, systems, profile, routers), []
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
     for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
@@ -80,8 +92,8 @@ def scaling_cases(
         for system, router, topology in kinds:
             grid.append(
                 Search(
-                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests, precision=s.precision,
-                    replicas=n, router=router, topology=topology,
+                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests,
+                    precision=s.precision, replicas=n, router=router, topology=topology,
                 )
             )  # fmt: skip
     return grid
@@ -95,11 +107,15 @@ def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Fra
 
 
 def routing(best: Frame, replicas: int) -> Frame:
-    """What each router carries over round robin on the same system, and the ceiling: ours in one large engine."""
+    """What each router carries over round robin on the same system, and the ceiling: ours in one
+    large engine."""
     here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
     here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
     other = here[here["what"] != PLAIN]
-    return over(other[["scenario", "what", "system", "rate"]], select(here, what=PLAIN)[["scenario", "system", "rate"]])
+    return over(
+        other[["scenario", "what", "system", "rate"]],
+        select(here, what=PLAIN)[["scenario", "system", "rate"]],
+    )
 
 
 def scaling(best: Frame) -> Frame:
@@ -110,11 +126,14 @@ def scaling(best: Frame) -> Frame:
 
 
 def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
-    """What stands beside the paper's: the gain of our router, and the best scenario's load over that of one replica.
+    """What stands beside the paper's: the gain of our router, and the best scenario's load over
+    that of one replica.
 
     And, as "routing_pooled", the ceiling of all routing.
     """
-    gains, ceiling = (select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED))
+    gains, ceiling = (
+        select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED)
+    )
     ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
     coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
     numbers = {"ablation_routing": mean_of(gains)}
@@ -140,9 +159,10 @@ def what_scaling_shows(best: Frame, replicas: int) -> str:
             f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
         )
     lines += [
-        f"- the paper reports {paper('ablation_routing'):g}x for routing and {paper('routing_coding'):g}x on coding. "
-        "One engine with the compute and the memory of all replicas is what perfect routing would make of them: where "
-        "even that carries hardly more than round robin, no router can",
+        f"- the paper reports {paper('ablation_routing'):g}x for routing and "
+        f"{paper('routing_coding'):g}x on coding. One engine with the compute and the memory of "
+        "all replicas is what perfect routing would make of them: where even that carries hardly "
+        "more than round robin, no router can",
         "",
     ]
     ladder = scaling(best)
@@ -151,14 +171,15 @@ def what_scaling_shows(best: Frame, replicas: int) -> str:
         if len(table):
             top, total = table.loc[table["ratio"].idxmax()], replicas * table["ratio"].max()
             lines.append(
-                f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one in {top.scenario}, "
-                f"{replicas * mean_of(table)[0]:.1f}x in geometric mean; the paper's best is "
-                f"{paper('scaling_4_replicas'):g}x"
+                f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one "
+                f"in {top.scenario}, {replicas * mean_of(table)[0]:.1f}x in geometric mean; the "
+                f"paper's best is {paper('scaling_4_replicas'):g}x"
             )
     lines += [
         "",
-        "What exceeds the number of replicas is statistical multiplexing and, where arrivals are of a trace, that its "
-        "bursts are shorter the higher the rate to which it is compressed; a baseline has both as well.",
+        "What exceeds the number of replicas is statistical multiplexing and, where arrivals are "
+        "of a trace, that its bursts are shorter the higher the rate to which it is compressed; "
+        "a baseline has both as well.",
     ]
     return "\n".join(lines)
 
@@ -168,15 +189,25 @@ def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     kinds = unique(zip(table["system"], table["what"], strict=True))
     palette, reported = colors([what for _, what in kinds]), paper("ablation_routing")
     groups = {
-        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (palette[what], select(table, system=system, what=what))
+        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
+            palette[what],
+            select(table, system=system, what=what),
+        )
         for system, what in kinds
     }
-    figure, axis = plt.subplots(figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained"
+    )
     dots(axis, table, groups, 0.11, reported)
-    axis.annotate(f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8)
+    axis.annotate(
+        f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8
+    )
     axis.set_ylabel("capacity over round robin (x)")
     axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    said = f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 % over seeds"
+    said = (
+        f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 "
+        "% over seeds"
+    )
     return finish(figure, said)
 
 
@@ -191,12 +222,26 @@ def scaling_chart(table: Frame, source: str) -> Figure:
         most = rows["replicas"].max()
         axis.plot([1, most], [1, most], **DASHED)
         for i, (system, router) in enumerate(kinds):
-            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values("replicas")
-            mine = mine.assign(**{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")})
-            looks = {"color": palette[str((system, router))], "label": f"{name_of(system)}, {router}"}
+            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values(
+                "replicas"
+            )
+            mine = mine.assign(
+                **{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")}
+            )
+            looks = {
+                "color": palette[str((system, router))],
+                "label": f"{name_of(system)}, {router}",
+            }
             whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
         if most >= 4:
-            axis.plot(4, reported, marker="_", markersize=16, color="black", label=f"paper's best at 4: {reported:g}x")
+            axis.plot(
+                4,
+                reported,
+                marker="_",
+                markersize=16,
+                color="black",
+                label=f"paper's best at 4: {reported:g}x",
+            )
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
     said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"

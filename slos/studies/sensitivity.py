@@ -1,4 +1,5 @@
-"""Capacity where one thing is changed: objectives, the attainment asked for, memory, or what the policy believes."""
+"""Capacity where one thing is changed: objectives, the attainment asked for, memory, or what the
+policy believes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ LABELS = {
     "belief": "batch times as believed (times the true ones)",
 }
 
-SETTINGS = {"vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048"), "sarathi": ("chunk=512", "chunk=1024")}
+SETTINGS = {
+    "vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048"),
+    "sarathi": ("chunk=512", "chunk=1024"),
+}
 """Of the baselines, those that `01_capacity` finds best somewhere."""
 SENSITIVITY: dict[str, tuple[float, ...]] = {
     "slo_scale": (0.5, 0.7, 1.0, 1.4, 2.0),
@@ -48,7 +52,8 @@ QUICK = 200  # requests of a simulation in a quick search: there are many
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a search found, in requests per second and GPU; rate 0 where no load meets the target."""
+    """What a search found, in requests per second and GPU; rate 0 where no load meets the
+    target."""
 
     scenario: str
     system: str
@@ -72,25 +77,41 @@ def capacity_of(case: Search) -> list[Capacity]:
         rate, source = 0.0, ""
     return [
         Capacity(
-            case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target, case.slo_scale,
-            case.kv_scale, case.belief, rate, source, "simulated",
+            case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target,
+            case.slo_scale, case.kv_scale, case.belief, rate, source, "simulated",
         )
     ]  # fmt: skip
 
 
-def varied(size: str, scenarios: Sequence[str], systems: Sequence[str], changes: Sequence[dict], profile: str = ""):
-    """Searches of a size for every change of a `Search`, each once; the baselines at a few of their settings."""
+def varied(
+    size: str,
+    scenarios: Sequence[str],
+    systems: Sequence[str],
+    changes: Sequence[dict],
+    profile: str = "",
+):
+    """Searches of a size for every change of a `Search`, each once; the baselines at a few of their
+    settings."""
     base = searches(size, scenarios, systems, profile)
-    base = [c for c in base if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))]
+    base = [
+        c
+        for c in base
+        if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))
+    ]
     if size == "quick":
         base = [replace(c, num_requests=QUICK) for c in base]
     return list(dict.fromkeys(replace(c, **change) for c in base for change in changes))
 
 
-def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = "") -> list[Search]:
-    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for unknown names."""
+def sensitivity_cases(
+    size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = ""
+) -> list[Search]:
+    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for
+    unknown names."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
-    changes = [known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]]
+    changes = [
+        known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]
+    ]
     cases = varied(size, scenarios, systems, changes, profile)
     for scenario in () if profile else scenarios:
         others = OTHERS.get(SCENARIOS[scenario].profile, ())[:: FEWER[size]]
@@ -100,12 +121,15 @@ def sensitivity_cases(size: str, scenarios: Sequence[str], systems: Sequence[str
 
 def run(size: str, cases: Sequence[Search], name: str, workers: int | None = None) -> Frame:
     """Rows of `Capacity`, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers))
+    return pd.DataFrame(
+        sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers)
+    )
 
 
 def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
-    """Capacity at each value of `by`, all else as `fixed` says, on `profile` or a scenario's own hardware: per scenario
-    and system the best setting's mean and interval over seeds, and each seed's rate."""
+    """Capacity at each value of `by`, all else as `fixed` says, on `profile` or a scenario's own
+    hardware: per scenario and system the best setting's mean and interval over seeds, and each
+    seed's rate."""
     own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
     kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
@@ -120,23 +144,42 @@ def relative(table: Frame, by: str, to: Any) -> Frame:
 
 
 def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
-    """The findings in Markdown: ours over the best other at every value. tables: `against`, by what was varied."""
-    words = {"slo_scale": "objectives times", "target": "attainment of", "kv_scale": "KV memory times"}
+    """The findings in Markdown: ours over the best other at every value. tables: `against`, by what
+    was varied."""
+    words = {
+        "slo_scale": "objectives times",
+        "target": "attainment of",
+        "kv_scale": "KV memory times",
+    }
     lines = []
     for by, table in tables.items():
-        for scenario, group in (table.sort_values(by) if by in SENSITIVITY else table).groupby("scenario", sort=False):
+        for scenario, group in (table.sort_values(by) if by in SENSITIVITY else table).groupby(
+            "scenario", sort=False
+        ):
             ours = group[group["system"] == OURS].set_index(by)["capacity"]
             other = group[group["system"] != OURS].groupby(by)["capacity"].max()
-            ratio = [f"{v}: {ours[v] / other[v]:.2f}x" if other.get(v, 0) > 0 else f"{v}: no other carries any"
-                     for v in ours.index]  # fmt: skip
-            lines.append(f"- **{scenario}**, ours over the best other at {words.get(by, by)} {', '.join(ratio)}.")
+            ratio = [
+                f"{v}: {ours[v] / other[v]:.2f}x" if other.get(
+                    v, 0,
+                ) > 0 else f"{v}: no other carries any"
+                for v in ours.index
+            ]  # fmt: skip
+            lines.append(
+                f"- **{scenario}**, ours over the best other at {words.get(by, by)} "
+                f"{', '.join(ratio)}."
+            )
     return "\n".join(lines)
 
 
-def sensitivity(table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = "") -> Figure:
-    """`value` against what was varied: a panel per scenario, a line per system; bars where that is the hardware."""
+def sensitivity(
+    table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = ""
+) -> Figure:
+    """`value` against what was varied: a panel per scenario, a line per system; bars where that is
+    the hardware."""
     if by == "profile":
-        return capacity.capacity_bars(table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source)
+        return capacity.capacity_bars(
+            table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source
+        )
     scenarios, systems = unique(table["scenario"]), unique(table["system"])
     figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):

@@ -16,11 +16,15 @@ from slos.policies import POLICIES
 from slos.studies.timeline import burst_timeline, timeline, with_burst
 from workloads import build
 
-SPAN, BURST_AT, BURST_FOR = 60.0, 20.0, 5.0  # seconds; short, so that chats are answered in less than one
+# seconds; short, so that chats are answered in less than one
+SPAN, BURST_AT, BURST_FOR = 60.0, 20.0, 5.0
 
 
-def answer(scenario: str, hardware: Profile, load: float, slo_scale: float, burst: float, policy: str) -> Figure:
-    """A minute under `policy`: `load` requests/s, `burst` times as many for 5 s, objectives `slo_scale` times as long.
+def answer(
+    scenario: str, hardware: Profile, load: float, slo_scale: float, burst: float, policy: str
+) -> Figure:
+    """A minute under `policy`: `load` requests/s, `burst` times as many for 5 s, objectives
+    `slo_scale` times as long.
 
     Raises ValueError for unknown names and values out of bounds.
     """
@@ -35,7 +39,8 @@ def answer(scenario: str, hardware: Profile, load: float, slo_scale: float, burs
 
 
 def picture(figure: Figure) -> Image:
-    """Rendered once and closed: the notebook's own rendering takes twice as long and would show it again."""
+    """Rendered once and closed: the notebook's own rendering takes twice as long and would show it
+    again."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
@@ -43,17 +48,27 @@ def picture(figure: Figure) -> Image:
 
 
 def corner(scenario: str, hardware: Profile, rate: float) -> VBox:
-    """Displays the timeline, an ordinary output that needs no front-end, and returns the sliders that redraw it."""
+    """Displays the timeline, an ordinary output that needs no front-end, and returns the sliders
+    that redraw it."""
 
     def slider(text: str, value: float, low: float, high: float, step: float) -> FloatSlider:
-        return FloatSlider(value, min=low, max=high, step=step, description=text, continuous_update=False)
+        return FloatSlider(
+            value, min=low, max=high, step=step, description=text, continuous_update=False
+        )
 
     load = slider("requests/s", rate, rate / 5, 1.6 * rate, rate / 10)
-    slo_scale, burst = slider("SLOs, times", 1.0, 0.5, 2.0, 0.1), slider("burst, times", 6.0, 1.0, 8.0, 0.5)
-    policy = Dropdown(options=[(name_of(p), p) for p in POLICIES], value="slos-serve", description="policy")
+    slo_scale, burst = (
+        slider("SLOs, times", 1.0, 0.5, 2.0, 0.1),
+        slider("burst, times", 6.0, 1.0, 8.0, 0.5),
+    )
+    policy = Dropdown(
+        options=[(name_of(p), p) for p in POLICIES], value="slos-serve", description="policy"
+    )
 
     def draw() -> Image:
-        return picture(answer(scenario, hardware, load.value, slo_scale.value, burst.value, str(policy.value)))
+        return picture(
+            answer(scenario, hardware, load.value, slo_scale.value, burst.value, str(policy.value))
+        )
 
     shown = DisplayHandle()
     shown.display(draw())

@@ -26,7 +26,10 @@ PACE = SLO(tpot=0.1, slowdown=3.0)
         (lambda: Request("r", -1.0, (Stage(1, 1, PACE),)), "r: arrival = -1.0"),
         (lambda: Request("r", 0.0, ()), "r: stages"),
         (lambda: Request("r", 0.0, (Stage(0, 1, PACE),)), "r: first prompt = 0"),
-        (lambda: Request("r", 0.0, (Stage(1, 1, PACE, wait=1.0),)), "r: first wait = 1.0 must be 0; move the arrival"),
+        (
+            lambda: Request("r", 0.0, (Stage(1, 1, PACE, wait=1.0),)),
+            "r: first wait = 1.0 must be 0; move the arrival",
+        ),
         (lambda: Request("r", 0.0, (Stage(1, 1, PACE),), value=0.0), "r: value = 0.0"),
     ],
 )
@@ -54,11 +57,19 @@ def test_records() -> None:
 
 
 def test_oracle_counts_until_the_blocks_come_back() -> None:
-    # Thinking, response, then a tool takes the blocks away, then one more round with a turn behind it.
+    # Thinking, response, then a tool takes the blocks away, then one more round with a turn behind
+    # it.
     stages = (Stage(5, 20, PACE), Stage(0, 7, PACE), Stage(3, 4, PACE, wait=1.0), Stage(6, 2, PACE))
     oracle = Oracle([Request("r", 0.0, stages)])
     p = Progress("r", 0.0, 5, 0.0, 0.1)
-    for stage, generated, remaining in ((0, 0, 27), (0, 5, 22), (1, 0, 7), (1, 6, 1), (2, 0, 12), (3, 1, 1)):
+    for stage, generated, remaining in (
+        (0, 0, 27),
+        (0, 5, 22),
+        (1, 0, 7),
+        (1, 6, 1),
+        (2, 0, 12),
+        (3, 1, 1),
+    ):
         p.stage, p.generated = stage, generated
         assert oracle.remaining(p) == remaining
     after = []

@@ -1,4 +1,5 @@
-"""Whom a call is sent to, and that it gets one answer whatever its replicas do: over HTTP, without engines or Ray."""
+"""Whom a call is sent to, and that it gets one answer whatever its replicas do: over HTTP, without
+engines or Ray."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ DEFAULT = {"ttft": 1.0, "slowdown": None, "tpot": 0.1}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def asked(path: str = "/v1/completions", headers: dict[str, str] | None = None, **fields: Any) -> Asked:
+def asked(
+    path: str = "/v1/completions", headers: dict[str, str] | None = None, **fields: Any
+) -> Asked:
     usual = {"prompt": [7] * 100, "max_tokens": 20, "ignore_eos": True, "stream": True}
-    return Asked.of("POST", path, {"x-other": "1"} | (headers or {}), json.dumps(usual | fields).encode())
+    return Asked.of(
+        "POST", path, {"x-other": "1"} | (headers or {}), json.dumps(usual | fields).encode()
+    )
 
 
 def report(name: str, at: float = 100.0, **load: Any) -> Report:
@@ -32,20 +37,32 @@ def report(name: str, at: float = 100.0, **load: Any) -> Report:
 
 
 def event(text: str = "a", finish: str | None = None) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"text": text, "finish_reason": finish}]}).encode() + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps({"choices": [{"text": text, "finish_reason": finish}]}).encode()
+        + b"\n\n"
+    )
 
 
-ROLE = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}\n\n'
+ROLE = (
+    b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}, '
+    b'"finish_reason": null}]}\n\n'
+)
 ABORTED = b'data: {"choices": [{"delta": {"content": ""}, "finish_reason": "abort"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 WHOLE = [event("one"), event("two"), event("", "length"), DONE]
 
 
 class Upstream:
-    """A server that plays an engine: it sends `parts`, then ends properly, breaks off, or stays silent."""
+    """A server that plays an engine: it sends `parts`, then ends properly, breaks off, or stays
+    silent."""
 
     def __init__(
-        self, *parts: bytes, end: str = "properly", kind: str = "text/event-stream", status: int = 200
+        self,
+        *parts: bytes,
+        end: str = "properly",
+        kind: str = "text/event-stream",
+        status: int = 200,
     ) -> None:
         self.parts, self.end, self.kind, self.status = parts, end, kind, status
         self.seen: list[dict[str, Any]] = []
@@ -72,7 +89,8 @@ class Upstream:
 
 
 class Fleeting:
-    """Upstreams by name, and the calls made to them; like Ray's own, with reports of idle engines."""
+    """Upstreams by name, and the calls made to them; like Ray's own, with reports of idle
+    engines."""
 
     def __init__(self, patience: float = 5.0, **upstreams: Upstream) -> None:
         self.upstreams, self.patience = upstreams, patience
@@ -112,11 +130,15 @@ class Fleeting:
         return status, kind, b"".join(parts[1:])
 
 
-def played(call: Asked, patience: float = 5.0, **upstreams: Upstream) -> tuple[int, bytes, list[str]]:
+def played(
+    call: Asked, patience: float = 5.0, **upstreams: Upstream
+) -> tuple[int, bytes, list[str]]:
     async def play() -> tuple[int, bytes, list[str]]:
         async with Fleeting(patience, **upstreams) as fleet:
             status, kind, text = await fleet.serve(call)
-            assert kind.split(";")[0] == ("text/event-stream" if text.startswith(b"data:") else "application/json")
+            assert kind.split(";")[0] == (
+                "text/event-stream" if text.startswith(b"data:") else "application/json"
+            )
             return status, text, fleet.calls
 
     return asyncio.run(play())
@@ -124,7 +146,11 @@ def played(call: Asked, patience: float = 5.0, **upstreams: Upstream) -> tuple[i
 
 def test_an_answer_is_passed_on_as_it_is() -> None:
     a = Upstream(*WHOLE)
-    call = asked("/v1/completions?x=1", {"x-slo-ttft": "2", "authorization": "Bearer k"}, vllm_xargs={"other": 1})
+    call = asked(
+        "/v1/completions?x=1",
+        {"x-slo-ttft": "2", "authorization": "Bearer k"},
+        vllm_xargs={"other": 1},
+    )
     assert played(call, a=a) == (200, b"".join(WHOLE), ["a"])
     [seen] = a.seen
     assert seen["path"] == "/v1/completions?x=1" and seen["key"] == "Bearer k"
@@ -141,7 +167,14 @@ USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n'
 
 @pytest.mark.parametrize(
     "first",
-    [[DONE], [USAGE, DONE], [ROLE, DONE], [REFUSED, DONE], [ROLE, ABORTED, DONE], [ROLE + ABORTED[:9], ABORTED[9:]]],
+    [
+        [DONE],
+        [USAGE, DONE],
+        [ROLE, DONE],
+        [REFUSED, DONE],
+        [ROLE, ABORTED, DONE],
+        [ROLE + ABORTED[:9], ABORTED[9:]],
+    ],
 )
 def test_who_is_declined_goes_to_the_next_with_its_arrival_kept(first: list[bytes]) -> None:
     a, b, c = Upstream(*first), Upstream(*first), Upstream(*WHOLE)
@@ -153,14 +186,21 @@ def test_who_is_declined_goes_to_the_next_with_its_arrival_kept(first: list[byte
 
 
 def test_a_refused_answer_in_one_piece_goes_on_too() -> None:
-    refused, whole = ({"choices": [{"text": t, "finish_reason": f}]} for t, f in (("", "abort"), ("all", "stop")))
-    a, b = (Upstream(json.dumps(answer, indent=1).encode(), kind="application/json") for answer in (refused, whole))
+    refused, whole = (
+        {"choices": [{"text": t, "finish_reason": f}]} for t, f in (("", "abort"), ("all", "stop"))
+    )
+    a, b = (
+        Upstream(json.dumps(answer, indent=1).encode(), kind="application/json")
+        for answer in (refused, whole)
+    )
     status, text, calls = played(asked(stream=False), a=a, b=b)
     assert (status, json.loads(text), calls) == (200, whole, ["a", "b"])
 
 
 @pytest.mark.parametrize("parts", [[], [ROLE], [event()[:20]]])
-def test_a_replica_lost_before_the_first_token_is_no_loss_for_the_request(parts: list[bytes]) -> None:
+def test_a_replica_lost_before_the_first_token_is_no_loss_for_the_request(
+    parts: list[bytes],
+) -> None:
     a, b = Upstream(*parts, end="breaks"), Upstream(*WHOLE)
     assert played(asked(), a=a, b=b) == (200, b"".join(WHOLE), ["a", "b"])
     assert b.seen[0]["vllm_xargs"]["slo_arrival"] == a.seen[0]["vllm_xargs"]["slo_arrival"]
@@ -171,7 +211,10 @@ def test_an_answer_that_breaks_off_ends_with_an_error_and_is_not_begun_again() -
     status, text, calls = played(asked(), a=a, b=b)
     assert status == 200 and calls == ["a"] and not b.seen
     events = text.split(b"\n\n")
-    assert events[:2] == [event("one").strip(), event("two").strip()] and events[3:] == [DONE.strip(), b""]
+    assert events[:2] == [event("one").strip(), event("two").strip()] and events[3:] == [
+        DONE.strip(),
+        b"",
+    ]
     assert "lost in the middle" in json.loads(events[2][5:])["error"]["message"]
 
 
@@ -184,7 +227,11 @@ def test_what_kills_every_replica_is_given_up() -> None:
 
 def test_where_no_replica_is_left_it_says_so_after_a_while() -> None:
     status, text, calls = played(asked(), patience=0.3, a=Upstream(end="breaks"))
-    assert status == 503 and calls == ["a"] and json.loads(text)["error"]["type"] == "ServiceUnavailable"
+    assert (
+        status == 503
+        and calls == ["a"]
+        and json.loads(text)["error"]["type"] == "ServiceUnavailable"
+    )
 
 
 def test_a_client_that_leaves_is_noticed_upstream() -> None:
@@ -211,7 +258,11 @@ def test_answers_of_several_parts_stay_with_one_replica(fields: dict[str, Any]) 
 
 def test_what_the_engine_refuses_is_said_in_its_words() -> None:
     a = Upstream(b'{"error": {"message": "too long"}}', kind="application/json", status=400)
-    assert played(asked(), a=a, b=Upstream(*WHOLE)) == (400, b'{"error": {"message": "too long"}}', ["a"])
+    assert played(asked(), a=a, b=Upstream(*WHOLE)) == (
+        400,
+        b'{"error": {"message": "too long"}}',
+        ["a"],
+    )
 
 
 def test_an_error_in_a_stream_is_the_engines_answer() -> None:
@@ -236,19 +287,32 @@ def test_a_router_sees_what_was_sent_since_the_report() -> None:
     for i in range(6):
         call = asked()
         name = fleet.choose(call, idle, 101.0)
-        assert name is not None and fleet.choose(call, idle, 101.0) == name, "asking again changes nothing"
+        assert name is not None and fleet.choose(call, idle, 101.0) == name, (
+            "asking again changes nothing"
+        )
         fleet.open[name][f"{i}"] = 101.0, call
         chosen.append(name)
     assert chosen == [*"abcabc"]
-    later = {name: report(name, 102.0, running=20) for name in "ab"} | {"c": report("c", 102.0, running=10)}
+    later = {name: report(name, 102.0, running=20) for name in "ab"} | {
+        "c": report("c", 102.0, running=10)
+    }
     assert fleet.choose(asked(), later, 102.0) == "c", "what a report has is not counted twice"
     load = fleet.load("a", idle["a"], 103.0)
-    assert (load.waiting, load.prefill_tokens, load.claimed_blocks, load.step_end) == (2, 200, 2 * 8, 103.0)
+    assert (load.waiting, load.prefill_tokens, load.claimed_blocks, load.step_end) == (
+        2,
+        200,
+        2 * 8,
+        103.0,
+    )
 
 
 def test_the_cheapest_is_asked_first_and_keeps_what_nobody_takes() -> None:
     fleet = Fleet("cheapest", {"hops": 2}, DEFAULT)
-    reports = {"a": report("a", prefill_tokens=5000), "b": report("b"), "c": report("c", prefill_tokens=900)}
+    reports = {
+        "a": report("a", prefill_tokens=5000),
+        "b": report("b"),
+        "c": report("c", prefill_tokens=900),
+    }
     call = asked()
     assert fleet.choose(call, reports, 100.0) == "b" and call.route == ["b", "c", "a", "b"]
     faster = replace(ROOFLINE, k_ctx=1e-9)
@@ -273,6 +337,8 @@ def test_a_route_leaves_out_who_died() -> None:
     assert fleet.choose(call, reports, 100.0) == "c"
     call.lost.add("c")
     call.route.clear()
-    assert fleet.choose(call, reports, 100.0) == "a", "who declined may be asked again where another died"
+    assert fleet.choose(call, reports, 100.0) == "a", (
+        "who declined may be asked again where another died"
+    )
     call.lost.add("a")
     assert fleet.choose(call, {"a": reports["a"]}, 100.0) is None

@@ -1,4 +1,5 @@
-"""The one command with two real engines on the CPU: a replay over HTTP while a replica is killed, and what follows."""
+"""The one command with two real engines on the CPU: a replay over HTTP while a replica is killed,
+and what follows."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
@@ -44,10 +47,16 @@ class Served(NamedTuple):
 
     def engines(self) -> list[psutil.Process]:
         """The servers of the replicas."""
-        return [p for p in self.children() if "--load" in self.arguments(p) and p.parent() in self.actors()]
+        return [
+            p
+            for p in self.children()
+            if "--load" in self.arguments(p) and p.parent() in self.actors()
+        ]
 
     def actors(self) -> list[psutil.Process]:
-        return [p for p in self.children() if "ServeReplica:slos:Replica" in " ".join(self.arguments(p))]
+        return [
+            p for p in self.children() if "ServeReplica:slos:Replica" in " ".join(self.arguments(p))
+        ]
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -63,26 +72,49 @@ class Served(NamedTuple):
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serve")
-    guess = Profile("guess", "tiny", "cpu", 1, Roofline((Plane(5e-5, 0.0, 1e-2),)), 10_000, 1024, "made up for a test")
+    guess = Profile(
+        "guess",
+        "tiny",
+        "cpu",
+        1,
+        Roofline((Plane(5e-5, 0.0, 1e-2),)),
+        10_000,
+        1024,
+        "made up for a test",
+    )
     save(guess, folder / "guess.json")
     (folder / "chat.jinja").write_text("{{ messages[0].content }}")
     port, log = str(launch.free_port()), folder / "log"
     command = [sys.executable, "-m", "slos.fleet", str(model), "--replicas", "2", "--port", port]
-    command += ["--profile", str(folder / "guess.json"), "--no-calibrate", "--slo-ttft", "30", "--slo-tpot", "3"]
+    command += [
+        "--profile",
+        str(folder / "guess.json"),
+        "--no-calibrate",
+        "--slo-ttft",
+        "30",
+        "--slo-tpot",
+        "3",
+    ]
     command += [*ON_CPU, "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja")]
     usual = {
-        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }  # fmt: skip
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=usual | os.environ)
     served = Served(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait(lambda: process.poll() is not None or f"2 replicas at {served.url}" in log.read_text(), "ready", log)
+        wait(
+            lambda: process.poll() is not None or f"2 replicas at {served.url}" in log.read_text(),
+            "ready",
+            log,
+        )
         assert process.poll() is None, log.read_text()[-3000:]
         yield served
     finally:
-        for p in [*served.children(), psutil.Process(process.pid)] if process.poll() is None else []:
+        for p in (
+            [*served.children(), psutil.Process(process.pid)] if process.poll() is None else []
+        ):
             p.kill()
 
 
@@ -93,28 +125,42 @@ def wait(what: Any, name: str, log: Path) -> None:
         time.sleep(0.2)
 
 
-def ask(url: str, path: str = "/v1/completions", **fields: Any) -> tuple[http.client.HTTPResponse, bytes]:
+def ask(
+    url: str, path: str = "/v1/completions", **fields: Any
+) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     usual = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
-    prompt = {"messages": [{"role": "user", "content": "Once"}]} if "chat" in path else {"prompt": [7, 8, 9, 10]}
-    connection.request("POST", path, json.dumps(prompt | usual | fields), {"Content-Type": "application/json"})
+    prompt = (
+        {"messages": [{"role": "user", "content": "Once"}]}
+        if "chat" in path
+        else {"prompt": [7, 8, 9, 10]}
+    )
+    connection.request(
+        "POST", path, json.dumps(prompt | usual | fields), {"Content-Type": "application/json"}
+    )
     answer = connection.getresponse()
     return answer, answer.read()
 
 
 def work(tag: str, count: int = 40) -> list[Request]:
     slo = SLO(3.0, ttft=30.0)
-    return [Request(f"{tag}{i}", 0.1 * i, (Stage(50 + i, 40 if i % 2 else 80, slo),)) for i in range(count)]
+    return [
+        Request(f"{tag}{i}", 0.1 * i, (Stage(50 + i, 40 if i % 2 else 80, slo),))
+        for i in range(count)
+    ]
 
 
 def replayed(requests: list[Request], url: str) -> Replayed:
     run = replay.run(requests, url, vocabulary=500, timeout=LONG)
-    assert sorted(o.id for o in run.outcomes) == sorted(r.id for r in requests), "each has one outcome"
+    assert sorted(o.id for o in run.outcomes) == sorted(r.id for r in requests), (
+        "each has one outcome"
+    )
     return run
 
 
 def replicas(served: Served, count: int = 24) -> set[str | None]:
-    """Who answers, of many calls at once: one after the other would all go to the first idle replica."""
+    """Who answers, of many calls at once: one after the other would all go to the first idle
+    replica."""
 
     def who(i: int) -> str | None:
         return ask(served.url, prompt=[i + 7] * 200, max_tokens=20)[0].getheader("x-slo-replica")
@@ -131,8 +177,12 @@ def test_a_replay_is_answered_by_both(served: Served) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(served: Served, path: str, stream: bool) -> None:
-    answer, text = ask(served.url, path, stream=stream, vllm_xargs={"slo_ttft": 1e-6, "slo_tpot": 0.1})
+def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
+    served: Served, path: str, stream: bool
+) -> None:
+    answer, text = ask(
+        served.url, path, stream=stream, vllm_xargs={"slo_ttft": 1e-6, "slo_tpot": 0.1}
+    )
     assert answer.status == 200 and b"abort" not in text and b'"length"' in text
     assert answer.getheader("x-slo-hops") == "2", "to the other one, and back to the first"
     answer, text = ask(served.url, path, stream=stream)
@@ -147,7 +197,9 @@ def test_errors_are_those_of_one_server(served: Served) -> None:
 
 
 @pytest.mark.parametrize("victim", ["actor", "engine"])
-def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(served: Served, victim: str) -> None:
+def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(
+    served: Served, victim: str
+) -> None:
     before, engines = replicas(served), {p.pid for p in served.engines()}
     process = (served.actors() if victim == "actor" else served.engines())[0]
     threading.Timer(2.0, process.kill).start()
@@ -158,12 +210,19 @@ def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(
         assert "lost in the middle of this answer" in failure.reason, failure
     assert len(run.failures) < len(requests) / 2
     lost = {failure.id for failure in run.failures}
-    assert all(o.output == r.output for o in run.outcomes for r in requests if o.id == r.id and o.id not in lost)
+    assert all(
+        o.output == r.output
+        for o in run.outcomes
+        for r in requests
+        if o.id == r.id and o.id not in lost
+    )
 
     wait(lambda: len(replicas(served)) == 2, "replaced", served.log)
     after = replicas(served)
     assert len(after & before) == 1 == len(after - before)
-    assert len({p.pid for p in served.engines()} - engines) == 1, "an engine anew, and the old one's are gone"
+    assert len({p.pid for p in served.engines()} - engines) == 1, (
+        "an engine anew, and the old one's are gone"
+    )
     again = replayed(work(f"{victim}-again"), served.url)
     assert not again.failures and all(o.attained for o in again.outcomes)
 
@@ -182,11 +241,16 @@ def test_a_stopped_server_leaves_nothing_behind(served: Served) -> None:
     [
         (["--replicas", "0"], "--replicas = 0 must be at least 1"),
         (["--router", "random"], "router = 'random' must be one of round-robin"),
-        (["--router", "least-loaded", "--hops", "1"], "setting of router 'least-loaded' = 'hops' must be one of none"),
+        (
+            ["--router", "least-loaded", "--hops", "1"],
+            "setting of router 'least-loaded' = 'hops' must be one of none",
+        ),
         (["--patience", "0"], "--patience = 0.0 must be positive"),
         (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
     ],
 )
-def test_a_wrong_argument_is_refused_at_once(capsys: pytest.CaptureFixture, arguments: list[str], said: str) -> None:
+def test_a_wrong_argument_is_refused_at_once(
+    capsys: pytest.CaptureFixture, arguments: list[str], said: str
+) -> None:
     assert main(["model", *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -15,14 +15,18 @@ from slos.hardware.profiles import Profile, profile, profiles
 
 planes = st.builds(Plane, st.floats(1e-6, 0.01), st.floats(0, 0.01), st.floats(0, 0.1))
 several = st.lists(planes, min_size=1, max_size=3).map(tuple)
-rooflines = st.builds(Roofline, several, st.sampled_from([0.0, 1e-7]), st.sampled_from([1, 1, 8, 128]))
+rooflines = st.builds(
+    Roofline, several, st.sampled_from([0.0, 1e-7]), st.sampled_from([1, 1, 8, 128])
+)
 
 
 def test_time_by_hand() -> None:
     r = Roofline((Plane(0.001, 0.002, 0.02), Plane(0.002, 0.0, 0.0)), k_ctx=0.0001)
     assert r.time(10) == pytest.approx(0.03)
     assert r.time(10, draft_steps=3) == pytest.approx(0.036)
-    assert r.time(30, context=100) == pytest.approx(0.07), "the second plane is higher from 20 tokens on"
+    assert r.time(30, context=100) == pytest.approx(0.07), (
+        "the second plane is higher from 20 tokens on"
+    )
     assert (r.fits(0.03), r.fits(0.0299), r.fits(0.06), r.fits(0.01)) == (10, 9, 30, 0)
     assert r.array.tolist() == [[0.001, 0.002, 0.02, 1.0], [0.002, 0.0, 0.0, 1.0]]
     tiled = replace(r, tile=16)
@@ -45,7 +49,9 @@ def test_tiles_round_up_and_nothing_else(r: Roofline, tokens: int, more: int) ->
     smooth = replace(r, tile=1)
     whole = -(-tokens // r.tile) * r.tile
     assert smooth.time(tokens) <= r.time(tokens) == r.time(whole) == smooth.time(whole)
-    assert r.time(tokens) <= r.time(tokens + more) <= r.time(tokens) + r.time(more) + 1e-9, "two batches pay twice"
+    assert r.time(tokens) <= r.time(tokens + more) <= r.time(tokens) + r.time(more) + 1e-9, (
+        "two batches pay twice"
+    )
 
 
 def test_the_papers_figures() -> None:
@@ -54,7 +60,9 @@ def test_the_papers_figures() -> None:
     assert 1078 <= r.fits(0.099) <= r.fits(0.100) <= 1093  # 1078 in 99 ms
 
 
-GRID = [(n, s, c) for n in (1, 8, 64, 200, 400, 700, 1000, 2000) for s in (0, 1, 4) for c in (0, 5000)]
+GRID = [
+    (n, s, c) for n in (1, 8, 64, 200, 400, 700, 1000, 2000) for s in (0, 1, 4) for c in (0, 5000)
+]
 
 
 @pytest.mark.parametrize(
@@ -78,24 +86,34 @@ def test_fit_recovers_noiseless_planes(truth: Roofline) -> None:
 
 def test_fit_reports_what_it_cannot_explain() -> None:
     rng = np.random.default_rng(0)
-    noisy = [(n, 0.0, 0.0, (0.02 + 5e-5 * n) * rng.lognormal(0, 0.2)) for n in list(range(1, 400, 4)) * 2]
+    noisy = [
+        (n, 0.0, 0.0, (0.02 + 5e-5 * n) * rng.lognormal(0, 0.2)) for n in list(range(1, 400, 4)) * 2
+    ]
     found = fit(noisy, planes=1)
     assert 0 < found.r2 < 0.9
     seconds = np.array([row[3] for row in noisy])
     told = np.array([found.roofline.time(row[0]) for row in noisy])
-    assert found.errors == pytest.approx(abs(told - seconds) / seconds) and 0.1 < found.errors.mean() < 0.2
+    assert (
+        found.errors == pytest.approx(abs(told - seconds) / seconds)
+        and 0.1 < found.errors.mean() < 0.2
+    )
 
 
 def test_fit_reads_a_csv_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     path = tmp_path / "steps.csv"
-    path.write_text("seconds,tokens,gpu\n" + "".join(f"{0.02 + 0.001 * n},{n},x\n" for n in range(1, 9)))
+    path.write_text(
+        "seconds,tokens,gpu\n" + "".join(f"{0.02 + 0.001 * n},{n},x\n" for n in range(1, 9))
+    )
     [plane] = fit(path, planes=1).roofline.planes
     assert (plane.k1, plane.b) == (pytest.approx(0.001), pytest.approx(0.02))
     assert fit(str(path), planes=1).r2 == pytest.approx(1)
     for text, message in (
         ("tokens,time\n1,1\n", "steps.csv: columns .* with 'seconds'"),
         ("tokens,seconds\n1,0.1\n2,fast\n", "steps.csv, row 3: .*'fast'"),
-        ("tokens,seconds\n" + "1,0.1\n" * 8 + "2,0\n", "seconds = 0.0 must be positive in every row"),
+        (
+            "tokens,seconds\n" + "1,0.1\n" * 8 + "2,0\n",
+            "seconds = 0.0 must be positive in every row",
+        ),
         ("tokens,seconds\n1,0.1\n2,0.1\n", "rows = 2 must be at least 8 for 2 plane"),
     ):
         path.write_text(text)
@@ -110,10 +128,23 @@ def test_profiles(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'gpt' is unknown; known: .*opt-6\.7b-a100.*JSON"):
         profile("gpt")
     path = tmp_path / "mine.json"
-    fields = {"model": "m", "gpu": "g", "gpus": 1, "kv_tokens": 70, "max_context": 64, "source": "measured here"}
-    path.write_text(json.dumps({"mine": fields | {"planes": [[1e-4, 0, 0.01]], "k_ctx": 1e-7, "tile": 64}}))
+    fields = {
+        "model": "m",
+        "gpu": "g",
+        "gpus": 1,
+        "kv_tokens": 70,
+        "max_context": 64,
+        "source": "measured here",
+    }
+    path.write_text(
+        json.dumps({"mine": fields | {"planes": [[1e-4, 0, 0.01]], "k_ctx": 1e-7, "tile": 64}})
+    )
     mine = profile(str(path))
-    assert mine.name == "mine" and mine.kv_blocks == 4 and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7, 64)
+    assert (
+        mine.name == "mine"
+        and mine.kv_blocks == 4
+        and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7, 64)
+    )
     for wrong in ({"gpus": 0}, {"kv_tokens": 3}, {"source": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Profile(**({"name": "x", "roofline": mine.roofline, **fields} | wrong))  # type: ignore[arg-type]

@@ -14,7 +14,13 @@ from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.planning.batching import Engine
 from slos.planning.jobs import DUE, LEFT, REMAINING, TPOT
-from slos.planning.speculation import Acceptance, Drafting, draft_lengths, expected_tokens, tier_lengths
+from slos.planning.speculation import (
+    Acceptance,
+    Drafting,
+    draft_lengths,
+    expected_tokens,
+    tier_lengths,
+)
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 
@@ -31,17 +37,20 @@ def test_expected_tokens_is_what_dice_give(alpha: float) -> None:
 
 
 @given(
-    st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 3)), min_size=1, max_size=4), st.floats(0, 1),
-    st.integers(0, 1000), st.floats(0, 0.3), st.floats(1e-5, 1e-2), st.floats(0, 5e-3), st.floats(0, 0.05),
-    st.sampled_from([1, 4]),
+    st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 3)), min_size=1, max_size=4),
+    st.floats(0, 1), st.integers(0, 1000), st.floats(0, 0.3), st.floats(1e-5, 1e-2),
+    st.floats(0, 5e-3), st.floats(0, 0.05), st.sampled_from([1, 4]),
 )  # fmt: skip
-def test_draft_lengths_are_the_best_that_fit(requests, alpha, prefill, seconds, k1, k2, b, tile) -> None:
+def test_draft_lengths_are_the_best_that_fit(
+    requests, alpha, prefill, seconds, k1, k2, b, tile
+) -> None:
     roofline = Roofline((Plane(k1, k2, b), Plane(2 * k1, 0.0, 0.0)), tile=tile)
     worth, limit = np.array([w for w, _ in requests]), np.array([n for _, n in requests])
     tokens = len(requests) + prefill
 
     def rate(lengths: tuple[int, ...]) -> float:
-        """Worth per second; 0 where the step takes too long. Some step there is, with or without drafts."""
+        """Worth per second; 0 where the step takes too long. Some step there is, with or without
+        drafts."""
         time = roofline.time(tokens + sum(lengths), max(lengths))
         gained = sum(w * expected_tokens(alpha, s) for w, s in zip(worth, lengths, strict=True))
         return gained / time if not any(lengths) or time <= seconds else 0.0
@@ -53,11 +62,16 @@ def test_draft_lengths_are_the_best_that_fit(requests, alpha, prefill, seconds, 
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([0.02, 0.03, 0.05, 0.1]), st.integers(1, 40)), min_size=1, max_size=3),
-    st.floats(0, 1), st.integers(0, 4), st.floats(1e-5, 1e-3), st.floats(0, 5e-3), st.floats(0, 0.03),
-    st.sampled_from([1, 16]), st.floats(0.03, 0.3),
+    st.lists(
+        st.tuples(st.sampled_from([0.02, 0.03, 0.05, 0.1]), st.integers(1, 40)), min_size=1,
+        max_size=3,
+    ),
+    st.floats(0, 1), st.integers(0, 4), st.floats(1e-5, 1e-3), st.floats(0, 5e-3),
+    st.floats(0, 0.03), st.sampled_from([1, 16]), st.floats(0.03, 0.3),
 )  # fmt: skip
-def test_tier_lengths_leave_the_most_to_prefills(tiers, alpha, most, k1, k2, b, tile, longest) -> None:
+def test_tier_lengths_leave_the_most_to_prefills(
+    tiers, alpha, most, k1, k2, b, tile, longest
+) -> None:
     roofline = Roofline((Plane(k1, k2, b), Plane(2 * k1, 0.0, 0.0)), tile=tile)
     paces = sorted(set(t for t, _ in tiers))
     counts = [sum(n for t, n in tiers if t == pace) for pace in paces]
@@ -66,7 +80,9 @@ def test_tier_lengths_leave_the_most_to_prefills(tiers, alpha, most, k1, k2, b, 
         """rho(n) with these draft lengths, as the paper writes it."""
         each = [t * expected_tokens(alpha, s) for t, s in zip(paces, lengths, strict=True)]
         seconds = min(longest, *each)
-        cost = sum(n * (s + 1) * min(1, seconds / e) for n, s, e in zip(counts, lengths, each, strict=True))
+        cost = sum(
+            n * (s + 1) * min(1, seconds / e) for n, s, e in zip(counts, lengths, each, strict=True)
+        )
         return (roofline.fits(seconds, max(lengths)) - cost) / seconds
 
     best = max(rate(lengths) for lengths in product(range(most + 1), repeat=len(paces)))
@@ -87,7 +103,9 @@ def test_drafts_where_prefill_is_left_over_are_for_who_is_not_ahead() -> None:
     view = View(0.0, [], [], 1000, 1000, 16, 256, max_drafts=8)
 
     def drafts(short: bool) -> list[int]:
-        drafting = Drafting(view, roofline, Acceptance(), Engine(roofline.array, 0.0, 0.15, 0, 1000, 16), short)
+        drafting = Drafting(
+            view, roofline, Acceptance(), Engine(roofline.array, 0.0, 0.15, 0, 1000, 16), short
+        )
         return drafting.lengths(jobs, share, 0.05).tolist()
 
     some, everybody = drafts(short=False), drafts(short=True)

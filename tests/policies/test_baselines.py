@@ -1,4 +1,5 @@
-"""The baselines against traces worked out by hand from their originals' rules: blocks of 4 tokens, T = 0.1 + 0.01 n."""
+"""The baselines against traces worked out by hand from their originals' rules: blocks of 4 tokens,
+T = 0.1 + 0.01 n."""
 
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +29,8 @@ class Recorder:
 
 
 def trace(policy: Policy, *requests: Request, blocks: int = 20, max_seqs: int = 256):
-    """What the policy says step by step, as (tokens, preempted) or tokens alone; and the finish times by id."""
+    """What the policy says step by step, as (tokens, preempted) or tokens alone; and the finish
+    times by id."""
     recorder = Recorder(policy)
     world = World(Roofline((Plane(0.01, 0.0, 0.1),)), blocks, block_size=4, max_seqs=max_seqs)
     outcomes: list[Outcome] = simulate(requests, recorder, world)
@@ -56,7 +58,9 @@ def test_vllm_prefill_stalls_decodes() -> None:
 
 
 def test_vllm_token_limit_and_first_come_first_served() -> None:
-    steps, _ = trace(VLLM(max_batched_tokens=8), req("a", 4, 1), req("b", 12, 1), req("c", 2, 1), req("d", 6, 1))
+    steps, _ = trace(
+        VLLM(max_batched_tokens=8), req("a", 4, 1), req("b", 12, 1), req("c", 2, 1), req("d", 6, 1)
+    )
     assert steps == [
         {"a": 4},  # b would exceed the 8 tokens; c would fit but does not overtake
         {"b": 12},  # longer than the limit: alone
@@ -65,14 +69,23 @@ def test_vllm_token_limit_and_first_come_first_served() -> None:
 
 
 def test_vllm_watermark_holds_back_admission() -> None:
-    # 2 of 10 blocks stay free. a takes 4; b's 5 of the 6 left would leave 1, so b waits, and c behind it, until a ends.
-    # Alone on the machine b may go under the watermark: else it would wait for ever.
-    steps, _ = trace(VLLM(watermark=0.2), req("a", 16, 3), req("b", 20, 1), req("c", 4, 1), req("d", 36, 1), blocks=10)
+    # 2 of 10 blocks stay free. a takes 4; b's 5 of the 6 left would leave 1, so b waits, and c
+    # behind it, until a ends. Alone on the machine b may go under the watermark: else it would wait
+    # for ever.
+    steps, _ = trace(
+        VLLM(watermark=0.2),
+        req("a", 16, 3),
+        req("b", 20, 1),
+        req("c", 4, 1),
+        req("d", 36, 1),
+        blocks=10,
+    )
     assert steps == [{"a": 16}, {"a": 1}, {"a": 1}, {"b": 20, "c": 4}, {"d": 36}]
 
 
 def test_vllm_recomputes_the_youngest_when_out_of_blocks() -> None:
-    # 4 blocks: one each after the prompts, two each from the fifth token on, and none for the ninth.
+    # 4 blocks: one each after the prompts, two each from the fifth token on, and none for the
+    # ninth.
     steps, _ = trace(VLLM(), req("a", 4, 6), req("b", 4, 7), blocks=4)
     assert steps == [
         {"a": 4, "b": 4},
@@ -84,8 +97,8 @@ def test_vllm_recomputes_the_youngest_when_out_of_blocks() -> None:
 
 
 def test_vllm_gives_itself_up_if_it_is_the_youngest() -> None:
-    # 3 blocks: a's fifth token takes the last, then b finds none, and is the youngest itself. b (2 blocks) does not fit
-    # beside a's 2 until a ends.
+    # 3 blocks: a's fifth token takes the last, then b finds none, and is the youngest itself. b (2
+    # blocks) does not fit beside a's 2 until a ends.
     steps, _ = trace(VLLM(), req("a", 4, 3), req("b", 4, 2), blocks=3)
     assert steps == [{"a": 4, "b": 4}, ({"a": 1}, ("b",)), {"a": 1}, {"b": 5}]
 
@@ -99,10 +112,13 @@ def test_vllm_max_seqs() -> None:
 
 
 def test_v1_mixes_chunks_with_decodes() -> None:
-    steps, finish = trace(VLLMV1(max_batched_tokens=8), req("a", 4, 3), req("b", 12, 2, arrival=0.05))
+    steps, finish = trace(
+        VLLMV1(max_batched_tokens=8), req("a", 4, 3), req("b", 12, 2, arrival=0.05)
+    )
     assert steps == [
         {"a": 4},  # to 0.14
-        {"a": 1, "b": 7},  # to 0.32: a is running and goes first, b's prompt takes the 7 tokens left
+        # to 0.32: a is running and goes first, b's prompt takes the 7 tokens left
+        {"a": 1, "b": 7},
         {"a": 1, "b": 5},  # to 0.48: a ends, b's first token
         {"b": 1},  # to 0.59
     ]
@@ -110,27 +126,42 @@ def test_v1_mixes_chunks_with_decodes() -> None:
 
 
 def test_v1_does_not_put_decodes_first() -> None:
-    # a's second turn is a prompt of 17 tokens, one more with the token that ended the first: a was admitted before b,
-    # and takes the whole budget of 8 twice while b's decode waits.
+    # a's second turn is a prompt of 17 tokens, one more with the token that ended the first: a was
+    # admitted before b, and takes the whole budget of 8 twice while b's decode waits.
     a = Request("a", 0.0, (Stage(2, 2, PACE), Stage(17, 1, PACE)))
     steps, _ = trace(VLLMV1(max_batched_tokens=8), a, req("b", 3, 4))
-    assert steps == [{"a": 2, "b": 3}, {"a": 1, "b": 1}, {"a": 8}, {"a": 8}, {"a": 2, "b": 1}, {"b": 1}]
+    assert steps == [
+        {"a": 2, "b": 3},
+        {"a": 1, "b": 1},
+        {"a": 8},
+        {"a": 8},
+        {"a": 2, "b": 1},
+        {"b": 1},
+    ]
 
 
 def test_v1_head_of_line_waits_for_its_whole_prompt() -> None:
-    # 4 blocks. b needs 3 and a holds 2 (3 for its second token): b waits, and c, who would fit, does not overtake.
-    steps, _ = trace(VLLMV1(max_batched_tokens=8), req("a", 8, 2), req("b", 12, 1), req("c", 2, 1), blocks=4)
+    # 4 blocks. b needs 3 and a holds 2 (3 for its second token): b waits, and c, who would fit,
+    # does not overtake.
+    steps, _ = trace(
+        VLLMV1(max_batched_tokens=8), req("a", 8, 2), req("b", 12, 1), req("c", 2, 1), blocks=4
+    )
     assert steps == [{"a": 8}, {"a": 1}, {"b": 8}, {"b": 4, "c": 2}]
 
 
 def test_v1_preempts_the_youngest_and_admits_nobody_then() -> None:
-    steps, _ = trace(VLLMV1(max_batched_tokens=8), req("a", 4, 6), req("b", 4, 7), req("c", 4, 1, 0.2), blocks=4)
+    steps, _ = trace(
+        VLLMV1(max_batched_tokens=8), req("a", 4, 6), req("b", 4, 7), req("c", 4, 1, 0.2), blocks=4
+    )
     assert steps == [
         {"a": 4, "b": 4},  # to 0.18
         {"a": 1, "b": 1},  # to 0.30: c comes, and finds no block
         *[{"a": 1, "b": 1}] * 3,
-        ({"a": 1}, ("b",)),  # a's third block; one of b's two is left, which c would fit, but nobody is admitted now
-        {"b": 8},  # b is first in the queue again, 9 tokens, chunked like any prompt; its 3 blocks leave 1, no budget
+        # a's third block; one of b's two is left, which c would fit, but nobody is admitted now
+        ({"a": 1}, ("b",)),
+        # b is first in the queue again, 9 tokens, chunked like any prompt; its 3 blocks leave 1, no
+        # budget
+        {"b": 8},
         {"b": 1, "c": 4},
         {"b": 1},
     ]
@@ -145,7 +176,9 @@ def test_v1_max_seqs_counts_the_running() -> None:
 
 
 def test_sarathi_does_not_stall_decodes() -> None:
-    steps, finish = trace(Sarathi(chunk=8), req("a", 4, 4), req("b", 12, 1, 0.05), req("c", 4, 1, 0.05))
+    steps, finish = trace(
+        Sarathi(chunk=8), req("a", 4, 4), req("b", 12, 1, 0.05), req("c", 4, 1, 0.05)
+    )
     assert steps == [
         {"a": 4},  # to 0.14
         {"a": 1, "b": 7},  # to 0.32: the decode first, then 7 of b's prompt
@@ -156,22 +189,34 @@ def test_sarathi_does_not_stall_decodes() -> None:
 
 
 def test_sarathi_sets_a_prompts_blocks_aside_and_takes_them_back() -> None:
-    # 5 blocks: a's prompt takes 1, b's 4 are set aside whole though its first chunk fills 1. So a's fifth token finds
-    # none free and takes b's; b (4 blocks) waits until a (2) has ended.
+    # 5 blocks: a's prompt takes 1, b's 4 are set aside whole though its first chunk fills 1. So a's
+    # fifth token finds none free and takes b's; b (4 blocks) waits until a (2) has ended.
     steps, _ = trace(Sarathi(chunk=8), req("a", 4, 3), req("b", 16, 1), req("c", 8, 1), blocks=5)
     assert steps == [{"a": 4, "b": 4}, ({"a": 1}, ("b",)), {"a": 1}, {"b": 8}, {"b": 8}, {"c": 8}]
 
 
 def test_sarathi_watermark_and_max_seqs() -> None:
-    # 2 of 6 blocks stay free: a (1) and b (2) leave 3, so c's 2 must wait until a is gone. c alone would have fitted.
+    # 2 of 6 blocks stay free: a (1) and b (2) leave 3, so c's 2 must wait until a is gone. c alone
+    # would have fitted.
     late = [req("a", 4, 1), req("b", 8, 2), req("c", 8, 1)]
-    assert trace(Sarathi(watermark=0.4), *late, blocks=6)[0] == [{"a": 4, "b": 8}, {"b": 1}, {"c": 8}]
+    assert trace(Sarathi(watermark=0.4), *late, blocks=6)[0] == [
+        {"a": 4, "b": 8},
+        {"b": 1},
+        {"c": 8},
+    ]
     assert trace(Sarathi(), *late, max_seqs=2)[0] == [{"a": 4, "b": 8}, {"b": 1, "c": 8}]
 
 
 def test_sarathi_preempts_the_youngest_decode() -> None:
     steps, _ = trace(Sarathi(chunk=8), req("a", 4, 6), req("b", 4, 7), blocks=4)
-    assert steps == [{"a": 4, "b": 4}, *[{"a": 1, "b": 1}] * 4, ({"a": 1}, ("b",)), {"b": 8}, {"b": 1}, {"b": 1}]
+    assert steps == [
+        {"a": 4, "b": 4},
+        *[{"a": 1, "b": 1}] * 4,
+        ({"a": 1}, ("b",)),
+        {"b": 8},
+        {"b": 1},
+        {"b": 1},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 
-WORK = [Request(f"r{i}", 0.1 * i, (Stage(10 + i, 5, SLO(tpot=0.1, slowdown=5.0)),)) for i in range(4)]
+WORK = [
+    Request(f"r{i}", 0.1 * i, (Stage(10 + i, 5, SLO(tpot=0.1, slowdown=5.0)),)) for i in range(4)
+]
 
 
 def test_make_policy_gives_beliefs_and_settings() -> None:
@@ -28,9 +30,15 @@ def test_make_policy_gives_beliefs_and_settings() -> None:
 
 
 def test_make_policy_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="policy = 'fcfs' must be one of vllm, vllm-v1, sarathi, slos-serve; or add"):
+    with pytest.raises(
+        ValueError,
+        match="policy = 'fcfs' must be one of vllm, vllm-v1, sarathi, slos-serve; or add",
+    ):
         make_policy("fcfs", FAST, Oracle(WORK))
-    with pytest.raises(ValueError, match=r"setting of policy 'sarathi' = 'chunks' must be one of chunk, .*watermark"):
+    with pytest.raises(
+        ValueError,
+        match=r"setting of policy 'sarathi' = 'chunks' must be one of chunk, .*watermark",
+    ):
         make_policy("sarathi", FAST, Oracle(WORK), chunks=3)
     with pytest.raises(ValueError, match="chunk = 0"):
         make_policy("sarathi", FAST, Oracle(WORK), chunk=0)

@@ -11,7 +11,14 @@ from slos.core.attainment import attainment
 from slos.core.lengths import FirstToken, Oracle
 from slos.core.types import SLO, Load, Progress, Request, Stage
 from slos.hardware.profiles import profile
-from slos.policies.routers import ROUTERS, Cheapest, LeastLoaded, RoundRobin, Sequential, make_router
+from slos.policies.routers import (
+    ROUTERS,
+    Cheapest,
+    LeastLoaded,
+    RoundRobin,
+    Sequential,
+    make_router,
+)
 from slos.sim.cluster import KV_BYTES, cluster, link, roles
 from slos.sim.simulator import stream
 from workloads import build
@@ -46,11 +53,16 @@ def test_round_robin_and_the_papers_go_in_turn() -> None:
 def test_the_least_loaded_has_the_least_left_to_compute(few: dict, many: dict) -> None:
     router = LeastLoaded()
     assert [router.rank(X, loads(many, few, many)) for _ in range(3)] == [["b"]] * 3
-    assert [router.rank(X, loads(few, many, few)) for _ in range(3)] == [["c"], ["a"], ["c"]], "equals go in turn"
+    assert [router.rank(X, loads(few, many, few)) for _ in range(3)] == [["c"], ["a"], ["c"]], (
+        "equals go in turn"
+    )
 
 
 def test_a_few_requests_more_make_nobody_the_busier_one() -> None:
-    router, three = LeastLoaded(), loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7})
+    router, three = (
+        LeastLoaded(),
+        loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7}),
+    )
     assert [router.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
 
 
@@ -77,8 +89,11 @@ def decision_seconds(name: str, replicas: int = 16, repeats: int = 300) -> float
     rng, times, router = Random(0), [], make_router(name, HARDWARE.roofline, ORACLE)
     for _ in range(repeats):
         some = [
-            Load(f"r{i}", 1 + rng.random() / 10, rng.randrange(5), rng.randrange(80), rng.randrange(2000), 2687, 16,
-                 rng.randrange(2000), ((0.05, rng.randrange(1, 20)), (0.1, rng.randrange(1, 60))), rng.randrange(2687))
+            Load(
+                f"r{i}", 1 + rng.random() / 10, rng.randrange(5), rng.randrange(80),
+                rng.randrange(2000), 2687, 16, rng.randrange(2000),
+                ((0.05, rng.randrange(1, 20)), (0.1, rng.randrange(1, 60))), rng.randrange(2687),
+            )
             for i in range(replicas)
         ]  # fmt: skip
         start = time.perf_counter()
@@ -93,15 +108,25 @@ def test_a_decision_is_quick_and_every_router_serves(name: str) -> None:
     work = build("mixed", 20.0, 60).requests
     oracle = Oracle(work)
     outcomes = list(
-        stream(work, cluster("slos-serve", HARDWARE, oracle, 4), make_router(name, HARDWARE.roofline, oracle))
+        stream(
+            work,
+            cluster("slos-serve", HARDWARE, oracle, 4),
+            make_router(name, HARDWARE.roofline, oracle),
+        )
     )
-    assert len(outcomes) == 60 and attainment(outcomes) > 0.5 and len({o.replica for o in outcomes}) == 4
+    assert (
+        len(outcomes) == 60
+        and attainment(outcomes) > 0.5
+        and len({o.replica for o in outcomes}) == 4
+    )
 
 
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match="router = 'dice' must be one of round-robin"):
         make_router("dice", HARDWARE.roofline, ORACLE)
-    with pytest.raises(ValueError, match="setting of router 'sequential' = 'hop' must be one of hops"):
+    with pytest.raises(
+        ValueError, match="setting of router 'sequential' = 'hop' must be one of hops"
+    ):
         make_router("sequential", HARDWARE.roofline, ORACLE, hop=1)
     for router in (Sequential, lambda hops: Cheapest(HARDWARE.roofline, ORACLE, hops)):
         with pytest.raises(ValueError, match="hops = -1"):
@@ -114,7 +139,9 @@ def test_unknown_names() -> None:
 def test_topologies() -> None:
     assert roles("") == ("",) and roles("2:1") == ("prefill", "prefill", "decode")
     nodes = cluster("vllm", HARDWARE, ORACLE, 2, "1:2")
-    assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len({n.name for n in nodes}) == 6
+    assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len(
+        {n.name for n in nodes}
+    ) == 6
     assert FirstToken().remaining(X) == 1 and FirstToken().after_stage(X) == 0
     for bad in ("2", "2:0", "a:b", "1:1:1"):
         with pytest.raises(ValueError, match="topology"):
@@ -140,4 +167,6 @@ def test_prefill_and_decode_apart(system: str, scenario: str) -> None:
         nodes = [replace(n, world=replace(n.world, kv_blocks=70_000)) for n in nodes]
     outcomes = list(stream(work, nodes, LeastLoaded(), link=link(HARDWARE)))
     assert len(outcomes) == 12 and attainment(outcomes) > 0.5
-    assert {o.replica for o in outcomes if o.output > sum(len(r.stages) for r in work)} <= {"decode-02"}
+    assert {o.replica for o in outcomes if o.output > sum(len(r.stages) for r in work)} <= {
+        "decode-02"
+    }

@@ -28,11 +28,15 @@ def keeps_its_word(work: list[Request], world: World) -> dict[str, Outcome]:
     outcomes = simulate(work, watched, world, 0, watched.observe)
     watched.end(outcomes)
     for o in outcomes:
-        assert o.attained == (o.id in watch.admitted), f"{o.id} was promised and not attained: {o.lateness} s late"
+        assert o.attained == (o.id in watch.admitted), (
+            f"{o.id} was promised and not attained: {o.lateness} s late"
+        )
     return {o.id: o for o in outcomes}
 
 
-def req(id: str, prompt: int, output: int, slo: SLO, arrival: float = 0.0, after: tuple[Stage, ...] = ()) -> Request:
+def req(
+    id: str, prompt: int, output: int, slo: SLO, arrival: float = 0.0, after: tuple[Stage, ...] = ()
+) -> Request:
     return Request(id, arrival, (Stage(prompt, output, slo), *after))
 
 
@@ -54,13 +58,15 @@ def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
 @settings(max_examples=250)
 @given(data=st.data())
 def test_every_guarantee_is_kept_over_rounds(data: st.DataObject) -> None:
-    """Tools that answer later, turns that follow at once, paces that change: one promise for all of it."""
+    """Tools that answer later, turns that follow at once, paces that change: one promise for all of
+    it."""
     work = data.draw(requests(size=8, of=stages(most=4)))
     keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
 def busy_replica(seed: int) -> tuple[list[Request], World]:
-    """Bursts of chats, reasoning and agents of up to 5 rounds, at a load that the machine cannot carry in full."""
+    """Bursts of chats, reasoning and agents of up to 5 rounds, at a load that the machine cannot
+    carry in full."""
     dice = Random(seed)
     k_ctx, blocks = dice.choice([0.0, 0.0, 1e-6]), dice.choice([60, 150, 600])
     roofline = Roofline((*FAST.planes, Plane(0.0003, 0.0, 0.01)), k_ctx)
@@ -73,7 +79,14 @@ def busy_replica(seed: int) -> tuple[list[Request], World]:
         for _ in range(dice.randint(1, 4) if kind != "chat" else 0):
             prompt = 0 if kind == "reasoning" else dice.randint(0 if kind == "tools" else 1, 80)
             pace = SLO(dice.choice([0.05, 0.15])) if kind == "reasoning" else slo
-            made.append(Stage(prompt, dice.randint(1, 40), pace, dice.lognormvariate(-0.7, 0.8) * (kind == "tools")))
+            made.append(
+                Stage(
+                    prompt,
+                    dice.randint(1, 40),
+                    pace,
+                    dice.lognormvariate(-0.7, 0.8) * (kind == "tools"),
+                )
+            )
         work.append(Request(f"r{i}", now, tuple(made)))
     seats, tile = dice.choice([8, 256]), dice.choice([1, 1, 32])
     return work, World(replace(roofline, tile=tile), blocks, max_seqs=seats)
@@ -85,7 +98,9 @@ def test_200_busy_replicas_keep_every_promise() -> None:
         work, world = busy_replica(seed)
         watch = Watch(SLOsServe(world.roofline, Oracle(work)))
         outcomes = {o.id: o for o in simulate(work, watch, world, seed)}
-        broken = [(o.id, o.lateness) for o in outcomes.values() if o.attained != (o.id in watch.admitted)]
+        broken = [
+            (o.id, o.lateness) for o in outcomes.values() if o.attained != (o.id in watch.admitted)
+        ]
         assert not broken, f"seed {seed}: {broken}"
         admitted += len(watch.admitted)
         rounds += sum(any(s.wait for s in r.stages) for r in work if r.id in watch.admitted)
@@ -96,7 +111,8 @@ def test_200_busy_replicas_keep_every_promise() -> None:
 @pytest.mark.parametrize("drafts", [0, 8])
 @pytest.mark.parametrize("rate", [9, 14, 28])
 def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
-    """Where admitted requests wait for their first token while others are preferred, and drafts come and go."""
+    """Where admitted requests wait for their first token while others are preferred, and drafts
+    come and go."""
     hardware = profile("opt-6.7b-draft-a100")
     for seed in range(3):
         work = build("mixed", rate, 300, seed).requests
@@ -110,7 +126,10 @@ def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
 def test_best_effort_delays_nobody(data: st.DataObject) -> None:
     hopeless = st.builds(Stage, st.integers(1, 80), st.integers(1, 60), st.just(HOPELESS))
     work = data.draw(
-        requests(size=12, of=st.tuples(hopeless | st.builds(Stage, st.integers(1, 60), st.integers(1, 30), slos)))
+        requests(
+            size=12,
+            of=st.tuples(hopeless | st.builds(Stage, st.integers(1, 60), st.integers(1, 30), slos)),
+        )
     )
     outcomes = keeps_its_word(work, data.draw(worlds(work, k_ctx=0.0, noise=0.0)))
     assert all(outcomes[r.id].declined for r in work if r.stages[0].slo is HOPELESS)
@@ -141,17 +160,27 @@ def test_nobody_starves_under_a_load_that_never_ends() -> None:
 
 def test_value_decides() -> None:
     rich = replace(req("rich", 100, 5, SLO(tpot=0.1, slowdown=1.2)), value=5.0)
-    outcomes = keeps_its_word([req("poor", 100, 5, SLO(tpot=0.1, slowdown=1.2)), rich], World(FAST, 100))
+    outcomes = keeps_its_word(
+        [req("poor", 100, 5, SLO(tpot=0.1, slowdown=1.2)), rich], World(FAST, 100)
+    )
     assert outcomes["rich"].attained and outcomes["poor"].declined
 
 
 def test_best_effort_makes_room_newest_first() -> None:
-    """20 blocks of 4: after 0.3 s both of best effort hold about 6, and the third needs 15 for its prompt."""
-    work = [req("a", 8, 28, HOPELESS), req("b", 8, 28, HOPELESS), req("c", 60, 4, SLO(tpot=0.1, slowdown=5.0), 0.3)]
+    """20 blocks of 4: after 0.3 s both of best effort hold about 6, and the third needs 15 for its
+    prompt."""
+    work = [
+        req("a", 8, 28, HOPELESS),
+        req("b", 8, 28, HOPELESS),
+        req("c", 60, 4, SLO(tpot=0.1, slowdown=5.0), 0.3),
+    ]
     watch = Watch(SLOsServe(FAST, Oracle(work)))
     outcomes = {o.id: o for o in simulate(work, watch, World(FAST, 20, block_size=4))}
     assert watch.preempted[:2] == ["b", "a"]
-    assert outcomes["c"].attained and outcomes["c"].finish < outcomes["a"].finish <= outcomes["b"].finish
+    assert (
+        outcomes["c"].attained
+        and outcomes["c"].finish < outcomes["a"].finish <= outcomes["b"].finish
+    )
     assert outcomes["a"].declined and outcomes["a"].preemptions == 1
 
 
@@ -166,11 +195,14 @@ def test_a_better_roofline_takes_its_place_between_steps() -> None:
 
 @pytest.mark.parametrize(("tile", "filled"), [(1, None), (64, 63)])
 def test_best_effort_has_the_rest_of_a_tile(tile: int, filled: int | None) -> None:
-    """A decode that is late already leaves no time for others, but they fill its tile for nothing."""
+    """A decode that is late already leaves no time for others, but they fill its tile for
+    nothing."""
     roofline = replace(FAST, tile=tile)
     late = Progress("late", 0.0, 51, 1.0, 0.05, computed=50, generated=1)
     queued = Progress("queued", 0.0, 100, 0.2, 0.1, best_effort=True)
-    policy = SLOsServe(roofline, Oracle([req("late", 50, 20, HOPELESS), req("queued", 100, 5, HOPELESS)]))
+    policy = SLOsServe(
+        roofline, Oracle([req("late", 50, 20, HOPELESS), req("queued", 100, 5, HOPELESS)])
+    )
     batch = policy.step(View(2.0, [queued], [late], 90, 100))
     assert batch.tokens == {"late": 1} | ({"queued": filled} if filled else {})
 
@@ -181,20 +213,28 @@ def test_settings_are_checked() -> None:
 
 
 def test_best_effort_delays_nobody_with_a_context_term() -> None:
-    work = [req(f"r{i}", n, out, HOPELESS) for i, (n, out) in enumerate([(1, 1), (32, 21), (1, 1), (1, 1), (1, 1)])]
+    work = [
+        req(f"r{i}", n, out, HOPELESS)
+        for i, (n, out) in enumerate([(1, 1), (32, 21), (1, 1), (1, 1), (1, 1)])
+    ]
     work += [req("r5", 30, 1, HOPELESS, 0.25), req("r6", 1, 1, SLO(tpot=0.05, slowdown=3.0), 0.25)]
     work += [req("r7", 29, 1, HOPELESS, 0.25)]
     keeps_its_word(work, World(Roofline(FAST.planes, k_ctx=2e-5), 34, block_size=4))
 
 
 def test_guarantee_with_a_context_term() -> None:
-    keeps_its_word([req("a", 100, 5, SLO(tpot=0.1, slowdown=1.0))], World(Roofline(FAST.planes, k_ctx=2e-5), 100))
+    keeps_its_word(
+        [req("a", 100, 5, SLO(tpot=0.1, slowdown=1.0))],
+        World(Roofline(FAST.planes, k_ctx=2e-5), 100),
+    )
 
 
 @pytest.mark.parametrize("response", [0.03, 0.1])
 def test_guarantee_when_the_pace_changes(response: float) -> None:
     if response < 0.05:
-        first = req("a", 26, 1, SLO(tpot=0.05, slowdown=3.0), after=(Stage(0, 1, SLO(tpot=response)),))
+        first = req(
+            "a", 26, 1, SLO(tpot=0.05, slowdown=3.0), after=(Stage(0, 1, SLO(tpot=response)),)
+        )
         work = [first, req("b", 103, 1, SLO(tpot=0.03, slowdown=1.5))]
     else:
         work = [
@@ -207,17 +247,27 @@ def test_guarantee_when_the_pace_changes(response: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slo", "blocks"), [(SLO(tpot=0.01, slowdown=5.0), 100), (SLO(tpot=0.1, slowdown=5.0), 8)], ids=["pace", "memory"]
+    ("slo", "blocks"),
+    [(SLO(tpot=0.01, slowdown=5.0), 100), (SLO(tpot=0.1, slowdown=5.0), 8)],
+    ids=["pace", "memory"],
 )
 def test_nobody_waits_for_ever(slo: SLO, blocks: int) -> None:
-    """A pace that the machine does not have; and a request that just fills the cache. Best effort is left for both."""
-    simulate([req("a", 2, 30, slo)], SLOsServe(FAST, Oracle([req("a", 2, 30, slo)])), World(FAST, blocks, block_size=4))
+    """A pace that the machine does not have; and a request that just fills the cache. Best effort
+    is left for both."""
+    simulate(
+        [req("a", 2, 30, slo)],
+        SLOsServe(FAST, Oracle([req("a", 2, 30, slo)])),
+        World(FAST, blocks, block_size=4),
+    )
 
 
 def test_a_crowd_of_many_paces_is_planned_in_parts_and_nobody_is_forgotten() -> None:
-    """Count vectors grow with the product of the tiers: some 300,000 here, ten times what one planning takes."""
+    """Count vectors grow with the product of the tiers: some 300,000 here, ten times what one
+    planning takes."""
     tpots = (0.05, 0.1, 0.2, 0.4)
-    crowd = [Request(f"r{i}", 0.0, (Stage(40, 3, SLO(tpots[i % 4], ttft=60.0)),)) for i in range(92)]
+    crowd = [
+        Request(f"r{i}", 0.0, (Stage(40, 3, SLO(tpots[i % 4], ttft=60.0)),)) for i in range(92)
+    ]
     roofline = Roofline((Plane(1e-4, 0.0, 5e-3),))
     outcomes = simulate(crowd, SLOsServe(roofline, Oracle(crowd)), World(roofline, 2000))
     assert len(outcomes) == 92 and all(o.attained for o in outcomes)

@@ -15,11 +15,28 @@ from hypothesis import strategies as st
 from slos import files
 from slos.policies import OURS
 from slos.records import report
-from slos.records.claims import Claim, Headline, read_claims, read_headlines, upsert_headlines, verdict
+from slos.records.claims import (
+    Claim,
+    Headline,
+    read_claims,
+    read_headlines,
+    upsert_headlines,
+    verdict,
+)
 
 CLAIM = Claim("gain", "the gain", 2.0, "x", "section 5", "A", "02_capacity")
 LOWER = replace(CLAIM, value=10, unit="ms", better="lower")
-ROW = Headline("gain", 2.1, 2.0, 2.2, "simulated", "real traces", "opt-6.7b", "abc1234", './run_all.sh full, "all"')
+ROW = Headline(
+    "gain",
+    2.1,
+    2.0,
+    2.2,
+    "simulated",
+    "real traces",
+    "opt-6.7b",
+    "abc1234",
+    './run_all.sh full, "all"',
+)
 positive = st.floats(1e-3, 1e6)
 order = ("MISS", "NEAR", "OK")
 
@@ -55,14 +72,20 @@ def test_a_better_number_never_gets_a_worse_verdict(paper: float, a: float, b: f
 
 @given(positive)
 def test_the_papers_own_number_is_ok_either_way(value: float) -> None:
-    assert verdict(value, replace(CLAIM, value=value)) == verdict(value, replace(LOWER, value=value)) == "OK"
+    assert (
+        verdict(value, replace(CLAIM, value=value))
+        == verdict(value, replace(LOWER, value=value))
+        == "OK"
+    )
 
 
 def test_the_papers_numbers_load_and_are_the_papers() -> None:
     claims = {c.key: c for c in read_claims()}
     ablation = [claims[f"ablation_{k}"].value for k in ("speculation", "burst", "routing")]
     assert ablation == [1.66, 1.34, 1.19]
-    assert {c.value for k, c in claims.items() if k.startswith(("capacity_vs_", "headline_vs_"))} == {2.2}
+    assert {
+        c.value for k, c in claims.items() if k.startswith(("capacity_vs_", "headline_vs_"))
+    } == {2.2}
     assert claims["planning_ms"].better == "lower"
 
 
@@ -101,7 +124,9 @@ def test_upsert_replaces_its_keys_and_keeps_the_others(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_write_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_cut_short_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "headlines.csv"
     upsert_headlines(path, [ROW])
     before = path.read_bytes()
@@ -138,34 +163,73 @@ def cells(text: str, first: str) -> list[str]:
 
 
 CLAIMS = [replace(CLAIM, why="it is so"), replace(CLAIM, key="b", what="not yet")]
-QUICK = replace(ROW, value=1.6, low=1.6, high=1.6, source="synthetic profile", profile="", command="./run_all.sh")
+QUICK = replace(
+    ROW,
+    value=1.6,
+    low=1.6,
+    high=1.6,
+    source="synthetic profile",
+    profile="",
+    command="./run_all.sh",
+)
 RUNS = {"quick": {"gain": QUICK, "more": QUICK}, "reference": {"gain": ROW}, "smoke": {"b": QUICK}}
 
 
 def test_headline_table() -> None:
     text = report.headline_table(CLAIMS, RUNS)
-    assert cells(text, "what")[2:5] == ["quick", "reference", "ratio"], "full and smoke only if there is more to say"
+    assert cells(text, "what")[2:5] == ["quick", "reference", "ratio"], (
+        "full and smoke only if there is more to say"
+    )
     assert cells(text, "the gain") == [
-        "the gain", "2 x (A)", "1.6", "2.1 [2, 2.2]", "1.05", "OK", "simulated", "real traces, opt-6.7b", ROW.command,
+        "the gain", "2 x (A)", "1.6", "2.1 [2, 2.2]", "1.05", "OK", "simulated",
+        "real traces, opt-6.7b", ROW.command,
     ]  # fmt: skip
-    assert cells(text, "not yet")[2:] == ["-", "-", "-", "NOT RUN", "-", "-", "notebooks/02_capacity.ipynb"]
-    assert cells(text, "`more`") == ["`more`", "-", "1.6", *"---", "simulated", "synthetic profile", "./run_all.sh"]
+    assert cells(text, "not yet")[2:] == [
+        "-",
+        "-",
+        "-",
+        "NOT RUN",
+        "-",
+        "-",
+        "notebooks/02_capacity.ipynb",
+    ]
+    assert cells(text, "`more`") == [
+        "`more`",
+        "-",
+        "1.6",
+        *"---",
+        "simulated",
+        "synthetic profile",
+        "./run_all.sh",
+    ]
     assert "1 OK, 0 NEAR, 0 MISS, 1 NOT RUN." in text and "it is so" not in text
     text = report.headline_table(CLAIMS, RUNS | {"full": {"gain": replace(ROW, value=2.05)}})
-    assert cells(text, "the gain")[2:7] == ["1.6", "2.1 [2, 2.2]", "2.05 [2, 2.2]", "1.02", "OK"], "the largest counts"
+    assert cells(text, "the gain")[2:7] == ["1.6", "2.1 [2, 2.2]", "2.05 [2, 2.2]", "1.02", "OK"], (
+        "the largest counts"
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "columns", "gain", "counts"),
     [
-        ("quick", ["quick", "reference"], ["1.6", "2.1 [2, 2.2]", "0.80", "NEAR"], "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN."),
-        ("smoke", ["smoke", "quick", "reference"], ["-", "1.6", "2.1 [2, 2.2]", "-", "NOT RUN"],
-         "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN."),
+        (
+            "quick", ["quick", "reference"], ["1.6", "2.1 [2, 2.2]", "0.80", "NEAR"],
+            "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN.",
+        ),
+        (
+            "smoke", ["smoke", "quick", "reference"], ["-", "1.6", "2.1 [2, 2.2]", "-", "NOT RUN"],
+            "0 OK, 1 NEAR, 0 MISS, 1 NOT RUN.",
+        ),
     ],
 )  # fmt: skip
-def test_the_size_that_is_asked_for_counts(size: str, columns: list[str], gain: list[str], counts: str) -> None:
+def test_the_size_that_is_asked_for_counts(
+    size: str, columns: list[str], gain: list[str], counts: str
+) -> None:
     text = report.headline_table(CLAIMS, RUNS, size)
-    assert cells(text, "what")[2 : 2 + len(columns)] == columns and cells(text, "the gain")[2 : 2 + len(gain)] == gain
+    assert (
+        cells(text, "what")[2 : 2 + len(columns)] == columns
+        and cells(text, "the gain")[2 : 2 + len(gain)] == gain
+    )
     assert f"{counts} Ratio, verdict and what follows them are those of `{size}`." in text
     assert ("- the gain: it is so" in text) == (size == "quick"), "why is told of what counts"
 
@@ -188,7 +252,10 @@ def test_capacity_table(tmp_path: Path) -> None:
     assert cells(dataset, "chatbot") == [
         "chatbot", "1 [1, 1]", "2 [2, 2] 512", "4 [3, 5]", "3 [3, 3]", "2.00", "real traces, opt",
     ]  # fmt: skip
-    assert cells(dataset, "coding")[2] == "-" and cells(dataset, "coding")[-2:] == ["4.00", "synthetic profile, opt"]
+    assert cells(dataset, "coding")[2] == "-" and cells(dataset, "coding")[-2:] == [
+        "4.00",
+        "synthetic profile, opt",
+    ]
     assert cells(dataset, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "2.83", ""]
     assert cells(trace, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces, opt"]
     path.write_text("scenario,system\n")
@@ -201,9 +268,18 @@ def test_readme_is_of_the_largest_run_and_the_terminal_of_what_was_asked_for(
 ) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
     report.main([])
-    assert "0 OK, 0 NEAR, 0 MISS" in (tmp_path / "README.md").read_text() and "NOT RUN" in capsys.readouterr().out
-    for name, ms in (("reference/headlines.csv", 2.0), ("reference/quick.csv", 20.0), ("quick/headlines.csv", 11.0)):
-        upsert_headlines(tmp_path / name, [replace(ROW, key="planning_ms", value=ms, low=ms, high=ms)])
+    assert (
+        "0 OK, 0 NEAR, 0 MISS" in (tmp_path / "README.md").read_text()
+        and "NOT RUN" in capsys.readouterr().out
+    )
+    for name, ms in (
+        ("reference/headlines.csv", 2.0),
+        ("reference/quick.csv", 20.0),
+        ("quick/headlines.csv", 11.0),
+    ):
+        upsert_headlines(
+            tmp_path / name, [replace(ROW, key="planning_ms", value=ms, low=ms, high=ms)]
+        )
     for size in ("reference", "quick"):
         (tmp_path / size / "capacity.csv").write_text(CAPACITY)
     report.main(["--size", "quick"])
@@ -214,7 +290,9 @@ def test_readme_is_of_the_largest_run_and_the_terminal_of_what_was_asked_for(
     assert text.count("## ") == 1 and "## Capacities, `reference`" in text
     (tmp_path / "quick" / "headlines.csv").unlink()
     report.main([])
-    assert cells(capsys.readouterr().out, "one planning, the longest")[2] == "20", "until it was run here"
+    assert cells(capsys.readouterr().out, "one planning, the longest")[2] == "20", (
+        "until it was run here"
+    )
 
 
 def test_the_system_set_against_the_others_is_ours() -> None:
@@ -235,10 +313,14 @@ def test_the_table_of_the_repository_is_made_from_the_rows_in_it(
     assert done.stdout == made.read_text(), f"copy {made} to results/README.md, and git add it"
     for name, word in (("headlines", "./run_all.sh full ("), ("quick", "./run_all.sh (")):
         rows = read_headlines(tmp_path / "reference" / f"{name}.csv")
-        assert rows and all(row.command.startswith(word) for row in rows), f"{name}.csv has rows of another size"
+        assert rows and all(row.command.startswith(word) for row in rows), (
+            f"{name}.csv has rows of another size"
+        )
 
 
-def test_a_bad_row_stops_the_report_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_bad_row_stops_the_report_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
     (tmp_path / "quick").mkdir()
     (tmp_path / "quick" / "headlines.csv").write_text("nonsense\n")

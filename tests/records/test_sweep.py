@@ -1,4 +1,5 @@
-"""`slos.records.sweep`: the same file however it was made, nothing run twice, and whole rows only, whatever interrupts it."""
+"""`slos.records.sweep`: the same file however it was made, nothing run twice, and whole rows only,
+whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ PATIENCE = 60.0  # seconds that a busy machine may need where an idle one needs 
 class Case:
     """What to run. Only the name is part of the key.
 
-    calls: a file that gets a line per call. fails: the file of rows, in which `others` runs are waited for before this
-    one fails. dies: a file, for whose want the process that runs this is killed, and which is there from then on.
+    calls: a file that gets a line per call. fails: the file of rows, in which `others` runs are
+    waited for before this one fails. dies: a file, for whose want the process that runs this is
+    killed, and which is there from then on.
     """
 
     name: str
@@ -78,11 +80,17 @@ def rows_of(case: Case) -> list[Row]:
         time.sleep(case.seconds)
     if case.fails:
         end = time.monotonic() + PATIENCE
-        while not Path(case.fails).exists() or Path(case.fails).read_text().count("\n") < 1 + 2 * case.others:
+        while (
+            not Path(case.fails).exists()
+            or Path(case.fails).read_text().count("\n") < 1 + 2 * case.others
+        ):
             assert time.monotonic() < end
             time.sleep(0.01)
         raise ArithmeticError(f"no result of {case.name}")
-    return [Row(case.name, part, sum(map(ord, case.name)) / (part + 3), part % 2 == 0) for part in (0, 1)]
+    return [
+        Row(case.name, part, sum(map(ord, case.name)) / (part + 3), part % 2 == 0)
+        for part in (0, 1)
+    ]
 
 
 CASES = [Case(name) for name in ("b", "a,c", "d", 'e"', "f")]
@@ -110,28 +118,44 @@ def test_the_file_does_not_depend_on_workers_or_order(tmp_path: Path) -> None:
     alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
     together = sweep(rows_of, CASES, tmp_path / "together.csv", Row, workers=2)
     backwards = sweep(rows_of, CASES[::-1], tmp_path / "backwards.csv", Row, workers=1)
-    assert alone == together == [row for case in CASES for row in rows_of(case)], "rows come in the order of the cases"
+    assert alone == together == [row for case in CASES for row in rows_of(case)], (
+        "rows come in the order of the cases"
+    )
     assert backwards == [row for case in CASES[::-1] for row in rows_of(case)]
     first = (tmp_path / "alone.csv").read_bytes()
-    assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "backwards.csv").read_bytes() == first
+    assert (
+        (tmp_path / "together.csv").read_bytes()
+        == (tmp_path / "backwards.csv").read_bytes()
+        == first
+    )
     with (tmp_path / "alone.csv").open(newline="") as f:
         head, *rows = csv.reader(f)
     assert head == ["run", "digest", "commit", "name", "part", "value", "even"]
     assert [row[0] for row in rows] == sorted(str(case) for case in CASES for _ in (0, 1))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone.csv", "backwards.csv", "together.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "alone.csv",
+        "backwards.csv",
+        "together.csv",
+    ]
 
 
 def test_parts_of_a_grid_add_up_to_the_file_of_the_whole(tmp_path: Path) -> None:
     sweep(rows_of, CASES, tmp_path / "whole.csv", Row, workers=1)
     for part in (CASES[3:], CASES[:2], [], CASES[1:4]):
         got = sweep(rows_of, part, tmp_path / "parts.csv", Row, workers=1)
-        assert got == [row for case in part for row in rows_of(case)], "only the rows that were asked for"
+        assert got == [row for case in part for row in rows_of(case)], (
+            "only the rows that were asked for"
+        )
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_without_ray_it_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_it_runs_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep(rows_of, told(CASES, tmp_path / "with"), tmp_path / "with.csv", Row, workers=2)
-    assert len(called(tmp_path / "with")) == len(CASES) and os.getpid() not in processes(tmp_path / "with")
+    assert len(called(tmp_path / "with")) == len(CASES) and os.getpid() not in processes(
+        tmp_path / "with"
+    )
     monkeypatch.setitem(sys.modules, "ray", None)
     sweep(rows_of, told(CASES, tmp_path / "without"), tmp_path / "without.csv", Row, workers=2)
     assert called(tmp_path / "without") == [case.name for case in CASES]
@@ -141,7 +165,8 @@ def test_without_ray_it_runs_in_this_process(tmp_path: Path, monkeypatch: pytest
 
 CLUSTER = """
 import ray, sys
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, _temp_dir=sys.argv[1])
+quiet = {"include_dashboard": False, "object_store_memory": 80 << 20}
+ray.init("local", num_cpus=2, _temp_dir=sys.argv[1], **quiet)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -149,23 +174,44 @@ sys.stdin.read()
 
 def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
-    paths = os.pathsep.join((str(root), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    paths = os.pathsep.join(
+        (str(root), str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+    )
     env = {**os.environ, "PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0"}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # nobody else may run tasks there
+    # nobody else may run tasks there
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
         cluster = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, temp], env=env, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", CLUSTER, temp],
+            env=env,
+            stdin=-1,
+            stdout=-1,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         with cluster:
             assert cluster.stdin and cluster.stdout
             address = cluster.stdout.readline().strip()
-            command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(calls), "0", "0"]
+            command = [
+                sys.executable,
+                "-c",
+                SCRIPT,
+                str(Path(__file__).parent),
+                str(path),
+                str(calls),
+                "0",
+                "0",
+            ]
             for part in ("once", "again"):
                 path.unlink(missing_ok=True)
-                subprocess.run(command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE)
+                subprocess.run(
+                    command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE
+                )
                 assert sorted(called(calls)) == sorted(case.name for case in MANY), part
                 logs = [log.stem for log in Path(temp).glob("session_latest/logs/worker-*.out")]
-                assert processes(calls) <= {int(log.split("-")[-1]) for log in logs}, "the workers are the cluster's"
+                assert processes(calls) <= {int(log.split("-")[-1]) for log in logs}, (
+                    "the workers are the cluster's"
+                )
                 calls.unlink()
             cluster.stdin.close()
     sweep(rows_of, MANY, tmp_path / "alone.csv", Row, workers=1)
@@ -175,7 +221,9 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
 def test_a_worker_with_other_sources_is_refused() -> None:
     with pytest.raises(RuntimeError, match="not those of the sweep"):
         slos.records.sweep._call(rows_of, CASES[0], "another")
-    assert slos.records.sweep._call(rows_of, CASES[0], slos.records.sweep.sources_digest()) == rows_of(CASES[0])
+    assert slos.records.sweep._call(
+        rows_of, CASES[0], slos.records.sweep.sources_digest()
+    ) == rows_of(CASES[0])
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
@@ -211,7 +259,9 @@ def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     assert sorted(called(calls)) == sorted(case.name for case in CASES[3:])
 
 
-def test_changed_sources_or_data_run_everything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_sources_or_data_run_everything_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     cases = told(CASES[:2], calls)
     for digest, count in (("one", 2), ("one", 2), ("two", 4), ("two", 4)):
@@ -251,7 +301,9 @@ def test_the_digest_is_of_sources_and_of_names_and_sizes_of_the_data(
         seen.add(digest())
 
 
-def test_the_commit_says_whether_the_sources_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_says_whether_the_sources_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = slos.files.commit.__wrapped__
     monkeypatch.setattr(slos.files, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -277,7 +329,12 @@ def test_a_file_of_another_layout_is_not_used(tmp_path: Path, head: str) -> None
     sweep(rows_of, told(CASES[:1], calls), path, Row, workers=1)
     assert called(calls) == ["b"]
     assert sweep(never, CASES[:1], path, Row, workers=1) == rows_of(CASES[0])
-    assert sweep(lambda case: [Wider(case.name, 0, 1.0, True)], CASES[:1], path, Wider, workers=1)[0].more == 0
+    assert (
+        sweep(lambda case: [Wider(case.name, 0, 1.0, True)], CASES[:1], path, Wider, workers=1)[
+            0
+        ].more
+        == 0
+    )
     sweep(rows_of, told(CASES[:1], calls), path, Row, workers=1)
     assert called(calls) == ["b", "b"], "rows of the wider layout are not rows of this one"
 
@@ -289,18 +346,23 @@ def test_a_file_of_another_layout_is_not_used(tmp_path: Path, head: str) -> None
 def test_an_error_keeps_what_was_finished_before_it(tmp_path: Path, workers: int) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     cases = told(CASES, calls)
-    finished = ["b", "a,c"] if workers == 1 else ["b", "a,c", 'e"', "f"]  # the other process goes on meanwhile
+    # the other process goes on meanwhile
+    finished = ["b", "a,c"] if workers == 1 else ["b", "a,c", 'e"', "f"]
     cases[2] = replace(cases[2], fails=str(path), others=len(finished))
     with pytest.raises(ArithmeticError, match="no result of d"):
         sweep(rows_of, cases, path, Row, workers=workers)
     before = called(calls)
     sweep(rows_of, told(CASES, calls), path, Row, workers=1)
-    assert called(calls)[len(before) :] == [case.name for case in CASES if case.name not in finished]
+    assert called(calls)[len(before) :] == [
+        case.name for case in CASES if case.name not in finished
+    ]
     sweep(rows_of, CASES, tmp_path / "undisturbed.csv", Row, workers=1)
     assert path.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
-def test_a_ray_that_does_not_start_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_does_not_start_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
     slos.records.sweep._end()
     monkeypatch.setattr("ray.init", lambda *args, **kwargs: 1 / 0)
@@ -313,7 +375,9 @@ def test_a_worker_killed_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFi
     calls = tmp_path / "calls"
     cases = [replace(case, dies=str(tmp_path / f"dead {case.name}")) for case in told(CASES, calls)]
     sweep(rows_of, cases, tmp_path / "rows.csv", Row, workers=2)
-    assert sorted(called(calls)) == sorted(2 * [case.name for case in CASES]), "each was killed once and run again"
+    assert sorted(called(calls)) == sorted(2 * [case.name for case in CASES]), (
+        "each was killed once and run again"
+    )
     assert "Traceback" not in capfd.readouterr().err
     sweep(rows_of, CASES, tmp_path / "undisturbed.csv", Row, workers=1)
     assert (tmp_path / "rows.csv").read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
@@ -331,14 +395,28 @@ MANY = [Case(f"n{i}") for i in range(40)]
 
 
 def killed(
-    path: Path, calls: Path, seconds: float, workers: int, after: int, patience: float = 0.0, sign: int = signal.SIGKILL
+    path: Path,
+    calls: Path,
+    seconds: float,
+    workers: int,
+    after: int,
+    patience: float = 0.0,
+    sign: int = signal.SIGKILL,
 ) -> list[str]:
     """Run a sweep in a process of its own and send it `sign` once `after` runs have begun.
 
-    Its children are given `patience` seconds to end by themselves; the commands of those that did not. Ray's agents,
-    which do no runs and wait a minute for Ray to come back, do not count.
+    Its children are given `patience` seconds to end by themselves; the commands of those that did
+    not. Ray's agents, which do no runs and wait a minute for Ray to come back, do not count.
     """
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(path), str(calls), str(seconds)]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(Path(__file__).parent),
+        str(path),
+        str(calls),
+        str(seconds),
+    ]
     process = subprocess.Popen([*command, str(workers)], stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + PATIENCE
@@ -352,7 +430,10 @@ def killed(
     finally:
         process.kill()
         process.wait()
-    commands, left = [], psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1]
+    commands, left = (
+        [],
+        psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1],
+    )
     for child in agents:
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -377,8 +458,12 @@ def test_kill_leaves_whole_rows_and_the_next_call_runs_what_is_missing(
                 head, *rows = csv.reader(f)
             assert all(len(row) == len(head) for row in rows)
             runs = [row[0] for row in rows]
-            assert runs == sorted(runs) and all(runs.count(run) == 2 for run in runs), "a run is there whole or not"
-            assert begun + after - len(set(runs)) <= 2 * len(stops) * workers, "only what was in flight is lost"
+            assert runs == sorted(runs) and all(runs.count(run) == 2 for run in runs), (
+                "a run is there whole or not"
+            )
+            assert begun + after - len(set(runs)) <= 2 * len(stops) * workers, (
+                "only what was in flight is lost"
+            )
     missing = [case for case in MANY if not path.exists() or f"\n{case}," not in path.read_text()]
     calls.unlink()
     assert 0 < len(missing) < len(MANY)

@@ -33,7 +33,12 @@ LABELS = Labels("chatbot", "vllm-v1", "fake", 2.0)
 Speak = Callable[[web.StreamResponse, dict[str, Any]], Awaitable[None]]
 
 
-def event(tokens: int = 1, usage: int | None = None, finish: str | None = None, ids: list[int] | None = None) -> bytes:
+def event(
+    tokens: int = 1,
+    usage: int | None = None,
+    finish: str | None = None,
+    ids: list[int] | None = None,
+) -> bytes:
     """A chunk as vLLM writes it; `usage` counts the tokens up to here."""
     choice = {"index": 0, "text": "w" * tokens, "finish_reason": finish, "token_ids": ids}
     told = {} if usage is None else {"usage": {"prompt_tokens": 1, "completion_tokens": usage}}
@@ -41,7 +46,9 @@ def event(tokens: int = 1, usage: int | None = None, finish: str | None = None, 
 
 
 def usage_event(total: int) -> bytes:
-    return f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': total}})}\n\n".encode()
+    return (
+        f"data: {json.dumps({'choices': [], 'usage': {'completion_tokens': total}})}\n\n".encode()
+    )
 
 
 DONE = b"data: [DONE]\n\n"
@@ -50,7 +57,9 @@ DONE = b"data: [DONE]\n\n"
 async def one_by_one(out: web.StreamResponse, body: dict[str, Any]) -> None:
     for i in range(body["max_tokens"]):
         ids = [7000 + i] if body.get("return_token_ids") else None
-        await out.write(event(usage=i + 1, finish="length" if i + 1 == body["max_tokens"] else None, ids=ids))
+        await out.write(
+            event(usage=i + 1, finish="length" if i + 1 == body["max_tokens"] else None, ids=ids)
+        )
     await out.write(usage_event(body["max_tokens"]) + DONE)
 
 
@@ -83,7 +92,9 @@ def serving(speak: Speak = one_by_one, **options: Any) -> Iterator[Fake]:
     """In a thread of its own, as a server is elsewhere too."""
     fake, loop = Fake(speak, **options), asyncio.new_event_loop()
     app = web.Application(client_max_size=1 << 24)
-    app.add_routes([web.get("/v1/models", fake.models), web.post("/v1/completions", fake.completions)])
+    app.add_routes(
+        [web.get("/v1/models", fake.models), web.post("/v1/completions", fake.completions)]
+    )
     fake.runner = runner = web.AppRunner(app, shutdown_timeout=0.01)
 
     async def start() -> None:
@@ -103,12 +114,18 @@ def serving(speak: Speak = one_by_one, **options: Any) -> Iterator[Fake]:
         loop.close()
 
 
-def chats(count: int, output: int = 3, prompt: int = 4, slo: SLO = EASY, gap: float = 0.0) -> list[Request]:
-    return [Request(f"r{i}", i * gap, (Stage(prompt, output, slo),), value=1.0 + i) for i in range(count)]
+def chats(
+    count: int, output: int = 3, prompt: int = 4, slo: SLO = EASY, gap: float = 0.0
+) -> list[Request]:
+    return [
+        Request(f"r{i}", i * gap, (Stage(prompt, output, slo),), value=1.0 + i)
+        for i in range(count)
+    ]
 
 
 def conserved(got: Replayed, requests: list[Request]) -> None:
-    """Nobody is lost: every request has one outcome, and those that failed attain nothing and have no times."""
+    """Nobody is lost: every request has one outcome, and those that failed attain nothing and have
+    no times."""
     assert sorted(o.id for o in got.outcomes) == sorted(r.id for r in requests)
     failed = {f.id for f in got.failures}
     assert len(failed) == len(got.failures) <= len(requests) and all(f.reason for f in got.failures)
@@ -123,16 +140,29 @@ def test_a_call_says_what_is_wanted() -> None:
         got = run(requests, fake.url + "/", seed=3)
         again = run(requests, f"{fake.url}/v1", "tiny", seed=3)
     conserved(got, requests)
-    assert not got.failures and not again.failures and all(o.attained and o.attained_client for o in got.outcomes)
-    by_value = [sorted(part, key=lambda b: b["vllm_xargs"]["slo_value"]) for part in (fake.bodies[:2], fake.bodies[2:])]
+    assert (
+        not got.failures
+        and not again.failures
+        and all(o.attained and o.attained_client for o in got.outcomes)
+    )
+    by_value = [
+        sorted(part, key=lambda b: b["vllm_xargs"]["slo_value"])
+        for part in (fake.bodies[:2], fake.bodies[2:])
+    ]
     (first, second), later = by_value
     assert {k: v for k, v in first.items() if k not in ("prompt", "cache_salt", "vllm_xargs")} == {
-        "model": "tiny", "max_tokens": 3, "temperature": 0, "ignore_eos": True, "return_token_ids": False,
-        "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "model": "tiny", "max_tokens": 3, "temperature": 0, "ignore_eos": True,
+        "return_token_ids": False, "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }  # fmt: skip
     assert len(first["prompt"]) == 4 and all(5 <= id < 500 for id in first["prompt"])
-    assert first["prompt"] != second["prompt"] and [b["prompt"] for b in later] == [first["prompt"], second["prompt"]]
-    assert first["cache_salt"] == second["cache_salt"] != later[0]["cache_salt"], "no prefix is known from another run"
+    assert first["prompt"] != second["prompt"] and [b["prompt"] for b in later] == [
+        first["prompt"],
+        second["prompt"],
+    ]
+    assert first["cache_salt"] == second["cache_salt"] != later[0]["cache_salt"], (
+        "no prefix is known from another run"
+    )
     assert parse(second["vllm_xargs"], DEFAULT) == Objectives((Phase(EASY),), 2.0)
 
 
@@ -172,13 +202,18 @@ def test_times_are_the_server_s() -> None:
             await asyncio.sleep(0.1)
         await out.write(DONE)
 
-    requests = [chats(1, 4, slo=SLO(5.0, ttft=0.05))[0], Request("slow", 0.0, (Stage(2, 4, SLO(0.02, ttft=5.0)),))]
+    requests = [
+        chats(1, 4, slo=SLO(5.0, ttft=0.05))[0],
+        Request("slow", 0.0, (Stage(2, 4, SLO(0.02, ttft=5.0)),)),
+    ]
     with serving(slowly) as fake:
         got = {o.id: o for o in run(requests, fake.url).outcomes}
     for o in got.values():
         assert 0.15 <= o.ttft < 2 and 0.09 <= o.tpot < 1 and o.finish >= 0.45
     assert not got["r0"].attained and not got["r0"].attained_client, "the first token was late"
-    assert got["slow"].lateness < 0 and got["slow"].attained, "the paper's pace starts at the first token's deadline"
+    assert got["slow"].lateness < 0 and got["slow"].attained, (
+        "the paper's pace starts at the first token's deadline"
+    )
     assert not got["slow"].attained_client, "a client's at the first token"
 
 
@@ -235,7 +270,10 @@ def says(*parts: bytes, wait: float = 0.0) -> Speak:
         (says(wait=60), "no whole answer in 1 s"),
         (says(event(usage=1), wait=60), "no whole answer in 1 s (after 1 of 3 tokens)"),
         (says(DONE), "0 tokens came of 3; finish reason None"),
-        (says(event(usage=1), event(1, 2, "stop"), DONE), "2 tokens came of 3; finish reason 'stop' (after 2 of 3"),
+        (
+            says(event(usage=1), event(1, 2, "stop"), DONE),
+            "2 tokens came of 3; finish reason 'stop' (after 2 of 3",
+        ),
         (says(event(usage=1), event(9, 9), DONE), "9 tokens came of 3"),
         (says(*[event()] * 5, DONE), "5 tokens came of 3"),
         (
@@ -270,7 +308,10 @@ def test_whoever_fails_is_counted_and_says_why(speak: Speak, reason: str) -> Non
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"error": {"message": "slo_tpot = 0.0 must be positive", "code": 400}}', "HTTP 400: slo_tpot = 0.0 must"),
+        (
+            '{"error": {"message": "slo_tpot = 0.0 must be positive", "code": 400}}',
+            "HTTP 400: slo_tpot = 0.0 must",
+        ),
         ('{"message": "no such field"}', "HTTP 400: no such field"),
         ("<h1>Bad</h1>", "HTTP 400: <h1>Bad</h1>"),
         ("[]", "HTTP 400: []"),
@@ -307,15 +348,23 @@ def test_a_server_that_goes_away_loses_nobody() -> None:
 def test_a_tool_s_answer_brings_the_whole_conversation() -> None:
     tool = Request(
         "tool", 0.0,
-        (Stage(4, 3, EASY), Stage(5, 2, EASY, wait=0.2), Stage(1, 2, SLO(4.0)), Stage(0, 6, SLO(3.0))),
+        (
+            Stage(4, 3, EASY), Stage(5, 2, EASY, wait=0.2), Stage(1, 2, SLO(4.0)),
+            Stage(0, 6, SLO(3.0)),
+        ),
     )  # fmt: skip
     with serving() as fake:
         got = run([tool], fake.url)
     assert not got.failures and got.outcomes[0].attained
     one, two, three = fake.bodies
     assert [len(b["prompt"]) for b in fake.bodies] == [4, 4 + 3 + 5, 4 + 3 + 5 + 2 + 1]
-    assert two["prompt"][:7] == [*one["prompt"], 7000, 7001, 7002] and three["prompt"][:12] == two["prompt"]
-    assert [b["max_tokens"] for b in fake.bodies] == [3, 2, 8], "stages that just go on are one call"
+    assert (
+        two["prompt"][:7] == [*one["prompt"], 7000, 7001, 7002]
+        and three["prompt"][:12] == two["prompt"]
+    )
+    assert [b["max_tokens"] for b in fake.bodies] == [3, 2, 8], (
+        "stages that just go on are one call"
+    )
     assert [b["return_token_ids"] for b in fake.bodies] == [True, True, False]
     assert fake.times[1] - fake.times[0] >= 0.2
     assert got.outcomes[0].output == 13 and got.outcomes[0].finish >= 0.2
@@ -354,7 +403,9 @@ def test_thinking_and_answer_are_one_call_of_two_paces() -> None:
     assert not got.failures and len(fake.bodies) == 1 and fake.bodies[0]["max_tokens"] == 9
     phases = parse(fake.bodies[0]["vllm_xargs"], DEFAULT).phases
     assert [(p.slo, p.tokens) for p in phases] == [(SLO(0.001, ttft=30.0), 5), (SLO(9.0), None)]
-    assert o.attained and not o.attained_client, "the paper's pace starts at the first token's deadline"
+    assert o.attained and not o.attained_client, (
+        "the paper's pace starts at the first token's deadline"
+    )
     assert 0.19 / 7 <= o.tpot < 2 / 7
 
 
@@ -377,7 +428,10 @@ def test_a_client_that_is_late_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         return json.dumps({}).encode()
 
     monkeypatch.setattr(module._Client, "body", busy)
-    with serving(says(*[event()] * 3, DONE)) as fake, pytest.warns(RuntimeWarning, match="lag = .* half the tightest"):
+    with (
+        serving(says(*[event()] * 3, DONE)) as fake,
+        pytest.warns(RuntimeWarning, match="lag = .* half the tightest"),
+    ):
         got = run(chats(3, slo=SLO(0.2, ttft=30.0), gap=0.02), fake.url)
     assert got.lag >= 0.15 and not got.failures
 
@@ -391,7 +445,10 @@ def test_a_client_that_is_late_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": "big"}, "model = 'big' must be one that http://.* serves: tiny"),
         ({"url": "127.0.0.1"}, "url = '127.0.0.1' must be an address such as"),
         ({"requests": chats(1) * 2}, r"request ids = \['r0'\] must be different"),
-        ({"requests": chats(1, 4000, 97)}, "r0: tokens = 4097 must be at most the server's 4096; set max_context"),
+        (
+            {"requests": chats(1, 4000, 97)},
+            "r0: tokens = 4097 must be at most the server's 4096; set max_context",
+        ),
     ],
 )
 def test_arguments_out_of_bounds(options: dict[str, Any], says: str) -> None:
@@ -403,10 +460,17 @@ def test_arguments_out_of_bounds(options: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize("answer", [None, "no JSON", "[]", '{"data": [{}]}'])
 def test_nobody_there(answer: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     async def models(self: Fake, _: web.Request) -> web.Response:
-        return web.Response(text=answer, content_type="application/json") if answer else web.Response(status=404)
+        return (
+            web.Response(text=answer, content_type="application/json")
+            if answer
+            else web.Response(status=404)
+        )
 
     monkeypatch.setattr(Fake, "models", models)
-    with serving() as fake, pytest.raises(OSError, match=r"lists no models .* start a server there"):
+    with (
+        serving() as fake,
+        pytest.raises(OSError, match=r"lists no models .* start a server there"),
+    ):
         run(chats(1), fake.url)
     with pytest.raises(OSError, match="/v1/models lists no models"):
         run(chats(1), fake.url)
@@ -426,20 +490,33 @@ def test_rows_say_what_was_measured() -> None:
     with serving(second) as fake:
         got = run(requests, fake.url)
     frame = rows(LABELS, got)
-    assert len(frame) == 3 and set(frame.status) == {"measured"} and set(frame.system) == {"vllm-v1"}
-    assert {"ttft", "tpot", "attained", "attained_client", "kind", "rate", "commit"} <= set(frame.columns)
-    assert frame.set_index("id").failure.map(bool).to_dict() == {"r0": False, "r1": True, "r2": False}
+    assert (
+        len(frame) == 3 and set(frame.status) == {"measured"} and set(frame.system) == {"vllm-v1"}
+    )
+    assert {"ttft", "tpot", "attained", "attained_client", "kind", "rate", "commit"} <= set(
+        frame.columns
+    )
+    assert frame.set_index("id").failure.map(bool).to_dict() == {
+        "r0": False,
+        "r1": True,
+        "r2": False,
+    }
     assert not frame.set_index("id").attained["r1"] and frame.set_index("id").ttft.isna()["r1"]
 
 
 def test_figures_of_a_summary() -> None:
     outcomes = [
-        Outcome(str(i), "", 0.0, 1.0, 1, 2, 1.0, i / 100, 1.0, i / 1000, 0.0, 0, False, i < 90, i < 95)
+        Outcome(
+            str(i), "", 0.0, 1.0, 1, 2, 1.0, i / 100, 1.0, i / 1000, 0.0, 0, False, i < 90, i < 95
+        )
         for i in range(101)
     ]
     told = table(Replayed(outcomes, [], 0.25)).splitlines()
     assert told[0] == "attainment 89.1%; with the mean TPOT, as clients count it, 94.1%"
-    assert told[2:4] == ["TTFT, ms      500.0    500.0    990.0", "TPOT, ms       50.0     50.0     99.0"]
+    assert told[2:4] == [
+        "TTFT, ms      500.0    500.0    990.0",
+        "TPOT, ms       50.0     50.0     99.0",
+    ]
     assert told[4] == "answered 101, failed 0; the client was late by at most 250.0 ms"
 
 
@@ -458,7 +535,13 @@ def test_every_token_has_a_time(sizes: list[int], told: str) -> None:
     for i, n in enumerate(sizes):
         seen += n
         choice = {"text": "w" * n, "token_ids": list(range(n)) if told == "ids" else None}
-        answer.add({"choices": [choice], "usage": {"completion_tokens": seen} if told == "usage" else None}, float(i))
+        answer.add(
+            {
+                "choices": [choice],
+                "usage": {"completion_tokens": seen} if told == "usage" else None,
+            },
+            float(i),
+        )
     if told == "end":
         answer.add({"choices": [], "usage": {"completion_tokens": total}}, 99.0)
     times = answer.end()
@@ -473,7 +556,11 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["choices", "usage", "text", "token_ids", "error", "completion_tokens"]), inner, max_size=4
+            st.sampled_from(
+                ["choices", "usage", "text", "token_ids", "error", "completion_tokens"]
+            ),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=10,
@@ -496,7 +583,9 @@ def test_any_chunk_is_taken_in_or_refused(events: list[Any], asked: int) -> None
 # The command
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("SLOS_DATA", raising=False)
     monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
     out = tmp_path / "rows" / "r.csv"
@@ -511,7 +600,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert all(len(b["prompt"]) + b["max_tokens"] <= 300 for b in fake.bodies)
     assert {b["vllm_xargs"]["slo_ttft"] for b in fake.bodies} == {20.0}
     frame = pd.read_csv(out)
-    assert len(frame) == 12 and set(frame.system) == {"slos-serve"} and set(frame.status) == {"measured"}
+    assert (
+        len(frame) == 12
+        and set(frame.system) == {"slos-serve"}
+        and set(frame.status) == {"measured"}
+    )
 
 
 def test_the_command_with_a_profile_and_failures(
@@ -556,7 +649,9 @@ def test_the_command_with_a_profile_and_failures(
         (["--ttft", "1", "--url", "http://127.0.0.1:9"], "lists no models"),
     ],
 )
-def test_bad_arguments_of_the_command(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_of_the_command(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving() as fake:
         assert main([*(["--url", fake.url] if "--url" not in arguments else []), *arguments]) == 2
     assert says in capsys.readouterr().err and not fake.bodies

@@ -1,4 +1,5 @@
-"""A roofline learned from measured steps: near the truth under noise and outliers, bounded, kept whole."""
+"""A roofline learned from measured steps: near the truth under noise and outliers, bounded, kept
+whole."""
 
 from __future__ import annotations
 
@@ -31,14 +32,24 @@ def two(roofline: Roofline) -> Roofline:
     return replace(roofline, planes=(p, Plane(p.k1 / 10, 0.0, p.b + 90 * p.k1)))
 
 
-def measured(true: Roofline, count: int, noise: float, seed: int, drafts: int = 0) -> list[Measured]:
-    """Steps as a server has them: many decodes of a few requests, some prefills, contexts that grow."""
+def measured(
+    true: Roofline, count: int, noise: float, seed: int, drafts: int = 0
+) -> list[Measured]:
+    """Steps as a server has them: many decodes of a few requests, some prefills, contexts that
+    grow."""
     rng = np.random.default_rng(seed)
     steps = []
     for _ in range(count):
         tokens = int(rng.integers(1, 40)) if rng.random() < 0.6 else int(2 ** rng.uniform(4, 9))
         s, context = int(rng.integers(0, drafts + 1)), int(rng.integers(0, 20_000))
-        steps.append((tokens, s, context, true.time(tokens, s, context) * float(np.exp(rng.normal(0, noise)))))
+        steps.append(
+            (
+                tokens,
+                s,
+                context,
+                true.time(tokens, s, context) * float(np.exp(rng.normal(0, noise))),
+            )
+        )
     return steps
 
 
@@ -75,7 +86,10 @@ def test_without_noise_it_is_exact(true, seed):
 @given(rooflines, st.integers(0, 1000), st.floats(5, 100))
 def test_pauses_of_the_machine_do_not_bend_the_fit(true, seed, factor):
     rng = np.random.default_rng(seed)
-    steps = [(*s[:3], s[3] * (factor if rng.random() < 0.02 else 1)) for s in measured(true, 600, 0.03, seed)]
+    steps = [
+        (*s[:3], s[3] * (factor if rng.random() < 0.02 else 1))
+        for s in measured(true, 600, 0.03, seed)
+    ]
     assert worst(learned(steps).roofline, true) < 0.2
 
 
@@ -163,12 +177,25 @@ def test_a_caution_that_is_no_share_is_refused(caution):
 @given(rooflines, st.floats(0.1, 10), st.integers(1, 1000), st.integers(0, 10_000))
 def test_scaled_hardware_takes_so_many_times_as_long(roofline, factor, tokens, context):
     slow = scaled(roofline, factor)
-    assert slow.time(tokens, 0, context) == pytest.approx(factor * roofline.time(tokens, 0, context))
+    assert slow.time(tokens, 0, context) == pytest.approx(
+        factor * roofline.time(tokens, 0, context)
+    )
 
 
 @given(rooflines, st.booleans(), st.floats(1, 3))
 def test_a_saved_profile_is_read_back_to_the_bit(tmp_path_factory, roofline, bent, margin):
-    mine = Profile("learned", "m", "cpu", 1, two(roofline) if bent else roofline, 1024, 512, "a test", 16, margin)
+    mine = Profile(
+        "learned",
+        "m",
+        "cpu",
+        1,
+        two(roofline) if bent else roofline,
+        1024,
+        512,
+        "a test",
+        16,
+        margin,
+    )
     path = tmp_path_factory.mktemp("p") / "mine.json"
     save(mine, path)
     assert profile(str(path)) == mine
@@ -176,7 +203,9 @@ def test_a_saved_profile_is_read_back_to_the_bit(tmp_path_factory, roofline, ben
 
 def test_saving_again_replaces_the_file_whole(tmp_path: Path, monkeypatch):
     path = tmp_path / "p.json"
-    first = Profile("learned", "m", "cpu", 1, Roofline((Plane(1e-4, 0.0, 5e-3),)), 1024, 512, "a test")
+    first = Profile(
+        "learned", "m", "cpu", 1, Roofline((Plane(1e-4, 0.0, 5e-3),)), 1024, 512, "a test"
+    )
     save(first, path)
     save(replace(first, kv_tokens=2048), path)
     assert profile(str(path)).kv_tokens == 2048
@@ -190,5 +219,8 @@ def test_saving_again_replaces_the_file_whole(tmp_path: Path, monkeypatch):
 def test_a_fit_of_real_numbers_is_saved_as_plain_ones(tmp_path: Path):
     it = learned(measured(Roofline((Plane(1e-4, 0.0, 5e-3),)), 100, 0.02, 7))
     assert it.roofline is not None
-    save(Profile("learned", "m", "cpu", 1, it.roofline, 1024, 512, "a test", 16, it.margin), tmp_path / "p.json")
+    save(
+        Profile("learned", "m", "cpu", 1, it.roofline, 1024, 512, "a test", 16, it.margin),
+        tmp_path / "p.json",
+    )
     assert profile(str(tmp_path / "p.json")).roofline == it.roofline

@@ -18,7 +18,9 @@ DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
 
 paces = st.floats(1e-6, 1e3)
 firsts = st.one_of(
-    st.builds(SLO, paces, ttft=paces), st.builds(SLO, paces, slowdown=st.floats(1, 1e3)), st.builds(SLO, paces)
+    st.builds(SLO, paces, ttft=paces),
+    st.builds(SLO, paces, slowdown=st.floats(1, 1e3)),
+    st.builds(SLO, paces),
 )
 outputs = st.integers(1, 10_000)
 answers = st.builds(
@@ -30,7 +32,11 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["tpot", "until", "tokens", "x"]) | st.text(max_size=3), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["tpot", "until", "tokens", "x"]) | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=8,
 )
@@ -40,13 +46,16 @@ fields = st.sampled_from([*FIELDS, "slo_tbt", "slo_", "top_k"])
 @given(answers, st.floats(1e-3, 1e3))
 def test_what_is_written_is_read_back(stages: list[Stage], value: float) -> None:
     wire = json.loads(json.dumps(xargs(stages, value)))
-    assert all(isinstance(v, (str, int, float)) for v in wire.values()), "vllm_xargs takes nothing else"
+    assert all(isinstance(v, (str, int, float)) for v in wire.values()), (
+        "vllm_xargs takes nothing else"
+    )
     got, first = parse(wire, DEFAULT), stages[0].slo
     assert got.value == value
     assert [p.slo.tpot for p in got.phases] == [s.slo.tpot for s in stages]
     assert got.phases[0].slo.first_token(7.0) == first.first_token(7.0)
     assert all(p.slo.ttft is None and p.slo.slowdown is None for p in got.phases[1:])
-    for i, stage in enumerate(stages):  # a stage is over with its last token, and not before; the last never is
+    # a stage is over with its last token, and not before; the last never is
+    for i, stage in enumerate(stages):
         assert got.ends(i, 0, stage.output) == (i + 1 < len(stages))
         assert not got.ends(i, 0, stage.output - 1)
 
@@ -68,7 +77,11 @@ def test_anything_is_read_or_refused_by_name(wire: dict[str, Any]) -> None:
         return
     slo = got.phases[0].slo
     assert slo.ttft is None or slo.slowdown is None
-    assert all(isfinite(p.slo.tpot) and p.slo.tpot > 0 for p in got.phases) and isfinite(got.value) and got.value > 0
+    assert (
+        all(isfinite(p.slo.tpot) and p.slo.tpot > 0 for p in got.phases)
+        and isfinite(got.value)
+        and got.value > 0
+    )
     if not any(name.startswith(PREFIX) for name in wire):
         assert got is DEFAULT
 
@@ -81,7 +94,9 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         except ValueError as error:
             assert "slo_stages" in str(error)
         else:
-            assert [p.until is None and p.tokens is None for p in phases] == [False] * (len(phases) - 1) + [True]
+            assert [p.until is None and p.tokens is None for p in phases] == [False] * (
+                len(phases) - 1
+            ) + [True]
             assert phases[0].slo.slowdown == 5.0, "what is not said is the default's"
 
 
@@ -100,10 +115,19 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_stages": "[]"}, "slo_stages = '[]' must be a JSON list of at least one object"),
         ({"slo_stages": "{"}, "slo_stages = '{' must be JSON"),
         ({"slo_stages": "[{}]"}, "slo_stages[0] = {} must be with a tpot"),
-        ({"slo_stages": '[{"tpot": 1}]', "slo_tpot": 1}, "slo_tpot = 1 must be left out beside slo_stages"),
+        (
+            {"slo_stages": '[{"tpot": 1}]', "slo_tpot": 1},
+            "slo_tpot = 1 must be left out beside slo_stages",
+        ),
         ({"slo_stages": '[{"tpot": 1}, {"tpot": 1}]'}, "slo_stages[0] = {'tpot': 1} must be ended"),
-        ({"slo_stages": '[{"tpot": 1, "tokens": 0}, {"tpot": 1}]'}, "slo_stages[0].tokens = 0 must be a whole"),
-        ({"slo_stages": '[{"tpot": 1, "until": 2}]'}, "slo_stages[0] = {'tpot': 1, 'until': 2} must be without"),
+        (
+            {"slo_stages": '[{"tpot": 1, "tokens": 0}, {"tpot": 1}]'},
+            "slo_stages[0].tokens = 0 must be a whole",
+        ),
+        (
+            {"slo_stages": '[{"tpot": 1, "until": 2}]'},
+            "slo_stages[0] = {'tpot': 1, 'until': 2} must be without",
+        ),
         ({"slo_stages": '[{"tpot": 1, "ttft": 2}]'}, "must be made of tpot, until, tokens"),
         ({"slo_stages": '[{"tpot": -1}]'}, "slo_stages[0].tpot = -1.0 must be positive"),
     ],
@@ -136,7 +160,8 @@ def test_stages_with_a_call_between_them_do_not_fit_one_call() -> None:
 
 
 def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions") -> tuple[int, Any]:
-    """What the server behind the middleware is sent, as (0, its body), or the refusal as (status, error)."""
+    """What the server behind the middleware is sent, as (0, its body), or the refusal as (status,
+    error)."""
     sent: list[dict[str, Any]] = []
     parts = [{"type": "http.request", "body": body[:9], "more_body": True}]
     parts += [{"type": "http.request", "body": body[9:], "more_body": False}]
@@ -153,7 +178,9 @@ def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions")
         assert int(request.headers["content-length"]) == len(body)
         await send({"type": "seen", "body": body})
 
-    raw = [(k.encode(), v.encode()) for k, v in ({"content-length": str(len(body))} | headers).items()]
+    raw = [
+        (k.encode(), v.encode()) for k, v in ({"content-length": str(len(body))} | headers).items()
+    ]
     scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
     asyncio.run(CheckObjectives(server)(scope, receive, send))
     if sent[0]["type"] == "seen":
@@ -165,12 +192,25 @@ def test_the_middleware_reads_headers_refuses_what_is_malformed_and_leaves_the_r
     body = json.dumps({"prompt": "Once", "vllm_xargs": {"slo_tpot": 0.1, "top": 1}}).encode()
     assert through(body, {}) == (0, body)
     _, seen = through(body, {"x-slo-ttft": "2", "x-slo-tpot": "0.2", "x-other": "y"})
-    assert json.loads(seen) == {"prompt": "Once", "vllm_xargs": {"slo_tpot": "0.2", "top": 1, "slo_ttft": "2"}}
+    assert json.loads(seen) == {
+        "prompt": "Once",
+        "vllm_xargs": {"slo_tpot": "0.2", "top": 1, "slo_ttft": "2"},
+    }
     for headers in ({"x-slo-ttft": "-1"}, {"x-slo-tbt": "1"}):
         status, error = through(b'{"prompt": "Once"}', headers)
-        assert status == error["code"] == 400 and error["type"] == "BadRequestError" and "slo_t" in error["message"]
+        assert (
+            status == error["code"] == 400
+            and error["type"] == "BadRequestError"
+            and "slo_t" in error["message"]
+        )
     assert through(b'{"vllm_xargs": {"slo_value": 0}}', {})[0] == 400
-    for other in (b"{slo_", b"[1]", b'{"vllm_xargs": ["slo_"]}', b'"slo_ttft"', b"[" * 50_000 + b"slo_"):
+    for other in (
+        b"{slo_",
+        b"[1]",
+        b'{"vllm_xargs": ["slo_"]}',
+        b'"slo_ttft"',
+        b"[" * 50_000 + b"slo_",
+    ):
         assert through(other, {"x-slo-ttft": "1"}) == (0, other), "the server says what is wrong"
     bad = b'{"vllm_xargs": {"slo_value": 0}}'
     assert through(bad, {}, "/tokenize") == (0, bad)

@@ -1,4 +1,5 @@
-"""A real vLLM server over HTTP, as a newcomer meets it: three commands of the README, objectives, and bad ones."""
+"""A real vLLM server over HTTP, as a newcomer meets it: three commands of the README, objectives,
+and bad ones."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
 
 from slos.core.types import SLO, Request, Stage
 from slos.hardware.profiles import profile
@@ -41,15 +44,26 @@ def url(model: Path, folder: Path) -> Iterator[str]:
 def ask(url: str, fields: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, Any]:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     connection.request(
-        "POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"} | (headers or {})
+        "POST",
+        "/v1/completions",
+        json.dumps(fields),
+        {"Content-Type": "application/json"} | (headers or {}),
     )
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 
 
-def completion(url: str, xargs: Any = None, headers: dict[str, str] | None = None, **more: Any) -> tuple[int, Any]:
+def completion(
+    url: str, xargs: Any = None, headers: dict[str, str] | None = None, **more: Any
+) -> tuple[int, Any]:
     model = replay_model(url)
-    fields = {"model": model, "prompt": [7, 8, 9, 10], "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    fields = {
+        "model": model,
+        "prompt": [7, 8, 9, 10],
+        "max_tokens": 6,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     return ask(url, fields | more | ({"vllm_xargs": xargs} if xargs is not None else {}), headers)
 
 
@@ -63,7 +77,12 @@ def test_objectives_are_taken_from_the_body_and_from_headers(url: str) -> None:
     plain = completion(url)
     assert plain[0] == 200 and plain[1]["usage"]["completion_tokens"] == 6
     stages = json.dumps([{"tpot": 0.2, "until": 3}, {"tpot": 0.4}])
-    for xargs in ({"slo_ttft": 1, "slo_tpot": 0.1}, {"slo_slowdown": "4", "slo_value": 2}, {"slo_stages": stages}, {}):
+    for xargs in (
+        {"slo_ttft": 1, "slo_tpot": 0.1},
+        {"slo_slowdown": "4", "slo_value": 2},
+        {"slo_stages": stages},
+        {},
+    ):
         status, answer = completion(url, xargs)
         assert status == 200 and answer["choices"][0]["text"] == plain[1]["choices"][0]["text"]
     assert completion(url, headers={"x-slo-ttft": "2", "x-slo-tpot": "0.1"})[0] == 200
@@ -79,7 +98,9 @@ def test_objectives_are_taken_from_the_body_and_from_headers(url: str) -> None:
         ({"slo_stages": "[{]"}, "must be JSON"),
     ],
 )
-def test_malformed_objectives_are_refused_and_the_server_lives_on(url: str, xargs: dict[str, Any], said: str) -> None:
+def test_malformed_objectives_are_refused_and_the_server_lives_on(
+    url: str, xargs: dict[str, Any], said: str
+) -> None:
     status, answer = completion(url, xargs)
     assert status == 400 and said in answer["error"]["message"] and answer["error"]["code"] == 400
     name, value = next(iter(xargs.items()))
@@ -89,10 +110,18 @@ def test_malformed_objectives_are_refused_and_the_server_lives_on(url: str, xarg
 
 
 def test_an_aborted_stream_leaves_the_others_alone(url: str) -> None:
-    fields = {"model": replay_model(url), "prompt": [7] * 50, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    fields = {
+        "model": replay_model(url),
+        "prompt": [7] * 50,
+        "max_tokens": 900,
+        "ignore_eos": True,
+        "stream": True,
+    }
     for _ in range(4):
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
-        connection.request("POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"})
+        connection.request(
+            "POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"}
+        )
         assert connection.getresponse().read(20)
         connection.sock.close()
         connection.close()
@@ -135,9 +164,35 @@ def test_the_third_command_of_the_readme(url: str, tmp_path: Path) -> None:
 
 def test_vllm_bench_serve_works_against_it(url: str, model: Path, tmp_path: Path) -> None:
     port = url.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "slos.serving.launch", "bench", "serve", "--model", str(model), "--port", port]
-    command += ["--host", "127.0.0.1", "--dataset-name", "random", "--random-input-len", "30", "--num-prompts", "8"]
-    command += ["--random-output-len", "5", "--ignore-eos", "--save-result", "--result-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "slos.serving.launch",
+        "bench",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        port,
+    ]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--dataset-name",
+        "random",
+        "--random-input-len",
+        "30",
+        "--num-prompts",
+        "8",
+    ]
+    command += [
+        "--random-output-len",
+        "5",
+        "--ignore-eos",
+        "--save-result",
+        "--result-dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     [saved] = tmp_path.glob("*.json")

@@ -1,4 +1,5 @@
-"""A real model in vLLM on the CPU: at temperature 0 our scheduler gives the stock scheduler's tokens, one by one.
+"""A real model in vLLM on the CPU: at temperature 0 our scheduler gives the stock scheduler's
+tokens, one by one.
 
 In float32, so that what else is in a batch does not tip the balance between two tokens.
 """
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
 import torch
 from engine import profile_file
 from vllm import LLM, SamplingParams, TokensPrompt
@@ -29,10 +32,14 @@ LENGTH = 24
 
 
 def prompts(stems: int, repeats: bool = False) -> list[list[int]]:
-    """Of very different lengths; with `stems`, each begins with one of so many; with `repeats`, easy to look up."""
+    """Of very different lengths; with `stems`, each begins with one of so many; with `repeats`,
+    easy to look up."""
     dice = Random(1)
     beginnings = [[dice.randint(5, 250) for _ in range(70)] for _ in range(stems)] or [[]]
-    made = [dice.choice(beginnings) + [dice.randint(5, 250) for _ in range(dice.randint(1, 90))] for _ in range(16)]
+    made = [
+        dice.choice(beginnings) + [dice.randint(5, 250) for _ in range(dice.randint(1, 90))]
+        for _ in range(16)
+    ]
     return [p[:8] * 6 for p in made] if repeats else made
 
 
@@ -52,11 +59,13 @@ class Dice:
 
 
 @pytest.fixture
-def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+def generate(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
     """Answers of all prompts by one engine, and what its scheduler did."""
     for name, value in {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
@@ -72,10 +81,13 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
             options["speculative_config"] = {"method": drafts, "num_speculative_tokens": 3} | where
         if policy is not None:
             slos = {"profile": profile_file(tmp_path, BELIEF), "tpot": 0.02, "slowdown": 5.0}
-            options |= {"scheduler_cls": "slos.serving.vllm_plugin.SLOScheduler", "additional_config": {"slos": slos}}
+            options |= {
+                "scheduler_cls": "slos.serving.vllm_plugin.SLOScheduler",
+                "additional_config": {"slos": slos},
+            }
         llm = LLM(
-            str(model), dtype="float32", enforce_eager=True, block_size=32, max_model_len=256, max_num_seqs=8,
-            kv_cache_memory_bytes=16 << 20, disable_log_stats=True,
+            str(model), dtype="float32", enforce_eager=True, block_size=32, max_model_len=256,
+            max_num_seqs=8, kv_cache_memory_bytes=16 << 20, disable_log_stats=True,
             **({"enable_prefix_caching": False, "max_num_batched_tokens": 256} | options),
         )  # fmt: skip
         scheduler = llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
@@ -89,7 +101,9 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         def scheduled(*args: Any, **kwargs: Any) -> Any:
             out = schedule(*args, **kwargs)
             seen["steps"] += 1
-            seen["chunks"] += sum(scheduler.requests[id].is_prefill_chunk for id in out.num_scheduled_tokens)
+            seen["chunks"] += sum(
+                scheduler.requests[id].is_prefill_chunk for id in out.num_scheduled_tokens
+            )
             seen["drafts"] += sum(map(len, out.scheduled_spec_decode_tokens.values()))
             seen["cached"] += sum(r.num_computed_tokens for r in out.scheduled_new_reqs)
             return out
@@ -98,7 +112,9 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         if policy is not None and not isinstance(policy, str):
             scheduler.slo_policy = policy
         params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
-        outputs = llm.generate([TokensPrompt(prompt_token_ids=p) for p in asked], params, use_tqdm=False)
+        outputs = llm.generate(
+            [TokensPrompt(prompt_token_ids=p) for p in asked], params, use_tqdm=False
+        )
         seen["failed"] = getattr(scheduler, "failed", False)
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
@@ -109,7 +125,9 @@ def generate(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     torch.set_num_threads(threads)
 
 
-def differ(mine: list[list[int]], theirs: list[list[int]]) -> dict[int, tuple[list[int], list[int]]]:
+def differ(
+    mine: list[list[int]], theirs: list[list[int]]
+) -> dict[int, tuple[list[int], list[int]]]:
     assert len(mine) == len(theirs) and all(len(t) == LENGTH for t in theirs)
     return {i: (a, b) for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b}
 
@@ -117,11 +135,19 @@ def differ(mine: list[list[int]], theirs: list[list[int]]) -> dict[int, tuple[li
 def test_chunks_kv_pressure_and_preemptions_change_no_token(generate):
     asked = prompts(stems=0)
     theirs, stock = generate(asked, None)
-    assert stock["preempted"] == 0 and len({tuple(t) for t in theirs}) == len(asked)  # answers tell prompts apart
-    mine, seen = generate(asked, "slos-serve", max_num_batched_tokens=48, num_gpu_blocks_override=14)
+    # answers tell prompts apart
+    assert stock["preempted"] == 0 and len({tuple(t) for t in theirs}) == len(asked)
+    mine, seen = generate(
+        asked, "slos-serve", max_num_batched_tokens=48, num_gpu_blocks_override=14
+    )
     assert differ(mine, theirs) == {} and seen["chunks"] and not seen["failed"]
     mine, seen = generate(asked, Dice(), max_num_batched_tokens=48, num_gpu_blocks_override=14)
-    assert differ(mine, theirs) == {} and seen["chunks"] and seen["preempted"] > 5 and not seen["failed"]
+    assert (
+        differ(mine, theirs) == {}
+        and seen["chunks"]
+        and seen["preempted"] > 5
+        and not seen["failed"]
+    )
 
 
 def test_prefix_caching_changes_no_token(generate):

@@ -1,7 +1,9 @@
-"""What is simulated is what is served: the same policy on the same trace in the simulator and inside vLLM.
+"""What is simulated is what is served: the same policy on the same trace in the simulator and
+inside vLLM.
 
-The engine core is vLLM's own, over an executor without a model whose clock advances by the same roofline; every step
-must be the same batch at the same time, to the bit. The stock scheduler is held against our model of it, too.
+The engine core is vLLM's own, over an executor without a model whose clock advances by the same
+roofline; every step must be the same batch at the same time, to the bit. The stock scheduler is
+held against our model of it, too.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from random import Random
 
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
 from engine import Recorder, answer, engine, profile_file, serve
 
 from slos.core.lengths import Oracle
@@ -51,7 +55,9 @@ def test_the_simulator_and_vllm_take_the_same_steps(model, tmp_path, name, block
     simulated = Recorder(make_policy(name, ROOFLINE, Oracle(requests)))
     simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
     slos = {"policy": name, "profile": profile_file(tmp_path, ROOFLINE), "learn": False}
-    core, clock = engine(model, ROOFLINE, slos, blocks=blocks, max_seqs=24, max_num_batched_tokens=8192)
+    core, clock = engine(
+        model, ROOFLINE, slos, blocks=blocks, max_seqs=24, max_num_batched_tokens=8192
+    )
     served = core.scheduler.slo_policy = Recorder(core.scheduler.slo_policy)
     said = serve(core, clock, requests, prompts)
     executed = [[s for s in host.steps if s.tokens] for host in (simulated, served)]
@@ -69,7 +75,9 @@ def test_the_simulated_vllm_v1_is_vllm(model, blocks):
     requests, prompts = workload(seed=3, rate=14, thinks=False)
     simulated = Recorder(VLLMV1(max_batched_tokens=256))
     simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
-    core, clock = engine(model, ROOFLINE, stock=True, blocks=blocks, max_seqs=24, max_num_batched_tokens=256)
+    core, clock = engine(
+        model, ROOFLINE, stock=True, blocks=blocks, max_seqs=24, max_num_batched_tokens=256
+    )
     steps, schedule = [], core.scheduler.schedule
 
     def watched(*args, **kwargs):

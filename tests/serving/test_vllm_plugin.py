@@ -1,7 +1,8 @@
-"""The plug-in in vLLM's real engine core: whatever a policy answers, nothing is lost and the tokens stay what they are.
+"""The plug-in in vLLM's real engine core: whatever a policy answers, nothing is lost and the tokens
+stay what they are.
 
-The executor has no model (see `engine`): its tokens come from what it reads back of the KV blocks, so they are right
-only if every step was.
+The executor has no model (see `engine`): its tokens come from what it reads back of the KV blocks,
+so they are right only if every step was.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it")
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
 import vllm
 from engine import BLOCK, add, answer, drained, engine, profile_file, serve
 from laws import PATHOLOGICAL
@@ -42,7 +45,11 @@ pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignor
 
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e-7)
 TIGHT, ROOMY = 40, 200  # KV blocks: one preempts, the other does not
-LOOPS = {"sync": {}, "async": {"asynchronous": True}, "async-v2": {"asynchronous": True, "v2": True}}
+LOOPS = {
+    "sync": {},
+    "async": {"asynchronous": True},
+    "async-v2": {"asynchronous": True, "v2": True},
+}
 
 
 def workload(
@@ -50,7 +57,9 @@ def workload(
 ) -> tuple[list[Request], dict[str, list[int]]]:
     """Two tiers in a random order; with `stems`, prompts begin with one of so many."""
     rng, now, requests, prompts = Random(seed), 0.0, [], {}
-    beginnings = [[rng.randint(5, 499) for _ in range(rng.randint(20, 120))] for _ in range(stems)] or [[]]
+    beginnings = [
+        [rng.randint(5, 499) for _ in range(rng.randint(20, 120))] for _ in range(stems)
+    ] or [[]]
     for i in range(size):
         now += rng.expovariate(rate)
         prompt = rng.choice(beginnings) + [rng.randint(5, 499) for _ in range(rng.randint(1, 150))]
@@ -66,10 +75,16 @@ def answers(requests: Iterable[Request], prompts: dict[str, list[int]]) -> dict[
 
 @pytest.fixture
 def build(model: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes one engine after the other, whose profile is right and fixed; `policy` replaces that of the settings."""
+    """Makes one engine after the other, whose profile is right and fixed; `policy` replaces that of
+    the settings."""
     cores: list[Any] = []
 
-    def made(policy: Any = None, slos: dict[str, Any] | None = None, roofline: Roofline = ROOFLINE, **options: Any):
+    def made(
+        policy: Any = None,
+        slos: dict[str, Any] | None = None,
+        roofline: Roofline = ROOFLINE,
+        **options: Any,
+    ):
         settings = {"profile": profile_file(tmp_path, ROOFLINE), "learn": False} | (slos or {})
         while cores:
             cores.pop().shutdown()
@@ -105,7 +120,9 @@ def log() -> Iterator[Log]:
     logger.removeHandler(handler)
 
 
-def counted(core: Any, name: str, what: Callable[..., str] = lambda *a, **k: "calls") -> Counter[str]:
+def counted(
+    core: Any, name: str, what: Callable[..., str] = lambda *a, **k: "calls"
+) -> Counter[str]:
     """Count the calls of a method of the scheduler."""
     seen, method = Counter(), getattr(core.scheduler, name)
 
@@ -118,7 +135,8 @@ def counted(core: Any, name: str, what: Callable[..., str] = lambda *a, **k: "ca
 
 
 class Chaos:
-    """Legal and random: skips, odd chunks, any number of drafts, any order, preempts and declines by dice."""
+    """Legal and random: skips, odd chunks, any number of drafts, any order, preempts and declines
+    by dice."""
 
     def __init__(self, seed: int, preempts: float = 0.02) -> None:
         self.dice, self.preempts, self.seen = Random(seed), preempts, Counter()
@@ -158,15 +176,27 @@ class Odd:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_no_pattern_of_steps_changes_a_token(build, loop, drafts, caching, blocks):
     requests, prompts = workload(seed=blocks + drafts, stems=3 * caching)
-    options = {"blocks": blocks, "max_seqs": 12, "drafts": drafts, "caching": caching, **LOOPS[loop]}
+    options = {
+        "blocks": blocks,
+        "max_seqs": 12,
+        "drafts": drafts,
+        "caching": caching,
+        **LOOPS[loop],
+    }
     chaos = Chaos(seed=len(loop) + drafts + caching, preempts=0.05)
     core, clock = build(chaos, **options)
-    flying = counted(core, "_preempt_request", lambda r, *a, **k: "in flight" if r.num_in_flight_tokens else "at rest")
+    flying = counted(
+        core,
+        "_preempt_request",
+        lambda r, *a, **k: "in flight" if r.num_in_flight_tokens else "at rest",
+    )
     said = serve(core, clock, requests, prompts)
     assert said == answers(requests, prompts)
     assert drained(core) and not core.scheduler.failed
     assert core.model_executor.steps > 200
-    assert all(chaos.seen[what] for what in ("skipped", "chunked", "several", "at once", "declined"))
+    assert all(
+        chaos.seen[what] for what in ("skipped", "chunked", "several", "at once", "declined")
+    )
     assert bool(chaos.seen["drafted"]) == bool(drafts)
     assert flying["in flight" if "async" in loop else "at rest"] > 10
 
@@ -175,7 +205,9 @@ def test_no_pattern_of_steps_changes_a_token(build, loop, drafts, caching, block
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_stock_scheduler_says_the_same(build, loop, drafts):
     requests, prompts = workload(seed=1, stems=3)
-    core, clock = build(stock=True, blocks=TIGHT, max_seqs=12, drafts=drafts, caching=True, **LOOPS[loop])
+    core, clock = build(
+        stock=True, blocks=TIGHT, max_seqs=12, drafts=drafts, caching=True, **LOOPS[loop]
+    )
     assert not isinstance(core.scheduler, SLOScheduler)
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core)
@@ -190,7 +222,8 @@ def test_far_more_work_than_kv_blocks_is_served_by_every_policy(build, name, loo
     preempted = counted(core, "_preempt_request")
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core) and not core.scheduler.failed
-    assert preempted["calls"] > 5 or name in ("slos-serve", "reject-all", "one-at-a-time")  # they keep within it
+    # they keep within it
+    assert preempted["calls"] > 5 or name in ("slos-serve", "reject-all", "one-at-a-time")
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -198,7 +231,11 @@ def test_drafts_are_verified_and_pay(build, loop):
     requests, prompts = workload(seed=2, size=8, rate=1000)
     steps = []
     for drafts in (0, 3):
-        eager = Odd(lambda v: Batch({p.id: p.left + v.max_drafts * (p.left == 1) for p in (*v.running, *v.waiting)}))
+        eager = Odd(
+            lambda v: Batch(
+                {p.id: p.left + v.max_drafts * (p.left == 1) for p in (*v.running, *v.waiting)}
+            )
+        )
         core, clock = build(eager, drafts=drafts, **LOOPS[loop])
         assert serve(core, clock, requests, prompts) == answers(requests, prompts)
         assert drained(core) and not core.scheduler.failed
@@ -255,7 +292,9 @@ TAKEN: dict[str, Callable[[View], Any]] = {  # what vLLM's own bounds cut to siz
         whole(v),
         preempt=tuple(p.id for p in v.running[-1:] * 2 if p.generated % 5 == 3 and p.left == 1),  # type: ignore[operator]
     ),
-    "zeros first": lambda v: Batch({p.id: 0 for p in v.waiting[:-1]} | {p.id: p.left for p in v.waiting[-1:]}),
+    "zeros first": lambda v: Batch(
+        {p.id: 0 for p in v.waiting[:-1]} | {p.id: p.left for p in v.waiting[-1:]}
+    ),
     "nothing": lambda v: Batch(),
     "only zeros": lambda v: Batch(dict.fromkeys(whole(v).tokens, 0)),
     "decline everybody": lambda v: Batch(decline=tuple(whole(v).tokens)),
@@ -319,7 +358,9 @@ def test_aborts_leak_nothing_and_change_nobody_elses_tokens(build, name, loop, h
 
     said = serve(core, clock, requests, prompts, between=leave)
     truth = answers(requests, prompts)
-    assert {id: t for id, t in said.items() if id not in gone} == {i: t for i, t in truth.items() if i not in gone}
+    assert {id: t for id, t in said.items() if id not in gone} == {
+        i: t for i, t in truth.items() if i not in gone
+    }
     assert all(said[id] == truth[id][: len(said[id])] for id in gone)
     assert drained(core) and not core.scheduler.failed
     statuses = [RequestStatus.WAITING, RequestStatus.RUNNING]
@@ -340,7 +381,9 @@ def test_an_idle_engine_holds_on_to_nobody(build):
 # Objectives per request
 
 
-def asked(core: Any, id: str = "r", arrival: float = 0.0, tokens: int = 100, **fields: Any) -> Progress:
+def asked(
+    core: Any, id: str = "r", arrival: float = 0.0, tokens: int = 100, **fields: Any
+) -> Progress:
     """The policy's view of a request with these `extra_args`."""
     request = Request(id, arrival, (Stage(tokens, 20, SLO(0.1)),))
     add(core, request, [7] * tokens, extra_args=fields)
@@ -356,14 +399,18 @@ def test_a_policy_plans_by_the_objectives_of_the_request(build):
     assert (p.t0, p.tpot, p.value) == (6 * zero_load, 0.07, 3.0)
     p = asked(core, "none")
     assert (p.t0, p.tpot, p.value) == (4 * zero_load, 0.07, 3.0)
-    p = asked(core, "stages", slo_stages='[{"tpot": 0.05, "tokens": 3}, {"tpot": 0.03, "until": 7}, {"tpot": 0.04}]')
+    p = asked(
+        core,
+        "stages",
+        slo_stages='[{"tpot": 0.05, "tokens": 3}, {"tpot": 0.03, "until": 7}, {"tpot": 0.04}]',
+    )
     assert (p.t0, p.tpot, p.later_tpot) == (4 * zero_load, 0.05, 0.03)
 
 
 MALFORMED: list[dict[Any, Any]] = [
-    {"slo_tpot": -1}, {"slo_tpot": "fast"}, {"slo_ttft": float("nan")}, {"slo_ttft": 1, "slo_slowdown": 2},
-    {"slo_value": 0}, {"slo_speed": 1}, {"slo_stages": "["}, {"slo_stages": "[" * 100_000}, {"slo_stages": [1]},
-    {1: 2},
+    {"slo_tpot": -1}, {"slo_tpot": "fast"}, {"slo_ttft": float("nan")},
+    {"slo_ttft": 1, "slo_slowdown": 2}, {"slo_value": 0}, {"slo_speed": 1}, {"slo_stages": "["},
+    {"slo_stages": "[" * 100_000}, {"slo_stages": [1]}, {1: 2},
 ]  # fmt: skip
 
 
@@ -382,8 +429,15 @@ def test_malformed_objectives_are_the_defaults_with_a_warning_and_kill_nobody(bu
 
 
 def test_extreme_objectives_fail_no_policy(build, log):
-    extreme = [{field: value} for field in ("slo_tpot", "slo_ttft", "slo_value") for value in (1e-300, 1e300)]
-    extreme += [{"slo_slowdown": 1e300}, {"slo_tpot": 1e300, "slo_ttft": 1e-300, "slo_value": 1e300}]
+    extreme = [
+        {field: value}
+        for field in ("slo_tpot", "slo_ttft", "slo_value")
+        for value in (1e-300, 1e300)
+    ]
+    extreme += [
+        {"slo_slowdown": 1e300},
+        {"slo_tpot": 1e300, "slo_ttft": 1e-300, "slo_value": 1e300},
+    ]
     core, clock = build(blocks=TIGHT)
     requests, prompts = workload(seed=10, size=2 * len(extreme), rate=100)
     for r, fields in zip(requests, extreme, strict=False):
@@ -408,7 +462,9 @@ def test_the_declined_become_best_effort_and_are_served_after_the_others(build, 
     free = core.scheduler._free_request
 
     def freed(request: Any, *args: Any, **kwargs: Any) -> Any:
-        finished[request.request_id] = core.scheduler.tracked[request.request_id].progress.best_effort
+        finished[request.request_id] = core.scheduler.tracked[
+            request.request_id
+        ].progress.best_effort
         return free(request, *args, **kwargs)
 
     core.scheduler._free_request = freed
@@ -417,13 +473,17 @@ def test_the_declined_become_best_effort_and_are_served_after_the_others(build, 
     assert 0 < len(declined) <= len(requests)
     if name == "slos-serve":
         order = list(finished)
-        ranks = [[order.index(id) for id, b in finished.items() if b == best_effort] for best_effort in (False, True)]
+        ranks = [
+            [order.index(id) for id, b in finished.items() if b == best_effort]
+            for best_effort in (False, True)
+        ]
         assert sum(ranks[0]) / len(ranks[0]) < sum(ranks[1]) / len(ranks[1])
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 def test_the_declined_leave_for_another_replica_before_they_start(build, loop):
-    """A front-end sees an end by abort without a token; who has started, or has nowhere to go, stays."""
+    """A front-end sees an end by abort without a token; who has started, or has nowhere to go,
+    stays."""
     requests, prompts = workload(seed=11, size=60, rate=60)
     core, clock = build(blocks=TIGHT, **loop)
     step, ends = core.step_fn, {}
@@ -452,7 +512,10 @@ def test_a_request_from_another_replica_keeps_its_arrival(build):
     clock.now = 50.0
     assert asked(core, "r", 50.0, slo_ttft=3.0, slo_arrival=48.5).due == 51.5
     assert asked(core, "future", 50.0, slo_ttft=3.0, slo_arrival=99.0).due == 53.0
-    assert not asked(core, "here", 50.0, slo_elsewhere=0).elsewhere and asked(core, "e", slo_elsewhere=1).elsewhere
+    assert (
+        not asked(core, "here", 50.0, slo_elsewhere=0).elsewhere
+        and asked(core, "e", slo_elsewhere=1).elsewhere
+    )
 
 
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
@@ -477,7 +540,9 @@ def test_the_load_is_written_for_a_router(build, tmp_path, loop):
     most = sum(-(-(len(prompts[r.id]) + r.output) // BLOCK) for r in requests)
     assert max(n.claimed_blocks for n in seen) <= most and max(n.running for n in seen) > 3
     for n in seen:
-        assert sum(count for _, count in n.decodes) <= n.running and {tpot for tpot, _ in n.decodes} <= {0.02, 0.05}
+        assert sum(count for _, count in n.decodes) <= n.running and {
+            tpot for tpot, _ in n.decodes
+        } <= {0.02, 0.05}
         assert n.running == 0 or n.claimed_blocks > 0 or n.waiting == 0
     assert any(n.prefill_tokens for n in seen) and any(len(n.decodes) == 2 for n in seen)
     end = told().load
@@ -485,12 +550,21 @@ def test_the_load_is_written_for_a_router(build, tmp_path, loop):
 
 
 def at_every_step(core: Any) -> list[tuple[int, int, int, float, float]]:
-    """Of the one request at every step: tokens seen by the host, stage, generated in it, tpot, due."""
+    """Of the one request at every step: tokens seen by the host, stage, generated in it, tpot,
+    due."""
     seen, policy = [], core.scheduler.slo_policy
 
     def step(view: View) -> Batch:
         for p in (*view.running, *view.waiting):
-            seen.append((core.scheduler.requests[p.id].num_output_tokens, p.stage, p.generated, p.tpot, p.t0))
+            seen.append(
+                (
+                    core.scheduler.requests[p.id].num_output_tokens,
+                    p.stage,
+                    p.generated,
+                    p.tpot,
+                    p.t0,
+                )
+            )
         return policy.step(view)
 
     core.scheduler.slo_policy = Odd(step)
@@ -505,12 +579,22 @@ def test_the_pace_changes_at_the_token_that_ends_a_stage(build, by, loop, drafts
     truth = answer(prompt, 30)
     ends = 8
     assert truth.index(truth[ends - 1]) == ends - 1
-    first = {"tpot": 0.05, "until": truth[ends - 1]} if by == "until" else {"tpot": 0.05, "tokens": ends}
+    first = (
+        {"tpot": 0.05, "until": truth[ends - 1]}
+        if by == "until"
+        else {"tpot": 0.05, "tokens": ends}
+    )
     stages = [first, {"tpot": 0.1}]
     core, clock = build(drafts=drafts, **LOOPS[loop])
     seen = at_every_step(core)
     request = Request("r", 0.0, (Stage(3, 30, SLO(0.1)),))
-    said = serve(core, clock, [request], {"r": prompt}, extra_args={"slo_ttft": 1.0, "slo_stages": json.dumps(stages)})
+    said = serve(
+        core,
+        clock,
+        [request],
+        {"r": prompt},
+        extra_args={"slo_ttft": 1.0, "slo_stages": json.dumps(stages)},
+    )
     assert said == {"r": truth}
     assert {stage for _, stage, *_ in seen} == {0, 1}
     for tokens, stage, generated, tpot, t0 in seen:
@@ -546,17 +630,29 @@ def test_a_late_first_token_moves_the_schedule(build):
     [
         ({"polciy": "sarathi"}, r"slos setting = 'polciy' must be one of policy, options, profile"),
         ({"policy": "fifo"}, r"policy = 'fifo' must be one of .*slos-serve"),
-        ({"options": {"speed": 1}}, r"setting of policy 'slos-serve' = 'speed' must be one of .*longest_step"),
+        (
+            {"options": {"speed": 1}},
+            r"setting of policy 'slos-serve' = 'speed' must be one of .*longest_step",
+        ),
         ({"options": {"longest_step": -1}}, r"longest_step = -1 must be positive"),
         ({"profile": "h100"}, r"profile 'h100' is unknown; known: .*, or the path of a JSON file"),
-        ({"ttft": 1.0, "slowdown": 5.0}, r"ttft = 1.0 must be None beside a slowdown; give only one"),
+        (
+            {"ttft": 1.0, "slowdown": 5.0},
+            r"ttft = 1.0 must be None beside a slowdown; give only one",
+        ),
         ({"tpot": 0}, r"tpot = 0 must be positive"),
         ({"tpot": "fast"}, r"slos setting tpot = 'fast' must be a float"),
         ({"value": -1.0}, r"value = -1.0 must be positive"),
         ({"learn": "yes"}, r"slos setting learn = 'yes' must be a bool"),
-        ({"profile": "", "learn": False}, r"slos setting learn = False must be true without a profile"),
+        (
+            {"profile": "", "learn": False},
+            r"slos setting learn = False must be true without a profile",
+        ),
         ({"caution": 1.5}, r"caution = 1.5 must be in \(0, 1\)"),
-        ({"save": "/no/such/folder/p.json"}, r"save = '/no/such/folder/p.json' must be in a folder that exists; make"),
+        (
+            {"save": "/no/such/folder/p.json"},
+            r"save = '/no/such/folder/p.json' must be in a folder that exists; make",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_at_once_with_value_bound_and_cure(build, slos, message):
@@ -565,7 +661,10 @@ def test_a_wrong_setting_is_refused_at_once_with_value_bound_and_cure(build, slo
 
 
 def test_another_queue_than_first_come_first_served_is_refused(build):
-    with pytest.raises(ValueError, match="scheduling policy = 'priority' must be fcfs; leave --scheduling-policy out"):
+    with pytest.raises(
+        ValueError,
+        match="scheduling policy = 'priority' must be fcfs; leave --scheduling-policy out",
+    ):
         build(scheduling_policy="priority")
 
 
@@ -588,7 +687,11 @@ class Inline:
 
 
 def near(mine: Roofline, true: Roofline, within: float = 0.1) -> bool:
-    return all(mine.time(n, 0, c) == pytest.approx(true.time(n, 0, c), rel=within) for n in SIZES for c in (0, 5000))
+    return all(
+        mine.time(n, 0, c) == pytest.approx(true.time(n, 0, c), rel=within)
+        for n in SIZES
+        for c in (0, 5000)
+    )
 
 
 SIZES = (1, 4, 16, 64, 150, 300)
@@ -600,7 +703,9 @@ def times(roofline: Roofline, factor: float) -> Roofline:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(build, log, tmp_path, model, loop):
+def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(
+    build, log, tmp_path, model, loop
+):
     requests, prompts = workload(seed=12, size=80)
     path = tmp_path / "learned.json"
     core, clock = build(slos={"profile": "", "learn": True, "save": str(path)}, **LOOPS[loop])
@@ -611,19 +716,34 @@ def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(build, log
     s._decide = lambda now, decide=s._decide: steps.append(batch := decide(now)) or batch
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core)
-    assert steps[:20] == [None] * 20 and steps[60:].count(None) < len(steps[60:]) / 10  # of somebody there
-    assert [r.getMessage().startswith("a roofline is learned, slos-serve schedules") for r in log.records] == [True]
+    # of somebody there
+    assert steps[:20] == [None] * 20 and steps[60:].count(None) < len(steps[60:]) / 10
+    assert [
+        r.getMessage().startswith("a roofline is learned, slos-serve schedules")
+        for r in log.records
+    ] == [True]
     assert near(s.learned.roofline, ROOFLINE), s.learned.roofline
     kept = profile(str(path))
     assert kept.roofline == s.roofline == s.learned.roofline and kept.margin == s.learned.margin
-    assert (kept.kv_tokens, kept.block_size, kept.max_context, kept.gpus, kept.gpu) == (64 * 16, 16, 1024, 1, "cpu")
-    assert "measured by slos.serving.vllm_plugin in vLLM" in kept.source and kept.model == str(model)
+    assert (kept.kv_tokens, kept.block_size, kept.max_context, kept.gpus, kept.gpu) == (
+        64 * 16,
+        16,
+        1024,
+        1,
+        "cpu",
+    )
+    assert "measured by slos.serving.vllm_plugin in vLLM" in kept.source and kept.model == str(
+        model
+    )
     again, _ = build(slos={"profile": str(path)})
-    assert again.scheduler.roofline == kept.roofline and again.scheduler.learned.margin == kept.margin
+    assert (
+        again.scheduler.roofline == kept.roofline and again.scheduler.learned.margin == kept.margin
+    )
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("factor", [0.2, 5.0], ids=["5x too slow", "5x too fast"])  # the engine, to the profile
+# the engine, to the profile
+@pytest.mark.parametrize("factor", [0.2, 5.0], ids=["5x too slow", "5x too fast"])
 def test_a_wrong_profile_serves_everybody_and_is_corrected(build, factor, loop):
     requests, prompts = workload(seed=13, size=80)
     core, clock = build(slos={"learn": True}, roofline=times(ROOFLINE, factor), **LOOPS[loop])
@@ -649,14 +769,18 @@ def test_what_is_learned_from_noise_serves_everybody_and_fails_no_policy(build, 
             return ROOFLINE.time(*step) * dice.lognormvariate(0, 0.8)
 
     requests, prompts = workload(seed=17, size=80, rate=40)
-    core, clock = build(slos={"learn": True}, roofline=Noisy(), blocks=60, max_seqs=8, drafts=3, **LOOPS[loop])
+    core, clock = build(
+        slos={"learn": True}, roofline=Noisy(), blocks=60, max_seqs=8, drafts=3, **LOOPS[loop]
+    )
     core.scheduler.fitter.shutdown()
     core.scheduler.fitter = Inline()
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core) and not core.scheduler.failed and not log.records
 
 
-def test_the_fit_runs_beside_the_engine_and_a_failing_one_changes_nothing(build, log, tmp_path, monkeypatch):
+def test_the_fit_runs_beside_the_engine_and_a_failing_one_changes_nothing(
+    build, log, tmp_path, monkeypatch
+):
     requests, prompts = workload(seed=14)
     core, clock = build(slos={"learn": True})
     monkeypatch.setattr(vllm_plugin.Learned, "refit", lambda *a: 1 / 0)
@@ -715,7 +839,11 @@ def test_the_plug_in_takes_no_name_that_vllm_has(build):
     tree = ast.parse(inspect.getsource(SLOScheduler))
     methods = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
     assert methods & theirs <= {*HOOKS, "__init__"}
-    written = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    written = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+    }
     assert written & theirs == {"scheduler_reserve_full_isl"}
     read = {
         n.attr
@@ -737,7 +865,9 @@ def test_a_version_outside_of_the_range_is_refused_at_import(monkeypatch, versio
     assert f"vllm = {version}" in str(error.value) and f"{OLDEST} to {NEWEST}" in str(error.value)
 
 
-@pytest.mark.parametrize("version", [OLDEST, f"{OLDEST}.1", f"{NEWEST}.0", f"{NEWEST}.7+cpu", f"{NEWEST}.0rc2"])
+@pytest.mark.parametrize(
+    "version", [OLDEST, f"{OLDEST}.1", f"{NEWEST}.0", f"{NEWEST}.7+cpu", f"{NEWEST}.0rc2"]
+)
 def test_a_version_in_the_range_is_taken(monkeypatch, version):
     monkeypatch.setattr(vllm, "__version__", version)
     assert load()["SLOScheduler"].__name__ == "SLOScheduler"

@@ -1,8 +1,9 @@
 """What becomes of every request in short simulations of everything there is, equal to the last bit.
 
-A change that is to leave the outcomes alone leaves `pinned.json` alone. One that changes them on purpose says why, and
-makes the file anew: `python tests/sim/test_pinned.py`. The lengths are those of the synthetic profile, and arrivals are
-rounded, because the functions that made them may differ in their last bit from one machine to another.
+A change that is to leave the outcomes alone leaves `pinned.json` alone. One that changes them on
+purpose says why, and makes the file anew: `python tests/sim/test_pinned.py`. The lengths are those
+of the synthetic profile, and arrivals are rounded, because the functions that made them may differ
+in their last bit from one machine to another.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ WITHIN = 0.06  # of that capacity
 
 
 class Case(NamedTuple):
-    """One simulation. burst: requests that all come within a second; noise: of step times, as in `World`."""
+    """One simulation. burst: requests that all come within a second; noise: of step times, as in
+    `World`."""
 
     scenario: str
     system: str
@@ -52,12 +54,15 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         told = [self.scenario, self.system]
-        told += [f"{k}={v}" for k, v in self._asdict().items() if v != self._field_defaults.get(k, v)]
+        told += [
+            f"{k}={v}" for k, v in self._asdict().items() if v != self._field_defaults.get(k, v)
+        ]
         return " ".join(told)
 
 
 RATES = {
-    "chatbot": 5.0, "coding": 14.0, "summarization": 5.0, "tool-calling": 1.5, "reasoning": 1.6, "mixed": 6.0,
+    "chatbot": 5.0, "coding": 14.0, "summarization": 5.0, "tool-calling": 1.5, "reasoning": 1.6,
+    "mixed": 6.0,
 }  # fmt: skip
 SYSTEMS = ("vllm", "vllm-v1", "sarathi", "slos-serve")
 OURS = "slos-serve"
@@ -104,7 +109,11 @@ CASES += [
 
 def _rounded(requests: Sequence[Request]) -> list[Request]:
     return [
-        replace(r, arrival=round(r.arrival, 3), stages=tuple(replace(s, wait=round(s.wait, 3)) for s in r.stages))
+        replace(
+            r,
+            arrival=round(r.arrival, 3),
+            stages=tuple(replace(s, wait=round(s.wait, 3)) for s in r.stages),
+        )
         for r in requests
     ]
 
@@ -120,8 +129,8 @@ def outcomes(case: Case) -> list[Outcome]:
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     hardware = replace(hardware, kv_tokens=round(hardware.kv_tokens * case.kv_scale))
     return serve(
-        scaled_slos(requests, case.slo_scale), case.system, hardware, case.setting, case.replicas, case.router,
-        case.topology, belief=belief, noise=case.noise, max_drafts=case.drafts,
+        scaled_slos(requests, case.slo_scale), case.system, hardware, case.setting, case.replicas,
+        case.router, case.topology, belief=belief, noise=case.noise, max_drafts=case.drafts,
     )  # fmt: skip
 
 
@@ -145,13 +154,19 @@ def summary(case: Case) -> str:
         )
         for o in found
     ]  # fmt: skip
-    attained, declined, hops = (sum(getattr(o, name) for o in found) for name in ("attained", "declined", "hops"))
-    told = f"{attained} attain, {declined} declined, {sum(o.preemptions for o in found)} preemptions, {hops} hops"
+    attained, declined, hops = (
+        sum(getattr(o, name) for o in found) for name in ("attained", "declined", "hops")
+    )
+    told = (
+        f"{attained} attain, {declined} declined, {sum(o.preemptions for o in found)} preemptions, "
+        f"{hops} hops"
+    )
     return f"{told}, {sha256(chr(10).join(lines).encode()).hexdigest()[:16]}"
 
 
 def tool_calling() -> float:
-    """Requests per second that ours carries where requests wait for tools: of four seeds the geometric mean."""
+    """Requests per second that ours carries where requests wait for tools: of four seeds the
+    geometric mean."""
     found = []
     for seed in range(4):
 
@@ -173,12 +188,17 @@ def test_every_case_is_pinned_once() -> None:
 
 
 def test_tool_calling_carries_about_as_much_as_was_pinned(no_data: None) -> None:
-    assert tool_calling() == pytest.approx(json.loads(PINNED.read_text())[" ".join(TOOLS)], rel=WITHIN)
+    assert tool_calling() == pytest.approx(
+        json.loads(PINNED.read_text())[" ".join(TOOLS)], rel=WITHIN
+    )
 
 
 if __name__ == "__main__":
     os.environ.pop("SLOS_DATA", None)
     os.environ["SLOS_CACHE"] = os.devnull
     PINNED.write_text(
-        json.dumps({**{str(c): summary(c) for c in CASES}, " ".join(TOOLS): tool_calling()}, indent=1) + "\n"
+        json.dumps(
+            {**{str(c): summary(c) for c in CASES}, " ".join(TOOLS): tool_calling()}, indent=1
+        )
+        + "\n"
     )

@@ -1,4 +1,5 @@
-"""The simulator: laws after every step for every policy, leaps, illegal batches, and the paper's rule by hand."""
+"""The simulator: laws after every step for every policy, leaps, illegal batches, and the paper's
+rule by hand."""
 
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,9 @@ SLOW = Roofline((Plane(0.01, 0.0, 0.1),))
 
 
 def req(id: str, *stages: tuple[int, int], arrival: float = 0.0, wait: float = 0.0) -> Request:
-    return Request(id, arrival, tuple(Stage(p, o, PACE, wait if i else 0.0) for i, (p, o) in enumerate(stages)))
+    return Request(
+        id, arrival, tuple(Stage(p, o, PACE, wait if i else 0.0) for i, (p, o) in enumerate(stages))
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -46,7 +49,10 @@ def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
 
 def test_leaps_while_a_candidate_waits() -> None:
     prompts = {"a": (33, 4, 1.0, 2.0), "b": (1, 1, 3.0, 1.0), "c": (5, 2, 5.0, 1.0)}
-    work = [Request(i, 0.0, (Stage(p, o, SLO(0.03, slowdown=s)),), v) for i, (p, o, s, v) in prompts.items()]
+    work = [
+        Request(i, 0.0, (Stage(p, o, SLO(0.03, slowdown=s)),), v)
+        for i, (p, o, s, v) in prompts.items()
+    ]
     world = World(FAST, 11, block_size=4, max_seqs=2)
     assert run("slos-serve", work, world) == run("slos-serve", work, world, repeats=False)
 
@@ -59,16 +65,26 @@ def test_leaps_are_taken() -> None:
 
 def test_seeds_differ() -> None:
     world = World(SLOW, 10, noise=0.2)
-    assert simulate([req("a", (4, 3))], VLLM(), world, 1) != simulate([req("a", (4, 3))], VLLM(), world, 2)
+    assert simulate([req("a", (4, 3))], VLLM(), world, 1) != simulate(
+        [req("a", (4, 3))], VLLM(), world, 2
+    )
 
 
-TURN = req("c", (2, 2), (7, 1))  # a second turn without a wait: 7 tokens more, of which no admission knew
+# a second turn without a wait: 7 tokens more, of which no admission knew
+TURN = req("c", (2, 2), (7, 1))
 
 
 @pytest.mark.parametrize("policy", [VLLM(), VLLMV1(), Sarathi()])
 def test_a_prompt_that_goes_on_beside_decodes(policy: Policy) -> None:
     """In 3 blocks of 4 all three need their next block at once: one must go, and two go on."""
-    assert len(simulate([req("a", (3, 5)), req("b", (3, 5)), TURN], policy, World(SLOW, 3, block_size=4))) == 3
+    assert (
+        len(
+            simulate(
+                [req("a", (3, 5)), req("b", (3, 5)), TURN], policy, World(SLOW, 3, block_size=4)
+            )
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("policy", [VLLM(), VLLMV1(), Sarathi()])
@@ -137,11 +153,16 @@ def judge(times: list[float], slo: SLO = PACE) -> Outcome:
 
 
 def test_the_papers_rule_and_the_clients() -> None:
-    """First token due at 10, token n at 10 + n, looked at for n = 10, 20, .. and the last; client: mean TPOT of 1."""
+    """First token due at 10, token n at 10 + n, looked at for n = 10, 20, .. and the last; client:
+    mean TPOT of 1."""
     steady = [10.0 + n for n in range(13)]
     verdicts = {
         "on time": (steady, True, True),
-        "early, then slow: token 10 at 17 of 20, the last at 20 of 22": ([2 + 1.5 * n for n in range(13)], True, False),
+        "early, then slow: token 10 at 17 of 20, the last at 20 of 22": (
+            [2 + 1.5 * n for n in range(13)],
+            True,
+            False,
+        ),
         "a dip between two looks": ([*steady[:5], 16.0, *steady[6:]], True, True),
         "token 10 late, the last in time": ([*steady[:10], 20.5, *steady[11:]], False, True),
         "the last token late": ([*steady[:12], 22.5], False, False),
@@ -151,21 +172,30 @@ def test_the_papers_rule_and_the_clients() -> None:
     }
     for name, (times, paper, client) in verdicts.items():
         assert (judge(times).attained, judge(times).attained_client) == (paper, client), name
-    assert judge([10.5 + n for n in range(13)]).lateness == pytest.approx(0), "t0 moves to the late first token"
-    assert judge([2 + 1.5 * n for n in range(13)]).lateness == pytest.approx(-2.0), "the last, 20 of 22"
+    assert judge([10.5 + n for n in range(13)]).lateness == pytest.approx(0), (
+        "t0 moves to the late first token"
+    )
+    assert judge([2 + 1.5 * n for n in range(13)]).lateness == pytest.approx(-2.0), (
+        "the last, 20 of 22"
+    )
     assert judge([10.5]).ttft == 10.5 and judge([10.5]).ttft_slo == 10.0
     assert judge([0.5, 1.5], SLO(tpot=1.0, slowdown=5.0)).ttft_slo == pytest.approx(5 * 0.11)
 
 
 def test_stages_by_hand() -> None:
-    """T = 0.1 + 0.01 n. A tool's round brings its whole context again; a stage without prompt goes on at its pace."""
+    """T = 0.1 + 0.01 n. A tool's round brings its whole context again; a stage without prompt goes
+    on at its pace."""
     watched = Lawful(VLLM(), [req("a", (4, 2), (3, 1), wait=0.5)], World(SLOW, 10))
     [o] = simulate(watched.requests, watched, watched.world, 0, watched.observe)
     # 4 tokens to 0.14, a decode to 0.25; back at 0.75 with 4 + 2 + 3 tokens, which take 0.19
-    assert o.finish == pytest.approx(0.94) and watched.gone["a"].arrived == [(0.0, 4), (pytest.approx(0.75), 9)]
+    assert o.finish == pytest.approx(0.94) and watched.gone["a"].arrived == [
+        (0.0, 4),
+        (pytest.approx(0.75), 9),
+    ]
     [o] = simulate([req("a", (4, 2), (0, 2))], VLLM(), World(SLOW, 10))
     assert o.finish == pytest.approx(0.14 + 3 * 0.11) and o.lateness == pytest.approx(0.25 - 11)
-    # Best is the first stage's last token: 0.25, due at 11. Then 0.36 due at 12, and 0.47 due at 13.
+    # Best is the first stage's last token: 0.25, due at 11. Then 0.36 due at 12, and 0.47 due at
+    # 13.
 
 
 def test_a_tool_that_answers_nothing_still_has_a_first_token_due() -> None:

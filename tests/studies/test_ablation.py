@@ -1,4 +1,5 @@
-"""Each part's switch does what it should, and what is made of the rows, with numbers worked out by hand."""
+"""Each part's switch does what it should, and what is made of the rows, with numbers worked out by
+hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,9 @@ ALL, FOUR = frozenset(PARTS), {"replicas": 4, "num_requests": 80, "precision": 0
 def test_all_parts_are_the_plain_policy() -> None:
     whole = case_of("chatbot", ALL, **FOUR)
     assert whole == Search("chatbot", OURS, router=BEST_ROUTER, max_drafts=MAX_DRAFTS, **FOUR)
-    assert case_of("tool-calling", ALL) == Search("tool-calling", OURS), "no draft model, one replica: nothing to set"
+    assert case_of("tool-calling", ALL) == Search("tool-calling", OURS), (
+        "no draft model, one replica: nothing to set"
+    )
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -55,11 +58,15 @@ def test_unknown_names_are_refused() -> None:
         case_of("chatbot", {"magic"})
     with pytest.raises(ValueError, match="gaming"):
         variants("smoke", ["gaming"])
-    with pytest.raises(ValueError, match="max_drafts = 5 must be 0: toolllama-7b-a100 has no draft model"):
+    with pytest.raises(
+        ValueError, match="max_drafts = 5 must be 0: toolllama-7b-a100 has no draft model"
+    ):
         search(Search("tool-calling", OURS, max_drafts=5, num_requests=5))
 
 
-def watched(work: list[Request], blocks: int = 400, **settings: Any) -> tuple[dict[str, Outcome], list[Batch]]:
+def watched(
+    work: list[Request], blocks: int = 400, **settings: Any
+) -> tuple[dict[str, Outcome], list[Batch]]:
     """Outcomes under the laws of the simulator, and every batch."""
     world, batches = World(FAST, blocks), []
     policy = SLOsServe(FAST, Oracle(work), **settings)
@@ -76,11 +83,16 @@ def watched(work: list[Request], blocks: int = 400, **settings: Any) -> tuple[di
 
 
 def burst(n: int = 12, prompt: int = 100, output: int = 10) -> list[Request]:
-    return [Request(f"r{i:02}", 0.0, (Stage(prompt, output, SLO(tpot=0.05, slowdown=3.0)),)) for i in range(n)]
+    return [
+        Request(f"r{i:02}", 0.0, (Stage(prompt, output, SLO(tpot=0.05, slowdown=3.0)),))
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("admission", [True, False])
-def test_without_best_effort_nobody_is_set_aside_and_the_burst_takes_its_turn(admission: bool) -> None:
+def test_without_best_effort_nobody_is_set_aside_and_the_burst_takes_its_turn(
+    admission: bool,
+) -> None:
     outcomes, batches = watched(burst(), best_effort=False, admission=admission)
     assert not any(o.declined for o in outcomes.values()) and not any(b.decline for b in batches)
     finishes = [outcomes[f"r{i:02}"].finish for i in range(12)]
@@ -96,7 +108,9 @@ def test_without_best_effort_nobody_is_set_aside_and_the_burst_takes_its_turn(ad
 def test_without_admission_everybody_starts_who_fits() -> None:
     """12 prompts of 7 blocks: all at once with 400 blocks, 11 with 80."""
     for blocks, started in ((400, 12), (80, 11)):
-        _, batches = watched(burst(), blocks, admission=False, best_effort=False, batch_tokens=10_000)
+        _, batches = watched(
+            burst(), blocks, admission=False, best_effort=False, batch_tokens=10_000
+        )
         assert len(batches[0].tokens) == started
     _, planned = watched(burst())
     assert len(planned[0].tokens) < 4, "as many as can be in time"
@@ -125,9 +139,17 @@ def test_drafts_reach_ours_and_the_baselines() -> None:
     work = build("chatbot", 1.0, 12).requests
     hardware = hardware_of("chatbot", drafts=True)
     assert hardware.name == "opt-6.7b-draft-a100"
-    for system, setting in ((OURS, ""), ("vllm", "drafts=3"), ("vllm-v1", "drafts=3"), ("sarathi", "drafts=3")):
+    for system, setting in (
+        (OURS, ""),
+        ("vllm", "drafts=3"),
+        ("vllm-v1", "drafts=3"),
+        ("sarathi", "drafts=3"),
+    ):
         ends = [
-            sum(o.finish - o.arrival for o in serve(work, system, hardware, setting, max_drafts=n, acceptance=a))
+            sum(
+                o.finish - o.arrival
+                for o in serve(work, system, hardware, setting, max_drafts=n, acceptance=a)
+            )
             for n, a in ((0, 0.7), (10, 0.7), (10, 1.0))
         ]
         assert ends[2] < ends[1] < ends[0], system
@@ -146,15 +168,26 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = {}
         for c in cases:
             parts = dict(pair.split("=") for pair in c.setting.split(",") if pair)
-            budget = parts.get("batch_tokens") or parts.get("chunk") or parts.get("max_batched_tokens", "")
-            rate = fake.get(budget, 0.1) + (0.1 if parts.get("drafts") == "2" else 0) + (c.topology == "2:1")
+            budget = (
+                parts.get("batch_tokens")
+                or parts.get("chunk")
+                or parts.get("max_batched_tokens", "")
+            )
+            rate = (
+                fake.get(budget, 0.1)
+                + (0.1 if parts.get("drafts") == "2" else 0)
+                + (c.topology == "2:1")
+            )
             rows[c] = pd.Series({"rate": rate})
         return rows
 
     monkeypatch.setattr(ablation, "carried", carried)
     cases, s = variants("full"), SCALES["full"]
     assert len(cases) == len(SCENARIOS) * (2 + 2 * len(PARTS))
-    assert all(c.replicas == s.replicas and c.num_requests == s.replicas * s.requests for c in cases.values())
+    assert all(
+        c.replicas == s.replicas and c.num_requests == s.replicas * s.requests
+        for c in cases.values()
+    )
     assert cases["chatbot", "base"].setting == "admission=0,best_effort=0,batch_tokens=1024"
     assert cases["chatbot", "base"].router == PLAIN and cases["chatbot", "base"].max_drafts == 0
     assert cases["coding", "without batching"].setting == "batch_tokens=1024"
@@ -162,26 +195,41 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.clear()
     found = rivals("full")
     assert len(found) == len(SCENARIOS) * len(RIVALS)
-    settings = {c.setting for c in asked if (c.scenario, c.system, c.topology) == ("chatbot", "sarathi", "")}
+    settings = {
+        c.setting for c in asked if (c.scenario, c.system, c.topology) == ("chatbot", "sarathi", "")
+    }
     assert settings == {
-        *(f"chunk={n},drafts=3" for n in (256, 512, 1024, 2048)),  # first the budget, while drafting
+        # first the budget, while drafting
+        *(f"chunk={n},drafts=3" for n in (256, 512, 1024, 2048)),
         *("chunk=1024", *(f"chunk=1024,drafts={n}" for n in (1, 2, 5))),
     }
-    assert {c.replicas for c in asked if not c.topology} == {s.replicas} and {c.seed for c in asked} == {0}
+    assert {c.replicas for c in asked if not c.topology} == {s.replicas} and {
+        c.seed for c in asked
+    } == {0}
     assert all(c.num_requests == s.tuning_requests * c.gpus / c.hardware.gpus for c in asked)
     assert found["chatbot", "vllm"].setting == "max_batched_tokens=2048,drafts=2"
     assert found["reasoning", "vllm"].max_drafts == 0
     apart = found["chatbot", "distserve"]
-    assert (apart.topology, apart.replicas, apart.gpus) == ("2:1", 1, 3) and apart.num_requests == 3 * s.requests
+    assert (apart.topology, apart.replicas, apart.gpus) == (
+        "2:1",
+        1,
+        3,
+    ) and apart.num_requests == 3 * s.requests
 
 
 # What is made of the rows
 
 
 def frame(scenarios: dict[str, dict[str, float]]) -> pd.DataFrame:
-    rows = [(c, name, x, [x, x], "made up", "p") for c, named in scenarios.items() for name, x in named.items()]
+    rows = [
+        (c, name, x, [x, x], "made up", "p")
+        for c, named in scenarios.items()
+        for name, x in named.items()
+    ]
     made = pd.DataFrame(rows, columns=["scenario", "name", "capacity", "rate", "source", "profile"])
-    return made.assign(max_drafts=[MAX_DRAFTS * bool(SCENARIOS[c].drafting) for c in made["scenario"]])
+    return made.assign(
+        max_drafts=[MAX_DRAFTS * bool(SCENARIOS[c].drafting) for c in made["scenario"]]
+    )
 
 
 def capacities(factor: float) -> dict[str, float]:
@@ -196,7 +244,9 @@ def test_gains_and_headlines() -> None:
     found = {k: v[0] for k, v in numbers(best).items()}
     assert found["ablation_speculation"] == pytest.approx(2), "reasoning has no draft model"
     assert found["ablation_burst"] == pytest.approx(4), "2 and 8"
-    assert found["headline_vs_vllm"] == pytest.approx(8) and found["headline_vs_distserve"] == pytest.approx(16)
+    assert found["headline_vs_vllm"] == pytest.approx(8) and found[
+        "headline_vs_distserve"
+    ] == pytest.approx(16)
     assert found["headline_vs_best"] == pytest.approx(4)
     claims = {c.key for c in read_claims() if c.notebook == "02_ablation"}
     assert claims <= found.keys()

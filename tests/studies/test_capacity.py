@@ -1,4 +1,5 @@
-"""`slos.studies.capacity`: the grid, a search, and what is made of its rows, with numbers worked out by hand."""
+"""`slos.studies.capacity`: the grid, a search, and what is made of its rows, with numbers worked
+out by hand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +24,14 @@ from slos.policies.routers import ROUTERS
 from slos.records import claims, report
 from slos.studies import capacity
 from slos.studies.capacity import ratios, what_capacity_shows
-from slos.studies.timeline import Timeline, fate, summary, timeline, what_the_burst_shows, with_burst
+from slos.studies.timeline import (
+    Timeline,
+    fate,
+    summary,
+    timeline,
+    what_the_burst_shows,
+    with_burst,
+)
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")
@@ -46,7 +54,10 @@ SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)
         (lambda: searches("smoke", profile="tpu"), profiles()),
         (lambda: search(replace(SMALL, scenario="gaming")), SCENARIOS),
         (lambda: search(replace(SMALL, system="orca")), POLICIES),
-        (lambda: search(replace(SMALL, setting="chunk=512")), ["'vllm-v1' = 'chunk'", "max_batched_tokens"]),
+        (
+            lambda: search(replace(SMALL, setting="chunk=512")),
+            ["'vllm-v1' = 'chunk'", "max_batched_tokens"],
+        ),
         (lambda: search(replace(SMALL, router="dice")), ROUTERS),
         (lambda: search(replace(SMALL, topology="2-1")), ["topology = '2-1'", "'2:1'"]),
         (lambda: search(replace(SMALL, replicas=0)), ["replicas = 0", "at least 1"]),
@@ -54,7 +65,9 @@ SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)
         (lambda: search(replace(SMALL, target=1.5)), ["target = 1.5", "(0, 1]"]),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_known_ones(call: Callable[[], object], known: list[str]) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(
+    call: Callable[[], object], known: list[str]
+) -> None:
     with pytest.raises(ValueError) as refused:
         call()
     assert all(name in str(refused.value) for name in known), refused.value
@@ -87,26 +100,33 @@ def test_the_grid_has_every_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = [s for s in SCENARIOS.values() if s.has_trace]
     assert 0 < len(traced) < len(SCENARIOS)
     assert len(cases) == 2 * tried * (len(SCENARIOS) + len(traced))
-    assert len({str(case) for case in cases}) == len({astuple(case) for case in cases}) == len(cases)
+    assert (
+        len({str(case) for case in cases}) == len({astuple(case) for case in cases}) == len(cases)
+    )
     assert {(c.num_requests, c.precision, c.target) for c in cases} == {(30, 0.5, 0.9)}
     assert {c.seed for c in cases} == {0, 1}
     assert {c.scenario for c in cases if c.lengths == "trace"} == {s.name for s in traced}
     few = searches("smoke", ["coding"], ["sarathi"], target=0.95)
-    assert {c.setting for c in few} == set(SETTINGS["sarathi"]) and {c.target for c in few} == {0.95}
+    assert {c.setting for c in few} == set(SETTINGS["sarathi"]) and {c.target for c in few} == {
+        0.95
+    }
 
 
 def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
     changes = {
-        "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512", "profile": "opt-13b-a100x2",
-        "lengths": "trace", "seed": 1, "num_requests": 61, "target": 0.95, "precision": 0.1,
-        "replicas": 2, "router": "sequential", "topology": "2:1", "max_drafts": 4, "acceptance": 0.5,
-        "slo_scale": 0.7, "kv_scale": 0.5, "belief": "scale=0.9",
+        "scenario": "coding", "system": "sarathi", "setting": "max_batched_tokens=512",
+        "profile": "opt-13b-a100x2", "lengths": "trace", "seed": 1, "num_requests": 61,
+        "target": 0.95, "precision": 0.1, "replicas": 2, "router": "sequential", "topology": "2:1",
+        "max_drafts": 4, "acceptance": 0.5, "slo_scale": 0.7, "kv_scale": 0.5,
+        "belief": "scale=0.9",
     }  # fmt: skip
     base = replace(SMALL, max_drafts=3)
     assert changes.keys() == {f for f in SMALL.__dataclass_fields__}
     keys = {str(base)} | {str(replace(base, **{name: value})) for name, value in changes.items()}
     assert len(keys) == 1 + len(changes)
-    assert str(replace(SMALL, profile=SCENARIOS["chatbot"].profile)) == str(SMALL), "the same hardware, the same run"
+    assert str(replace(SMALL, profile=SCENARIOS["chatbot"].profile)) == str(SMALL), (
+        "the same hardware, the same run"
+    )
 
 
 def test_every_size_is_known_everywhere() -> None:
@@ -142,19 +162,35 @@ def test_a_search_marks_the_largest_load_below_which_everything_attains(system: 
 
 def test_latencies_of_the_declined_stand_apart() -> None:
     row = max(search(replace(SMALL, system=OURS)), key=lambda r: r.declined)
-    done = serve(build("chatbot", row.rate, SMALL.num_requests).requests, OURS, hardware_of("chatbot"))
-    seen = pd.DataFrame([(o.declined, o.ttft, o.tpot) for o in done], columns=["declined", "ttft", "tpot"])
+    done = serve(
+        build("chatbot", row.rate, SMALL.num_requests).requests, OURS, hardware_of("chatbot")
+    )
+    seen = pd.DataFrame(
+        [(o.declined, o.ttft, o.tpot) for o in done], columns=["declined", "ttft", "tpot"]
+    )
     kept, others = seen[~seen["declined"]], seen[seen["declined"]]
     assert row.declined == len(others) / len(seen) > 0
-    expected = [seen["ttft"].quantile(0.99), seen["tpot"].quantile(0.99), kept["ttft"].quantile(0.99)]
+    expected = [
+        seen["ttft"].quantile(0.99),
+        seen["tpot"].quantile(0.99),
+        kept["ttft"].quantile(0.99),
+    ]
     expected += [kept["tpot"].quantile(0.99), others["ttft"].median()]
-    found = [row.ttft_p99, row.tpot_p99, row.accepted_ttft_p99, row.accepted_tpot_p99, row.declined_ttft_p50]
+    found = [
+        row.ttft_p99,
+        row.tpot_p99,
+        row.accepted_ttft_p99,
+        row.accepted_tpot_p99,
+        row.declined_ttft_p50,
+    ]
     assert found == pytest.approx(expected) and row.accepted_ttft_p99 < row.ttft_p99
 
 
 def test_a_search_counts_per_gpu() -> None:
     rows = search(replace(SMALL, profile="opt-30b-a100x4"))
-    assert rows[0].rate == 3.0 and rows[0].profile == "opt-30b-a100x4", "starts at 3 requests per second and GPU"
+    assert rows[0].rate == 3.0 and rows[0].profile == "opt-30b-a100x4", (
+        "starts at 3 requests per second and GPU"
+    )
     workload = build("chatbot", 4 * 3.0, SMALL.num_requests, SMALL.seed)
     outcomes = serve(workload.requests, SMALL.system, hardware_of("chatbot", "opt-30b-a100x4"))
     assert rows[0].attainment == sum(o.attained for o in outcomes) / len(outcomes)
@@ -171,7 +207,9 @@ def profile_file(path: Path, **changes: Any) -> str:
 def test_a_search_on_three_gpus_has_a_capacity(tmp_path: Path) -> None:
     own = profile_file(tmp_path / "mine.json", gpus=3)
     for precision in (0.2, 0.05):
-        assert sum(r.capacity for r in search(replace(SMALL, profile=own, precision=precision))) == 1
+        assert (
+            sum(r.capacity for r in search(replace(SMALL, profile=own, precision=precision))) == 1
+        )
 
 
 def test_a_changed_profile_file_is_run_again(tmp_path: Path) -> None:
@@ -184,8 +222,15 @@ def test_a_changed_profile_file_is_run_again(tmp_path: Path) -> None:
 
 
 def test_a_tighter_target_carries_no_more() -> None:
-    found = {t: next(r.rate for r in search(replace(SMALL, target=t)) if r.capacity) for t in (0.5, 0.9, 1.0)}
-    assert found[1.0] <= found[0.9] * 1.2 and found[0.9] <= found[0.5] * 1.2 and found[1.0] < found[0.5]
+    found = {
+        t: next(r.rate for r in search(replace(SMALL, target=t)) if r.capacity)
+        for t in (0.5, 0.9, 1.0)
+    }
+    assert (
+        found[1.0] <= found[0.9] * 1.2
+        and found[0.9] <= found[0.5] * 1.2
+        and found[1.0] < found[0.5]
+    )
 
 
 def test_run_searches_keeps_its_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -241,7 +286,9 @@ def between(a: float, b: float) -> object:
     return pytest.approx((mean, mean / factor, mean * factor), rel=1e-3)
 
 
-def probes_of(carried: Sequence[tuple[str, str, str, tuple[float, ...]]], lengths: str = "dataset") -> pd.DataFrame:
+def probes_of(
+    carried: Sequence[tuple[str, str, str, tuple[float, ...]]], lengths: str = "dataset"
+) -> pd.DataFrame:
     """Per capacity also a load below it and one above, which count for nothing."""
     made = "opt-6.7b-a100", "synthetic profile", "simulated"
     rows = [
@@ -250,7 +297,18 @@ def probes_of(carried: Sequence[tuple[str, str, str, tuple[float, ...]]], length
         for seed, rate in enumerate(rates)
         for factor in (0.5, 1, 1.5)
     ]
-    columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", "seed", "rate", "capacity"]
+    columns = [
+        "scenario",
+        "lengths",
+        "system",
+        "setting",
+        "profile",
+        "source",
+        "status",
+        "seed",
+        "rate",
+        "capacity",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -284,11 +342,15 @@ def test_capacities_are_of_the_best_setting(best: pd.DataFrame) -> None:
 
 def test_ratios(best: pd.DataFrame) -> None:
     rows = records(ratios(best), "scenario", "against")
-    assert rows.keys() == {(s, a) for s in ("chatbot", "coding") for a in ("vllm", "sarathi", "best")}
+    assert rows.keys() == {
+        (s, a) for s in ("chatbot", "coding") for a in ("vllm", "sarathi", "best")
+    }
     assert list(rows["chatbot", "sarathi"].each) == [5 / 2, 6 / 3]
     r = rows["chatbot", "sarathi"]
     assert (r.ratio, r.low, r.high) == between(2.5, 2)
-    assert list(rows["coding", "vllm"].each) == [2, 0.5] and rows["coding", "vllm"].ratio == pytest.approx(1)
+    assert list(rows["coding", "vllm"].each) == [2, 0.5] and rows[
+        "coding", "vllm"
+    ].ratio == pytest.approx(1)
     assert [rows[s, "best"].system for s in ("chatbot", "coding")] == ["sarathi", "vllm"]
     assert list(rows["coding", "best"].each) == [2, 0.5]
 
@@ -303,7 +365,9 @@ def test_geometric_means_are_per_seed(best: pd.DataFrame) -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    best = capacities(probes_of([(s, system, setting, rates[:1]) for s, system, setting, rates in CARRIED]))
+    best = capacities(
+        probes_of([(s, system, setting, rates[:1]) for s, system, setting, rates in CARRIED])
+    )
     assert list(best["low"]) == list(best["capacity"]) == list(best["high"])
     r = records(geometric_means(ratios(best)), "against")["best"]
     assert r.ratio == r.low == r.high == pytest.approx(sqrt(2.5 * 2))
@@ -313,11 +377,17 @@ def test_variants_of_ours_are_no_baselines_and_without_ours_there_is_no_ratio() 
     more = [*CARRIED, ("chatbot", f"{OURS}-no-decline", "", (5.2, 5.8))]
     assert set(ratios(capacities(probes_of(more)))["against"]) == {"vllm", "sarathi", "best"}
     without = capacities(probes_of([c for c in CARRIED if c[1] != OURS]))
-    assert ratios(without).empty and geometric_means(ratios(without)).empty and what_capacity_shows(without) == ""
+    assert (
+        ratios(without).empty
+        and geometric_means(ratios(without)).empty
+        and what_capacity_shows(without) == ""
+    )
 
 
 def test_lengths_from_the_trace_replace_those_of_the_scenarios_that_have_them() -> None:
-    traced = probes_of([("chatbot", "sarathi", "chunk=512", (3, 3)), ("chatbot", OURS, "", (9, 9))], "trace")
+    traced = probes_of(
+        [("chatbot", "sarathi", "chunk=512", (3, 3)), ("chatbot", OURS, "", (9, 9))], "trace"
+    )
     best = capacities(pd.concat([probes_of(CARRIED), traced]))
     rows = {k: r.ratio for k, r in records(ratios(best, "trace"), "scenario", "against").items()}
     assert rows["chatbot", "sarathi"] == rows["chatbot", "best"] == pytest.approx(3)
@@ -341,10 +411,16 @@ def test_what_is_saved_is_what_the_report_reads(
     saved = pd.read_csv(path, keep_default_na=False)
     assert list(saved["capacity"]) == list(best["capacity"]) and "rate" not in saved
     numbers = capacity.numbers(best)
-    assert stats.save("quick", best, "01_capacity", numbers).empty, "two of six scenarios are no headline"
-    monkeypatch.setattr(stats, "SCENARIOS", {name: SCENARIOS[name] for name in ("chatbot", "coding")})
+    assert stats.save("quick", best, "01_capacity", numbers).empty, (
+        "two of six scenarios are no headline"
+    )
+    monkeypatch.setattr(
+        stats, "SCENARIOS", {name: SCENARIOS[name] for name in ("chatbot", "coding")}
+    )
     stats.save("quick", best, "01_capacity", numbers)
-    headlines = {h.key: h for h in claims.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")}
+    headlines = {
+        h.key: h for h in claims.read_headlines(tmp_path / "results" / "quick" / "headlines.csv")
+    }
     means = {"capacity_vs_vllm", "capacity_vs_sarathi", "capacity_vs_best"}
     assert headlines.keys() >= means and {h.status for h in headlines.values()} == {"simulated"}
     assert headlines["capacity_vs_best"].value == pytest.approx(sqrt(sqrt(5)))
@@ -379,7 +455,9 @@ def test_a_burst_is_added_in_order_of_arrival() -> None:
     assert [r.arrival for r in requests] == sorted(r.arrival for r in requests)
     late = [r for r in requests if r.id.startswith("burst-")]
     assert [r for r in requests if r not in late] == list(base.requests)
-    assert [(r.arrival, r.stages) for r in late] == [(e.arrival + 4.0, e.stages) for e in extra.requests]
+    assert [(r.arrival, r.stages) for r in late] == [
+        (e.arrival + 4.0, e.stages) for e in extra.requests
+    ]
     assert len({r.id for r in requests}) == len(requests) == 28
     assert with_burst(base.requests, 4.0, ()) == list(base.requests)
 
@@ -387,7 +465,8 @@ def test_a_burst_is_added_in_order_of_arrival() -> None:
 @pytest.mark.parametrize("scenario", ["chatbot", "tool-calling", "reasoning"])
 @pytest.mark.parametrize("system", ["vllm", "vllm-v1", "sarathi", OURS])
 def test_a_timeline_accounts_for_every_token(scenario: str, system: str) -> None:
-    """What has to be computed: of every stage all tokens that are not in the cache, except the last one made."""
+    """What has to be computed: of every stage all tokens that are not in the cache, except the last
+    one made."""
     requests = build(scenario, 0.2, 6, seed=3).requests
     run = timeline(requests, system, hardware_of(scenario))
     assert run.system == system and all(o.preemptions == 0 for o in run.outcomes)
@@ -402,7 +481,9 @@ def test_a_timeline_accounts_for_every_token(scenario: str, system: str) -> None
             cached = context - 1
     assert sum((s.prefill + s.decode + s.best_effort) * s.count for s in run.steps) == due
     ends = [0.0, *(s.end for s in run.steps)]
-    assert all(before <= s.start < s.end for before, s in zip(ends, run.steps, strict=False)), "one step at a time"
+    assert all(before <= s.start < s.end for before, s in zip(ends, run.steps, strict=False)), (
+        "one step at a time"
+    )
     assert run.steps[-1].end == max(o.finish for o in run.outcomes)
 
 
@@ -420,7 +501,9 @@ def burst() -> list[Timeline]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SLOS_DATA", raising=False)
         patch.setenv("SLOS_CACHE", "/nowhere")
-        requests = with_burst(build("chatbot", 2.5, 40, 1).requests, 5.0, build("chatbot", 15.0, 40, 2).requests)
+        requests = with_burst(
+            build("chatbot", 2.5, 40, 1).requests, 5.0, build("chatbot", 15.0, 40, 2).requests
+        )
     return [timeline(requests, system, hardware_of("chatbot")) for system in ("vllm-v1", OURS)]
 
 
@@ -439,7 +522,8 @@ def test_what_the_burst_shows(burst: list[Timeline]) -> None:
     baseline, ours = what_the_burst_shows(burst, 5.0).splitlines()
     late = sum(fate(o) == "late" for o in burst[0].outcomes)
     assert (
-        baseline.startswith("- **vllm-v1** meets the objectives of ") and f"; {late} of 80 in all are late" in baseline
+        baseline.startswith("- **vllm-v1** meets the objectives of ")
+        and f"; {late} of 80 in all are late" in baseline
     )
     assert "declined" not in baseline
     after = [o.attained for o in burst[1].outcomes if o.arrival >= 5.0]

@@ -10,14 +10,22 @@ from slos.studies.real_engine import _falling, capacities, errors, gain
 
 def table(attained: list[float], status: str = "measured", ttft: float = 1.0) -> pd.DataFrame:
     rates = [float(2**i) for i in range(len(attained))]
-    fields = {"scenario": "w", "system": "s", "status": status, "rate": rates, "attainment": attained}
+    fields = {
+        "scenario": "w",
+        "system": "s",
+        "status": status,
+        "rate": rates,
+        "attainment": attained,
+    }
     return pd.DataFrame(fields | {"ttft": ttft, "tpot": 0.1})
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_what_falls_is_kept_and_the_mean_too(values: list[float]) -> None:
     falling = _falling(values)
-    assert (falling[:-1] >= falling[1:] - 1e-12).all() and falling.mean() == pytest.approx(sum(values) / len(values))
+    assert (falling[:-1] >= falling[1:] - 1e-12).all() and falling.mean() == pytest.approx(
+        sum(values) / len(values)
+    )
     ordered = sorted(values, reverse=True)
     assert _falling(ordered) == pytest.approx(ordered)
 
@@ -27,7 +35,8 @@ def test_capacity_lies_between_the_loads_around_the_target() -> None:
     assert row.capacity == pytest.approx(2**1.5) and row.bound == ""
     [row] = capacities(table([1.0, 0.97, 0.95])).itertuples()
     assert row.capacity == 4 and row.bound == "at least"
-    [row] = capacities(table([1.0, 0.85, 1.0, 0.5])).itertuples()  # one dip by chance is not the end
+    # one dip by chance is not the end
+    [row] = capacities(table([1.0, 0.85, 1.0, 0.5])).itertuples()
     assert 8 > row.capacity > 4
     [row] = capacities(table([0.45, 0.2])).itertuples()
     assert row.capacity == 1 and row.bound == "at most"
@@ -48,7 +57,9 @@ def test_capacity_lies_between_the_loads_around_the_target() -> None:
         ([0.8, 0.0, 0.0], [0.8, 0.0, 0.0], "a ratio that these loads do not tell"),
     ],
 )
-def test_a_gain_says_so_where_the_loads_do_not_reach_as_far(ours: list[float], other: list[float], said: str) -> None:
+def test_a_gain_says_so_where_the_loads_do_not_reach_as_far(
+    ours: list[float], other: list[float], said: str
+) -> None:
     both = pd.concat([table(ours), table(other).assign(system="t")])
     assert gain(capacities(both).set_index("system"), "s", "t") == said
 
@@ -56,4 +67,6 @@ def test_a_gain_says_so_where_the_loads_do_not_reach_as_far(ours: list[float], o
 def test_errors_are_of_the_simulation_against_the_measurement() -> None:
     both = pd.concat([table([1.0, 0.9]), table([0.9, 0.95], "simulated", ttft=1.2)])
     off = errors(both)
-    assert off["attainment"].tolist() == pytest.approx([-10, 5]) and off["ttft"].tolist() == pytest.approx([20, 20])
+    assert off["attainment"].tolist() == pytest.approx([-10, 5]) and off[
+        "ttft"
+    ].tolist() == pytest.approx([20, 20])

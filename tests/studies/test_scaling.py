@@ -1,4 +1,5 @@
-"""`slos.studies.scaling`: the grids, and what is made of their rows, with numbers worked out by hand."""
+"""`slos.studies.scaling`: the grids, and what is made of their rows, with numbers worked out by
+hand."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,9 @@ from workloads import SCENARIOS
         (lambda: disaggregation_cases("smoke", ["gaming"]), SCENARIOS),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_known_ones(call: Callable[[], object], known: list[str]) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(
+    call: Callable[[], object], known: list[str]
+) -> None:
     with pytest.raises(ValueError) as refused:
         call()
     assert all(name in str(refused.value) for name in known), refused.value
@@ -35,13 +38,18 @@ def test_an_unknown_name_is_refused_with_the_known_ones(call: Callable[[], objec
 
 def test_the_grids_have_every_case_once() -> None:
     for cases in (scaling_cases("full"), disaggregation_cases("full")):
-        assert len({str(c) for c in cases}) == len(cases) and {c.scenario for c in cases} == set(SCENARIOS)
+        assert len({str(c) for c in cases}) == len(cases) and {c.scenario for c in cases} == set(
+            SCENARIOS
+        )
     scale, cases = SCALES["full"], scaling_cases("full", ["coding"])
     assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 2) * 2 * 2 + 2 * 3 + 1)
     assert all(c.num_requests == c.replicas * scale.requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
     apart = disaggregation_cases("quick", ["coding"], [OURS])
-    assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {320, 480}
+    assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {
+        320,
+        480,
+    }
 
 
 def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
@@ -49,7 +57,9 @@ def frame(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
     columns = ["scenario", "system", "replicas", "router", "topology", "capacity"]
     best = pd.DataFrame(rows, columns=columns)
     gpus = [3 if ":" in t else n for n, t in zip(best["replicas"], best["topology"], strict=True)]
-    return best.assign(rate=[[c, c] for c in best["capacity"]], gpus=gpus, source="made up", profile="p")
+    return best.assign(
+        rate=[[c, c] for c in best["capacity"]], gpus=gpus, source="made up", profile="p"
+    )
 
 
 CARRIED = [
@@ -86,7 +96,10 @@ def test_routing_and_scaling() -> None:
     assert numbers["scaling_4_replicas"][0] == pytest.approx(6.0)
     text = scaling.what_scaling_shows(best, 4)
     assert f"**{OURS}, {BEST_ROUTER}** over round-robin at 4 replicas: 1.10x" in text
-    assert "4 replicas carry 6.0x the load of one in coding" in text and "in one engine as large as all" in text
+    assert (
+        "4 replicas carry 6.0x the load of one in coding" in text
+        and "in one engine as large as all" in text
+    )
 
 
 def test_disaggregation() -> None:
@@ -103,5 +116,10 @@ def test_disaggregation() -> None:
     assert (row.ratio, row.system, row.what) == (pytest.approx(2.5), "vllm", "2:1")
     text = disaggregation.what_disaggregation_shows(best)
     assert "2.50x" in text and "**vllm** apart at the best ratio carries 2.00x of itself" in text
-    assert f"**{OURS}** apart at the best ratio carries 0.80x of itself side by side; more in no scenario" in text
-    assert save("smoke", best, "04_disaggregation", {}).empty, "two of six scenarios are no headline"
+    assert (
+        f"**{OURS}** apart at the best ratio carries 0.80x of itself side by side; more in no "
+        "scenario" in text
+    )
+    assert save("smoke", best, "04_disaggregation", {}).empty, (
+        "two of six scenarios are no headline"
+    )

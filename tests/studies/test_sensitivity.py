@@ -1,4 +1,5 @@
-"""What is varied in the studies: objectives, memory, beliefs, bursts; measurements as steps; and the summary."""
+"""What is varied in the studies: objectives, memory, beliefs, bursts; measurements as steps; and
+the summary."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ TILED = Roofline((Plane(1e-4, 0.0, 0.01), Plane(2e-4, 0.0, 0.0)), 1e-7, 128)
 
 def test_beliefs() -> None:
     assert believed(TILED, "scale=1") == TILED
-    assert believed(TILED, "scale=0.5").time(300, 0, 1000) == pytest.approx(TILED.time(300, 0, 1000) / 2)
+    assert believed(TILED, "scale=0.5").time(300, 0, 1000) == pytest.approx(
+        TILED.time(300, 0, 1000) / 2
+    )
     assert believed(TILED, "tile=1,k_ctx=0") == replace(TILED, tile=1, k_ctx=0)
     smooth = believed(TILED, "smooth=1")
     assert smooth.tile == 1
@@ -42,26 +45,50 @@ def test_objectives_and_memory_are_scaled() -> None:
 
 
 def test_relative_capacity_and_the_best_setting() -> None:
-    rows = [("chatbot", "x", setting, 0.9, 1.0, kv, seed, rate * (seed + 1))
-            for setting, kv, rate in (("a", 1.0, 2.0), ("b", 1.0, 3.0), ("a", 0.5, 1.0), ("b", 0.5, 0.0))
-            for seed in range(2)]  # fmt: skip
+    rows = [
+        ("chatbot", "x", setting, 0.9, 1.0, kv, seed, rate * (seed + 1)) for setting, kv,
+        rate in (("a", 1.0, 2.0), ("b", 1.0, 3.0), ("a", 0.5, 1.0), ("b", 0.5, 0.0))
+        for seed in range(2)
+    ]  # fmt: skip
     frame = pd.DataFrame(
-        rows, columns=["scenario", "system", "setting", "target", "slo_scale", "kv_scale", "seed", "rate"]
+        rows,
+        columns=[
+            "scenario",
+            "system",
+            "setting",
+            "target",
+            "slo_scale",
+            "kv_scale",
+            "seed",
+            "rate",
+        ],
     ).assign(profile="opt-6.7b-a100")
-    other = frame[frame["kv_scale"] == 1.0].assign(profile="opt-13b-h100", rate=lambda d: 9 * d["rate"])
+    other = frame[frame["kv_scale"] == 1.0].assign(
+        profile="opt-13b-h100", rate=lambda d: 9 * d["rate"]
+    )
     frame = pd.concat([frame, other])
     hardware = sensitivity.against(frame, "profile")
-    assert_allclose(sensitivity.relative(hardware, "profile", "opt-6.7b-a100")["ratio"].sort_values(), [1.0, 9.0])
+    assert_allclose(
+        sensitivity.relative(hardware, "profile", "opt-6.7b-a100")["ratio"].sort_values(),
+        [1.0, 9.0],
+    )
     best = sensitivity.against(frame, "kv_scale")
     assert dict(zip(best["kv_scale"], best["setting"], strict=True)) == {1.0: "b", 0.5: "a"}
     assert_allclose(sensitivity.relative(best, "kv_scale", 1.0)["ratio"], [1.0, 1 / 3])
 
 
 def test_a_scenario_is_tried_on_other_models_of_its_family() -> None:
-    cases = sensitivity.sensitivity_cases("full", ["chatbot", "tool-calling", "reasoning"], ["slos-serve"])
+    cases = sensitivity.sensitivity_cases(
+        "full", ["chatbot", "tool-calling", "reasoning"], ["slos-serve"]
+    )
     models = {(c.scenario, c.hardware.model) for c in cases}
-    assert {m for s, m in models if s == "chatbot" and "30B" in m} and ("reasoning", "OPT-13B") not in models
-    assert ("tool-calling", "Llama-2-7B") in models and sum(s == "reasoning" for s, _ in models) == 1
+    assert {m for s, m in models if s == "chatbot" and "30B" in m} and (
+        "reasoning",
+        "OPT-13B",
+    ) not in models
+    assert ("tool-calling", "Llama-2-7B") in models and sum(
+        s == "reasoning" for s, _ in models
+    ) == 1
 
 
 def test_windows_and_bursts() -> None:
@@ -107,11 +134,19 @@ def test_measured_steps_and_their_fit(gpu: str) -> None:
 def test_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
     rest = ("simulated", "made up", "p", "c", "m")
-    made = [Headline("capacity_vs_vllm", 1.1, 1.0, 1.2, *rest), Headline("planning_ms", 5.0, 5.0, 5.0, *rest)]
+    made = [
+        Headline("capacity_vs_vllm", 1.1, 1.0, 1.2, *rest),
+        Headline("planning_ms", 5.0, 5.0, 5.0, *rest),
+    ]
     upsert_headlines(tmp_path / "smoke" / "headlines.csv", made)
     table = summary.table("smoke").set_index("key")
-    assert table.loc["capacity_vs_vllm", "verdict"] == "MISS" and table.loc["capacity_vs_vllm", "against"] == 0.5
-    assert table.loc["planning_ms", "verdict"] == "OK" and table.loc["planning_ms", "against"] == 2.0
+    assert (
+        table.loc["capacity_vs_vllm", "verdict"] == "MISS"
+        and table.loc["capacity_vs_vllm", "against"] == 0.5
+    )
+    assert (
+        table.loc["planning_ms", "verdict"] == "OK" and table.loc["planning_ms", "against"] == 2.0
+    )
     assert (table["verdict"] == "NOT RUN").sum() == len(table) - 2
     text = summary.what_is_reproduced(table.reset_index())
     assert "1 are reached" in text and "1.1 against 2.2 (MISS)" in text

@@ -15,7 +15,8 @@ from slos.studies import sliders
 
 
 class Shown:
-    """In place of a notebook's output: every picture, in order, and the numbers that stand in the figures."""
+    """In place of a notebook's output: every picture, in order, and the numbers that stand in the
+    figures."""
 
     def __init__(self) -> None:
         self.pictures: list[bytes] = []
@@ -25,7 +26,9 @@ class Shown:
     def read(self, figure: Any) -> Any:
         self.titles.append(figure.axes[0].get_title())
         texts = [text.get_text() for text in figure.axes[3].get_legend().get_texts()]
-        self.fates.append({name: int(count) for name, count in re.findall(r"(\w+) \((\d+)\)", " ".join(texts))})
+        self.fates.append(
+            {name: int(count) for name, count in re.findall(r"(\w+) \((\d+)\)", " ".join(texts))}
+        )
         return figure
 
     def display(self, image: Any) -> None:
@@ -53,7 +56,9 @@ def controls() -> Any:
 def test_a_moved_slider_redraws_with_other_numbers(shown: Shown) -> None:
     load, slo_scale, burst, policy = controls()
     assert not any(slider.continuous_update for slider in (load, slo_scale, burst))
-    assert len(shown.pictures) == 1 and shown.pictures[0].startswith(b"\x89PNG"), "drawn before anything moves"
+    assert len(shown.pictures) == 1 and shown.pictures[0].startswith(b"\x89PNG"), (
+        "drawn before anything moves"
+    )
     assert sum(shown.fates[0].values()) == 120 + 50, "a minute of 2 requests/s, and 5 s of 10 more"
     burst.value = 1.0
     assert sum(shown.fates[1].values()) == 120, "no burst"
@@ -65,7 +70,9 @@ def test_a_moved_slider_redraws_with_other_numbers(shown: Shown) -> None:
     policy.value = "vllm"
     assert len(set(shown.pictures)) == len(shown.pictures) == 6
     assert shown.fates[4]["attained"] > shown.fates[3]["attained"], "looser objectives"
-    assert shown.titles[4].startswith(name_of("slos-serve")) and shown.titles[5].startswith(name_of("vllm"))
+    assert shown.titles[4].startswith(name_of("slos-serve")) and shown.titles[5].startswith(
+        name_of("vllm")
+    )
     assert shown.fates[5]["declined"] == 0 < shown.fates[4]["declined"], "vLLM declines nobody"
     assert not sliders.plt.get_fignums(), "no figure is left open"
 
