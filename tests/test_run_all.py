@@ -83,7 +83,8 @@ def lives(pid: int) -> bool:
 
 
 HEADLINE = """
-from slos.records import Headline, results_dir, upsert_headlines
+from slos.files import results_dir
+from slos.records.claims import Headline, upsert_headlines
 row = Headline("planning_ms", 2.0, 2.0, 2.0, "simulated", "synthetic profile", "", "", "this")
 upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """

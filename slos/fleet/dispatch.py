@@ -1,5 +1,5 @@
 """A call on its way through replicas: whom to ask next, what to do where one declines or dies.
-Hosted by `slos.fleet`.
+Hosted by `slos.fleet.gateway`.
 
 A replica that declines a request before it starts passes it on, with its arrival kept; the last of
 the route serves it as best effort. What a lost replica had not begun to answer goes to another one;

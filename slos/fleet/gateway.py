@@ -1,11 +1,10 @@
-"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2 [options
-of slos.serving.launch]`.
+"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2`.
 
 A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A
 gateway takes requests of the OpenAI API and asks replicas in the order of a router of
 `slos.policies.routers`, the same object as in the simulator; what becomes of a request is in
-`slos.fleet`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose machines
-have the kit installed.
+`slos.fleet.dispatch`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
+machines have the kit installed.
 """
 
 from __future__ import annotations

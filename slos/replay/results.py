@@ -35,8 +35,8 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a run was, in the terms of `search.Probe`. rate: requests per second; status: measured
-    or simulated."""
+    """What a run was, in the terms of `capacity_search.Probe`. rate: requests per second; status:
+    measured or simulated."""
 
     scenario: str
     system: str

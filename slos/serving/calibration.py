@@ -1,5 +1,4 @@
-"""A roofline that is learned from the steps of a running engine, and the profile that it can be
-saved as."""
+"""A roofline that is learned from the steps of a running engine."""
 
 from __future__ import annotations
 

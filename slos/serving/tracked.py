@@ -1,5 +1,5 @@
 """A request inside a real engine, as its policy sees it: what `slos.core.attainment` is to the
-simulator. And the settings.
+simulator.
 
 The engine's own requests are read by duck typing: nothing here imports it.
 """

@@ -1,5 +1,4 @@
-"""What the notebooks run: capacity searches over scenarios and systems, and what is made of their
-rows."""
+"""How much load each scheduler carries: what is made of the rows of capacity searches."""
 
 from __future__ import annotations
 

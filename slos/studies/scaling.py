@@ -1,5 +1,4 @@
-"""What the notebooks on many replicas run, and what is made of their rows: routing, scaling,
-disaggregation."""
+"""What many replicas and a router bring."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from slos.evaluation.capacity_search import Probe, Search, hardware_of, parse_se
 from slos.evaluation.grids import SETTINGS, searches
 from slos.evaluation.sizes import SIZES, Size, size_of
 from slos.evaluation.stats import capacities, geometric_means
+from slos.files import ROOT
 from slos.hardware.profiles import profiles
 from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
@@ -199,7 +200,8 @@ def test_a_search_counts_per_gpu() -> None:
 
 def profile_file(path: Path, **changes: Any) -> str:
     """A profile of one's own, like opt-6.7b-a100 but for `changes`, under the name `mine`."""
-    raw = json.loads((Path(report.__file__).parent / "profiles.json").read_text())["opt-6.7b-a100"]
+    shipped = json.loads((ROOT / "slos" / "hardware" / "profiles.json").read_text())
+    raw = shipped["opt-6.7b-a100"]
     path.write_text(json.dumps({"mine": raw | changes}))
     return str(path)
 
