@@ -1,1 +1,2 @@
-"""SLOs-Serve: how much load can this hardware carry under these objectives, and which scheduler carries most."""
+"""SLOs-Serve: how much load can this hardware carry under these objectives, and which scheduler
+carries most."""

@@ -1,8 +1,10 @@
-"""Executes the notebooks in order, skips what is done, shows progress, and prints the table: paper against reproduced.
+"""Executes the notebooks in order, skips what is done, shows progress, and prints the table: paper
+against reproduced.
 
-A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that it was made from
-and the rows that it left are still there. That file is written last: a notebook that failed or was stopped is not done.
-It also tells commit, seconds (of the call that ended it) and machine.
+A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that
+it was made from and the rows that it left are still there. That file is written last: a notebook
+that failed or was stopped is not done. It also tells commit, seconds (of the call that ended it)
+and machine.
 """
 
 from __future__ import annotations
@@ -26,9 +28,8 @@ from typing import NoReturn
 
 import psutil
 
-from slos import report
-from slos.report import results_dir, write_whole
-from slos.sweep import commit, sources_digest
+from slos.files import commit, results_dir, sources_digest, write_whole
+from slos.records import report
 
 SIZES = ("smoke", "quick", "full")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,7 +56,9 @@ def is_done(stamp: Path, made_from: str, size: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     now = rows_present(size)
-    return done["digest"] == made_from and all(now.get(name, 0) >= lines for name, lines in done["rows"].items())
+    return done["digest"] == made_from and all(
+        now.get(name, 0) >= lines for name, lines in done["rows"].items()
+    )
 
 
 def clock(seconds: float) -> str:
@@ -65,9 +68,11 @@ def clock(seconds: float) -> str:
 
 
 class Progress(threading.Thread):
-    """Says how far the notebook is: one line that changes on a terminal, else a line every five seconds.
+    """Says how far the notebook is: one line that changes on a terminal, else a line every five
+    seconds.
 
-    `path` is SLOS_PROGRESS, to which a sweep appends `{"done": 3, "total": 40, "label": "...", "left_s": 12.5}` lines.
+    `path` is SLOS_PROGRESS, to which a sweep appends `{"done": 3, "total": 40, "label": "...",
+    "left_s": 12.5}` lines.
     """
 
     def __init__(self, title: str, path: Path) -> None:
@@ -78,7 +83,11 @@ class Progress(threading.Thread):
     def run(self) -> None:
         while True:
             if self._terminal:
-                print(f"\r\x1b[K{self.line()[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+                print(
+                    f"\r\x1b[K{self.line()[: shutil.get_terminal_size().columns - 1]}",
+                    end="",
+                    flush=True,
+                )
             else:
                 print(self.line(), flush=True)
             if self._over.wait(0.5 if self._terminal else 5):
@@ -88,14 +97,19 @@ class Progress(threading.Thread):
         parts, text = [self._title], self._path.read_text() if self._path.exists() else ""
         if whole := text.split("\n")[:-1]:  # the last one may still be on its way
             last = json.loads(whole[-1])
-            parts.append(f"run {last['done']} of {last['total']}: {last['label']}, {clock(last['left_s'])} left")
+            parts.append(
+                f"run {last['done']} of {last['total']}: {last['label']}, {clock(last['left_s'])} "
+                "left"
+            )
         return ", ".join([*parts, f"{clock(time.monotonic() - self._start)} so far"])
 
     def close(self, outcome: str) -> None:
         self._over.set()
         self.join()
         clear = "\r\x1b[K" if self._terminal else ""
-        print(f"{clear}{self._title}: {outcome} ({clock(time.monotonic() - self._start)})", flush=True)
+        print(
+            f"{clear}{self._title}: {outcome} ({clock(time.monotonic() - self._start)})", flush=True
+        )
 
 
 def machine() -> str:
@@ -117,7 +131,9 @@ def execute(notebook: Path, size: str, title: str) -> None:
     for stale in (stamp, failed, folder / ".progress"):
         stale.unlink(missing_ok=True)
     if "size" not in papermill.inspect_notebook(notebook):
-        raise Failed(f"{notebook.name} has no parameter `size`; give it one in a cell tagged `parameters`")
+        raise Failed(
+            f"{notebook.name} has no parameter `size`; give it one in a cell tagged `parameters`"
+        )
     os.environ["SLOS_PROGRESS"] = str(folder.resolve() / ".progress")
     progress = Progress(title, folder / ".progress")
     progress.start()
@@ -125,7 +141,13 @@ def execute(notebook: Path, size: str, title: str) -> None:
     quiet = ["--log-level=40"]  # errors only: the kernel's advice would cut into the progress line
     try:
         papermill.execute_notebook(
-            notebook, part, {"size": size}, kernel_name="python3", cwd=".", progress_bar=False, extra_arguments=quiet
+            notebook,
+            part,
+            {"size": size},
+            kernel_name="python3",
+            cwd=".",
+            progress_bar=False,
+            extra_arguments=quiet,
         )
         outcome = "done"
     except Exception as error:
@@ -142,7 +164,9 @@ def execute(notebook: Path, size: str, title: str) -> None:
         end_children()
     part.replace(folder / notebook.name)
     how = {"commit": commit(), "seconds": round(time.monotonic() - began), "machine": machine()}
-    write_whole(stamp, json.dumps({"digest": made_from, "rows": rows_present(size), **how}, indent=1) + "\n")
+    write_whole(
+        stamp, json.dumps({"digest": made_from, "rows": rows_present(size), **how}, indent=1) + "\n"
+    )
 
 
 def end_children() -> None:
@@ -165,7 +189,8 @@ def stop(signum: int, frame: object) -> NoReturn:
 
 
 def missing(notebook: Path) -> list[str]:
-    """Packages that it names in its metadata, `"slos": {"needs": [...]}`, and that are not installed."""
+    """Packages that it names in its metadata, `"slos": {"needs": [...]}`, and that are not
+    installed."""
     needs = json.loads(notebook.read_text())["metadata"].get("slos", {}).get("needs", [])
     return [package for package in needs if find_spec(package) is None]
 
@@ -175,26 +200,46 @@ def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
     for k, notebook in enumerate(notebooks, start=1):
         title = f"notebook {k} of {len(notebooks)}, {notebook.stem}"
         if lacks := missing(notebook):
-            yield f"{title}: skipped, {' and '.join(lacks)} not installed; SLOS_EXTRA=cpu ./run_all.sh installs it"
-        elif is_done(results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size):
+            yield (
+                f"{title}: skipped, {' and '.join(lacks)} not installed; SLOS_EXTRA=cpu "
+                "./run_all.sh installs it"
+            )
+        elif is_done(
+            results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size
+        ):
             yield f"{title}: done already"
         else:
             execute(notebook, size, title)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m slos.reproduce", description="Execute the notebooks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m slos.reproduce", description="Execute the notebooks."
+    )
     parser.add_argument("size", nargs="?", choices=SIZES, default="quick")
-    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="folder of the NN_topic.ipynb")
-    parser.add_argument("--results", type=Path, default=results_dir(""), help="folder of the rows, a folder per size")
+    parser.add_argument(
+        "--notebooks", type=Path, default=Path("notebooks"), help="folder of the NN_topic.ipynb"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=results_dir(""),
+        help="folder of the rows, a folder per size",
+    )
     args = parser.parse_args(argv)
     os.environ.update(SLOS_RESULTS=str(args.results.resolve()), JUPYTER_PREFER_ENV_PATH="1")
     for s in SIGNALS:
         signal.signal(s, stop)
     notebooks = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        parser.error(f"no NN_topic.ipynb in {args.notebooks}; start it in the repository's root, or give --notebooks")
-    print(f"{args.size}: {len(notebooks)} notebooks, results to {args.results / args.size}", flush=True)
+        parser.error(
+            f"no NN_topic.ipynb in {args.notebooks}; start it in the repository's root, or give "
+            "--notebooks"
+        )
+    print(
+        f"{args.size}: {len(notebooks)} notebooks, results to {args.results / args.size}",
+        flush=True,
+    )
     try:
         for line in reproduce(notebooks, args.size):
             print(line, flush=True)

@@ -1,4 +1,5 @@
-"""What every test shares: no deadlines, since the machine may be busy, and none of the caller's settings."""
+"""What every test shares: no deadlines, since the machine may be busy, and none of the caller's
+settings."""
 
 import os
 from pathlib import Path
@@ -34,6 +35,6 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with random weights; only where vLLM is installed."""
-    from slos.tiny_model import write
+    from slos.serving.tiny_model import write
 
     return write(tmp_path_factory.mktemp("model") / "tiny", hidden=64, layers=2)

@@ -1,8 +1,9 @@
 # ruff: noqa: E402
-"""vLLM's real engine core over an executor without a model, for tests: exact, fast, and on a clock of its own.
+"""vLLM's real engine core over an executor without a model, for tests: exact, fast, and on a clock
+of its own.
 
-The executor keeps what a KV cache would hold, block by block, and answers with a hash of what it reads back there: one
-token lost, doubled or misplaced by a scheduler changes every token after it.
+The executor keeps what a KV cache would hold, block by block, and answers with a hash of what it
+reads back there: one token lost, doubled or misplaced by a scheduler changes every token after it.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from slos.calibration import save
-from slos.objectives import xargs
-from slos.roofline import Profile, Roofline
-from slos.types import Batch, Policy, View
-from slos.types import Request as Asked
-from slos.vllm_plugin import SLOScheduler
+from slos.core.roofline import Roofline
+from slos.core.types import Batch, Policy, View
+from slos.core.types import Request as Asked
+from slos.hardware.profiles import Profile, save
+from slos.serving.objectives import xargs
+from slos.serving.vllm_plugin import SLOScheduler
 
 VOCABULARY = 500
 BLOCK = 16
@@ -82,10 +83,12 @@ class Later(Future):
 
 
 class Modelless(Executor):
-    """Executes a step by moving tokens through blocks; the step ends, on `clock`, when `roofline` says so.
+    """Executes a step by moving tokens through blocks; the step ends, on `clock`, when `roofline`
+    says so.
 
-    Like vLLM's own worker it knows of a request what it was told and what it said itself: where the scheduler runs
-    ahead of it, it puts in its own last token and drafts, and takes back positions whose drafts were refused.
+    Like vLLM's own worker it knows of a request what it was told and what it said itself: where the
+    scheduler runs ahead of it, it puts in its own last token and drafts, and takes back positions
+    whose drafts were refused.
     """
 
     clock: Clock
@@ -111,7 +114,9 @@ class Modelless(Executor):
     def check_health(self) -> None:
         pass
 
-    def collective_rpc(self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block=False):
+    def collective_rpc(
+        self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None, non_block=False
+    ):
         answer = getattr(self, f"_{method}", lambda *a: None)(*args)
         if not non_block:
             return [answer]
@@ -120,7 +125,11 @@ class Modelless(Executor):
         return future
 
     def _get_kv_cache_spec(self):
-        return {"layer": FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=16, dtype=torch.float32)}
+        return {
+            "layer": FullAttentionSpec(
+                block_size=BLOCK, num_kv_heads=1, head_size=16, dtype=torch.float32
+            )
+        }
 
     def _get_supported_kv_cache_layouts(self):
         return None
@@ -161,12 +170,16 @@ class Modelless(Executor):
             self.inputs[new.req_id] = list(new.prefill_token_ids or new.prompt_token_ids)
             start[new.req_id] = self.computed[new.req_id] = new.num_computed_tokens
         cached = out.scheduled_cached_reqs
-        for id, blocks, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
+        for id, blocks, computed in zip(
+            cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True
+        ):
             if id in cached.resumed_req_ids:
                 self.tables[id] = []
             if id in cached.all_token_ids:  # it was not in the step before
                 self.inputs[id], self.computed[id] = list(cached.all_token_ids[id]), computed
-            assert 0 <= computed - self.computed[id] <= self.ahead, f"{id} is at {self.computed[id]}, not at {computed}"
+            assert 0 <= computed - self.computed[id] <= self.ahead, (
+                f"{id} is at {self.computed[id]}, not at {computed}"
+            )
             self.tables[id] += blocks[0] if blocks else []
             start[id] = computed
         self._pass_time(out, start)
@@ -179,18 +192,24 @@ class Modelless(Executor):
     def _pass_time(self, out, start: dict[str, int]) -> None:
         if start:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
-            seconds = self.roofline.time(out.total_num_scheduled_tokens, drafts, sum(start.values()))
+            seconds = self.roofline.time(
+                out.total_num_scheduled_tokens, drafts, sum(start.values())
+            )
             self.end = max(self.clock.now, self.end) + seconds
             self.steps += 1
 
     def _tokens(self, id: str, count: int, out, proposed: list[int]) -> list[int]:
-        """Write this step's tokens into the request's blocks; if they reach its end, what the model says then."""
+        """Write this step's tokens into the request's blocks; if they reach its end, what the model
+        says then."""
         known, table, start = self.inputs[id], self.tables[id], self.computed[id]
         drafts = out.scheduled_spec_decode_tokens.get(id, [])
-        if -1 in drafts:  # an asynchronous scheduler leaves the tokens to the worker, which has none where it padded
+        # an asynchronous scheduler leaves the tokens to the worker, which has none where it padded
+        if -1 in drafts:
             drafts = (proposed + [0] * len(drafts))[: len(drafts)]
         feed = (known + list(drafts))[start : start + count]
-        assert len(feed) == count, f"{id} is given {count} tokens at {start}, of {len(known)} and {len(drafts)} drafts"
+        assert len(feed) == count, (
+            f"{id} is given {count} tokens at {start}, of {len(known)} and {len(drafts)} drafts"
+        )
         for at, token in enumerate(feed, start):
             self.memory.setdefault(table[at // BLOCK], [-1] * BLOCK)[at % BLOCK] = token
         if start + count < len(known):
@@ -238,9 +257,9 @@ class Recorder:
 
 
 def engine(
-    model: Path, roofline: Roofline, slos: dict[str, Any] | None = None, blocks: int = 64, max_seqs: int = 32,
-    drafts: int = 0, asynchronous: bool = False, caching: bool = False, stock: bool = False, v2: bool = False,
-    **more: Any,
+    model: Path, roofline: Roofline, slos: dict[str, Any] | None = None, blocks: int = 64,
+    max_seqs: int = 32, drafts: int = 0, asynchronous: bool = False, caching: bool = False,
+    stock: bool = False, v2: bool = False, **more: Any,
 ) -> tuple[Any, Clock]:  # fmt: skip
     """An engine core with our scheduler, or with the stock one, on a clock of its own.
 
@@ -253,11 +272,16 @@ def engine(
     ours = type("Scheduler", (SLOScheduler,), {"clock": staticmethod(clock)})
     theirs = AsyncScheduler if asynchronous else Scheduler
     if drafts:
-        more["speculative_config"] = {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts}
+        more["speculative_config"] = {
+            "method": "draft_model",
+            "model": str(model),
+            "num_speculative_tokens": drafts,
+        }
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_CPU_KVCACHE_SPACE="1")
     args = EngineArgs(
-        model=str(model), distributed_executor_backend=executor, scheduler_cls=theirs if stock else ours,
-        enable_prefix_caching=caching, max_num_seqs=max_seqs, enforce_eager=True, async_scheduling=asynchronous,
+        model=str(model), distributed_executor_backend=executor,
+        scheduler_cls=theirs if stock else ours, enable_prefix_caching=caching,
+        max_num_seqs=max_seqs, enforce_eager=True, async_scheduling=asynchronous,
         additional_config={"slos": slos or {}}, block_size=BLOCK, disable_log_stats=True,
         num_gpu_blocks_override=blocks + 1, max_model_len=min(1024, blocks * BLOCK),
         max_num_batched_tokens=more.pop("max_num_batched_tokens", 2048), **more,
@@ -267,7 +291,9 @@ def engine(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(v2)))
         core = EngineCore(config, executor, log_stats=False)
-    assert (core.batch_queue is not None) == asynchronous and core.scheduler.use_v2_model_runner == v2  # type: ignore[attr-defined]
+    assert (
+        core.batch_queue is not None
+    ) == asynchronous and core.scheduler.use_v2_model_runner == v2  # type: ignore[attr-defined]
     return core, clock
 
 
@@ -288,7 +314,12 @@ def add(core: Any, asked: Asked, prompt: Sequence[int], **sampling: Any) -> None
     }
     params = SamplingParams(**(usual | sampling))
     request = Request(
-        asked.id, list(prompt), params, None, arrival_time=asked.arrival, block_hasher=core.request_block_hasher
+        asked.id,
+        list(prompt),
+        params,
+        None,
+        arrival_time=asked.arrival,
+        block_hasher=core.request_block_hasher,
     )
     core.add_request(request)
 
@@ -302,7 +333,8 @@ def serve(
     between: Callable[[int], None] = lambda step: None,
     **sampling: Any,
 ) -> dict[str, list[int]]:
-    """Serve requests as they arrive on the clock; the tokens that came out of each. `between` is called every step."""
+    """Serve requests as they arrive on the clock; the tokens that came out of each. `between` is
+    called every step."""
     waiting = sorted(asked, key=lambda r: r.arrival)
     said: dict[str, list[int]] = {r.id: [] for r in asked}
     for step in range(most):
@@ -319,13 +351,21 @@ def serve(
         core.post_step(executed)
         for output in outputs[0].outputs if outputs and 0 in outputs else ():
             said.setdefault(output.request_id, []).extend(output.new_token_ids)
-        if clock.now == before and not executed and waiting and core.scheduler.get_num_unfinished_requests():
+        if (
+            clock.now == before
+            and not executed
+            and waiting
+            and core.scheduler.get_num_unfinished_requests()
+        ):
             clock.now = waiting[0].arrival  # nothing can be done before somebody comes
-    raise AssertionError(f"not done after {most} steps: {[i for i, s in said.items() if not s][:5]}")
+    raise AssertionError(
+        f"not done after {most} steps: {[i for i, s in said.items() if not s][:5]}"
+    )
 
 
 def drained(core: Any) -> bool:
-    """Whether everything was given back: requests, KV blocks, and what the plug-in keeps of both."""
+    """Whether everything was given back: requests, KV blocks, and what the plug-in keeps of
+    both."""
     s = core.scheduler
     pool = s.kv_cache_manager.block_pool
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "KV blocks are still held"

@@ -1,7 +1,8 @@
 """What must hold after every step of every policy, and the random workloads that it is tried on.
 
-`Lawful` stands between a simulator and a policy. It keeps a model of its own, written as plainly as possible, of where
-every request is, and compares it with what the simulator shows: nothing is lost or made twice.
+`Lawful` stands between a simulator and a policy. It keeps a model of its own, written as plainly as
+possible, of where every request is, and compares it with what the simulator shows: nothing is lost
+or made twice.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from operator import attrgetter
 
 from hypothesis import strategies as st
 
-from slos.live import Outcome
+from slos.core.attainment import Outcome
+from slos.core.lengths import Oracle
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
 from slos.policies import POLICIES, make_policy
-from slos.roofline import Plane, Roofline
-from slos.simulator import Replica, Step, World, simulate
-from slos.types import SLO, Batch, LengthPredictor, Oracle, Policy, Progress, Request, Stage, View
+from slos.policies.slos_serve import SLOsServe
+from slos.sim.replica import Replica, Step, World
+from slos.sim.simulator import simulate
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
 WHERE = attrgetter("stage", "generated", "tokens", "computed")
@@ -24,19 +28,22 @@ WHERE = attrgetter("stage", "generated", "tokens", "computed")
 
 @dataclass(slots=True)
 class Place:
-    """Where the model has a request: `times` are those of its tokens and `arrived` its arrival, both by stage."""
+    """Where the model has a request: `times` are those of its tokens and `arrived` its arrival,
+    both by stage."""
 
     stage: int = 0
     generated: int = 0
     tokens: int = 0
     computed: int = 0
     times: list[list[float]] = field(default_factory=list)
-    arrived: list[tuple[float, int]] = field(default_factory=list)  # with the tokens that the stage had to compute then
+    # with the tokens that the stage had to compute then
+    arrived: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Lawful:
-    """A policy under watch; give it to `simulate` with `observe`, then call `end` with the outcomes."""
+    """A policy under watch; give it to `simulate` with `observe`, then call `end` with the
+    outcomes."""
 
     policy: Policy
     requests: Sequence[Request]
@@ -47,10 +54,12 @@ class Lawful:
     batches: list[Batch] = field(default_factory=list)
     here: dict[str, Place] = field(default_factory=dict)
     away: dict[str, tuple[float, Place]] = field(default_factory=dict)  # back when
-    fetched: dict[str, tuple[float, Place]] = field(default_factory=dict)  # not before when, from another replica
+    # not before when, from another replica
+    fetched: dict[str, tuple[float, Place]] = field(default_factory=dict)
     declined: set[str] = field(default_factory=set)
     sent: dict[str, Progress] = field(default_factory=dict)  # handed over, as they were then
-    passed: Callable[[str, float, Place], None] | None = None  # one that is declined for another replica
+    # one that is declined for another replica
+    passed: Callable[[str, float, Place], None] | None = None
     leaves: Callable[[str, float, Place], None] | None = None  # one that comes back after a wait
     sends: Callable[[str, float, Place], None] | None = None  # one that has its first token
     gone: dict[str, Place] = field(default_factory=dict)
@@ -62,7 +71,13 @@ class Lawful:
             self.away = {r.id: (r.arrival, Place()) for r in self.requests}
 
     def step(self, view: View) -> Batch:
-        self.check(view.now, view.waiting, view.running, view.free_blocks, self.world.kv_blocks - view.total_blocks)
+        self.check(
+            view.now,
+            view.waiting,
+            view.running,
+            view.free_blocks,
+            self.world.kv_blocks - view.total_blocks,
+        )
         everybody = [*view.waiting, *view.running]
         before = [EVERYTHING(p) for p in everybody]
         batch = self.policy.step(view)
@@ -80,7 +95,14 @@ class Lawful:
             self.here[id].computed = 0
         return self.batch
 
-    def check(self, now: float, waiting: Sequence[Progress], running: Sequence[Progress], free: int, lent: int) -> None:
+    def check(
+        self,
+        now: float,
+        waiting: Sequence[Progress],
+        running: Sequence[Progress],
+        free: int,
+        lent: int,
+    ) -> None:
         assert now >= self.clock, "the clock went back"
         self.clock = now
         for id in [id for id, (back, _) in self.away.items() if back <= now]:
@@ -96,7 +118,9 @@ class Lawful:
         assert all(p.computed == 0 for p in waiting), "a waiting request holds KV"
         assert all(0 < p.computed < p.tokens for p in running)
         held = sum(-(-p.computed // self.world.block_size) for p in running)
-        assert free == self.world.kv_blocks - held - lent >= 0 <= lent, "the KV ledger does not add up"
+        assert free == self.world.kv_blocks - held - lent >= 0 <= lent, (
+            "the KV ledger does not add up"
+        )
         assert len(running) <= self.world.max_seqs
 
     def left(self, id: str) -> int:
@@ -170,18 +194,28 @@ class Lawful:
         assert [o.finish for o in outcomes] == sorted(o.finish for o in outcomes)
         for o in outcomes:
             r, place = self.by_id[o.id], self.gone[o.id]
-            assert [len(t) for t in place.times] == [s.output for s in r.stages], "tokens were lost or made twice"
+            assert [len(t) for t in place.times] == [s.output for s in r.stages], (
+                "tokens were lost or made twice"
+            )
             assert o.finish == place.times[-1][-1] and (o.prompt, o.output) == (r.prompt, r.output)
             assert o.declined == (o.id in self.declined)
             assert o.attained == (in_time(r, place, self.world.roofline) and not o.declined)
 
 
 def in_time(request: Request, place: Place, roofline: Roofline) -> bool:
-    """The paper's rule, from the times of all tokens: t0 = max(deadline, first token), then t0 + n * TPOT."""
+    """The paper's rule, from the times of all tokens: t0 = max(deadline, first token), then t0 + n
+    * TPOT."""
     t0, ok = 0.0, True
-    for i, (stage, times, (arrived, left)) in enumerate(zip(request.stages, place.times, place.arrived, strict=True)):
-        if i and not stage.prompt and not stage.wait:  # goes on at its own pace where the stage before it was due
-            t0 = t0 + (request.stages[i - 1].output - 1) * request.stages[i - 1].slo.tpot + stage.slo.tpot
+    for i, (stage, times, (arrived, left)) in enumerate(
+        zip(request.stages, place.times, place.arrived, strict=True)
+    ):
+        # goes on at its own pace where the stage before it was due
+        if i and not stage.prompt and not stage.wait:
+            t0 = (
+                t0
+                + (request.stages[i - 1].output - 1) * request.stages[i - 1].slo.tpot
+                + stage.slo.tpot
+            )
         else:
             t0 = arrived + stage.slo.first_token(roofline.time(left))
             ok = ok and times[0] <= t0 + 1e-6
@@ -191,7 +225,9 @@ def in_time(request: Request, place: Place, roofline: Roofline) -> bool:
     return ok
 
 
-def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, repeats: bool = True) -> list[Outcome]:
+def run(
+    name: str, requests: Sequence[Request], world: World, seed: int = 0, repeats: bool = True
+) -> list[Outcome]:
     """Simulate under watch."""
     watched = Lawful(build(name, requests, world), requests, world, repeats)
     outcomes = simulate(requests, watched, world, seed, watched.observe)
@@ -200,7 +236,9 @@ def run(name: str, requests: Sequence[Request], world: World, seed: int = 0, rep
     return outcomes
 
 
-def build(name: str, requests: Sequence[Request], world: World, lengths: LengthPredictor | None = None) -> Policy:
+def build(
+    name: str, requests: Sequence[Request], world: World, lengths: LengthPredictor | None = None
+) -> Policy:
     if name in PATHOLOGICAL:
         return PATHOLOGICAL[name]()
     name, off = ABLATED.get(name, (name, {}))
@@ -222,7 +260,9 @@ class RejectAll:
         if not keeps:
             return Batch(decline=decline)
         p = min(keeps, key=lambda p: p.id)
-        return Batch({p.id: p.left}, preempt=tuple(q.id for q in view.running if q is not p), decline=decline)
+        return Batch(
+            {p.id: p.left}, preempt=tuple(q.id for q in view.running if q is not p), decline=decline
+        )
 
 
 class Reverse:
@@ -275,11 +315,39 @@ ABLATED: dict[str, tuple[str, dict[str, int]]] = {
 EVERY = [*POLICIES, *ABLATED, *PATHOLOGICAL]
 
 
-# Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small machine busy.
+@dataclass
+class Watch:
+    """A `SLOsServe` that must preempt the newest best effort first, and others only as a last
+    resort."""
+
+    policy: SLOsServe
+    preempted: list[str] = field(default_factory=list)
+    admitted: set[str] = field(default_factory=set)  # who ever ran, not as best effort: the promise
+
+    def step(self, view: View) -> Batch:
+        batch = self.policy.step(view)
+        effort = [p.id for p in view.running if p.best_effort or p.id in batch.decline]
+        gone = [id for id in batch.preempt if id in effort]
+        assert gone == effort[::-1][: len(gone)], "not the newest first"
+        if len(gone) < len(batch.preempt):
+            assert not set(effort) & batch.tokens.keys(), (
+                "a guaranteed request made room for best effort"
+            )
+        self.preempted += gone
+        for p in (*view.running, *view.waiting):
+            if p.id in batch.tokens and not p.best_effort and p.id not in batch.decline:
+                self.admitted.add(p.id)
+        return batch
+
+
+# Random workloads. Batches take 20 ms and more, so TPOTs of 30 to 100 ms and bursts make a small
+# machine busy.
 
 FAST = Roofline((Plane(0.0002, 0.001, 0.02), Plane(0.0008, 0.0, 0.001)))
 KINDS = ("goes on", "turn", "tool", "silent tool")  # how a stage can follow another
-slos = st.builds(SLO, tpot=st.sampled_from([0.03, 0.05, 0.1]), slowdown=st.sampled_from([1.0, 3.0, 5.0]))
+slos = st.builds(
+    SLO, tpot=st.sampled_from([0.03, 0.05, 0.1]), slowdown=st.sampled_from([1.0, 3.0, 5.0])
+)
 
 
 @st.composite
@@ -294,21 +362,32 @@ def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = KINDS) -> tupl
 
 
 @st.composite
-def requests(draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, ...]] | None = None) -> list[Request]:
+def requests(
+    draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, ...]] | None = None
+) -> list[Request]:
     n = draw(st.integers(1, size))
     times = draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.25, 0.7, 1.5]), min_size=n, max_size=n))
     of = stages() if of is None else of
-    return [Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0]))) for i, t in enumerate(sorted(times))]
+    return [
+        Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0])))
+        for i, t in enumerate(sorted(times))
+    ]
 
 
 @st.composite
 def worlds(
-    draw: st.DrawFn, requests: Sequence[Request], k_ctx: float = 2e-5, noise: float = 0.3, drafts: int = 3
+    draw: st.DrawFn,
+    requests: Sequence[Request],
+    k_ctx: float = 2e-5,
+    noise: float = 0.3,
+    drafts: int = 3,
 ) -> World:
     """A world whose KV cache just holds the longest request, or a few times that."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
-    roofline = replace(FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])), tile=draw(st.sampled_from([1, 1, 16])))
+    roofline = replace(
+        FAST, k_ctx=draw(st.sampled_from([0.0, k_ctx])), tile=draw(st.sampled_from([1, 1, 16]))
+    )
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
     return World(roofline, blocks, size, seqs, sigma, max_drafts=drafts, acceptance=accepted)

@@ -13,10 +13,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from slos.evaluation.experiments import SIZES, size_of
+from slos.evaluation.sizes import SIZES, size_of
+from slos.hardware.profiles import profiles
 from slos.policies import POLICIES
 from slos.reproduce import missing
-from slos.roofline import profiles
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,9 @@ def test_it_is_committed_without_outputs(path: Path) -> None:
 def test_it_asks_a_question_takes_parameters_and_has_no_logic(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     assert 3 <= len(cells) <= 14
-    assert cells[0].cell_type == "markdown" and re.match(r"# .*\?\n", cells[0].source), "begins with its question"
+    assert cells[0].cell_type == "markdown" and re.match(r"# .*\?\n", cells[0].source), (
+        "begins with its question"
+    )
     assert "arXiv 2504.08784" in cells[0].source or "paper" in cells[0].source
     for cell in code_of(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
@@ -75,13 +77,26 @@ def test_its_parameters_are_plain_values_with_a_remark(path: Path) -> None:
     assert names[0] == "size" and 'size = "quick"' in cell.source
 
 
-KNOWN = {"size": SIZES, "scenario": SCENARIOS, "scenarios": SCENARIOS, "systems": POLICIES, "profile": profiles()}
+KNOWN = {
+    "size": SIZES,
+    "scenario": SCENARIOS,
+    "scenarios": SCENARIOS,
+    "systems": POLICIES,
+    "profile": profiles(),
+}
 
 
-NAMED = [(path, name) for path in NOTEBOOKS for name in KNOWN if f"\n{name} = " in f"\n{parameters_of(path).source}"]
+NAMED = [
+    (path, name)
+    for path in NOTEBOOKS
+    for name in KNOWN
+    if f"\n{name} = " in f"\n{parameters_of(path).source}"
+]
 
 
-@pytest.mark.parametrize(("path", "parameter"), NAMED, ids=lambda value: getattr(value, "stem", value))
+@pytest.mark.parametrize(
+    ("path", "parameter"), NAMED, ids=lambda value: getattr(value, "stem", value)
+)
 def test_an_unknown_name_is_refused_with_the_known_ones(
     path: Path, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +125,9 @@ def reproduce(results: Path, cache: Path) -> str:
     environment = os.environ | {"SLOS_CACHE": str(cache), "MPLBACKEND": "Agg"}
     environment.pop("SLOS_DATA", None)
     command = [sys.executable, "-m", "slos.reproduce", "smoke", "--results", str(results)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -127,18 +144,29 @@ def test_all_run_at_the_smoke_size_and_are_done_then(tmp_path: Path) -> None:
     assert "paper" in out and "NOT RUN" in out
 
     figures = {path.name: path for path in (made / "figures").iterdir()}
-    assert {"burst_timeline.png", "capacity_dataset.png", "attainment_dataset.png", "ratio_dataset.png"} <= set(figures)
+    assert {
+        "burst_timeline.png",
+        "capacity_dataset.png",
+        "attainment_dataset.png",
+        "ratio_dataset.png",
+    } <= set(figures)
     for path in figures.values():
         assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         picture = matplotlib.image.imread(path)[..., :3]
         assert min(picture.shape[:2]) > 300 and picture.std() > 0.05, f"{path.name} is blank"
-        assert len({tuple(c) for c in (picture[::7, ::7].reshape(-1, 3) * 8).astype(int)}) > 4, "it has colours"
+        assert len({tuple(c) for c in (picture[::7, ::7].reshape(-1, 3) * 8).astype(int)}) > 4, (
+            "it has colours"
+        )
 
     capacity = pd.read_csv(made / "capacity.csv", keep_default_na=False)
     assert set(capacity["scenario"]) == set(SCENARIOS) and len(SCENARIOS) == 6
     assert set(capacity["system"]) == set(POLICIES) and len(POLICIES) >= 4
-    assert len(capacity) == len(SCENARIOS) * len(POLICIES) and min(capacity["capacity"].tolist()) > 0
-    assert set(capacity["source"]) == {"synthetic profile"} and set(capacity["status"]) == {"simulated"}
+    assert (
+        len(capacity) == len(SCENARIOS) * len(POLICIES) and min(capacity["capacity"].tolist()) > 0
+    )
+    assert set(capacity["source"]) == {"synthetic profile"} and set(capacity["status"]) == {
+        "simulated"
+    }
     headlines = pd.read_csv(made / "headlines.csv").set_index("key")
     others = [name.replace("-", "_") for name in POLICIES if not name.startswith("slos-serve")]
     assert set(headlines.index) >= {f"capacity_vs_{name}" for name in (*others, "best")}

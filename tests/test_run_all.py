@@ -1,4 +1,5 @@
-"""`run_all.sh` and `slos.reproduce`: what is refused, what is skipped, what a failure and Ctrl-C leave behind."""
+"""`run_all.sh` and `slos.reproduce`: what is refused, what is skipped, what a failure and Ctrl-C
+leave behind."""
 
 import json
 import os
@@ -22,7 +23,11 @@ PATIENCE = 120.0  # seconds that a busy machine may need where an idle one needs
 
 def notebook(path: Path, *cells: str, parameters: str = 'size = "quick"') -> None:
     nb = nbformat.v4.new_notebook()
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nb.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     nb.cells = [tagged, *map(nbformat.v4.new_code_cell, cells)]
     path.parent.mkdir(exist_ok=True)
@@ -42,8 +47,21 @@ def kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(root: Path, kit: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "slos.reproduce", "quick", "--notebooks", "notebooks", "--results", "out"]
-    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "slos.reproduce",
+        "quick",
+        "--notebooks",
+        "notebooks",
+        "--results",
+        "out",
+    ]
+    environment = os.environ | {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": str(root),
+        "PYTHONUNBUFFERED": "1",
+    }
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=kit, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -65,20 +83,25 @@ def lives(pid: int) -> bool:
 
 
 HEADLINE = """
-from slos.report import Headline, results_dir, upsert_headlines
+from slos.files import results_dir
+from slos.records.claims import Headline, upsert_headlines
 row = Headline("planning_ms", 2.0, 2.0, 2.0, "simulated", "synthetic profile", "", "", "this")
 upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """
 
 
-def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(root: Path, kit: Path) -> None:
+def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
+    root: Path, kit: Path
+) -> None:
     notebook(kit / "notebooks" / "01_first.ipynb", HEADLINE)
     (kit / "notebooks" / "scratch.ipynb").write_text("not one of ours")
     status, out, err = finish(start(root, kit))
     assert (status, "notebook 1 of 1, 01_first: done" in out) == (0, True), out + err
     assert "one planning, the longest" in out and "1 OK" in out
     text = (kit / "out" / "README.md").read_text()
-    assert "this" in text and re.search(r"\| 01_first +\| \w+\+? +\| \d\.\d +\| \d+ cores of ", text), text
+    assert "this" in text and re.search(
+        r"\| 01_first +\| \w+\+? +\| \d\.\d +\| \d+ cores of ", text
+    ), text
     made = kit / "out" / "quick" / "notebooks"
     assert sorted(p.name for p in made.iterdir()) == ["01_first.ipynb", "01_first.json"]
     before = (made / "01_first.ipynb").read_bytes()
@@ -93,12 +116,20 @@ def test_a_failing_notebook_stops_the_rest_with_its_name_and_error(root: Path, k
     notebook(kit / "notebooks" / "02_next.ipynb")
     status, out, err = finish(start(root, kit))
     assert status == 1
-    assert "01_bad.ipynb failed in cell" in err and "ZeroDivisionError: division by zero" in err and "x - 1" in err
+    assert (
+        "01_bad.ipynb failed in cell" in err
+        and "ZeroDivisionError: division by zero" in err
+        and "x - 1" in err
+    )
     assert "02_next" not in out and "paper" not in out
-    assert [p.name for p in (kit / "out" / "quick" / "notebooks").iterdir()] == ["01_bad.failed.ipynb"]
+    assert [p.name for p in (kit / "out" / "quick" / "notebooks").iterdir()] == [
+        "01_bad.failed.ipynb"
+    ]
 
 
-def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(root: Path, kit: Path) -> None:
+def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
+    root: Path, kit: Path
+) -> None:
     notebook(
         kit / "notebooks" / "01_slow.ipynb",
         HEADLINE,
@@ -129,7 +160,9 @@ def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(root: 
     assert (status, "01_slow: done (" in out) == (0, True), out + err
 
 
-def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_refused(root: Path, kit: Path) -> None:
+def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_refused(
+    root: Path, kit: Path
+) -> None:
     status, _, err = finish(start(root, kit))
     assert status == 2 and "no NN_topic.ipynb in notebooks" in err
     notebook(kit / "notebooks" / "01_old.ipynb", parameters="scale = 1")
@@ -137,9 +170,15 @@ def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_ref
     assert status == 1 and "01_old.ipynb has no parameter `size`" in err
 
 
-def test_done_means_made_from_the_same_and_the_rows_still_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_done_means_made_from_the_same_and_the_rows_still_there(
+    kit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(kit / "out"))
-    path, stamp, rows = kit / "notebooks" / "01_a.ipynb", kit / "01_a.json", kit / "out" / "quick" / "capacity.csv"
+    path, stamp, rows = (
+        kit / "notebooks" / "01_a.ipynb",
+        kit / "01_a.json",
+        kit / "out" / "quick" / "capacity.csv",
+    )
     notebook(path)
     rows.parent.mkdir(parents=True)
     rows.write_text("head\none\ntwo\n")
@@ -180,7 +219,9 @@ def test_progress_shows_the_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "progress"
     progress = Progress("notebook 2 of 7, 02_capacity", path)
     assert progress.line().startswith("notebook 2 of 7, 02_capacity, 0:0")
-    path.write_text('{"done": 3, "total": 40, "label": "coding sarathi", "left_s": 65.2}\n{"done": 4, "to')
+    path.write_text(
+        '{"done": 3, "total": 40, "label": "coding sarathi", "left_s": 65.2}\n{"done": 4, "to'
+    )
     assert "02_capacity, run 3 of 40: coding sarathi, 1:05 left, 0:0" in progress.line()
     assert clock(3725) == "1:02:05"
 
@@ -214,12 +255,15 @@ def test_unknown_words_are_refused_with_the_known_ones(
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help(root: Path, word: str) -> None:
     done = run_all(root, word)
-    assert done.returncode == 0 and all(w in done.stdout for w in ("quick", *reproduce.SIZES, "test", "SLOS_VENV"))
+    assert done.returncode == 0 and all(
+        w in done.stdout for w in ("quick", *reproduce.SIZES, "test", "SLOS_VENV")
+    )
 
 
 @pytest.fixture
 def bare(root: Path, tmp_path: Path) -> dict[str, str]:
-    """run_all.sh in a folder of its own, with an installer that only writes down what it was told."""
+    """run_all.sh in a folder of its own, with an installer that only writes down what it was
+    told."""
     for name in ("run_all.sh", "requirements.txt"):
         shutil.copy(root / name, tmp_path / name)
     (tmp_path / "slos").mkdir()
@@ -241,8 +285,9 @@ exit 0
 """)
     (tools / "uv").chmod(0o755)
     return {
-        "PATH": f"{tools}:{os.environ['PATH']}", "CONDA_DEFAULT_ENV": "", "SLOS_PYTHON": sys.executable,
-        "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "", "PYTHONSAFEPATH": "", "SLOS_EXTRA": "none",
+        "PATH": f"{tools}:{os.environ['PATH']}", "CONDA_DEFAULT_ENV": "",
+        "SLOS_PYTHON": sys.executable, "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "",
+        "PYTHONSAFEPATH": "", "SLOS_EXTRA": "none",
     }  # fmt: skip
 
 
@@ -253,7 +298,9 @@ def told(folder: Path) -> list[str]:
     return [" ".join(line.split()[:2]) for line in lines]
 
 
-def test_the_environment_is_set_up_once_and_again_when_the_lock_changes(tmp_path: Path, bare: dict[str, str]) -> None:
+def test_the_environment_is_set_up_once_and_again_when_the_lock_changes(
+    tmp_path: Path, bare: dict[str, str]
+) -> None:
     done = run_all(tmp_path, "smoke", **bare)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "reproduce smoke"), done.stderr
     assert told(tmp_path) == ["venv -q", "pip sync", "pip install"]
@@ -267,10 +314,15 @@ def test_the_environment_is_set_up_once_and_again_when_the_lock_changes(tmp_path
         assert run_all(tmp_path, **bare).returncode == 3
         assert told(tmp_path) == ["pip sync"]
     (tmp_path / "broken").unlink()
-    assert run_all(tmp_path, **bare).returncode == 0 and told(tmp_path) == ["pip sync", "pip install"]
+    assert run_all(tmp_path, **bare).returncode == 0 and told(tmp_path) == [
+        "pip sync",
+        "pip install",
+    ]
 
 
-def test_the_engine_that_the_machine_can_run_comes_with_it(root: Path, tmp_path: Path, bare: dict[str, str]) -> None:
+def test_the_engine_that_the_machine_can_run_comes_with_it(
+    root: Path, tmp_path: Path, bare: dict[str, str]
+) -> None:
     for lock in ("requirements-cpu.txt", "requirements-gpu.txt"):
         shutil.copy(root / lock, tmp_path / lock)
     probe = tmp_path / "tools" / "nvidia-smi"
@@ -281,7 +333,9 @@ def test_the_engine_that_the_machine_can_run_comes_with_it(root: Path, tmp_path:
         assert done.returncode == 0 and f"from {lock}" in done.stdout, done.stdout
 
 
-def test_an_active_conda_environment_is_added_to_and_never_cleared(tmp_path: Path, bare: dict[str, str]) -> None:
+def test_an_active_conda_environment_is_added_to_and_never_cleared(
+    tmp_path: Path, bare: dict[str, str]
+) -> None:
     (tmp_path / "conda" / "bin").mkdir(parents=True)
     (tmp_path / "conda" / "bin" / "python").symlink_to(sys.executable)
     conda = bare | {"CONDA_DEFAULT_ENV": "slos-serve", "CONDA_PREFIX": str(tmp_path / "conda")}

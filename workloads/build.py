@@ -10,26 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from slos.types import Request, Stage, require
+from slos.core.types import Request, Stage, require
 from workloads import arrivals, lengths, own, synthetic
 from workloads.files import DATA, data_folder, locate
 from workloads.scenarios import SCENARIOS, Scenario, by_name
 
 TOOL_LATENCY = (0.5, 0.8)
-"""Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our assumption, of a web API;
-the paper gives none."""
+"""Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our
+assumption, of a web API; the paper gives none."""
 
 Lengths = lengths.Rows | lengths.Quantiles
 Turns = list[tuple[int, int, float]]
-"""A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting before."""
+"""A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting
+before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests sorted by arrival, and how they were made: exactly `len(requests)` in `span` seconds.
+    """Requests sorted by arrival, and how they were made: exactly `len(requests)` in `span`
+    seconds.
 
-    lengths: "dataset" or "trace". source: "real traces", "synthetic profile" or "own requests". origins: what it was
-    made from.
+    lengths: "dataset" or "trace". source: "real traces", "synthetic profile" or "own requests".
+    origins: what it was made from.
     """
 
     requests: tuple[Request, ...]
@@ -55,20 +57,23 @@ def build(
 ) -> Workload:
     """The workload of a scenario: `num_requests` requests that arrive at `rate` per second.
 
-    Another rate with the same seed gives the same requests at rescaled times.
-    lengths: "dataset" draws them from the scenario's data set (the paper's table); "trace" takes chat and coding
-    lengths from the requests of the Azure window itself, as the authors' code does. A window's requests are used in
-    order from a start that the seed draws; if more are asked for, it repeats, and further lengths are drawn from it.
-    max_context: a tighter limit than the scenario's.
-    A mix has as many requests of each part as its share says; the parts of `mixed` have equal ones (our choice: the
-    paper does not give them). Of a file (see `workloads.own`) the requests are replayed as those of a window are, or
-    drawn if it has no arrivals.
+    Another rate with the same seed gives the same requests at rescaled times. lengths: "dataset"
+    draws them from the scenario's data set (the paper's table); "trace" takes chat and coding
+    lengths from the requests of the Azure window itself, as the authors' code does. A window's
+    requests are used in order from a start that the seed draws; if more are asked for, it repeats,
+    and further lengths are drawn from it. max_context: a tighter limit than the scenario's. A mix
+    has as many requests of each part as its share says; the parts of `mixed` have equal ones (our
+    choice: the paper does not give them). Of a file (see `workloads.own`) the requests are replayed
+    as those of a window are, or drawn if it has no arrivals.
 
-    Raises ValueError for arguments out of bounds and bad rows, FileNotFoundError if `SLOS_DATA` lacks a file. If it is
-    unset and the cache lacks one, everything comes from the synthetic profile, and `source` says so.
+    Raises ValueError for arguments out of bounds and bad rows, FileNotFoundError if `SLOS_DATA`
+    lacks a file. If it is unset and the cache lacks one, everything comes from the synthetic
+    profile, and `source` says so.
     """
     chosen = by_name(scenario)
-    require(rate > 0 and isfinite(rate), "rate", rate, "positive and finite", "give requests per second")
+    require(
+        rate > 0 and isfinite(rate), "rate", rate, "positive and finite", "give requests per second"
+    )
     require(num_requests >= 1, "num_requests", num_requests, "at least 1")
     require(seed >= 0, "seed", seed, "at least 0")
     require(lengths in ("dataset", "trace"), "lengths", lengths, "'dataset' or 'trace'")
@@ -85,7 +90,9 @@ def build(
     source = _source(parts, lengths)
     made: list[tuple[float, Scenario, Turns]] = []
     origins: dict[str, None] = {}
-    for part, n in zip(parts, _counts(list(chosen.parts.values()) or [1], num_requests), strict=True):
+    for part, n in zip(
+        parts, _counts(list(chosen.parts.values()) or [1], num_requests), strict=True
+    ):
         if n:
             key = part.name if part is chosen else f"mixed/{part.name}"
             most = inf if part.max_context is None else part.max_context
@@ -101,7 +108,8 @@ def build(
 
 
 def _counts(shares: list[float], n: int) -> list[int]:
-    """n requests by their shares, to within one; the largest remainders, then the first, get what is left over."""
+    """n requests by their shares, to within one; the largest remainders, then the first, get what
+    is left over."""
     exact = [n * share / sum(shares) for share in shares]
     counts = [int(x) for x in exact]
     for i in sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])[: n - sum(counts)]:
@@ -109,7 +117,9 @@ def _counts(shares: list[float], n: int) -> list[int]:
     return counts
 
 
-def _of_file(path: Path, rate: float, n: int, seed: int, limit: float) -> tuple[str, tuple[Request, ...]]:
+def _of_file(
+    path: Path, rate: float, n: int, seed: int, limit: float
+) -> tuple[str, tuple[Request, ...]]:
     """n requests of one's own at a rate, and where they come from."""
     rows = [r for r in own.load(path) if r.stage.prompt + r.stage.output <= limit]
     require(len(rows) > 0, f"{path}: max_context", limit, "at least one request's length")
@@ -118,12 +128,16 @@ def _of_file(path: Path, rate: float, n: int, seed: int, limit: float) -> tuple[
         times, which = arrivals.poisson(rng, n), rng.integers(count, size=n)
     else:
         at = np.array([r.arrival for r in rows], dtype=float)
-        span = (at[-1] - at[0]) * count / max(1, count - 1)  # what follows the last one is a mean gap
+        # what follows the last one is a mean gap
+        span = (at[-1] - at[0]) * count / max(1, count - 1)
         nothing = np.zeros(count, np.int64)
-        times, which = arrivals.replay(rng, arrivals.Trace(path.name, span, at - at[0], nothing, nothing), n)
+        times, which = arrivals.replay(
+            rng, arrivals.Trace(path.name, span, at - at[0], nothing, nothing), n
+        )
     drawn = zip(times.tolist(), which.tolist(), strict=True)
     return f"{path.name}, {count} rows", tuple(
-        Request(f"{path.stem}-{i:06d}", t / rate, (rows[k].stage,), kind=path.stem) for i, (t, k) in enumerate(drawn)
+        Request(f"{path.stem}-{i:06d}", t / rate, (rows[k].stage,), kind=path.stem)
+        for i, (t, k) in enumerate(drawn)
     )
 
 
@@ -134,7 +148,9 @@ def _source(parts: list[Scenario], wanted: str) -> str:
     choices += [[arrivals.TRACES[p.arrivals]] for p in parts if p.arrivals in arrivals.STARTS]
     missing = [" or ".join(files) for files in choices if locate(files) is None]
     if missing and (folder := data_folder()):
-        raise FileNotFoundError(f"{DATA} = {str(folder)!r} must hold {', '.join(missing)}; add it, or unset {DATA}")
+        raise FileNotFoundError(
+            f"{DATA} = {str(folder)!r} must hold {', '.join(missing)}; add it, or unset {DATA}"
+        )
     return synthetic.SYNTHETIC if missing else synthetic.REAL
 
 
@@ -144,7 +160,9 @@ def _tables(part: Scenario) -> tuple[str, ...]:
 
 def _stream(seed: int, key: str, use: str) -> np.random.Generator:
     """Its own random stream for every scenario, part and use."""
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(f"{key}/{use}".encode())]))
+    return np.random.default_rng(
+        np.random.SeedSequence([seed, zlib.crc32(f"{key}/{use}".encode())])
+    )
 
 
 def _part(
@@ -159,7 +177,9 @@ def _part(
         if source == synthetic.REAL:
             trace = arrivals.window(part.arrivals)
         else:
-            trace = synthetic.window(part.arrivals, part.max_context if from_trace else None, times_rng)
+            trace = synthetic.window(
+                part.arrivals, part.max_context if from_trace else None, times_rng
+            )
         trace = trace.fitting(limit) if from_trace else trace
         times, which = arrivals.replay(times_rng, trace, n)
     names = [trace.origin if trace else "poisson"]
@@ -183,17 +203,23 @@ def _fitting(make: Callable[[int], list[Turns]], n: int, limit: float, name: str
         kept += [turns for turns in make(n + 64) if sum(p + o for p, o, _ in turns) <= limit]
         if len(kept) >= n:
             return kept[:n]
-    raise ValueError(f"max_context = {limit} must leave some of the lengths of {name}; hardly any is so short")
+    raise ValueError(
+        f"max_context = {limit} must leave some of the lengths of {name}; hardly any is so short"
+    )
 
 
 def _one_round(rng: np.random.Generator, n: int, table: Lengths) -> list[Turns]:
     """A prompt and its answer, behind which a response goes on where the answer was thinking."""
     rows = table.draw(rng, n).tolist()
-    return [[(prompt, first, 0.0), *((0, output, 0.0) for output in rest)] for prompt, first, *rest in rows]
+    return [
+        [(prompt, first, 0.0), *((0, output, 0.0) for output in rest)]
+        for prompt, first, *rest in rows
+    ]
 
 
 def _tool_calling(rng: np.random.Generator, n: int, rounds: Lengths, calls: Lengths) -> list[Turns]:
-    """A first prompt, then rounds of a tool's response and the next call; the last round writes the answer."""
+    """A first prompt, then rounds of a tool's response and the next call; the last round writes the
+    answer."""
     heads, (median, sigma) = rounds.draw(rng, n), TOOL_LATENCY
     count = int(heads[:, 1].sum())
     drawn = iter(calls.draw(rng, count).tolist())

@@ -1,7 +1,9 @@
-"""Fills the cache: `python -m workloads --download [NAME ...]`. Nothing is ever downloaded without being asked for.
+"""Fills the cache: `python -m workloads --download [NAME ...]`. Nothing is ever downloaded without
+being asked for.
 
-Files with a known checksum must have it; of others the checksum is recorded at the first download and must stay. Of
-data sets that come as text only the lengths are used, estimated by `estimate_tokens`.
+Files with a known checksum must have it; of others the checksum is recorded at the first download
+and must stay. Of data sets that come as text only the lengths are used, estimated by
+`estimate_tokens`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from slos.types import require
+from slos.core.types import require
 from workloads.arrivals import TRACES
 from workloads.files import cache_folder, checksum, expected_checksum, recorded, tokens, verify
 from workloads.lengths import TABLES
@@ -30,14 +32,21 @@ from workloads.lengths import TABLES
 GITHUB = "https://raw.githubusercontent.com"
 AZURE_2023 = f"{GITHUB}/Azure/AzurePublicDataset/master/data"
 AZURE_2024 = "https://github.com/Azure/AzurePublicDataset/releases/download/dataset-llm-2024"
-SARATHI = f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/data/processed_traces"
+SARATHI = (
+    f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/"
+    "data/processed_traces"
+)
 FILES = {
     **{name: (file, AZURE_2024 if "2024" in name else AZURE_2023) for name, file in TRACES.items()},
     "sharegpt": (TABLES["sharegpt"].sources[0].file, SARATHI),
-    "arxiv": (TABLES["arxiv"].sources[0].file, f"{GITHUB}/microsoft/vidur/main/data/processed_traces"),
+    "arxiv": (
+        TABLES["arxiv"].sources[0].file,
+        f"{GITHUB}/microsoft/vidur/main/data/processed_traces",
+    ),
     "humaneval": ("coding/HumanEval.jsonl", f"{GITHUB}/openai/human-eval/master/data"),
 }
-"""Name -> (file in the cache, folder on the web). ShareGPT and arXiv come as others' published token counts."""
+"""Name -> (file in the cache, folder on the web). ShareGPT and arXiv come as others' published
+token counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,19 @@ HUB = {
 DERIVED = {
     "humaneval": ("coding/humaneval_estimated.csv",),
     "s1k": ("reasoning/s1K_estimated.csv",),
-    "toolbench": ("toolcalling/toolbench_rounds_estimated.csv", "toolcalling/toolbench_calls_estimated.csv"),
+    "toolbench": (
+        "toolcalling/toolbench_rounds_estimated.csv",
+        "toolcalling/toolbench_calls_estimated.csv",
+    ),
 }
 """Files of lengths that texts are turned into."""
 TEXTS = {
     "humaneval": {"prompt_tokens": "prompt", "output_tokens": "canonical_solution"},
-    "s1k": {"prompt_tokens": "question", "thinking_tokens": "thinking_trajectories", "answer_tokens": "attempt"},
+    "s1k": {
+        "prompt_tokens": "question",
+        "thinking_tokens": "thinking_trajectories",
+        "answer_tokens": "attempt",
+    },
 }
 """Columns of such a file, and the text that each one counts."""
 LARGE = ("azure-code-2024", "azure-conv-2024")
@@ -72,10 +88,11 @@ Lengths = list[Sequence[Any]]  # a header and rows of token counts
 
 
 def download(names: Sequence[str] = (), say: Callable[[str], object] = print) -> None:
-    """Fetch the data sets `names` (all that the scenarios need, if empty) into the cache; skip what is there.
+    """Fetch the data sets `names` (all that the scenarios need, if empty) into the cache; skip what
+    is there.
 
-    Raises ValueError for an unknown name, a wrong checksum or a row without its fields, ConnectionError where the
-    network fails.
+    Raises ValueError for an unknown name, a wrong checksum or a row without its fields,
+    ConnectionError where the network fails.
     """
     known, folder = [*FILES, *HUB], cache_folder()
     for name in names:
@@ -83,7 +100,9 @@ def download(names: Sequence[str] = (), say: Callable[[str], object] = print) ->
     for name in names or [n for n in known if n not in LARGE]:
         if name in FILES:
             file, base = FILES[name]
-            fresh = _fetch(folder, file, f"{base}/{Path(file).name}{'.gz' if file.endswith('.jsonl') else ''}")
+            fresh = _fetch(
+                folder, file, f"{base}/{Path(file).name}{'.gz' if file.endswith('.jsonl') else ''}"
+            )
             say(f"{name}: {folder / file} {'downloaded' if fresh else 'was there'}")
         files = DERIVED.get(name, ())
         if files and all(_good(folder, f) for f in files):
@@ -98,9 +117,11 @@ def download(names: Sequence[str] = (), say: Callable[[str], object] = print) ->
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of a text by rule: 1 for every 8 letters of a word, every 3 digits, every run of signs, every line break.
+    """Tokens of a text by rule: 1 for every 8 letters of a word, every 3 digits, every run of
+    signs, every line break.
 
-    Its sums are within 8 % of cl100k's on HumanEval's prompts and solutions, ToolBench's queries and tool schemas.
+    Its sums are within 8 % of cl100k's on HumanEval's prompts and solutions, ToolBench's queries
+    and tool schemas.
     """
     pieces = re.findall(r"[A-Za-z]{1,8}|\d{1,3}|[^\sA-Za-z\d]+|\n\s*", text)
     return max(1, len(pieces))
@@ -111,11 +132,14 @@ def hub_rows(hub: Hub) -> Texts:
     from datasets import load_dataset  # seconds that nobody else need wait for
 
     place = str(cache_folder() / "hub")
-    return cast(Texts, load_dataset(hub.path, data_files=hub.data_files, split=hub.split, cache_dir=place))
+    return cast(
+        Texts, load_dataset(hub.path, data_files=hub.data_files, split=hub.split, cache_dir=place)
+    )
 
 
 def _good(folder: Path, file: str) -> bool:
-    """Whether a file is in the cache with the checksum it should have; ValueError if with another."""
+    """Whether a file is in the cache with the checksum it should have; ValueError if with
+    another."""
     expected = expected_checksum(folder, file)
     if not expected or not (folder / file).is_file():
         return False
@@ -124,21 +148,28 @@ def _good(folder: Path, file: str) -> bool:
 
 
 def _fetch(folder: Path, file: str, url: str) -> bool:
-    """Download `url`, decompressed, to `folder / file`; False if it is there already. A file is whole or not there."""
+    """Download `url`, decompressed, to `folder / file`; False if it is there already. A file is
+    whole or not there."""
     if _good(folder, file):
         return False
     with _replacing(folder / file) as part:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as out:
                 packed, length = url.endswith(".gz"), answer.headers.get("Content-Length")
-                shutil.copyfileobj(gzip.GzipFile(fileobj=answer) if packed else answer, out, 1 << 20)
+                shutil.copyfileobj(
+                    gzip.GzipFile(fileobj=answer) if packed else answer, out, 1 << 20
+                )
                 if length and not packed and out.tell() != int(length):
                     raise EOFError(f"only {out.tell()} of {length} bytes came")
         except (OSError, EOFError, HTTPException, zlib.error) as error:
-            raise ConnectionError(f"{url}: {error}; check the network, or put {folder / file} there by hand") from error
+            raise ConnectionError(
+                f"{url}: {error}; check the network, or put {folder / file} there by hand"
+            ) from error
         found, expected = checksum(part), expected_checksum(folder, file)
         if expected and found != expected:
-            raise ValueError(f"{file} from {url}: sha256 = {found} must be {expected}; nothing was kept")
+            raise ValueError(
+                f"{file} from {url}: sha256 = {found} must be {expected}; nothing was kept"
+            )
     _record(folder, file)
     return True
 
@@ -172,12 +203,15 @@ def _json_lines(path: Path) -> Texts:
 
 def _field(name: str, row: int, fields: Mapping[str, Any], key: str) -> Any:
     if not fields.get(key):
-        raise ValueError(f"{name}, row {row}, {key} = {fields.get(key)!r} must be there and not empty")
+        raise ValueError(
+            f"{name}, row {row}, {key} = {fields.get(key)!r} must be there and not empty"
+        )
     return fields[key]
 
 
 def lengths_of(name: str, rows: Texts) -> list[Lengths]:
-    """Token counts of a set of texts, for each of its files in `DERIVED`; a list of texts counts by its first."""
+    """Token counts of a set of texts, for each of its files in `DERIVED`; a list of texts counts by
+    its first."""
     if name == "toolbench":
         return _toolbench(name, rows)
     table: Lengths = [list(TEXTS[name])]
@@ -188,7 +222,8 @@ def lengths_of(name: str, rows: Texts) -> list[Lengths]:
 
 
 def _toolbench(name: str, rows: Texts) -> list[Lengths]:
-    """Rounds and calls of conversations: everything before the model's first word is the first prompt."""
+    """Rounds and calls of conversations: everything before the model's first word is the first
+    prompt."""
     rounds: Lengths = [("prompt_tokens", "rounds", "answer_tokens")]
     calls: Lengths = [("new_prompt_tokens", "output_tokens")]
     for n, row in enumerate(rows, start=1):
@@ -196,7 +231,10 @@ def _toolbench(name: str, rows: Texts) -> list[Lengths]:
         turns = [(_field(name, n, t, "from"), str(t.get("value") or "")) for t in talk]
         spoken = [i for i, (who, _) in enumerate(turns) if who == "assistant"]
         if not spoken or spoken[0] == 0:
-            raise ValueError(f"{name}, row {n}, conversations = {[w for w, _ in turns]} must be a prompt, then answers")
+            raise ValueError(
+                f"{name}, row {n}, conversations = {[w for w, _ in turns]} must be a prompt, then "
+                "answers"
+            )
         sizes = [estimate_tokens(text) if text else 0 for _, text in turns]
         answered = "Finish" in turns[spoken[-1]][1]
         first = tokens(Path(name), n, "prompt", str(sum(sizes[: spoken[0]])))

@@ -1,8 +1,9 @@
 """Where the data lies, and reading it: every row is checked here, at the edge.
 
-A file is looked for in the folder that `SLOS_DATA` names, then in the cache (`SLOS_CACHE`, or ~/.cache/slos-serve),
-plain or gzipped. Files that are published as they are have their checksum in `PINNED`; a folder may list more in a file
-`SHA256SUMS` (the layout of `sha256sum`). All checksums are of the decompressed content.
+A file is looked for in the folder that `SLOS_DATA` names, then in the cache (`SLOS_CACHE`, or
+~/.cache/slos-serve), plain or gzipped. Files that are published as they are have their checksum in
+`PINNED`; a folder may list more in a file `SHA256SUMS` (the layout of `sha256sum`). All checksums
+are of the decompressed content.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ MOST_TOKENS = 1_000_000
 """More than any served context: a larger count in a file is a broken row."""
 
 PINNED = {
-    "arrivals/AzureLLMInferenceTrace_code.csv": "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6",
-    "arrivals/AzureLLMInferenceTrace_conv.csv": "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8",
+    "arrivals/AzureLLMInferenceTrace_code.csv": (
+        "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6"
+    ),
+    "arrivals/AzureLLMInferenceTrace_conv.csv": (
+        "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8"
+    ),
     "chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv": (
         "6d6c296302a853e2669a674a96f269283e60c57e60363bd450588a1066919f9f"
     ),
@@ -44,7 +49,10 @@ def data_folder() -> Path | None:
     if not name:
         return None
     if not Path(name).is_dir():
-        raise ValueError(f"{DATA} = {name!r} must be a folder with arrivals/, chatbot/, ...; unset it for the default")
+        raise ValueError(
+            f"{DATA} = {name!r} must be a folder with arrivals/, chatbot/, ...; unset it for the "
+            "default"
+        )
     return Path(name)
 
 
@@ -53,7 +61,8 @@ def cache_folder() -> Path:
 
 
 def locate(names: Sequence[str]) -> Path | None:
-    """The first of `names` (relative, without .gz) in the data folder, then in the cache, its checksum verified."""
+    """The first of `names` (relative, without .gz) in the data folder, then in the cache, its
+    checksum verified."""
     for folder in filter(None, (data_folder(), cache_folder())):
         for name in names:
             for path in (folder / name, folder / f"{name}.gz"):
@@ -70,7 +79,8 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Checksums by name from the folder's `SHA256SUMS`; ValueError naming a line of another form."""
+    """Checksums by name from the folder's `SHA256SUMS`; ValueError naming a line of another
+    form."""
     path = folder / "SHA256SUMS"
     sums = {}
     for n, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
@@ -90,7 +100,9 @@ def verify(path: Path, expected: str) -> None:
     """Raise ValueError unless `checksum` is as expected."""
     found = checksum(path)
     if found != expected:
-        raise ValueError(f"{path}: sha256 = {found} must be {expected}; damaged or another version, replace it")
+        raise ValueError(
+            f"{path}: sha256 = {found} must be {expected}; damaged or another version, replace it"
+        )
 
 
 def checksum(path: Path) -> str:
@@ -110,36 +122,49 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: content must be readable text or gzip: {error}; replace the file") from error
+        raise ValueError(
+            f"{path}: content must be readable text or gzip: {error}; replace the file"
+        ) from error
 
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
     kind = gzip.open if path.suffix == ".gz" else open
-    with _named(path), kind(path, "rt", newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
+    # spreadsheets put a mark in front
+    with _named(path), kind(path, "rt", newline="", encoding="utf-8-sig") as f:
         yield cast(TextIO, f)
 
 
 def tokens(path: Path, row: int, column: str, text: str, low: int = 1) -> int:
-    """`text` as a token count of low..MOST_TOKENS, else ValueError naming file, row, column and value."""
+    """`text` as a token count of low..MOST_TOKENS, else ValueError naming file, row, column and
+    value."""
     value = int(text) if text.isascii() and text.isdecimal() else -1
     if not low <= value <= MOST_TOKENS:
-        raise ValueError(f"{path}, row {row}, {column} = {text!r} must be an integer of {low} to {MOST_TOKENS} tokens")
+        raise ValueError(
+            f"{path}, row {row}, {column} = {text!r} must be an integer of {low} to {MOST_TOKENS} "
+            "tokens"
+        )
     return value
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(row number in the file, cells of `columns`) of a CSV with a header; ValueError for lacking columns or cells."""
+    """(row number in the file, cells of `columns`) of a CSV with a header; ValueError for lacking
+    columns or cells."""
     with open_text(path) as f:
         reader = csv.reader(f, skipinitialspace=True)
         header = next(reader, [])
         for column in columns:
             if column not in header:
-                raise ValueError(f"{path}, row 1: header = {header!r} must have the column {column!r}")
+                raise ValueError(
+                    f"{path}, row 1: header = {header!r} must have the column {column!r}"
+                )
         at = [header.index(c) for c in columns]
         for n, cells in enumerate(reader, start=2):
             if cells and len(cells) != len(header):
-                raise ValueError(f"{path}, row {n}: {cells!r} must have {len(header)} fields, it has {len(cells)}")
+                raise ValueError(
+                    f"{path}, row {n}: {cells!r} must have {len(header)} fields, it has "
+                    f"{len(cells)}"
+                )
             if cells:  # no blank line
                 yield n, [cells[i] for i in at]
 
@@ -149,17 +174,27 @@ def read_lengths(
 ) -> np.ndarray:
     """Token counts as int64 [rows, len(columns)].
 
-    A column "a+b" is the sum of two. low: smallest allowed value per column. where: (column, regular expression) that a
-    row must match to be taken. Raises ValueError naming file, row, column and value of a bad field, or if none is left.
+    A column "a+b" is the sum of two. low: smallest allowed value per column. where: (column,
+    regular expression) that a row must match to be taken. Raises ValueError naming file, row,
+    column and value of a bad field, or if none is left.
     """
-    parts = [(c, bound) for column, bound in zip(columns, low, strict=True) for c in column.split("+")]
+    parts = [
+        (c, bound) for column, bound in zip(columns, low, strict=True) for c in column.split("+")
+    ]
     names = [c for c, _ in parts] + [c for c, _ in where]
     tests = [re.compile(pattern).fullmatch for _, pattern in where]
     rows = []
     for n, cells in read_rows(path, names):
         if all(test(cell) for test, cell in zip(tests, cells[len(parts) :], strict=True)):
-            rows.append([tokens(path, n, c, cell, bound) for (c, bound), cell in zip(parts, cells, strict=False)])
+            rows.append(
+                [
+                    tokens(path, n, c, cell, bound)
+                    for (c, bound), cell in zip(parts, cells, strict=False)
+                ]
+            )
     if not rows:
-        raise ValueError(f"{path}: rows = 0 must be at least 1{f' with {dict(where)}' if where else ''}")
+        raise ValueError(
+            f"{path}: rows = 0 must be at least 1{f' with {dict(where)}' if where else ''}"
+        )
     data, ends = np.array(rows, dtype=np.int64), np.cumsum([len(c.split("+")) for c in columns])
     return np.stack([part.sum(axis=1) for part in np.split(data, ends[:-1], axis=1)], axis=1)

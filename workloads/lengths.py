@@ -1,4 +1,5 @@
-"""Tables of lengths to draw requests from: rows of a real data set, or the quantiles of one (*synthetic profile*)."""
+"""Tables of lengths to draw requests from: rows of a real data set, or the quantiles of one
+(*synthetic profile*)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from workloads.files import locate, read_lengths, stamp
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that can fill a table: `columns` of it, the regular expressions that its rows must match, a remark."""
+    """A file that can fill a table: `columns` of it, the regular expressions that its rows must
+    match, a remark."""
 
     file: str
     columns: tuple[str, ...]
@@ -45,40 +47,75 @@ CALLS = ("new_prompt_tokens", "output_tokens")
 LATER_CALLS = (("call", r"[2-9]|\d\d+"), ("new_prompt_tokens", r"(?!0$).*"))
 TABLES = {
     # Llama-2 tokens; the prompt holds the earlier turns of its conversation.
-    "sharegpt": Table(PAIR, (1, 1), (Source("chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", VIDUR),)),
-    # The output is the canonical solution. cl100k tokens: a vocabulary made with code in mind, as served models have;
-    # OPT's own spends more on indentation.
-    "humaneval": Table(PAIR, (1, 1), (
-        Source("coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")),
-        Source("coding/humaneval_estimated.csv", ("prompt_tokens", "output_tokens"), note=ESTIMATED),
-    )),
-    "arxiv": Table(PAIR, (1, 1), (
-        Source("summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR),
-    )),
-    # One row per query: first prompt (query and tool schemas), rounds, final answer (0: the agent gave up).
-    "toolbench-rounds": Table(("prompt", "rounds", "answer"), (1, 1, 0), (
-        Source("toolcalling/toolbench_eval_rounds.csv",
-               ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens")),
-        Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
-    )),
+    "sharegpt": Table(
+        PAIR, (1, 1), (Source("chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", VIDUR),)
+    ),
+    # The output is the canonical solution. cl100k tokens: a vocabulary made with code in mind, as
+    # served models have; OPT's own spends more on indentation.
+    "humaneval": Table(
+        PAIR,
+        (1, 1),
+        (
+            Source(
+                "coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")
+            ),
+            Source(
+                "coding/humaneval_estimated.csv", ("prompt_tokens", "output_tokens"), note=ESTIMATED
+            ),
+        ),
+    ),
+    "arxiv": Table(
+        PAIR,
+        (1, 1),
+        (
+            Source(
+                "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR
+            ),
+        ),
+    ),
+    # One row per query: first prompt (query and tool schemas), rounds, final answer (0: the agent
+    # gave up).
+    "toolbench-rounds": Table(
+        ("prompt", "rounds", "answer"),
+        (1, 1, 0),
+        (
+            Source(
+                "toolcalling/toolbench_eval_rounds.csv",
+                ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens"),
+            ),
+            Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
+        ),
+    ),
     # One row per call after the first: the tool's response and what the model wrote next.
-    "toolbench-calls": Table(PAIR, (1, 1), (
-        Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
-        Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
-    )),
+    "toolbench-calls": Table(
+        PAIR,
+        (1, 1),
+        (
+            Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
+            Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
+        ),
+    ),
     # Of the stand-in only answers that finished thinking.
-    "s1k": Table(("prompt", "thinking", "response"), (1, 1, 1), (
-        Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
-        Source("reasoning/skythought_reasoning_lengths.csv", THOUGHT,
-               (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1")),
-               "a stand-in for s1K: another reasoner's answers to competition mathematics"),
-    )),
-}  # fmt: skip
+    "s1k": Table(
+        ("prompt", "thinking", "response"),
+        (1, 1, 1),
+        (
+            Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
+            Source(
+                "reasoning/skythought_reasoning_lengths.csv",
+                THOUGHT,
+                (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1")),
+                "a stand-in for s1K: another reasoner's answers to competition mathematics",
+            ),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Real rows, int64 [rows, columns], drawn with replacement: what the columns have in common is kept."""
+    """Real rows, int64 [rows, columns], drawn with replacement: what the columns have in common is
+    kept."""
 
     origin: str
     data: np.ndarray
@@ -92,8 +129,9 @@ class Rows:
 class Quantiles:
     """Marginal quantiles joined by a Gaussian copula; drawn from as `Rows` are.
 
-    probabilities: float64 [Q]; quantiles: float64 [columns, Q]; factor: lower Cholesky factor of the copula's
-    correlation, float64 [columns, columns]; limit: most tokens of a row, if the rows behind it had such a limit.
+    probabilities: float64 [Q]; quantiles: float64 [columns, Q]; factor: lower Cholesky factor of
+    the copula's correlation, float64 [columns, columns]; limit: most tokens of a row, if the rows
+    behind it had such a limit.
     """
 
     origin: str
@@ -115,9 +153,11 @@ class Quantiles:
 
     @staticmethod
     def _exchange(rng: np.random.Generator, rows: np.ndarray, limit: int) -> None:
-        """Make rows fit: one over the limit exchanges its prompt with another's where both then fit.
+        """Make rows fit: one over the limit exchanges its prompt with another's where both then
+        fit.
 
-        Dropping it instead would lose the longest outputs; this way the marginals stay what they are.
+        Dropping it instead would lose the longest outputs; this way the marginals stay what they
+        are.
         """
         for i in np.flatnonzero(rows.sum(axis=1) > limit):
             others = rng.permutation(len(rows))
@@ -131,11 +171,14 @@ class Quantiles:
 
 
 def load(name: str) -> Rows:
-    """The table `name` from its file; FileNotFoundError if there is none, ValueError for a bad row."""
+    """The table `name` from its file; FileNotFoundError if there is none, ValueError for a bad
+    row."""
     files = [source.file for source in TABLES[name].sources]
     path = locate(files)
     if path is None:
-        raise FileNotFoundError(f"{' or '.join(files)}: neither in the data folder nor in the cache")
+        raise FileNotFoundError(
+            f"{' or '.join(files)}: neither in the data folder nor in the cache"
+        )
     return _load(name, path, stamp(path))
 
 

@@ -1,4 +1,5 @@
-"""Makes `profiles.json`, the synthetic profile, of the real data: `python -m workloads.make_profiles [--out FILE]`."""
+"""Makes `profiles.json`, the synthetic profile, of the real data: `python -m
+workloads.make_profiles [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -14,17 +15,29 @@ import pandas as pd
 from workloads import arrivals, lengths
 from workloads.scenarios import SCENARIOS
 
-GRID = (0.0, 0.005, *(round(0.01 * i, 2) for i in range(1, 99)), 0.985, 0.99, 0.9925, 0.995, 0.9975, 1.0)
+GRID = (
+    0.0,
+    0.005,
+    *(round(0.01 * i, 2) for i in range(1, 99)),
+    0.985,
+    0.99,
+    0.9925,
+    0.995,
+    0.9975,
+    1.0,
+)
 """Probabilities of the quantiles, dense in the tail that P99 is read from."""
 NOTE = (
-    "Synthetic profile: quantiles, copulas and arrivals per second. Made by `python -m workloads.make_profiles` from "
-    "AzurePublicDataset 2023 (CC-BY 4.0, Patel et al., Splitwise, ISCA'24), Sarathi-Serve and Vidur's token counts of "
-    "ShareGPT and arXiv (Apache-2.0, MIT), HumanEval (MIT), ToolBench and SkyThought (Apache-2.0)."
+    "Synthetic profile: quantiles, copulas and arrivals per second. Made by `python -m "
+    "workloads.make_profiles` from AzurePublicDataset 2023 (CC-BY 4.0, Patel et al., Splitwise, "
+    "ISCA'24), Sarathi-Serve and Vidur's token counts of ShareGPT and arXiv (Apache-2.0, MIT), "
+    "HumanEval (MIT), ToolBench and SkyThought (Apache-2.0)."
 )
 
 
 def quantile_table(data: np.ndarray, source: str, limit: int | None) -> dict:
-    """Quantiles of each column of int64 [rows, columns], and the copula that gives back their rank correlations.
+    """Quantiles of each column of int64 [rows, columns], and the copula that gives back their rank
+    correlations.
 
     limit: most tokens of a row; longer rows are left out.
     """
@@ -59,7 +72,9 @@ def _latent(quantiles: np.ndarray, target: float, limit: int) -> np.ndarray:
     while high - low > 0.005:
         middle = (low + high) / 2
         gaussian = np.array([[1.0, middle], [middle, 1.0]])
-        copula = lengths.Quantiles("", np.array(GRID), quantiles, np.linalg.cholesky(gaussian), limit)
+        copula = lengths.Quantiles(
+            "", np.array(GRID), quantiles, np.linalg.cholesky(gaussian), limit
+        )
         got = spearman(copula.draw(np.random.default_rng(0), 8192))[0, 1]
         low, high = (middle, high) if got < target else (low, middle)
     rho = round((low + high) / 2, 2)
@@ -79,21 +94,26 @@ def make() -> dict:
     tables, bursts = {}, {}
     for name, table in lengths.TABLES.items():
         rows = lengths.load(name)
-        single = len(table.columns) == 2 and name in limits  # of a conversation only the whole has a limit
+        # of a conversation only the whole has a limit
+        single = len(table.columns) == 2 and name in limits
         tables[name] = quantile_table(rows.data, rows.origin, limits[name] if single else None)
     for name in arrivals.STARTS:
         kept = next(s.max_context for s in SCENARIOS.values() if s.arrivals == name)
         for key, limit in ((name, None), (f"{name}/{kept}", kept)):
             trace = arrivals.window(name).fitting(limit or inf)
             bursts[key] = burst_table(trace)
-            tables[key] = quantile_table(np.stack([trace.prompt, trace.output], axis=1), trace.origin, limit)
+            tables[key] = quantile_table(
+                np.stack([trace.prompt, trace.output], axis=1), trace.origin, limit
+            )
     return {"note": NOTE, "probabilities": list(GRID), "lengths": tables, "arrivals": bursts}
 
 
 def text(profile: dict) -> str:
     """JSON with every list of numbers on a line of its own."""
     whole = json.dumps(profile, indent=1)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda m: "[" + " ".join(m[0][1:-1].split()) + "]", whole) + "\n"
+    return (
+        re.sub(r"\[[^\[\]{}]*\]", lambda m: "[" + " ".join(m[0][1:-1].split()) + "]", whole) + "\n"
+    )
 
 
 def main() -> None:

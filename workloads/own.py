@@ -1,7 +1,9 @@
-"""Requests of one's own, from a CSV: a row for each, with its lengths in tokens and its objectives in seconds.
+"""Requests of one's own, from a CSV: a row for each, with its lengths in tokens and its objectives
+in seconds.
 
-Columns: prompt, output, tpot, and for the first token ttft (seconds) or slowdown (times its zero-load time), of which
-every row has one; arrival (seconds, ascending) or none for Poisson arrivals. Any other column is passed over.
+Columns: prompt, output, tpot, and for the first token ttft (seconds) or slowdown (times its
+zero-load time), of which every row has one; arrival (seconds, ascending) or none for Poisson
+arrivals. Any other column is passed over.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
-from slos.types import SLO, Stage, require
+from slos.core.types import SLO, Stage, require
 from workloads.files import open_text, read_rows, stamp, tokens
 
 
@@ -25,7 +27,8 @@ class Row:
 
 
 def load(path: Path) -> tuple[Row, ...]:
-    """The rows of a file; FileNotFoundError, or ValueError naming file, row, column and value of what is wrong."""
+    """The rows of a file; FileNotFoundError, or ValueError naming file, row, column and value of
+    what is wrong."""
     return _load(path, stamp(path))
 
 
@@ -34,18 +37,44 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
     with open_text(path) as f:
         header = next(csv.reader(f, skipinitialspace=True), [])
     first = [c for c in ("ttft", "slowdown") if c in header]
-    require(bool(first), f"{path}, row 1: header", header, "comma-separated, with a column 'ttft' or 'slowdown'")
+    require(
+        bool(first),
+        f"{path}, row 1: header",
+        header,
+        "comma-separated, with a column 'ttft' or 'slowdown'",
+    )
     names = ["prompt", "output", "tpot", *first, *(["arrival"] if "arrival" in header else [])]
     rows: list[Row] = []
     for n, cells in read_rows(path, names):
         cell = dict(zip(names, cells, strict=True))
-        seconds = {c: _number(path, n, c, text) for c, text in cell.items() if c not in ("prompt", "output") and text}
+        seconds = {
+            c: _number(path, n, c, text)
+            for c, text in cell.items()
+            if c not in ("prompt", "output") and text
+        }
         arrival = seconds.pop("arrival", None)
         here = f"{path}, row {n}"
-        require(len(seconds) == 2 and "tpot" in seconds, f"{here}: objectives", seconds, "tpot, and ttft or slowdown")
-        require(arrival is not None or "arrival" not in cell, f"{here}: arrival", "", "given", "or drop the column")
+        require(
+            len(seconds) == 2 and "tpot" in seconds,
+            f"{here}: objectives",
+            seconds,
+            "tpot, and ttft or slowdown",
+        )
+        require(
+            arrival is not None or "arrival" not in cell,
+            f"{here}: arrival",
+            "",
+            "given",
+            "or drop the column",
+        )
         last = rows[-1].arrival if rows else None
-        require(arrival is None or arrival >= (last or 0), f"{here}: arrival", arrival, "no earlier", "sort the file")
+        require(
+            arrival is None or arrival >= (last or 0),
+            f"{here}: arrival",
+            arrival,
+            "no earlier",
+            "sort the file",
+        )
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
             rows.append(Row(arrival, Stage(prompt, output, SLO(**seconds))))
@@ -53,7 +82,12 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")
     first_one, last_one = rows[0].arrival, rows[-1].arrival
-    require(first_one is None or first_one != last_one, f"{path}: arrivals", first_one, "of two times at least")
+    require(
+        first_one is None or first_one != last_one,
+        f"{path}: arrivals",
+        first_one,
+        "of two times at least",
+    )
     return tuple(rows)
 
 

@@ -1,4 +1,5 @@
-"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6); and mixes."""
+"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6);
+and mixes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
-from slos.types import SLO, require
+from slos.core.types import SLO, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +24,11 @@ class Reported:
 class Scenario:
     """A scenario and its sources.
 
-    profile: the hardware of `slos/profiles.json` that it runs on by default, or none. max_context: longer requests are
-    dropped, None: none are. slos: of each stage (tool calling: of the loop rounds and of the last; reasoning: thinking
-    and response). table: of `lengths.TABLES`; arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a
-    mix joins, with their shares of its requests, each with its own lengths, arrivals and objectives. drafting: the
+    profile: the hardware of `slos/hardware/profiles.json` that it runs on by default, or none.
+    max_context: longer requests are dropped, None: none are. slos: of each stage (tool calling: of
+    the loop rounds and of the last; reasoning: thinking and response). table: of `lengths.TABLES`;
+    arrivals: of `arrivals.STARTS`, or "poisson". parts: the scenarios that a mix joins, with their
+    shares of its requests, each with its own lengths, arrivals and objectives. drafting: the
     profile with a draft model, or none.
     """
 
@@ -55,42 +57,78 @@ SCENARIOS = {
     s.name: s
     for s in (
         Scenario(
-            "chatbot", "opt-6.7b-a100", 2048, (_slo(5, 0.1),), "sharegpt", "azure-conv",
+            "chatbot",
+            "opt-6.7b-a100",
+            2048,
+            (_slo(5, 0.1),),
+            "sharegpt",
+            "azure-conv",
             (Reported("prompt", 763, 1591, 424), Reported("output", 266, 619, 160)),
             drafting=OPT_DRAFT,
         ),
         Scenario(
-            "coding", "opt-6.7b-a100", 2048, (_slo(5, 0.05),), "humaneval", "azure-code",
+            "coding",
+            "opt-6.7b-a100",
+            2048,
+            (_slo(5, 0.05),),
+            "humaneval",
+            "azure-code",
             (Reported("prompt", 847, 2010, 617), Reported("output", 26, 232, 47)),
             drafting=OPT_DRAFT,
         ),
         Scenario(
-            "summarization", "opt-6.7b-a100", 2048, (_slo(3, 0.1),), "arxiv", "poisson",
+            "summarization",
+            "opt-6.7b-a100",
+            2048,
+            (_slo(3, 0.1),),
+            "arxiv",
+            "poisson",
             (Reported("prompt", 1333, 1946, 444), Reported("output", 202, 1508, 234)),
             drafting=OPT_DRAFT,
         ),
-        # ToolLLaMA takes 8192; the reported P99 of the prompt needs more than 2048, and 4096 is Llama-2's own.
+        # ToolLLaMA takes 8192; the reported P99 of the prompt needs more than 2048, and 4096 is
+        # Llama-2's own.
         Scenario(
-            "tool-calling", "toolllama-7b-a100", 4096, (_slo(3, 0.05), _slo(3, 0.1)), "toolbench-rounds", "poisson",
+            "tool-calling",
+            "toolllama-7b-a100",
+            4096,
+            (_slo(3, 0.05), _slo(3, 0.1)),
+            "toolbench-rounds",
+            "poisson",
             (Reported("prompt", 690, 2131, 356), Reported("output", 116, 363, 66)),
         ),
-        # The response goes on where the thinking ends: it has a pace, and no first token of its own to wait for.
+        # The response goes on where the thinking ends: it has a pace, and no first token of its own
+        # to wait for.
         Scenario(
-            "reasoning", "r1-qwen-1.5b-a100", None, (_slo(3, 0.05), SLO(tpot=0.1)), "s1k", "poisson",
-            (Reported("prompt", 127, 421, 83), Reported("thinking", 4693), Reported("response", 803)),
+            "reasoning",
+            "r1-qwen-1.5b-a100",
+            None,
+            (_slo(3, 0.05), SLO(tpot=0.1)),
+            "s1k",
+            "poisson",
+            (
+                Reported("prompt", 127, 421, 83),
+                Reported("thinking", 4693),
+                Reported("response", 803),
+            ),
         ),
         Scenario(
-            "mixed", "opt-6.7b-a100", 2048, parts=dict.fromkeys(("chatbot", "coding", "summarization"), 1.0),
+            "mixed",
+            "opt-6.7b-a100",
+            2048,
+            parts=dict.fromkeys(("chatbot", "coding", "summarization"), 1.0),
             drafting=OPT_DRAFT,
         ),
     )
-}  # fmt: skip
+}
 
 
 def by_name(name: str) -> Scenario:
-    """The scenario `name`, the mix "chatbot=2,coding=1" of some by their shares, or the requests of a file "my.csv".
+    """The scenario `name`, the mix "chatbot=2,coding=1" of some by their shares, or the requests of
+    a file "my.csv".
 
-    A mix has the hardware of its parts if that is one; a file has none. ValueError with the known names for others.
+    A mix has the hardware of its parts if that is one; a file has none. ValueError with the known
+    names for others.
     """
     if name.endswith(".csv"):
         return Scenario(name, "", None)
@@ -103,16 +141,28 @@ def by_name(name: str) -> Scenario:
 def _mix(text: str) -> Scenario:
     known, parts = [s.name for s in SCENARIOS.values() if not s.parts], {}
     for part, _, share in (p.strip().partition("=") for p in text.split(",")):
-        require(part in known and part not in parts, "mix", part, f"one of {', '.join(known)}, each once")
+        require(
+            part in known and part not in parts,
+            "mix",
+            part,
+            f"one of {', '.join(known)}, each once",
+        )
         try:
             parts[part] = float(share or 1)
         except ValueError:
             parts[part] = 0.0
-        require(parts[part] > 0 and isfinite(parts[part]), f"share of {part}", share, "a positive number")
+        require(
+            parts[part] > 0 and isfinite(parts[part]),
+            f"share of {part}",
+            share,
+            "a positive number",
+        )
     if len(parts) == 1:
         return SCENARIOS[part]
     joined = [SCENARIOS[p] for p in parts]
-    limits, hardware, drafting = ({getattr(s, k) for s in joined} for k in ("max_context", "profile", "drafting"))
+    limits, hardware, drafting = (
+        {getattr(s, k) for s in joined} for k in ("max_context", "profile", "drafting")
+    )
     one = [next(iter(names)) if len(names) == 1 else "" for names in (hardware, drafting)]
     most = None if None in limits else max(limits)
     name = ",".join(f"{part}={share:g}" for part, share in parts.items())

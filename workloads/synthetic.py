@@ -1,7 +1,9 @@
-"""The embedded default: `profiles.json`, made from the real data by `python -m workloads.make_profiles`.
+"""The embedded default: `profiles.json`, made from the real data by `python -m
+workloads.make_profiles`.
 
-Its lengths are quantiles and rank correlations, its arrivals the requests in every second of the paper's windows (which
-carries bursts and lulls; within a second they fall at random). No row of the data is in it.
+Its lengths are quantiles and rank correlations, its arrivals the requests in every second of the
+paper's windows (which carries bursts and lulls; within a second they fall at random). No row of the
+data is in it.
 """
 
 from __future__ import annotations
@@ -28,12 +30,16 @@ def lengths(name: str) -> Quantiles:
     """The table `name`: one of `lengths.TABLES`, or the lengths of a trace's window."""
     raw = _profiles()
     table = raw["lengths"][name]
-    parts = (np.array(x, dtype=float) for x in (raw["probabilities"], table["quantiles"], table["factor"]))
+    parts = (
+        np.array(x, dtype=float)
+        for x in (raw["probabilities"], table["quantiles"], table["factor"])
+    )
     return Quantiles(f"{SYNTHETIC} of {table['source']}", *parts, limit=table["limit"])
 
 
 def window(name: str, limit: int | None, rng: np.random.Generator) -> Trace:
-    """A window like the paper's of the trace `name`; limit: only of the requests that fit in so many tokens."""
+    """A window like the paper's of the trace `name`; limit: only of the requests that fit in so
+    many tokens."""
     table = name if limit is None else f"{name}/{limit}"
     raw = _profiles()["arrivals"][table]
     counts = np.array(raw["per_second"])

@@ -1,1 +1,1 @@
-"""What the notebooks run and draw: one module for each question, above everything else in `slos`."""
+"""The tools of every study: capacities, grids of runs, sizes, statistics and plots."""

@@ -1,1 +1,2 @@
-"""Named GPUs: profiles of models on them, and the command that measures one."""
+"""Named GPUs: what a model on one of them takes and holds, and how that was fitted to
+measurements."""

@@ -14,13 +14,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One executed step: `tokens` computed for `requests`, of which `decodes` decode; the longest draft that was
-    verified, in tokens; `context`, the KV tokens that its requests had before it; `seconds` of the step, and `planning`
-    seconds of them inside `schedule`; `end` on the clock of `perf_counter`.
+    """One executed step: `tokens` computed for `requests`, of which `decodes` decode; the longest
+    draft that was verified, in tokens; `context`, the KV tokens that its requests had before it;
+    `seconds` of the step, and `planning` seconds of them inside `schedule`; `end` on the clock of
+    `perf_counter`.
 
-    With asynchronous scheduling a step lasts from the end of the one before it: what is decided or prepared meanwhile
-    costs nothing.
-    """
+    With asynchronous scheduling a step lasts from the end of the one before it: what is decided or
+    prepared meanwhile costs nothing."""
 
     tokens: int
     requests: int
@@ -36,8 +36,9 @@ COLUMNS = tuple(f.name for f in fields(Step))
 
 
 class Recording:
-    """Mixin over a scheduler of vLLM's: its executed steps in `steps`; where `--additional-config` names a file as
-    "steps", they are in that CSV file when the engine shuts down, and every `FLUSH` steps."""
+    """Mixin over a scheduler of vLLM's: its executed steps in `steps`; where `--additional-config`
+    names a file as "steps", they are in that CSV file when the engine shuts down, and every `FLUSH`
+    steps."""
 
     FLUSH = 256
 
@@ -47,7 +48,9 @@ class Recording:
         self.path = Path(config["steps"]) if config.get("steps") else None
         self.steps: list[Step] = []
         self.written = 0
-        self.drafts: int | None = None  # tokens that the draft model proposes next; None: as many as vLLM says
+        self.drafts: int | None = (
+            None  # tokens that the draft model proposes next; None: as many as vLLM says
+        )
         self._flying: deque[tuple[float, int, int, int, int, int, float]] = deque()
         self._last_end, self._busy = 0.0, False
 
@@ -71,7 +74,15 @@ class Recording:
             before = {id: requests[id].num_computed_tokens - n for id, n in ran.items()}
             decodes = sum(n >= requests[id].num_prompt_tokens for id, n in before.items())
             begin = self._last_end if self._busy and not self._flying else start
-            row = (begin, sum(ran.values()), len(ran), decodes, drafts, sum(before.values()), planning)
+            row = (
+                begin,
+                sum(ran.values()),
+                len(ran),
+                decodes,
+                drafts,
+                sum(before.values()),
+                planning,
+            )
             self._flying.append(row)
         self._busy = bool(ran)
         return out
@@ -86,7 +97,9 @@ class Recording:
             now = perf_counter()
             begin, tokens, requests, decodes, drafts, context, planning = self._flying.popleft()
             seconds, self._last_end = now - max(begin, self._last_end), now
-            self.steps.append(Step(tokens, requests, decodes, drafts, context, seconds, planning, now))
+            self.steps.append(
+                Step(tokens, requests, decodes, drafts, context, seconds, planning, now)
+            )
             if self.path and len(self.steps) >= self.written + self.FLUSH:
                 self.flush()
         return cast(Any, super()).update_from_output(scheduler_output, *args, **kwargs)

@@ -1,8 +1,8 @@
 """Shapes of published models, so that a GPU can be measured where no weights can be fetched.
 
-A step's time depends on a model's shape and not on what its weights say. Figures are those of the configuration that
-each model was published with; `write` makes a folder that vLLM loads with `load_format="dummy"`.
-"""
+A step's time depends on a model's shape and not on what its weights say. Figures are those of the
+configuration that each model was published with; `write` makes a folder that vLLM loads with
+`load_format="dummy"`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slos.types import require
+from slos.core.types import require
 
 
 def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
@@ -58,7 +58,8 @@ SPECIAL = ("<unk>", "<pad>", "</s>", "<s>")  # ids 0 to 3
 
 
 def write(shape: str, folder: Path | str) -> Path:
-    """A folder with the configuration of `shape` and a tokenizer of bytes, without weights; returns it.
+    """A folder with the configuration of `shape` and a tokenizer of bytes, without weights; returns
+    it.
 
     The tokenizer names every id of the vocabulary, since random weights may choose any.
     Raises ValueError for an unknown shape. Needs `tokenizers`, which comes with vLLM.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from slos.hardware.recorder import Recording
-from slos.vllm_plugin import SLOScheduler
+from slos.serving.vllm_plugin import SLOScheduler
 
 
 class Recorded(Recording, SLOScheduler):
-    """For `--scheduler-cls`; `--additional-config '{"steps": "FILE.csv"}'` names the file of steps."""
+    """For `--scheduler-cls`; `--additional-config '{"steps": "FILE.csv"}'` names the file of
+    steps."""

@@ -1,1 +1,1 @@
-"""One module a notebook, and what needs a GPU."""
+"""The studies: a module for each notebook, with what it runs, what it finds and its figures."""

@@ -1,0 +1,25 @@
+"""Compiled functions that call each other across files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from numba import njit
+
+FOLDERS = ("core", "planning", "policies")  # where kernels are
+_TEXTS = (
+    path.read_bytes()
+    for name in FOLDERS
+    for path in sorted((Path(__file__).parents[1] / name).glob("*.py"))
+)
+STAMP = f"{crc32(b''.join(text for text in _TEXTS if b'@kernel' in text)):08x}"
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """`numba.njit`, cached on disk; numba's cache looks at one file only, this one at all that hold
+    kernels."""
+    function.__qualname__ += f"_{STAMP}"  # becomes part of the file's name
+    return njit(cache=True)(function)

@@ -1,0 +1,296 @@
+"""The contracts: what a request is, what a policy sees and what it answers.
+
+Seconds, tokens and KV blocks everywhere. A host (the simulator, the vLLM plug-in) owns the mutable
+`Progress` records and shows them to a policy inside a `View`; the policy answers with a `Batch`.
+True output lengths live in `Request`, which a policy never sees: it learns a length only from the
+`LengthPredictor` that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
+from math import inf
+from typing import Any, Protocol
+
+NEVER = inf
+"""A time that does not come."""
+
+
+def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
+    """Raise `ValueError` naming the value, its bound and the cure unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} = {value!r} must be {bound}{'; ' + cure if cure else ''}")
+
+
+def make(
+    what: str,
+    known: Mapping[str, Callable[..., Any]],
+    name: str,
+    settings: Mapping[str, Any],
+    **beliefs: Any,
+):
+    """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter
+    for."""
+    require(
+        name in known, what, name, f"one of {', '.join(known)}", f"or add yours to the {what} table"
+    )
+    parameters = signature(known[name]).parameters
+    choices = sorted(parameters.keys() - beliefs.keys())
+    for setting in settings:
+        require(
+            setting in choices,
+            f"setting of {what} {name!r}",
+            setting,
+            f"one of {', '.join(choices) or 'none'}",
+        )
+    return known[name](**settings, **{k: v for k, v in beliefs.items() if k in parameters})
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """Objectives of one stage: the first token in time, then a steady pace (paper, section 2).
+
+    tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives,
+    or `slowdown` times the zero-load time of its prompt; a stage that continues without a new
+    prompt has neither and goes on at its pace.
+    """
+
+    tpot: float
+    ttft: float | None = None
+    slowdown: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
+        require(
+            self.ttft is None or self.ttft > 0,
+            "ttft",
+            self.ttft,
+            "positive",
+            "give seconds, or None",
+        )
+        require(
+            self.slowdown is None or self.slowdown >= 1,
+            "slowdown",
+            self.slowdown,
+            "at least 1 (times zero load)",
+        )
+        require(
+            None in (self.ttft, self.slowdown),
+            "ttft",
+            self.ttft,
+            "None beside a slowdown",
+            "give only one",
+        )
+
+    def first_token(self, zero_load: float) -> float:
+        """Seconds from the stage's arrival until its first token is due; `zero_load` is its
+        prompt's time alone."""
+        if self.ttft is not None:
+            return self.ttft
+        return self.slowdown * zero_load if self.slowdown is not None else self.tpot
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """`prompt` new tokens join the context, then `output` tokens are generated.
+
+    A stage with `wait` > 0 begins that many seconds after the one before it ended (a tool runs);
+    like the stateless API call that it is, it has given its KV blocks back and brings its whole
+    context as a prompt again.
+    """
+
+    prompt: int
+    output: int
+    slo: SLO
+    wait: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.prompt >= 0, "prompt", self.prompt, "at least 0 tokens")
+        require(self.output >= 1, "output", self.output, "at least 1 token")
+        require(0 <= self.wait < inf, "wait", self.wait, "at least 0 seconds and finite")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it just continues the stage before it, so that its first token is due at its
+        pace."""
+        return self.prompt == 0 and self.wait == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the workload made it: the truth, output lengths included. `kind` groups
+    requests in reports."""
+
+    id: str
+    arrival: float
+    stages: tuple[Stage, ...]
+    value: float = 1.0
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.arrival < inf, f"{self.id}: arrival", self.arrival, "at least 0 and finite"
+        )
+        require(len(self.stages) > 0, f"{self.id}: stages", self.stages, "at least one")
+        first = self.stages[0]
+        require(first.prompt >= 1, f"{self.id}: first prompt", first.prompt, "at least 1 token")
+        require(
+            first.wait == 0, f"{self.id}: first wait", first.wait, "0", "move the arrival instead"
+        )
+        require(self.value > 0, f"{self.id}: value", self.value, "positive")
+
+    @property
+    def context(self) -> int:
+        """Tokens of the whole conversation, prompts and outputs."""
+        return self.prompt + self.output
+
+    @property
+    def prompt(self) -> int:
+        return sum(s.prompt for s in self.stages)
+
+    @property
+    def output(self) -> int:
+        return sum(s.output for s in self.stages)
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far a request has come in its current stage. Hosts write it; for policies it is
+    read-only.
+
+    `tokens` are known (context and what was generated), `computed` of them are in the KV cache;
+    when the last of them is computed the next token appears. `due` is the deadline of that next
+    token under the paper's rule: the first token of a stage at `t0`, token n at t0 + n * tpot,
+    where t0 moves back to the first token's time if that came late. `later_tpot` is the smallest
+    TPOT of the stages that follow without a wait, infinite if there are none. `elsewhere`: if it is
+    declined before it starts, another replica is asked; so a policy that would not start it in time
+    had better say so at once than let it wait.
+    """
+
+    id: str
+    arrival: float
+    tokens: int
+    t0: float
+    tpot: float
+    value: float = 1.0
+    stage: int = 0
+    generated: int = 0
+    computed: int = 0
+    best_effort: bool = False
+    later_tpot: float = inf
+    elsewhere: bool = False
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute until the next one appears: 1 while decoding, more while prefilling."""
+        return self.tokens - self.computed
+
+    @property
+    def due(self) -> float:
+        return self.t0 + self.generated * self.tpot
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting`
+    hold none.
+
+    max_seqs: requests that may run at once; max_drafts: draft tokens per decode that the engine can
+    verify.
+    """
+
+    now: float
+    waiting: Sequence[Progress]
+    running: Sequence[Progress]
+    free_blocks: int
+    total_blocks: int
+    block_size: int = 16
+    max_seqs: int = 256
+    max_drafts: int = 0
+
+    def blocks(self, tokens: int) -> int:
+        """KV blocks that `tokens` tokens occupy."""
+        return -(-tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with
+    drafts 1 + drafts.
+
+    `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
+    best effort, or leave for another replica where `Progress.elsewhere` says so. `repeat` is the
+    policy's word that it would answer the same for so many steps in a row while nobody arrives or
+    finishes a stage; a host may use it to save calls and must then account for every one of those
+    steps.
+    """
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    preempt: tuple[str, ...] = ()
+    decline: tuple[str, ...] = ()
+    repeat: float = 1
+
+    def __post_init__(self) -> None:
+        require(self.repeat >= 1, "repeat", self.repeat, "at least 1 step")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a router may know of one replica, as it will be when the step in flight ends: then it
+    takes in the next.
+
+    step_end: when that is, now if none is in flight. waiting, running: requests. Of those that are
+    not best effort: `prefill_tokens` left to compute, `decodes` as (TPOT, requests) ascending, and
+    `claimed_blocks`, the KV blocks that they will have held at their ends. Best effort takes what
+    is left and gives way.
+    """
+
+    replica: str
+    step_end: float
+    waiting: int
+    running: int
+    free_blocks: int
+    total_blocks: int
+    block_size: int = 16
+    prefill_tokens: int = 0
+    decodes: tuple[tuple[float, int], ...] = ()
+    claimed_blocks: int = 0
+
+
+class Policy(Protocol):
+    """Decides one step. Reads no clock, sleeps never, allocates nothing, uses no global random
+    state."""
+
+    def step(self, view: View) -> Batch: ...
+
+
+class Router(Protocol):
+    """Names the replicas to ask for a request, in turn: each may pass it on to the next, the last
+    one keeps it.
+
+    `request` is as a policy would see it, at its arrival; `loads` is never empty. Reads no clock,
+    like a policy.
+    """
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> Sequence[str]: ...
+
+
+class LengthPredictor(Protocol):
+    """Says how many tokens a request will still add to its context before it gives its KV blocks
+    back.
+
+    `remaining` counts all of them, `after_stage` those of the stages that follow the present one
+    without a wait.
+    """
+
+    def remaining(self, progress: Progress) -> int: ...
+
+    def after_stage(self, progress: Progress) -> int: ...
+
+
+class Foresight(LengthPredictor, Protocol):
+    """A predictor that also knows the stages to come, tools' answers and their latency included."""
+
+    def following(self, progress: Progress) -> Sequence[Stage]: ...

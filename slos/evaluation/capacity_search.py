@@ -1,0 +1,328 @@
+"""One capacity search: a scenario, a system with its setting, replicas and a router; and every load
+that it tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf, nan, sqrt
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from slos.core.attainment import Outcome, attainment
+from slos.core.lengths import Oracle
+from slos.core.roofline import Roofline, scaled
+from slos.core.types import SLO, Request, require
+from slos.hardware.profiles import Profile, profile, profiles
+from slos.policies import POLICIES
+from slos.policies.routers import make_router
+from slos.sim.cluster import cluster, link, roles
+from slos.sim.simulator import Observer, stream
+from workloads import build
+from workloads.scenarios import by_name
+
+
+def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
+    """The profile of that name, or the scenario's own, with its draft model if asked for;
+    ValueError if unknown."""
+    own = by_name(scenario)
+    name = name or (own.drafting if drafts else "") or own.profile
+    require(
+        bool(name),
+        "profile",
+        name,
+        f"given for {own.name}",
+        f"one of {', '.join(profiles())}, or a JSON file",
+    )
+    return profile(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One capacity search: a system with its setting on a scenario, for one seed. profile "" is the
+    scenario's own.
+
+    scenario: a name, a mix of some, or a CSV of requests (see `workloads.scenarios.by_name`).
+    replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`,
+    "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
+    acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
+    cache; belief: of the policy about the roofline, see `believed`.
+    """
+
+    scenario: str
+    system: str
+    setting: str = ""
+    profile: str = ""
+    lengths: str = "dataset"
+    seed: int = 0
+    num_requests: int = 400
+    target: float = 0.9
+    precision: float = 0.02
+    replicas: int = 1
+    router: str = ""
+    topology: str = ""
+    max_drafts: int = 0
+    acceptance: float = 0.7
+    slo_scale: float = 1.0
+    kv_scale: float = 1.0
+    belief: str = ""
+
+    def __str__(self) -> str:
+        hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
+        if own.suffix == ".csv":  # as a profile of one's own, it may change
+            scenario = f"{own.name}#{crc32(own.read_bytes()):08x}"
+        if self.profile not in ("", *profiles()):
+            hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
+        where = (
+            f"{self.replicas}x {self.topology}".strip()
+            if self.replicas > 1 or self.topology
+            else ""
+        )
+        drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" if self.max_drafts else ""
+        parts = (
+            scenario,
+            self.lengths,
+            hardware,
+            self.system,
+            self.setting,
+            drafts,
+            where,
+            self.router,
+        )
+        kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
+        slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
+        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")
+        numbers = (
+            f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
+            f"{self.seed}"
+        )
+        return f"{' '.join(filter(None, parts))}, {numbers}"
+
+    @property
+    def hardware(self) -> Profile:
+        hardware = hardware_of(self.scenario, self.profile, self.max_drafts > 0)
+        require(
+            self.max_drafts == 0 or hardware.drafts, "max_drafts", self.max_drafts,
+            f"0: {hardware.name} has no draft model",
+            "its planes need k2, the seconds of a draft step",
+        )  # fmt: skip
+        return replace(hardware, kv_tokens=round(hardware.kv_tokens * self.kv_scale))
+
+    @property
+    def gpus(self) -> int:
+        return self.hardware.gpus * self.replicas * len(roles(self.topology))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
+
+    ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the
+    others. NaN: of none.
+    """
+
+    scenario: str
+    lengths: str
+    system: str
+    setting: str
+    profile: str
+    replicas: int
+    router: str
+    topology: str
+    seed: int
+    rate: float
+    attainment: float
+    attainment_client: float
+    declined: float
+    hops: float
+    ttft_p99: float
+    tpot_p99: float
+    accepted_ttft_p99: float
+    accepted_tpot_p99: float
+    declined_ttft_p50: float
+    capacity: bool
+    source: str
+    status: str
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    try:
+        return {
+            name.strip(): int(value) if value.strip().isdigit() else float(value)
+            for name, value in pairs
+        }
+    except ValueError:
+        raise ValueError(
+            f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'"
+        ) from None
+
+
+def serve(
+    requests: Sequence[Request],
+    system: str,
+    hardware: Profile,
+    setting: str = "",
+    replicas: int = 1,
+    router: str = "",
+    topology: str = "",
+    seed: int = 0,
+    observe: Observer | None = None,
+    belief: Roofline | None = None,
+    **drafts: float,
+) -> list[Outcome]:
+    """Simulate one system on replicas that believe what is true, or have another `belief` of the
+    roofline.
+
+    drafts: `max_drafts` and `acceptance` of the world.
+    """
+    lengths = Oracle(requests)
+    nodes = cluster(
+        system, hardware, lengths, replicas, topology, belief, drafts, **parse_setting(setting)
+    )
+    chosen = make_router(router, hardware.roofline, lengths) if router else None
+    wire = link(hardware) if ":" in topology else None
+    return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
+
+
+def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
+    """The same requests with objectives `factor` times as long."""
+    require(factor > 0, "slo_scale", factor, "positive")
+
+    def loose(slo: SLO) -> SLO:
+        tightest = 1 / (slo.slowdown or inf)
+        require(
+            factor >= tightest,
+            "slo_scale",
+            factor,
+            f"at least {tightest:.3g} for a slowdown of {slo.slowdown}",
+        )
+        times = {
+            name: t * factor
+            for name in ("tpot", "ttft", "slowdown")
+            if (t := getattr(slo, name)) is not None
+        }
+        return replace(slo, **times)
+
+    return [
+        replace(r, stages=tuple(replace(s, slo=loose(s.slo)) for s in r.stages)) for r in requests
+    ]
+
+
+def believed(true: Roofline, text: str) -> Roofline:
+    """What `text` makes of the true roofline.
+
+    "scale=0.7" takes batches for so much shorter; "tile=1" does not know tiles, nor does
+    "smooth=1", which is right on the average; "k_ctx=0" knows no context. Raises ValueError for
+    unknown names.
+    """
+    changes, known = parse_setting(text), ("k_ctx", "scale", "smooth", "tile")
+    require(
+        changes.keys() <= set(known),
+        "belief",
+        text,
+        f"made of {', '.join(known)}",
+        "write name=number",
+    )
+    if changes.pop("smooth", 0):
+        planes = tuple(replace(p, b=p.b + p.k1 * (true.tile - 1) / 2) for p in true.planes)
+        true = replace(true, planes=planes, tile=1)
+    return replace(scaled(true, changes.pop("scale", 1.0)), **changes)
+
+
+def _quantile(share: float, values: Sequence[float]) -> float:
+    return float(np.quantile(values, share)) if values else nan
+
+
+def search(case: Search) -> list[Probe]:
+    """Capacity of one case: every load that was tried, the capacity marked."""
+    hardware, rows = case.hardware, []
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
+    require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
+    require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
+
+    def attained_at(rate: float) -> float:
+        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        asked = (
+            workload.requests
+            if case.slo_scale == 1
+            else scaled_slos(workload.requests, case.slo_scale)
+        )
+        outcomes = serve(
+            asked, case.system, hardware, case.setting, case.replicas, case.router, case.topology,
+            belief=belief, max_drafts=case.max_drafts, acceptance=case.acceptance,
+        )  # fmt: skip
+        accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
+        rows.append(
+            Probe(
+                case.scenario, case.lengths, case.system, case.setting, hardware.name,
+                case.replicas, case.router, case.topology, case.seed, rate / case.gpus,
+                attainment(outcomes), attainment(outcomes, client=True),
+                len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+                _quantile(0.99, [o.ttft for o in outcomes]),
+                _quantile(0.99, [o.tpot for o in outcomes]),
+                _quantile(0.99, [o.ttft for o in accepted]),
+                _quantile(0.99, [o.tpot for o in accepted]),
+                _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+            )
+        )  # fmt: skip
+        return rows[-1].attainment
+
+    start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(
+        case.scenario, 3.0
+    ) * case.gpus
+    best, probes = capacity(attained_at, case.target, start, case.precision)
+    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
+
+
+class NoCapacity(ValueError):
+    """No load attains the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One load that was tried, and its attainment."""
+
+    rate: float
+    attainment: float
+
+
+def capacity(
+    attained_at: Callable[[float], float],
+    target: float = 0.9,
+    start: float = 1.0,
+    precision: float = 0.02,
+    limit: int = 40,
+) -> tuple[float, list[Tried]]:
+    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and
+    the probes.
+
+    Returns the highest rate of the final bracket that attained the target. Of the rates within a
+    factor of 2**20 of `start`: raises NoCapacity where none attains it, ValueError where all do.
+    """
+    require(0 < target <= 1, "target", target, "in (0, 1]")
+    require(start > 0, "start", start, "positive (requests per second)")
+    require(0 < precision < 1, "precision", precision, "in (0, 1)")
+    probes: list[Tried] = []
+    low, high, rate = 0.0, inf, start
+    while len(probes) < limit:
+        probes.append(Tried(rate, attained_at(rate)))
+        low, high = (rate, high) if probes[-1].attainment >= target else (low, rate)
+        if low and high <= low * (1 + precision):
+            return low, probes
+        rate = high / 1.5 if not low else low * 1.5 if high == inf else sqrt(low * high)
+        if not start / 2**20 < rate < start * 2**20:
+            break
+    where = f"no capacity near start = {start:g} at target {target:g}"
+    if low:
+        raise ValueError(
+            f"{where}: even {low:g} requests per second attain it; take more requests, or tighter "
+            "SLOs"
+        )
+    raise NoCapacity(
+        f"{where}: not even {rate:g} requests per second attain it; check SLOs and profile"
+    )

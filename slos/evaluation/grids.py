@@ -1,0 +1,102 @@
+"""What is tried: settings, routers and draft lengths of each system, and the grids of runs made of
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import pandas as pd
+
+from slos.core.types import require
+from slos.evaluation.capacity_search import Probe, Search, hardware_of, search
+from slos.evaluation.sizes import size_of
+from slos.files import Frame, results_dir
+from slos.policies import POLICIES
+from slos.records.sweep import sweep
+from workloads import SCENARIOS
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
+    "vllm-v1": (
+        "max_batched_tokens=512",
+        "max_batched_tokens=1024",
+        "max_batched_tokens=2048",
+        "max_batched_tokens=8192",
+    ),
+    "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
+}
+"""What is tried of each baseline, so that its best is reported; a system that is not named runs
+with its defaults."""
+PLAIN, BEST_ROUTER = "round-robin", "cheapest"
+BASELINE = "vllm-v1"
+RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
+MAX_DRAFTS = 10  # the paper's longest draft
+FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
+TYPICAL_DRAFTS = 3  # with which its other settings are chosen
+RIVAL_ROUTER = "least-loaded"
+RIVALS = {
+    name: [(name, setting, "") for setting in SETTINGS[name]]
+    for name in ("vllm", "vllm-v1", "sarathi")
+} | {
+    "distserve": [
+        (engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS
+    ]
+}
+"""Of each baseline what is tried: engine, setting, topology."""
+
+
+def searches(
+    size: str,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    systems: Sequence[str] = tuple(POLICIES),
+    profile: str = "",
+    target: float = 0.9,
+) -> list[Search]:
+    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for
+    unknown names."""
+    s = size_of(size)
+    for name in scenarios:
+        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    for name in systems:
+        require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
+    grid = [
+        Search(
+            scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision
+        )
+        for lengths, scenario, system in product(s.lengths, scenarios, systems)
+        for setting in SETTINGS.get(system, ("",))
+        for seed in range(s.seeds)
+        if lengths == "dataset" or SCENARIOS[scenario].has_trace
+    ]
+    for case in grid:
+        case.hardware  # noqa: B018  an unknown profile is refused before the first run
+    return grid
+
+
+def run_searches(
+    size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes"
+) -> Frame:
+    """Rows of `Probe` for all cases, from results/<size>/<name>.csv where they lie already."""
+    return pd.DataFrame(sweep(search, cases, results_dir(size) / f"{name}.csv", Probe, workers))
+
+
+def can_draft(scenario: str, profile: str = "") -> bool:
+    """Whether there is a draft model."""
+    return hardware_of(scenario, profile, drafts=True).drafts
+
+
+def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
+    """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
+    lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
+    return [
+        replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts)
+        for n in lengths
+    ]
+
+
+def typical(tries: Sequence[Search]) -> Search:
+    """Of a case and its `fixed_drafts`, if there are any, the one by which a token budget is
+    chosen: one that is ample without drafts may leave no room for them."""
+    return tries[min(1 + FIXED_DRAFTS.index(TYPICAL_DRAFTS), len(tries) - 1)]

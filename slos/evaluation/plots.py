@@ -1,0 +1,131 @@
+"""Figures: readable in black and white and by colour-blind people, units on every axis, targets
+drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
+
+from slos.files import Frame
+from slos.policies import OURS
+
+NAMES = {
+    "vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
+    "distserve": "DistServe",
+}  # fmt: skip
+MARKERS = "osD^vPX*" * 4
+Inches = tuple[float, float]
+DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
+
+
+def name_of(system: str) -> str:
+    return NAMES.get(system, system)
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """In the order in which they come."""
+    return list(dict.fromkeys(values))
+
+
+def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """A colour of its own for every system, ours darkest; the palette is safe for colour-blind
+    readers."""
+    return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
+
+
+def panels(
+    titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of
+    and around them.
+
+    A single narrow panel is drawn wider, so that the legend over it finds room.
+    """
+    columns = min(columns or len(titles), len(titles))
+    lines = -(-len(titles) // columns)
+    size = max(6.8, each[0] * columns + edge[0]), each[1] * lines + edge[1]
+    figure, axes = plt.subplots(
+        lines, columns, figsize=size, layout="constrained", squeeze=False, **shared
+    )
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ylabel)
+    for axis in axes.flat[len(titles) :]:
+        axis.set_visible(False)
+    for axis, title in zip(axes.flat, titles, strict=False):
+        axis.set_title(title, fontsize=10)
+    return figure, list(axes.flat[: len(titles)])
+
+
+def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
+    """A small line under it: simulated or measured, from what data; and over it a legend of what is
+    in `keys`."""
+    sns.despine(fig=figure)
+    if keys:
+        looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
+        figure.legend(*keys.get_legend_handles_labels(), **looks)
+    lines = fill(text, int(18 * figure.get_figwidth()))
+    figure.supxlabel(lines, fontsize=7, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def whiskers(
+    axis: Axes,
+    x: Any,
+    rows: Frame,
+    i: int,
+    value: str = "ratio",
+    across: bool = False,
+    **looks: Any,
+) -> None:
+    """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
+    bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
+    at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
+    looks |= {
+        error: bounds,
+        "marker": MARKERS[i],
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.4,
+    }
+    axis.errorbar(*at, capsize=2, **looks)
+
+
+def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
+    """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of
+    ten."""
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> Path:
+    """Write `name`.png into the folder's figures."""
+    path = Path(folder) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path
+
+
+def dots(
+    axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float
+) -> None:
+    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number as lines.
+    table: all rows."""
+    scenarios = unique(table["scenario"])
+    for i, (label, (color, rows)) in enumerate(groups.items()):
+        x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
+        rows = rows.set_index("scenario").reindex(scenarios)
+        whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.axhline(paper, **DASHED)
+    axis.set_xticks(range(len(scenarios)), scenarios)

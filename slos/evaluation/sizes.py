@@ -1,0 +1,65 @@
+"""How large runs are: smoke, quick and full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from slos.core.types import require
+from workloads import SCENARIOS
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a run is: requests per simulation, seeds, precision of a capacity, and where
+    lengths come from."""
+
+    num_requests: int
+    seeds: int
+    precision: float
+    lengths: tuple[str, ...] = ("dataset",)
+
+
+SIZES = {
+    "smoke": Size(60, 1, 0.2),
+    "quick": Size(360, 3, 0.03),
+    "full": Size(1400, 5, 0.02, ("dataset", "trace")),
+}
+
+
+def size_of(name: str) -> Size:
+    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
+    capacity; of the runs of one seed in which settings are chosen; and which scenarios.
+
+    With too few requests all of them are served at once, and capacities of a machine that never
+    fills are too high.
+    """
+
+    replicas: int
+    requests: int
+    seeds: int
+    precision: float
+    tuning_requests: int
+    tuning_precision: float
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+
+
+SCALES = {
+    "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
+    "quick": Scale(
+        2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
+    ),
+    "full": Scale(4, 250, 3, 0.05, 250, 0.1),
+}
+
+
+def scale_of(size: str, replicas: int = 0) -> Scale:
+    """replicas: 0 for those of the size."""
+    require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
+    require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
+    return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)

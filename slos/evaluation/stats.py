@@ -1,0 +1,139 @@
+"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the
+paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp, log, sqrt
+from typing import Any
+
+import pandas as pd
+
+from slos.core.types import require
+from slos.files import Frame
+from slos.policies import POLICIES
+from slos.records.claims import Spread, put
+from workloads import SCENARIOS
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive values, at least one."""
+    require(
+        len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one"
+    )
+    return exp(sum(map(log, values)) / len(values))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean,
+    low, high.
+
+    values: positive rates or ratios; of a single value no interval can be told, and it stands for
+    all three.
+    """
+    n, mean = len(values), geometric_mean(values)
+    if n == 1:
+        return values[0], values[0], values[0]
+    t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+    # Cornish and Fisher
+    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2
+    factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
+    return mean, mean / factor, mean * factor
+
+
+def rows_of(frame: Frame) -> list[Any]:
+    return list(frame.itertuples())
+
+
+def select(frame: Frame, **values: object) -> Frame:
+    for name, value in values.items():
+        frame = frame[frame[name] == value]
+    return frame
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """`interval`, or nothing where a seed has nothing."""
+    return interval(values) if min(values) > 0 else (0.0, 0.0, 0.0)
+
+
+def capacities(probes: Frame, *also: str) -> Frame:
+    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds,
+    and each seed's.
+
+    also: further columns to tell apart, as "replicas" and "router".
+    """
+    columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
+    best = best_settings(probes[probes.capacity], columns)
+    ranks = {
+        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
+    }  # one order, so one colour, in every figure
+    best = best.sort_values(
+        ["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99))
+    )
+    return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
+
+
+def strongest(best: Frame, *by: str) -> Frame:
+    """Of the rows that agree in `by` the one that carries most."""
+    return best.loc[best.groupby(list(by), sort=False)["capacity"].idxmax()]
+
+
+def best_settings(rows: Frame, columns: Sequence[str]) -> Frame:
+    """`columns` with capacity, low, high and each seed's rate, of the setting that carries most."""
+    found = rows.groupby(list(columns), sort=False)["rate"].agg(list).reset_index()
+    found[["capacity", "low", "high"]] = [spread(rates) for rates in found["rate"]]
+    return strongest(found, *(c for c in columns if c not in ("setting", "source", "status")))
+
+
+def over(mine: Frame, theirs: Frame) -> Frame:
+    """Each row of `mine` over those of `theirs` that agree in all columns which both have, but for
+    the rate.
+
+    rate: of each seed. Instead of it: ratio, its interval as low and high, and each seed's.
+    """
+    pairs = mine.merge(theirs, on=[c for c in mine if c in theirs and c != "rate"])
+    each = [[a / b for a, b in zip(r.rate_x, r.rate_y, strict=True)] for r in rows_of(pairs)]
+    pairs[["ratio", "low", "high"]] = [spread(ratios) for ratios in each] or None
+    return pairs.drop(columns=["rate_x", "rate_y"]).assign(each=each)
+
+
+def over_each(mine: Frame, theirs: Frame, by: str, rivals: Sequence[str]) -> Frame:
+    """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest
+    of the `rivals`."""
+    best = strongest(theirs[theirs[by].isin(rivals)], "scenario").assign(against="best")
+    named = pd.concat([theirs.assign(against=theirs[by]), best])
+    return over(mine[["scenario", "rate"]], named[["scenario", "against", by, "rate"]])
+
+
+def mean_of(table: Frame) -> Spread:
+    """Geometric mean over the scenarios of a table, with its interval over seeds."""
+    return interval([geometric_mean(seed) for seed in zip(*table["each"], strict=True)])
+
+
+def geometric_means(table: Frame) -> Frame:
+    """`mean_of` per system that is compared `against`, and of how many scenarios."""
+    rows = [
+        (name, *mean_of(group), len(group)) for name, group in table.groupby("against", sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
+
+
+def told(table: Frame) -> str:
+    """`mean_of` in words."""
+    mean, low, high = mean_of(table)
+    several = len(table["each"].iloc[0]) > 1
+    return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if several else "(one seed)")
+
+
+def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
+    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
+    puts none there."""
+    own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
+    if set(best["scenario"]) != set(own) or any(
+        r.profile not in own[r.scenario] for r in rows_of(best)
+    ):
+        return pd.DataFrame()
+    sources = " and ".join(sorted(set(best["source"])))
+    return put(
+        size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles"
+    )

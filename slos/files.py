@@ -1,0 +1,65 @@
+"""Where results lie, how files are written, and from which commit, sources and data they were
+made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]  # of the repository
+Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
+
+
+def results_dir(size: str) -> Path:
+    """Where the rows of a size lie: `results/<size>` of the repository, or under SLOS_RESULTS where
+    that is set."""
+    return Path(os.environ.get("SLOS_RESULTS") or ROOT / "results") / size
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a run cut short, finds the old one or the new one and
+    nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sources_digest(root: Path | None = None) -> str:
+    """What every result is made from: the Python and JSON of slos and workloads, and the data's
+    names and sizes."""
+    root, sha = root or ROOT, hashlib.sha256()
+    for package in ("slos", "workloads"):
+        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".json")):
+            sha.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for folder in (
+        os.environ.get("SLOS_DATA"),
+        os.environ.get("SLOS_CACHE", "~/.cache/slos-serve"),
+    ):
+        for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
+            sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
+    return sha.hexdigest()[:12]
+
+
+@cache
+def commit() -> str:
+    """The commit that this runs from, `+` if the sources have changed since; `unknown` outside a
+    checkout."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", "slos", "workloads"], check=False
+        ).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if dirty else "")

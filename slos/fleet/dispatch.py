@@ -1,0 +1,245 @@
+"""A call on its way through replicas: whom to ask next, what to do where one declines or dies.
+Hosted by `slos.fleet.gateway`.
+
+A replica that declines a request before it starts passes it on, with its arrival kept; the last of
+the route serves it as best effort. What a lost replica had not begun to answer goes to another one;
+an answer that breaks off ends with an error. So every call gets one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from slos.core.types import Load
+from slos.policies.routers import make_router
+from slos.serving.load_report import Report
+from slos.serving.middleware import fields_of, refusal
+from slos.serving.objectives import parse
+from slos.serving.settings import Settings
+from slos.serving.tracked import Tracked
+
+GUESS = 64  # tokens of an answer that may stop early, at the most
+LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
+HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
+# what a replica says first, and what it may say instead of an answer
+TAKEN, PASSED = b"taken", b"passed"
+HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A call on its way. route: the replicas to ask, the next one first; lost: those that it must
+    not be sent to again.
+
+    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
+    num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
+    which `Tracked` reads.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    fields: dict[str, Any]
+    stays: bool
+    num_tokens: int
+    max_tokens: int
+    request_id: str = field(default_factory=lambda: os.urandom(8).hex())
+    arrival_time: float = field(default_factory=time.time)
+    route: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+    hops: int = 0
+
+    @classmethod
+    def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
+        """Raises ValueError for malformed objectives."""
+        completes = method == "POST" and path.split("?")[0] in (
+            "/v1/completions",
+            "/v1/chat/completions",
+        )
+        given = fields_of(body, headers) if completes else {}
+        prompt = given.get("prompt", given.get("messages", ""))
+        ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
+        tokens = max(1, len(prompt) if ids else len(json.dumps(prompt)) // 4)  # of text a guess
+        single = ids or isinstance(prompt, str) or "messages" in given
+        alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
+        most = given.get("max_completion_tokens") or given.get("max_tokens")
+        most = most if isinstance(most, int) and most > 0 else 256
+        most = most if given.get("ignore_eos") else min(most, GUESS)
+        kept = {k: v for k, v in headers.items() if k in HEADERS}
+        return cls(method, path, kept, body, given, not (given and single and alone), tokens, most)
+
+    def sent(self) -> bytes:
+        """The body for the replica that comes next."""
+        if not self.fields:
+            return self.body
+        mine = {"slo_arrival": self.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
+        return json.dumps(self.fields | {"vllm_xargs": self.fields["vllm_xargs"] | mine}).encode()
+
+
+class Fleet:
+    """Who is asked next: a router over the replicas' reports, and over what was sent to them
+    since."""
+
+    def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
+        self.default = Settings(**default).objectives
+        lengths: Any = SimpleNamespace(remaining=lambda progress: self.routed.max_tokens)
+        self.make = partial(make_router, router, lengths=lengths, **options)
+        self.router: Any = None
+        self.routed: Any = None  # the call for which the router is asked
+        self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
+
+    def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
+        """The replica to ask, of those that live; None if it has to wait for one."""
+        reports = {name: report for name, report in reports.items() if name not in asked.lost}
+        while asked.route and asked.route[0] not in reports:
+            asked.route.pop(0)
+        if not asked.route and reports:
+            asked.route = self.rank(asked, reports, now)[: 1 if asked.stays else None]
+        return asked.route[0] if asked.route else None
+
+    def rank(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> list[str]:
+        roofline = next((r.roofline for r in reports.values() if r and r.roofline), None)
+        if roofline is None or None in reports.values():  # until the engines know themselves
+            return [min(reports, key=lambda name: len(self.open[name]))]
+        if self.router is None:
+            self.router = self.make(roofline)
+        elif getattr(self.router, "roofline", roofline) != roofline:
+            self.router = replace(self.router, roofline=roofline)
+        self.routed = asked
+        progress = Tracked.of(
+            asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline
+        ).progress
+        return list(
+            self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r])
+        )
+
+    def load(self, name: str, report: Report, now: float) -> Load:
+        load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
+        since = [asked for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        tokens = sum(r.num_tokens for r in since)
+        claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
+        return replace(
+            load, waiting=load.waiting + len(since), prefill_tokens=load.prefill_tokens + tokens,
+            claimed_blocks=load.claimed_blocks + claimed,
+        )  # fmt: skip
+
+
+def declined(text: bytes) -> bool | None:
+    """Whether a stream that begins so is a refusal, None while that is open: the first event may
+    have no token yet.
+
+    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
+    about the answer.
+    """
+    for line in text.split(b"\n"):
+        if not line.startswith(b"data:"):
+            continue
+        done = line[5:].strip() == b"[DONE]"
+        event = {} if done else json.loads(line[5:])
+        choices = event.get("choices") or []
+        deltas, ends = (
+            [c.get("delta") or {} for c in choices],
+            {c.get("finish_reason") for c in choices},
+        )
+        if done or "abort" in ends:
+            return True
+        only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
+        if "error" in event or not only_roles or ends - {None}:
+            return False
+    return None
+
+
+async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
+    """An engine's answer: status and content type, then bytes, of a stream whole events; or
+    `PASSED`."""
+    leaves = len(asked.route) > 1
+    async with session.request(
+        asked.method, url + asked.path, data=asked.sent(), headers=asked.headers
+    ) as response:
+        head = response.status, response.headers.get("content-type", "application/json")
+        if not head[1].startswith("text/event-stream"):
+            whole = await response.read()
+            if (
+                leaves
+                and response.status == 200
+                and declined(b"data:" + whole.replace(b"\n", b" "))
+            ):
+                yield PASSED
+                return
+            yield head
+            yield whole
+            return
+        held, begun = b"", False
+        async for part in response.content.iter_any():
+            held += part
+            events, end, rest = held.rpartition(b"\n\n")
+            if not begun:
+                refused = declined(events)
+                if refused is None:
+                    continue
+                if refused and leaves:
+                    yield PASSED
+                    return
+                begun = True
+                yield head
+            if events:
+                yield events + end
+            held = rest
+        if held.strip() or not begun:
+            raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
+
+
+async def relay(
+    asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float
+) -> AsyncIterator[Any]:
+    """The one answer that a call gets: status and content type, then bytes."""
+    begun = False
+    while True:
+        parts = ask(asked)
+        try:
+            async with asyncio.timeout(patience):
+                await anext(parts)  # `TAKEN`
+            async for part in parts:
+                if isinstance(part, bytes) and part == PASSED:
+                    asked.route.pop(0)
+                    asked.hops += 1
+                    break
+                begun = True
+                yield part
+            else:
+                return
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error  # of an error in another process
+            why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}"
+            if begun:
+                yield (
+                    b"data: "
+                    + failure(f"the replica was lost in the middle of this answer ({why})")
+                    + b"\n\n"
+                )
+                yield b"data: [DONE]\n\n"
+                return
+            if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
+                yield 503, "application/json"
+                yield failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
+                return
+            asked.lost.update(asked.route[:1])
+            asked.route.clear()
+        finally:
+            await parts.aclose()  # type: ignore[attr-defined]
+
+
+def failure(message: str) -> bytes:
+    return bytes(refusal(message, 503, "ServiceUnavailable").body)

@@ -1,0 +1,240 @@
+"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2`.
+
+A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A
+gateway takes requests of the OpenAI API and asks replicas in the order of a router of
+`slos.policies.routers`, the same object as in the simulator; what becomes of a request is in
+`slos.fleet.dispatch`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
+machines have the kit installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import aiohttp
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from ray.serve.request_router import RequestRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from slos.core.types import require
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.hardware.profiles import profile
+from slos.policies.routers import ROUTERS
+from slos.serving import launch
+from slos.serving.load_report import Report
+from slos.serving.middleware import refusal
+
+REPORTS = 0.1  # seconds between two looks at a replica's load
+# requests that a replica may be sent at once: to hold some back is its scheduler's affair
+MANY = 100_000
+
+
+class FleetRouter(RequestRouter):
+    """`Fleet` in Ray Serve's terms."""
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        self.fleet = Fleet(**kwargs)
+
+    async def choose_replicas(
+        self, candidate_replicas: list, pending_request: Any = None
+    ) -> list[list]:
+        pending_request.routing_context.should_backoff = True  # where there is none to ask
+        asked, now = pending_request.args[0], time.time()
+        living = {r.replica_id.unique_id: r for r in candidate_replicas}
+        name = self.fleet.choose(
+            asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
+        )
+        if name is None:
+            return []
+        self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
+        return [[living[name]]]
+
+    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
+        self.fleet.open[replica_id.unique_id].pop(internal_request_id, None)
+
+    def on_replica_actor_died(self, replica_id: Any) -> None:
+        super().on_replica_actor_died(replica_id)
+        self.fleet.open.pop(replica_id.unique_id, None)
+
+
+class Replica:
+    """One engine: a child process that ends with this one, and takes this one along when it
+    ends."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
+        self.report, log = (
+            Path(self.folder.name) / "load.json",
+            Path(self.folder.name) / "engine.log",
+        )
+        port = str(launch.free_port())
+        self.url = f"http://127.0.0.1:{port}"
+        own = [
+            "--load",
+            str(self.report),
+            "--port",
+            port,
+            "--host",
+            "127.0.0.1",
+            "--no-calibrate",
+            "--leash",
+        ]
+        command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
+        with log.open("w") as out:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
+            self.engine = subprocess.Popen(command, start_new_session=True, **pipes)
+        launch.wait(self.url, self.engine, log)
+        threading.Thread(target=self._end_with_engine, daemon=True).start()
+        *_, calibrated = launch.arguments(argv)
+        if calibrated:
+            launch.calibrate(self.url)
+        self.session: aiohttp.ClientSession | None = None
+
+    def _end_with_engine(self) -> None:
+        self.engine.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.engine.pid, signal.SIGKILL)  # the engine has children of its own
+        self.folder.cleanup()
+        os._exit(1)
+
+    def __del__(self) -> None:
+        self.folder.cleanup()
+
+    async def answer(self, asked: Asked) -> AsyncIterator[Any]:
+        yield TAKEN
+        if self.session is None:
+            never, unlimited = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
+            self.session = aiohttp.ClientSession(timeout=never, connector=unlimited)
+        async for part in answered(self.session, self.url, asked):
+            yield part
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        return {"report": Report.parse(self.report.read_text())} if self.report.exists() else {}
+
+    def check_health(self) -> None:
+        with urlopen(f"{self.url}/health", timeout=20):
+            pass
+
+
+class Gateway:
+    """Takes calls of the OpenAI API, and sees to it that each gets one answer."""
+
+    def __init__(self, replicas: Any, patience: float) -> None:
+        self.replicas, self.patience = replicas.options(stream=True), patience
+
+    async def ask(self, asked: Asked) -> AsyncIterator[Any]:
+        answer = self.replicas.answer.remote(asked)
+        try:
+            async for part in answer:
+                yield part
+        finally:
+            answer.cancel()
+
+    async def __call__(self, request: Request) -> Response:
+        path = f"{request.url.path}?{request.url.query}"
+        try:
+            asked = Asked.of(request.method, path, dict(request.headers), await request.body())
+        except ValueError as error:
+            return refusal(str(error))
+        parts = relay(asked, self.ask, self.patience)
+        status, kind = await anext(parts)
+        told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
+        return StreamingResponse(parts, status, {"content-type": kind} | told)
+
+
+def application(
+    argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float
+) -> Any:
+    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
+    router: what `Fleet` takes."""
+    routing: dict[str, Any] = {
+        "request_router_class": FleetRouter,
+        "request_router_kwargs": dict(router),
+    }
+    routing["request_routing_stats_period_s"] = REPORTS
+    engines = serve.deployment(
+        Replica, num_replicas=replicas, max_ongoing_requests=MANY,
+        request_router_config=RequestRouterConfig(**routing),
+        ray_actor_options={"num_cpus": 0, "num_gpus": gpus}, health_check_period_s=5,
+        health_check_timeout_s=30, graceful_shutdown_timeout_s=10,
+    )  # fmt: skip
+    gateway = serve.deployment(
+        Gateway, max_ongoing_requests=MANY, ray_actor_options={"num_cpus": 0}
+    )
+    return gateway.bind(engines.bind(list(argv)), patience)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m slos.fleet", description=__doc__)
+    parser.add_argument(
+        "model",
+        help="a name or folder; every option not listed here goes to `slos.serving.launch serve`",
+    )
+    parser.add_argument("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)"
+    )
+    parser.add_argument(
+        "--hops", type=int, metavar="N", help="how often a request is passed on at the most"
+    )
+    parser.add_argument(
+        "--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)"
+    )
+    patience = "seconds that a request waits for a replica to be there (%(default)g)"
+    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help=patience)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    given, rest = parser.parse_known_args(argv)
+    try:
+        require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
+        require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
+        _, settings, _ = launch.arguments(rest)
+        default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
+        hops = {} if given.hops is None else {"hops": given.hops}
+        router = {"router": given.router, "options": hops, "default": default}
+        # which refuses what is wrong before Ray starts
+        Fleet(**router).make(profile("opt-6.7b-a100").roofline)
+    except ValueError as error:
+        print(f"slos.fleet: {error}", file=sys.stderr)
+        return 2
+    here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
+    ray.init(log_to_driver=False, **here)  # type: ignore[arg-type]
+    gpus = (
+        given.gpus if given.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve.start(http_options={"host": given.host, "port": given.port})
+        serve.run(
+            application([given.model, *rest], given.replicas, router, gpus, given.patience),
+            name="slos",
+        )
+        print(
+            f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}",
+            flush=True,
+        )
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        serve.delete("slos")
+        ray.shutdown()
+    return 1

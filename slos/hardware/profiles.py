@@ -1,0 +1,125 @@
+"""Named profiles: a model on hardware, its roofline and its KV cache. `profiles.json` has those of
+the kit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import require
+from slos.files import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from.
+
+    margin: how much slower than the roofline most steps are, where that was measured; plan with it
+    on that hardware.
+    """
+
+    name: str
+    model: str
+    gpu: str
+    gpus: int
+    roofline: Roofline
+    kv_tokens: int
+    max_context: int
+    source: str
+    block_size: int = 16
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.margin >= 1, "margin", self.margin, "at least 1")
+        require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
+        require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
+        least = f"at least a block of {self.block_size}"
+        require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
+        require(
+            bool(self.source), "source", self.source, "named", "say where the figures come from"
+        )
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a draft model."""
+        return any(plane.k2 > 0 for plane in self.roofline.planes)
+
+    @property
+    def kv_blocks(self) -> int:
+        return self.kv_tokens // self.block_size
+
+
+def as_json(roofline: Roofline) -> dict[str, Any]:
+    """As profiles have it in JSON."""
+    return {
+        "planes": [(p.k1, p.k2, p.b) for p in roofline.planes],
+        "k_ctx": roofline.k_ctx,
+        "tile": roofline.tile,
+    }
+
+
+def of_json(raw: dict[str, Any]) -> Roofline:
+    return Roofline(tuple(Plane(*p) for p in raw["planes"]), raw["k_ctx"], raw["tile"])
+
+
+def _parse(name: str, raw: dict) -> Profile:
+    kinds = {f.name: str(f.type) for f in fields(Profile) if f.name not in ("name", "roofline")}
+    kinds |= {"planes": "list", "k_ctx": "float", "tile": "int"}
+    lacking = [
+        k for k in kinds if k not in raw and k not in ("block_size", "margin", "k_ctx", "tile")
+    ]
+    require(not lacking, f"{name}: fields", list(raw), "complete", f"add {', '.join(lacking)}")
+    for k, value in raw.items():
+        require(k in kinds, f"{name}: field", k, f"one of {', '.join(kinds)}")
+        fits = type(value).__name__ in (kinds[k], "int" if kinds[k] == "float" else "")
+        require(fits, f"{name}: {k}", value, f"of type {kinds[k]}")
+    for p in raw["planes"]:
+        good = isinstance(p, list) and len(p) == 3 and all(isinstance(x, int | float) for x in p)
+        require(good, f"{name}: plane", p, "three numbers", "give k1, k2 and b in seconds")
+    planes = tuple(Plane(*p) for p in raw["planes"])
+    rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
+    return Profile(
+        name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest
+    )
+
+
+@cache
+def profiles() -> dict[str, Profile]:
+    """The profiles that ship with the kit, by name."""
+    raw = json.loads((files("slos.hardware") / "profiles.json").read_text())
+    return {name: _parse(name, entry) for name, entry in raw.items()}
+
+
+def profile(name: str) -> Profile:
+    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path
+    to one."""
+    if name.endswith(".json") and Path(name).is_file():
+        try:
+            [(inner, entry)] = json.loads(Path(name).read_text()).items()
+            return _parse(inner, entry)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} must hold one entry like those of slos/hardware/profiles.json: {error}"
+            ) from error
+    known = profiles()
+    if name not in known:
+        raise ValueError(
+            f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a "
+            "JSON file"
+        )
+    return known[name]
+
+
+def save(profile: Profile, path: Path | str) -> None:
+    """Write a profile as the JSON file that `profile` reads; all of it or nothing."""
+    rest = {
+        f.name: getattr(profile, f.name)
+        for f in fields(profile)
+        if f.name not in ("name", "roofline")
+    }
+    write_whole(Path(path), json.dumps({profile.name: as_json(profile.roofline) | rest}, indent=1))

@@ -1,0 +1,53 @@
+"""KV blocks and seats while a batch is put together."""
+
+from __future__ import annotations
+
+from slos.core.types import Progress, View
+
+
+class Room:
+    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable`
+    when they run out."""
+
+    def __init__(self, view: View, best_effort: list[Progress]) -> None:
+        self.view, self.evictable = view, list(best_effort)
+        self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
+        self.preempted: list[str] = []
+
+    def give_all(
+        self, requests: list[Progress], wanted: list[int], need: float, starts: int
+    ) -> dict[str, int]:
+        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in
+        turn.
+
+        need, starts: blocks and seats for all. Where best effort gives too little the last in turn
+        go too.
+        """
+        if need <= self.free and starts <= self.seats:
+            self.free, self.seats = self.free - int(need), self.seats - starts
+            return {p.id: n for p, n in zip(requests, wanted, strict=True) if n}
+        best_effort = self.evictable
+        self.evictable = [p for p in requests if p.computed] + best_effort
+        tokens = {p.id: n for p, n in zip(requests, wanted, strict=True) if n and self.give(p, n)}
+        self.evictable = [p for p in best_effort if p.id not in self.preempted]
+        return tokens
+
+    def give(self, p: Progress, tokens: int) -> bool:
+        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there
+        are none."""
+        if p.id in self.preempted:
+            return False
+        blocks = self.view.blocks
+        starts, need = not p.computed, blocks(p.computed + tokens) - blocks(p.computed)
+        if not starts:
+            self.evictable.remove(p)
+        while self.evictable and (need > self.free or (starts and not self.seats)):
+            victim = self.evictable.pop()
+            self.free += blocks(victim.computed)
+            self.seats += 1
+            self.preempted.append(victim.id)
+        if need > self.free or (starts and not self.seats):
+            return False
+        self.free -= need
+        self.seats -= starts
+        return True

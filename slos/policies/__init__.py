@@ -1,0 +1,26 @@
+"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from slos.core.roofline import Roofline
+from slos.core.types import LengthPredictor, Policy, make
+from slos.policies.baselines import VLLM, VLLMV1, Sarathi
+from slos.policies.slos_serve import SLOsServe
+
+OURS = "slos-serve"
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "vllm": VLLM,
+    "vllm-v1": VLLMV1,
+    "sarathi": Sarathi,
+    "slos-serve": SLOsServe,
+}
+
+
+def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
+    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
+    or lengths."""
+    return make("policy", POLICIES, name, settings, roofline=roofline, lengths=lengths)

@@ -1,0 +1,208 @@
+"""The schedulers that the paper compares with, as policies.
+
+All three serve first come, first served, know no objectives, and when the KV cache is full preempt
+the youngest request and recompute it later, as their originals do. With a draft model, `drafts` is
+their fixed draft length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sys import maxsize
+from typing import final
+
+from slos.core.types import NEVER, Batch, Progress, View, require
+
+
+def _evict(
+    running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool
+) -> tuple[int, list[str]]:
+    """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks
+    free, ids preempted.
+
+    whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
+    """
+    preempted: list[str] = []
+    while need > free:
+        victim = running.pop()
+        free += view.blocks(victim.tokens if whole and victim.left > 1 else victim.computed)
+        preempted.append(victim.id)
+        if victim is p:
+            break
+    return free, preempted
+
+
+def _serve(
+    view: View,
+    first: Sequence[Progress],
+    others: Sequence[Progress],
+    free: int,
+    drafts: int,
+    budget: int = maxsize,
+) -> tuple[dict[str, int], list[str], int]:
+    """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the
+    youngest for blocks.
+
+    others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left
+    free.
+    """
+    tokens: dict[str, int] = {}
+    preempted: list[str] = []
+    running = [*first, *others]
+    drafts, size = min(drafts, view.max_drafts), view.block_size
+    for at, p in enumerate(first):
+        if at >= len(running) or not budget:
+            break
+        left = p.tokens - p.computed
+        n = min(left + drafts if left == 1 else left, budget)
+        need = -(-(p.computed + n) // size) - -(-p.computed // size)
+        if need > free:
+            free, victims = _evict(running, p, need, free, view, whole=bool(others))
+            preempted += victims
+            if victims[-1] == p.id:
+                break
+        tokens[p.id] = n
+        budget -= n
+        free -= need
+    return tokens, preempted, free
+
+
+def _admit(
+    view: View,
+    tokens: dict[str, int],
+    budget: int,
+    free: int,
+    watermark: float,
+    whole: bool = False,
+) -> bool:
+    """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget;
+    whether any was.
+
+    `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer
+    prompt goes alone.
+    """
+    seats, reserve, before = (
+        view.max_seqs - len(view.running),
+        int(watermark * view.total_blocks),
+        len(tokens),
+    )
+    for p in view.waiting:
+        need, alone = view.blocks(p.left), not view.running and not tokens
+        if seats <= 0 or budget <= 0 or (whole and tokens and p.left > budget):
+            break
+        if need > free - (0 if alone else reserve):
+            break
+        tokens[p.id] = n = p.left if whole else min(p.left, budget)
+        seats -= 1
+        budget -= n
+        free -= need
+    return len(tokens) > before
+
+
+@final
+@dataclass(slots=True)
+class VLLM:
+    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else everybody
+    decodes.
+
+    max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all
+    blocks stay free at admission.
+    """
+
+    max_batched_tokens: int = 2048
+    watermark: float = 0.01
+    drafts: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_batched_tokens >= 1,
+            "max_batched_tokens",
+            self.max_batched_tokens,
+            "at least 1",
+        )
+        require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
+
+    def step(self, view: View) -> Batch:
+        tokens: dict[str, int] = {}
+        if _admit(
+            view, tokens, self.max_batched_tokens, view.free_blocks, self.watermark, whole=True
+        ):
+            return Batch(tokens)
+        tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
+        return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
+
+
+@final
+@dataclass(slots=True)
+class VLLMV1:
+    """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within
+    one token budget.
+
+    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting
+    request is admitted when its whole prompt fits the free blocks, and nobody is admitted in a step
+    that preempts.
+    """
+
+    max_batched_tokens: int = 2048
+    drafts: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_batched_tokens >= 1,
+            "max_batched_tokens",
+            self.max_batched_tokens,
+            "at least 1",
+        )
+
+    def step(self, view: View) -> Batch:
+        most = self.max_batched_tokens
+        tokens, preempted, free = _serve(
+            view, view.running, (), view.free_blocks, self.drafts, most
+        )
+        total = sum(tokens.values())
+        admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
+        # a token each: all decode
+        steady = not preempted and not admitted and total == len(view.running) < most
+        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
+
+
+@final
+@dataclass(slots=True)
+class Sarathi:
+    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: all decodes, then prompts under
+    way, then new ones.
+
+    A prompt's blocks are set aside whole at admission, and `watermark` of all blocks stay free
+    then.
+    """
+
+    chunk: int = 512
+    watermark: float = 0.01
+    drafts: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.chunk >= 1, "chunk", self.chunk, "at least 1 token")
+        require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
+
+    def step(self, view: View) -> Batch:
+        decoding = [p for p in view.running if p.tokens - p.computed == 1]
+        prefilling = [p for p in view.running if p.tokens - p.computed > 1]
+        set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
+        tokens, preempted, free = _serve(
+            view, decoding, prefilling, view.free_blocks - set_aside, self.drafts
+        )
+        # prompts that go on after an answer, which no admission foresaw
+        if prefilling and free < 0:
+            keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
+            free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
+            preempted += victims
+            tokens = {id: n for id, n in tokens.items() if id not in victims}
+        budget = self.chunk - sum(tokens.values())
+        for p in prefilling:
+            if budget > 0 and p.id not in preempted:
+                tokens[p.id] = n = min(p.left, budget)
+                budget -= n
+        admitted = not preempted and _admit(view, tokens, budget, free, self.watermark)
+        steady = not (prefilling or preempted or admitted)
+        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)

@@ -1,0 +1,1 @@
+"""What runs leave: rows of a sweep, numbers beside the paper's, and the table of both."""

@@ -1,0 +1,4 @@
+from slos.records.report import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The paper's numbers (`results/paper.yaml`), ours as rows beside them (`headlines.csv`), and the
+verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from math import isfinite
+from pathlib import Path
+
+import yaml
+
+from slos.core.types import require
+from slos.files import ROOT, Frame, commit, results_dir, write_whole
+
+PAPER = ROOT / "results" / "paper.yaml"
+Spread = tuple[float, float, float]  # a mean over seeds, and its 95 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under
+    `key`.
+
+    why: the cause, found by measurement, where ours falls short.
+    """
+
+    key: str
+    what: str
+    value: float
+    unit: str
+    where: str
+    confidence: str
+    notebook: str
+    better: str = "higher"
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        good = isinstance(self.value, (int, float)) and isfinite(self.value) and self.value > 0
+        require(
+            good,
+            f"{self.key}: value",
+            self.value,
+            "a positive number",
+            "give the paper's number in its unit",
+        )
+        require(
+            self.confidence in ("A", "B", "C"),
+            f"{self.key}: confidence",
+            self.confidence,
+            "A, B or C",
+        )
+        require(
+            self.better in ("higher", "lower"),
+            f"{self.key}: better",
+            self.better,
+            "higher or lower",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Our number for the claim `key`, with its confidence interval.
+
+    source: `real traces` or `synthetic profile`. profile: the hardware profile. command: what makes
+    this row again.
+    """
+
+    key: str
+    value: float
+    low: float
+    high: float
+    status: str
+    source: str
+    profile: str
+    commit: str
+    command: str
+
+    def __post_init__(self) -> None:
+        numbers = (self.value, self.low, self.high)
+        require(
+            all(map(isfinite, numbers)),
+            f"{self.key}: value, low, high",
+            numbers,
+            "finite",
+            "else leave it out",
+        )
+        require(
+            self.low <= self.value <= self.high,
+            f"{self.key}: value",
+            self.value,
+            f"in [{self.low}, {self.high}]",
+        )
+        require(
+            self.status in ("simulated", "measured"),
+            f"{self.key}: status",
+            self.status,
+            "simulated or measured",
+        )
+
+
+def read_claims(path: Path = PAPER) -> list[Claim]:
+    """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and
+    on a key twice."""
+    known, needed = (
+        {f.name for f in fields(Claim)},
+        {f.name for f in fields(Claim)} - {"better", "why"},
+    )
+    claims: dict[str, Claim] = {}
+    for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
+        require(
+            isinstance(raw, dict) and bool(raw.get("key")),
+            f"{path}: entry {n}",
+            raw,
+            "a mapping with a `key`",
+        )
+        key = raw["key"]
+        require(
+            raw.keys() <= known,
+            f"{path}: {key}: fields",
+            sorted(raw.keys() - known),
+            f"among {sorted(known)}",
+        )
+        require(
+            raw.keys() >= needed,
+            f"{path}: {key}: fields",
+            sorted(raw),
+            f"also {sorted(needed - raw.keys())}",
+        )
+        require(key not in claims, f"{path}: key", key, "there once")
+        claims[key] = Claim(**raw)
+    return list(claims.values())
+
+
+@cache
+def paper(key: str) -> float:
+    """The paper's number under a key of `results/paper.yaml`. Raises KeyError for an unknown
+    one."""
+    return {c.key: c.value for c in read_claims()}[key]
+
+
+def read_headlines(path: Path) -> list[Headline]:
+    """The rows of a headlines.csv, none if there is no such file. Raises ValueError naming the
+    file, line and cure."""
+    if not path.exists():
+        return []
+    columns, rows = [f.name for f in fields(Headline)], []
+    with path.open(newline="", encoding="utf-8") as f:
+        reader = csv.reader(f)
+        head = next(reader, None)
+        require(
+            head == columns, f"{path}: columns", head, ",".join(columns), "remove it and run again"
+        )
+        for n, row in enumerate(reader, start=2):
+            try:
+                key, value, low, high, *texts = row
+                rows.append(Headline(key, float(value), float(low), float(high), *texts))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {n}: {error}") from None
+    return rows
+
+
+def upsert_headlines(path: Path | str, rows: Iterable[Headline]) -> None:
+    """Put `rows` into the headlines.csv at `path`: a key that is there already is replaced, the
+    others stay."""
+    merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(f.name for f in fields(Headline))
+    writer.writerows(astuple(row) for row in merged.values())
+    write_whole(Path(path), text.getvalue())
+
+
+def verdict(ours: float | None, claim: Claim) -> str:
+    """OK, NEAR or MISS by how far `ours` falls short of the paper's value; NOT RUN without one."""
+    if ours is None:
+        return "NOT RUN"
+    short = 1 - ours / claim.value if claim.better == "higher" else ours / claim.value - 1
+    return "OK" if short <= 0.05 + 1e-9 else "NEAR" if short <= 0.25 + 1e-9 else "MISS"
+
+
+def put(
+    size: str, notebook: str, numbers: Mapping[str, Spread], status: str, source: str, hardware: str
+) -> Frame:
+    """Put numbers, by key of `results/paper.yaml`, into results/<size>/headlines.csv; what was put
+    there."""
+    import pandas as pd  # half a second that the table in a terminal need not wait for
+
+    command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"
+    rest = status, source, hardware, commit(), command
+    rows = [
+        Headline(key, float(mean), float(low), float(high), *rest)
+        for key, (mean, low, high) in numbers.items()
+    ]
+    upsert_headlines(results_dir(size) / "headlines.csv", rows)
+    return pd.DataFrame(rows)

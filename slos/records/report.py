@@ -1,0 +1,223 @@
+"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of every run become a table,
+`results/README.md`.
+
+A number of ours is a row of `results/<size>/headlines.csv`, written by `upsert_headlines`;
+capacities per scenario and system are rows of `results/<size>/capacity.csv`. A number of the paper
+without a row of ours is NOT RUN. `reference` is a full run that comes with the repository, and so
+does the `quick.csv` in it: what stands for `quick` until that was run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from slos.core.types import require
+from slos.files import results_dir, write_whole
+from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
+
+SIZES = ("smoke", "quick", "reference", "full")
+LARGEST = SIZES[:0:-1]  # whose number counts, if they have it; smoke's never does
+_INTRO = """# Paper against reproduced
+
+Written by `python -m slos.records` from `paper.yaml` and the CSV files of each run; do not edit.
+
+- *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary
+  that nobody checked.
+- *quick*: ours from `./run_all.sh`, as it was run here, or else as it came with the repository.
+  *reference*: from the full run that came with it. *full*: from `./run_all.sh full`, if it was run
+  here. In brackets the interval over seeds (95 %) or repeats, where there are several.
+- *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS;
+  NOT RUN without a row.
+- *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
+"""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with its columns aligned, so that it reads in a terminal, too."""
+    cells = [[c.replace("|", "\\|") for c in row] for row in (head, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def rows_of_runs() -> dict[str, dict[str, Headline]]:
+    """By size and key what has run, here or, of the reference and of `quick`, where the repository
+    was made."""
+    files = {size: results_dir(size) / "headlines.csv" for size in SIZES}
+    if not files["quick"].exists():
+        files["quick"] = results_dir("reference") / "quick.csv"
+    return {size: {h.key: h for h in read_headlines(path)} for size, path in files.items()}
+
+
+def headline_table(
+    claims: Sequence[Claim], runs: Mapping[str, Mapping[str, Headline]], size: str = ""
+) -> str:
+    """A line per claim, then per number that the paper has none for; how many of each verdict; and
+    why some fall short.
+
+    runs: by size and key. size: the one whose numbers count; without it that of the largest one
+    that has the number.
+    """
+    counts = (size,) if size else LARGEST
+    columns = [
+        s for s in SIZES if s in ("quick", "reference", size) or (s == "full" and runs.get(s))
+    ]
+    rows, whys = [], []
+
+    def add(key: str, what: str, claim: Claim | None) -> None:
+        found = {s: runs[s][key] for s in columns if key in runs.get(s, ())}
+        h = next((found[s] for s in counts if s in found), None)
+        reported = (
+            f"{claim.value:g} {claim.unit}".strip() + f" ({claim.confidence})" if claim else "-"
+        )
+        row = [what, reported, *(_told(found[s]) if s in found else "-" for s in columns)]
+        row += [f"{h.value / claim.value:.2f}" if h and claim else "-"]
+        row += [verdict(h.value if h else None, claim) if claim else "-"]
+        if h:
+            rows.append([*row, h.status, ", ".join(filter(None, (h.source, h.profile))), h.command])
+        elif claim:
+            rows.append([*row, "-", "-", f"notebooks/{claim.notebook}.ipynb"])
+        if claim and claim.why and row[-1] in ("NEAR", "MISS"):
+            whys.append(f"- {what}: {claim.why}")
+
+    for c in claims:
+        add(c.key, c.what, c)
+    for key in dict.fromkeys(key for s in counts for key in runs.get(s, ())):
+        if key not in {c.key for c in claims}:
+            add(key, f"`{key}`", None)
+    head = (
+        "what",
+        "paper",
+        *columns,
+        "ratio",
+        "verdict",
+        "simulated/measured",
+        "source",
+        "made by",
+    )
+    at = head.index("verdict")
+    told = ", ".join(
+        f"{sum(row[at] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN")
+    )
+    of = f"`{size}`" if size else "the last column that has a number"
+    parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
+    parts += ["Why ours fall short:\n\n" + "\n".join(whys)] if whys else []
+    return "\n\n".join(parts)
+
+
+def _told(h: Headline) -> str:
+    return f"{h.value:.3g}" + (f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else "")
+
+
+def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
+    """Scenario by system from a capacity.csv, ours over the best baseline, and geometric means over
+    the scenarios.
+
+    One table per origin of the lengths and status. Variants of ours (`slos-serve-...`) are no
+    baselines.
+    """
+    import pandas as pd  # half a second that the notebooks' `upsert_headlines` need not wait for
+
+    frame: Any = pd.read_csv(path, keep_default_na=False)
+    needed = (
+        "scenario",
+        "lengths",
+        "system",
+        "setting",
+        "profile",
+        "capacity",
+        "low",
+        "high",
+        "source",
+        "status",
+    )
+    require(set(needed) <= set(frame), f"{path}: columns", list(frame), f"with {', '.join(needed)}")
+    tables = []
+    for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):
+        grid = rows.pivot_table("capacity", "scenario", "system", aggfunc="last", sort=False)
+        texts = {}
+        for r in rows.itertuples():
+            text = f"{r.capacity:.3g} [{r.low:.3g}, {r.high:.3g}] {str(r.setting).split('=')[-1]}"
+            texts[r.scenario, r.system] = text.strip()
+        baselines = [s for s in grid if not str(s).startswith(ours)]
+        ratio = grid.get(ours, grid.max(axis=1) * float("nan")) / grid[baselines].max(axis=1)
+        lines = []
+        for name in grid.index:
+            mine = rows[rows.scenario == name]
+            origin = ", ".join(dict.fromkeys([*mine["source"], *mine["profile"]]))
+            cells = [texts.get((name, s), "-") for s in grid]
+            lines.append([name, *cells, f"{ratio[name]:.2f}".replace("nan", "-"), origin])
+        means = [_mean(column.dropna()) for column in (*(grid[s] for s in grid), ratio)]
+        lines.append(["geometric mean", *means, ""])
+        table = _table(["scenario", *map(str, grid), "ours / best baseline", "source"], lines)
+        title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
+        tables.append(
+            f"{title}: mean [95 % interval over seeds] token budget, the best of those "
+            f"tried\n\n{table}"
+        )
+    return "\n\n".join(tables)
+
+
+def _mean(values: Sequence[float]) -> str:
+    if len(values) == 0:
+        return "-"
+    return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
+
+
+def executed(folder: Path) -> str:
+    """How the notebooks of a run were executed, from what `slos.reproduce` left; "" where it left
+    nothing."""
+    stamps = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((folder / "notebooks").glob("*.json"))
+    }
+    whole = {name: s for name, s in stamps.items() if "commit" in s}  # older ones do not tell
+    rows = [
+        [name, s["commit"], f"{s['seconds'] / 60:.1f}", s["machine"]] for name, s in whole.items()
+    ]
+    return _table(("notebook", "commit", "minutes", "machine"), rows) if rows else ""
+
+
+def render(size: str = "") -> str:
+    """The table, then the capacities behind it: those of `size`, or of the largest run that is
+    there."""
+    parts = [headline_table(read_claims(), rows_of_runs(), size)]
+    there = [
+        s for s in ((size,) if size else LARGEST) if (results_dir(s) / "capacity.csv").exists()
+    ]
+    parts += [
+        f"## Capacities, `{s}`\n\n{capacity_tables(results_dir(s) / 'capacity.csv')}"
+        for s in there[:1]
+    ]
+    run = next(filter(executed, (results_dir(s) for s in ((size,) if size else LARGEST))), None)
+    parts += [f"## How `{run.name}` was executed\n\n{executed(run)}"] if run else []
+    return "\n\n".join(parts)
+
+
+def write_readme() -> Path:
+    """`README.md` beside the sizes, in which the largest run counts."""
+    path = results_dir("quick").parent / "README.md"
+    write_whole(path, f"{_INTRO}\n{render()}\n")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m slos.records", description="The table: paper against reproduced."
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="", help="whose numbers count (the largest that has them)"
+    )
+    size = parser.parse_args(argv).size
+    try:
+        print(f"Paper against reproduced\n\n{render(size)}\n\nwritten: {write_readme()}")
+    except ValueError as error:
+        parser.exit(1, f"report: {error}\n")

@@ -1,0 +1,281 @@
+"""Grids of runs: Ray tasks, resumable, and with the same bytes in the result file however they were
+executed.
+
+The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds
+finished runs only. A row is used again while the code and data that made it are the same.
+
+Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is
+started on this machine and kept until the process ends. A cluster is sent slos and workloads, and
+must have the rest: the same Python and packages on every node, and the data under the paths
+SLOS_DATA and SLOS_CACHE. A worker with other data is an error.
+"""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from tqdm.auto import tqdm
+
+from slos.files import ROOT, commit, sources_digest, write_whole
+
+Case = TypeVar("Case")
+
+
+def sweep(
+    function: Callable[[Case], Sequence[Any]],
+    cases: Sequence[Case],
+    path: Path | str,
+    row: type,
+    workers: int | None = None,
+) -> list[Any]:
+    """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their
+    order.
+
+    function: importable (it runs in other processes), from a case to its rows. cases: distinct,
+    their `str` is the key in the file. row: the frozen dataclass of a row, of str, int, float and
+    bool fields. workers: runs at a time, by default one per core. One at a time, a single run, or
+    no Ray installed: all in this process. An error of one run stops the sweep; what was finished
+    stays in the file. A run whose worker died is run again, three times at most.
+    """
+    path = Path(path)
+    keys = [str(case) for case in cases]
+    digest = sources_digest()
+    done = _read(path, row, digest)
+    todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
+    report = Bar(len(todo))
+    try:
+        with closing(_finished(function, todo, workers, digest)) as finished:
+            for k, rows in finished:
+                done[k] = rows
+                _write(path, row, done, digest)
+                report.step(k)
+    finally:
+        report.close()
+    return [r for k in keys for r in done[k]]
+
+
+def _finished(
+    function: Callable[[Case], Sequence[Any]],
+    todo: dict[str, Case],
+    workers: int | None,
+    digest: str,
+) -> Generator[tuple[str, list[Any]]]:
+    """Keys and rows in the order in which they are ready."""
+    ray = _ray(workers, digest) if len(todo) > 1 else None
+    if ray is None:
+        yield from ((k, list(function(case))) for k, case in todo.items())
+        return
+    call = ray.remote(_call).options(max_retries=3, retry_exceptions=False)
+    waiting, running = list(reversed(todo.items())), {}
+    try:
+        while waiting or running:
+            # anew every time: a cluster may grow
+            cores = int(ray.cluster_resources().get("CPU", 1))
+            while waiting and len(running) < (workers or 2 * cores):
+                k, case = waiting.pop()
+                running[call.remote(function, case, digest)] = k
+            ray.wait([*running])
+            failed = None
+            for ref in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
+                k = running.pop(ref)
+                try:
+                    yield k, ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    failed = error
+            if failed:
+                # the function's own error, if it is one
+                raise getattr(failed, "cause", failed) from failed
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
+
+
+def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) -> list[Any]:
+    """In a worker: the rows of a case, if made from what the sweep is made from."""
+    if _digest_of_this_process() != digest:
+        raise RuntimeError(
+            f"sources or data on {platform.node()} are not those of the sweep, or have changed "
+            "since"
+        )
+    return list(function(case))
+
+
+_digest_of_this_process = cache(sources_digest)
+_own: dict[str, Any] = {}
+"""What this process started Ray, or connected to a cluster, for; empty if it did neither."""
+
+
+def _ray(workers: int | None, digest: str) -> Any:
+    """Ray, connected; None where runs are to be made in this process."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    cores = workers or os.cpu_count() or 1
+    if workers == 1 or (cores == 1 and address == "local"):
+        return None
+    try:
+        import ray
+    except ImportError:
+        return None
+    wanted = {
+        "cores": cores,
+        "digest": digest,
+        "folder": os.getcwd(),
+        "path": [*sys.path],
+        **_settings(),
+    }
+    if ray.is_initialized() and _own in ({}, wanted):
+        return ray
+    _end()  # its workers hold other sources, data or settings
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
+    if address != "local":
+        sent = {
+            "working_dir": str(ROOT),
+            "excludes": ["/*", "!/slos/", "!/workloads/"],
+            "env_vars": _settings(),
+        }
+        ray.init(address, runtime_env=sent, **quiet)
+        _own.update(wanted)
+        atexit.register(_end)
+        return ray
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most
+    # 107 characters.
+    for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
+        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(
+            int(left.name.split("-")[1])
+        ):
+            shutil.rmtree(left, ignore_errors=True)
+    temp = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
+    atexit.register(shutil.rmtree, temp, ignore_errors=True)
+    atexit.register(_end)
+    _own.update(wanted)
+    before = os.environ.get("PYTHONPATH")
+    # workers find what is found here
+    os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    # 30 are too few for a machine with much else to do
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            "local", num_cpus=cores, num_gpus=0, include_dashboard=False,
+            object_store_memory=80 << 20, _temp_dir=temp, **quiet,
+        )  # fmt: skip
+    except Exception as error:  # Ray raises a bare one
+        warnings.warn(
+            f"Ray did not start, so runs are made one at a time: {error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        _end()
+        return None
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({} if before is None else {"PYTHONPATH": before})
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            # Ray's own prints a stack, at the end of every notebook
+            signal.signal(signal.SIGTERM, handler)
+    return ray
+
+
+def _end() -> None:
+    """Shut down the Ray that this process started, or leave the cluster that it joined."""
+    if _own:
+        import ray
+
+        ray.shutdown()
+        _own.clear()
+
+
+def _settings() -> dict[str, str]:
+    """Environment that results depend on, with paths that hold in every folder."""
+    names = [name for name in ("SLOS_DATA", "SLOS_CACHE") if os.environ.get(name)]
+    return {name: str(Path(os.environ[name]).expanduser().resolve()) for name in names}
+
+
+def _columns(row: type) -> list[str]:
+    return ["run", "digest", "commit", *(f.name for f in fields(row))]
+
+
+def _read(path: Path, row: type, digest: str) -> dict[str, list[Any]]:
+    """Rows by run of a file that the present sources made; nothing of another one."""
+    if not path.exists():
+        return {}
+    kinds = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
+    found: dict[str, list[Any]] = {}
+    with path.open(newline="", encoding="utf-8") as f:
+        reader = csv.reader(f)
+        if next(reader, None) != _columns(row):
+            return {}
+        for n, (run, made_from, _, *cells) in enumerate(reader, start=2):
+            if made_from == digest:
+                try:
+                    values = [
+                        kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
+                    ]
+                except ValueError as error:
+                    raise ValueError(
+                        f"{path}, line {n}: {error}; remove the file and run again"
+                    ) from None
+                found.setdefault(run, []).append(row(*values))
+    return found
+
+
+def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_columns(row))
+    for run in sorted(done):
+        for r in done[run]:
+            writer.writerow([run, digest, commit(), *(getattr(r, f.name) for f in fields(row))])
+    write_whole(path, text.getvalue())
+
+
+class Bar:
+    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the
+    notebook."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = tqdm(total=total, unit="run", disable=not total)
+        self._total, self._done, self._start = total, 0, time.monotonic()
+        self._path = os.environ.get("SLOS_PROGRESS")
+        if total:
+            self._tell("starting", 0.0)
+
+    def step(self, label: str) -> None:
+        self._bar.update()
+        self._done += 1
+        self._tell(
+            label, (time.monotonic() - self._start) / self._done * (self._total - self._done)
+        )
+
+    def _tell(self, label: str, left: float) -> None:
+        if self._path:
+            line = {
+                "done": self._done,
+                "total": self._total,
+                "label": label,
+                "left_s": round(left, 1),
+            }
+            with open(self._path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._bar.close()

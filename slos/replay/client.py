@@ -1,0 +1,149 @@
+"""One completion from a server of the OpenAI API: the call, its stream, and when each token of it
+was received."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from slos.core.types import require
+
+LINE = 1 << 24  # bytes of an event at the most: the first one may have all token ids of the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A model on a server; max_context in tokens, where the server tells."""
+
+    url: str
+    model: str
+    max_context: int | None = None
+
+
+async def find(url: str, model: str | None = None) -> Server:
+    """The server's model of that name, or its first. Raises ValueError if there is none, OSError if
+    nobody answers."""
+    require(
+        url.startswith(("http://", "https://")),
+        "url",
+        url,
+        "an address such as http://127.0.0.1:8000",
+    )
+    url = url.rstrip("/").removesuffix("/v1")
+    try:
+        async with aiohttp.request(
+            "GET", f"{url}/v1/models", timeout=aiohttp.ClientTimeout(30)
+        ) as response:
+            response.raise_for_status()
+            cards = {card["id"]: card for card in (await response.json())["data"]}
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        told = str(error) or type(error).__name__
+        raise OSError(
+            f"{url}/v1/models lists no models ({told}); start a server there, or give another url"
+        ) from None
+    name = next(iter(cards), "") if model is None else model
+    require(name in cards, "model", name, f"one that {url} serves: {', '.join(cards) or 'none'}")
+    return Server(url, name, cards[name].get("max_model_len"))
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """The stream of a call for `asked` tokens: when each was received, in seconds, and its id where
+    that is told."""
+
+    asked: int
+    times: list[float] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    total: int | None = None
+    finish: str | None = None
+
+    def add(self, chunk: Any, now: float) -> None:
+        """Take in one event. Raises ValueError if it reports an error or is no chunk of a
+        completion."""
+        try:
+            if chunk.get("error"):
+                raise ValueError(f"the server says: {_message(chunk)}")
+            if usage := chunk.get("usage"):
+                self.total = int(usage["completion_tokens"])
+            for choice in chunk["choices"]:
+                ids = choice.get("token_ids")
+                self.ids += ids or []
+                self.finish = choice.get("finish_reason") or self.finish
+                if usage and self.total is not None:  # drafts bring several at once
+                    new = self.total - len(self.times)
+                else:  # text may be empty: half a character, a special token
+                    new = 1 if ids is None else len(ids)
+                self.times += [now] * min(new, self.asked + 2 - len(self.times))
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise ValueError(f"no chunk of a completion: {str(chunk)[:200]} ({error!r})") from None
+
+    def end(self) -> list[float]:
+        """The time of each token asked for. Raises ValueError if fewer or more came.
+
+        Where only the end tells, by usage or the reason to stop, that chunks had several tokens,
+        they had equally many; and one chunk more than tokens is a last one that only brings the
+        reason.
+        """
+        seen = len(self.times)
+        total = (
+            self.total
+            if self.total is not None
+            else self.asked
+            if self.finish == "length"
+            else seen
+        )
+        if total != self.asked or not 0 < seen <= self.asked + 1:
+            raise ValueError(
+                f"{max(total, seen)} tokens came of {self.asked}; finish reason {self.finish!r}"
+            )
+        return [self.times[i * seen // total] for i in range(total)]
+
+
+async def call(
+    session: aiohttp.ClientSession,
+    server: Server,
+    body: bytes,
+    asked: int,
+    now: Callable[[], float],
+) -> tuple[list[float], list[int]]:
+    """The time of each of the `asked` tokens on the clock `now`, and their ids where the server
+    tells them.
+
+    Raises ValueError with the reason for whatever the server refuses, breaks off or should not have
+    sent.
+    """
+    answer, headers = Answer(asked), {"Content-Type": "application/json"}
+    try:
+        post = session.post(
+            f"{server.url}/v1/completions", data=body, headers=headers, read_bufsize=LINE
+        )
+        async with post as response:
+            if response.status != 200:
+                raise ValueError(
+                    f"HTTP {response.status}: {_message(await response.text('utf-8', 'replace'))}"
+                )
+            async for line in response.content:
+                if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
+                    answer.add(json.loads(line[5:]), now())
+        return answer.end(), answer.ids
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, TimeoutError):
+            reason = f"no whole answer in {session.timeout.total:g} s"
+        else:
+            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        reason += f" (after {len(answer.times)} of {asked} tokens)" if answer.times else ""
+        raise ValueError(reason) from error
+
+
+def _message(body: Any) -> str:
+    """What an error says: OpenAI's {"error": {"message": ...}}, one without the outer object, or
+    anything."""
+    with suppress(ValueError):
+        body = json.loads(body) if isinstance(body, str) else body
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:300]

@@ -1,0 +1,297 @@
+"""Replays requests against a server of the OpenAI API over HTTP, and measures them as a client sees
+them.
+
+Open loop: every request is sent at its own time, however slow the others are. Stages that just go
+on are one call; any other stage is a call of its own, `wait` seconds after the one before ended,
+with the whole conversation as its prompt. Prompts are random token ids. A first token counts from
+the time at which its call was due, so whatever the client is late makes latencies longer, never
+shorter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import aiohttp
+import numpy as np
+
+from slos.core.attainment import Live, Outcome
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import Progress, Request, Stage, require
+from slos.files import write_whole
+from slos.hardware.profiles import profile
+from slos.replay.client import Server, call, find
+from slos.replay.results import Failure, Labels, Replayed, rows, table
+from slos.serving.objectives import xargs
+from workloads import SCENARIOS, build
+from workloads.scenarios import by_name
+
+FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
+LEAD = 0.1  # seconds from the making of a prompt to its sending
+PULSE = 0.01  # seconds between two looks at how late the client is
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    session: aiohttp.ClientSession
+    server: Server
+    roofline: Roofline
+    seed: int
+    vocabulary: int
+    vllm: bool
+    start: float  # on the clock of the event loop
+    salt: str = field(default_factory=lambda: secrets.token_hex(16))
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    lag: float = 0.0
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() - self.start
+
+    async def until(self, when: float) -> None:
+        """Sleep until `when`, and keep the worst lateness."""
+        await asyncio.sleep(when - self.now())
+        self.lag = max(self.lag, self.now() - when)
+
+    async def watch(self) -> None:
+        """Notice when the client has no time to look at what comes."""
+        while True:
+            await self.until(self.now() + PULSE)
+
+    def body(
+        self, request: Request, stages: Sequence[Stage], prompt: list[int], last: bool
+    ) -> bytes:
+        fields: dict[str, Any] = {
+            "model": self.server.model, "prompt": prompt,
+            "max_tokens": sum(s.output for s in stages), "temperature": 0, "stream": True,
+            "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        if self.vllm:
+            fields["ignore_eos"] = True
+            fields["stream_options"]["continuous_usage_stats"] = True
+            fields["return_token_ids"] = not last  # they are part of the next prompt
+            fields["vllm_xargs"] = xargs(stages, request.value)
+            # or a second replay would find its prompts in the prefix cache
+            fields["cache_salt"] = self.salt
+        return json.dumps(fields).encode()
+
+    async def serve(self, request: Request) -> None:
+        """One request to its end, or to its failure."""
+        rng = np.random.default_rng([self.seed, crc32(request.id.encode())])
+
+        def random(count: int) -> list[int]:
+            return rng.integers(FIRST_ID, self.vocabulary, count).tolist()
+
+        live = Live(request, Progress(request.id, request.arrival, 0, 0.0, 1.0, request.value))
+        starts = [i for i, s in enumerate(request.stages) if i == 0 or not s.goes_on]
+        prompt, due = [], request.arrival
+        for i, end in zip(starts, [*starts[1:], len(request.stages)], strict=True):
+            stages = request.stages[i:end]
+            asked = sum(s.output for s in stages)
+            prompt += random(stages[0].prompt)
+            body = self.body(request, stages, prompt, end == len(request.stages))
+            due += stages[0].wait
+            await self.until(max(due, self.now()) if i else due)
+            live.start_stage(i, due, self.roofline)
+            try:
+                times, ids = await call(self.session, self.server, body, asked, self.now)
+            except ValueError as error:
+                self.failures.append(Failure(request.id, str(error)))
+                slo = live.ttft_slo or live.progress.t0 - live.progress.arrival
+                lost = replace(
+                    live.outcome(self.now()), ttft=nan, ttft_slo=slo, tpot=nan, lateness=nan
+                )
+                self.outcomes.append(replace(lost, attained=False, attained_client=False))
+                return
+            for k, stage in enumerate(stages, start=i):
+                if k > i:
+                    live.start_stage(k, due, self.roofline)
+                live.emit(times[: stage.output])
+                due, times = times[stage.output - 1], times[stage.output :]
+            prompt += ids if len(ids) == asked else random(asked)
+        self.outcomes.append(live.outcome(due))
+
+
+async def replay(
+    requests: Sequence[Request], url: str, model: str | None = None,
+    roofline: Roofline | None = None, *, seed: int = 0, vocabulary: int = 500,
+    timeout: float = 600.0, vllm: bool = True,
+) -> Replayed:  # fmt: skip
+    """Send `requests` to the server at `url`, and wait for all of them.
+
+    roofline: the server's, for the zero-load times that objectives given as a slowdown need. seed:
+    of the prompts, with each request's id. vocabulary: token ids are below it. timeout: seconds for
+    a call. vllm: whether to send the fields that only vLLM knows: objectives, no early end, usage
+    with every chunk.
+
+    Raises ValueError for requests that the server cannot take, OSError if there is none; whatever
+    becomes of a request later is in its outcome. Warns if the client was late by more than half the
+    tightest TPOT: then times are its own.
+    """
+    require(timeout > 0, "timeout", timeout, "positive (seconds)")
+    require(vocabulary > FIRST_ID, "vocabulary", vocabulary, f"above {FIRST_ID}")
+    require(seed >= 0, "seed", seed, "at least 0")
+    twice = [id for id, n in Counter(r.id for r in requests).items() if n > 1]
+    require(not twice, "request ids", twice[:3], "different for every request")
+    for r in requests:
+        absolute = all(s.slo.slowdown is None or s.goes_on for s in r.stages)
+        require(
+            absolute or roofline is not None, f"{r.id}: ttft", None,
+            "in seconds where no roofline is given",
+            "a slowdown multiplies a zero-load time; pass roofline=...",
+        )  # fmt: skip
+    server = await find(url, model)
+    limit = server.max_context or inf
+    for r in requests:
+        require(
+            r.context <= limit,
+            f"{r.id}: tokens",
+            r.context,
+            f"at most the server's {limit}",
+            "set max_context",
+        )
+    # Every call is a client of its own: no limit, and no kept connection that the server closes at
+    # the wrong moment.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(timeout)
+    ) as session:
+        # without any slowdown nobody asks for it
+        zero_load = roofline or Roofline((Plane(1e-9, 0.0, 0.0),))
+        start = (
+            asyncio.get_running_loop().time()
+            + LEAD
+            - min((r.arrival for r in requests), default=0.0)
+        )
+        client = _Client(session, server, zero_load, seed, vocabulary, vllm, start)
+        watch = asyncio.create_task(client.watch())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for request in sorted(requests, key=lambda r: r.arrival):
+                    await asyncio.sleep(request.arrival - LEAD - client.now())
+                    group.create_task(client.serve(request))
+        finally:
+            watch.cancel()
+    if requests and client.lag > 0.5 * (
+        tpot := min(s.slo.tpot for r in requests for s in r.stages)
+    ):
+        warnings.warn(
+            f"lag = {client.lag:.3f} s must be at most half the tightest TPOT of {tpot:g} s for "
+            "times to be the server's; send less per process, or give the client a core of its "
+            "own",
+            RuntimeWarning, stacklevel=2,
+        )  # fmt: skip
+    return Replayed(client.outcomes, client.failures, client.lag)
+
+
+def run(requests: Sequence[Request], url: str, *args: Any, **options: Any) -> Replayed:
+    """`replay` for callers without an event loop; in a notebook write `await replay(...)`."""
+    return asyncio.run(replay(requests, url, *args, **options))
+
+
+def with_objectives(request: Request, ttft: float | None, tpot: float | None) -> Request:
+    """The same request with these objectives, in seconds, in every stage; None leaves what it
+    had."""
+
+    def change(stage: Stage) -> Stage:
+        slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
+        if ttft is not None and not stage.goes_on:
+            slo = replace(slo, ttft=ttft, slowdown=None)
+        return replace(stage, slo=slo)
+
+    return replace(request, stages=tuple(map(change, request.stages)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m slos.replay", description="Replay a workload against a server."
+    )
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="of the server (%(default)s)"
+    )
+    parser.add_argument("--model", metavar="NAME", help="one of the server's (its first)")
+    parser.add_argument(
+        "--scenario", default="chatbot", metavar="NAME", help=f"one of {', '.join(SCENARIOS)}"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, metavar="R", help="requests per second (%(default)g)"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=100, metavar="N", help="how many (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lengths", default="dataset", help="dataset or trace (%(default)s)")
+    parser.add_argument(
+        "--max-context", type=int, metavar="N", help="tokens of a request (what the server takes)"
+    )
+    parser.add_argument(
+        "--ttft",
+        type=float,
+        metavar="S",
+        help="TTFT objective in seconds, instead of the scenario's",
+    )
+    parser.add_argument(
+        "--tpot",
+        type=float,
+        metavar="S",
+        help="TPOT objective in seconds, instead of the scenario's",
+    )
+    parser.add_argument(
+        "--profile", metavar="NAME", help="the server's hardware, for TTFT objectives by slowdown"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="seconds for a call (%(default)g)"
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=500, metavar="N", help="token ids are below (%(default)s)"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="send no field that only vLLM knows, so no objectives"
+    )
+    parser.add_argument(
+        "--system", default="server", metavar="NAME", help="what the rows call it (%(default)s)"
+    )
+    parser.add_argument("--output", metavar="CSV", help="write a row per request there")
+    given = parser.parse_args(argv)
+    try:
+        scenario = by_name(given.scenario)
+        roofline = profile(given.profile).roofline if given.profile else None
+        require(
+            given.ttft is not None or roofline is not None, "--ttft", given.ttft,
+            "given, in seconds",
+            "the scenario's objective is a slowdown: without --ttft, tell the server's hardware "
+            "by --profile",
+        )  # fmt: skip
+        server = asyncio.run(find(given.url, given.model))
+        limits = (given.max_context, scenario.max_context, server.max_context)
+        limit = min((n for n in limits if n is not None), default=None)
+        made = build(given.scenario, given.rate, given.requests, given.seed, given.lengths, limit)
+        requests = [with_objectives(r, given.ttft, given.tpot) for r in made.requests]
+        what = f"{made.scenario} ({made.source}): {given.requests} requests in {made.span:.0f} s"
+        print(f"{what} to {server.model} at {server.url}", flush=True)
+        replayed = run(
+            requests, server.url, server.model, roofline, seed=given.seed,
+            vocabulary=given.vocabulary, timeout=given.timeout, vllm=not given.plain,
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    print(table(replayed))
+    if given.output:
+        run_of = made.scenario, given.system, server.model, given.rate, given.seed, given.lengths
+        labels = Labels(*run_of, source=made.source)
+        write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
+        print(f"{len(replayed.outcomes)} rows in {given.output}")
+    return 0 if len(replayed.failures) < len(replayed.outcomes) else 1

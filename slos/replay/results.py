@@ -1,0 +1,84 @@
+"""What became of a run against a server, as tidy rows: of each request, and of the whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from slos.core.attainment import Outcome, attainment
+from slos.files import Frame, commit
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that was not answered in full, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """Outcomes of all requests in the order in which they ended; a failed one attains nothing and
+    has nan for times.
+
+    lag: the most seconds by which the client itself was late, in sending or in looking at what had
+    come. The server does not tell its clients whom it declined or preempted, so nobody is.
+    """
+
+    outcomes: list[Outcome]
+    failures: list[Failure]
+    lag: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a run was, in the terms of `capacity_search.Probe`. rate: requests per second; status:
+    measured or simulated."""
+
+    scenario: str
+    system: str
+    profile: str
+    rate: float
+    seed: int = 0
+    lengths: str = "dataset"
+    setting: str = ""
+    source: str = ""
+    status: str = "measured"
+
+
+def rows(labels: Labels, run: Replayed) -> Frame:
+    """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was
+    none."""
+    why = {f.id: f.reason for f in run.failures}
+    table = [
+        asdict(labels) | asdict(o) | {"failure": why.get(o.id, ""), "commit": commit()}
+        for o in run.outcomes
+    ]
+    return pd.DataFrame(table)
+
+
+def table(run: Replayed) -> str:
+    """The figures for a terminal, with the reasons of failures; latencies are those of the requests
+    answered."""
+    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
+    lines = [
+        f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
+        f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
+    ]
+    for name, times in {
+        "TTFT": [o.ttft for o in run.outcomes],
+        "TPOT": [o.tpot for o in run.outcomes],
+    }.items():
+        ms = 1e3 * pd.Series(times)
+        lines.append(
+            f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}"
+        )
+    failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
+    done = len(run.outcomes) - failed
+    lines.append(
+        f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms"
+    )
+    return "\n".join(lines + [f"  {n} failed: {why}" for why, n in reasons.most_common(3)])

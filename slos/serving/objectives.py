@@ -1,0 +1,174 @@
+"""Objectives on the wire: what a client writes into `vllm_xargs`, or into
+`SamplingParams.extra_args`.
+
+`slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
+per token), `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
+`[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
+`tokens` tokens. What stands before several servers may add `slo_arrival` (seconds since the epoch:
+when the request first came) and `slo_elsewhere` (1: rather than as best effort, end it with
+`finish_reason` "abort", since another server is asked). Over HTTP, headers such as `x-slo-ttft: 2`
+say the same, where the server runs `CheckObjectives`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+from typing import Any
+
+from slos.core.types import SLO, Stage, require
+
+PREFIX = "slo_"
+FIELDS = (
+    "slo_ttft",
+    "slo_slowdown",
+    "slo_tpot",
+    "slo_value",
+    "slo_stages",
+    "slo_arrival",
+    "slo_elsewhere",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of an answer with its own pace; it ends with token id `until` or after `tokens`, the
+    last with neither."""
+
+    slo: SLO
+    until: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What one request asks for: its phases, and what serving it in time is worth; what a router
+    says of it."""
+
+    phases: tuple[Phase, ...]
+    value: float = 1.0
+    arrival: float | None = None
+    elsewhere: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.value > 0, "slo_value", self.value, "positive")
+
+    def later_tpot(self, phase: int) -> float:
+        """The smallest TPOT of the phases after `phase`, infinite if there are none."""
+        return min((p.slo.tpot for p in self.phases[phase + 1 :]), default=inf)
+
+    def ends(self, phase: int, token: int, generated: int) -> bool:
+        """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""
+        p = self.phases[phase]
+        return phase + 1 < len(self.phases) and (
+            token == p.until or (p.tokens is not None and generated >= p.tokens)
+        )
+
+
+def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
+    """The objectives in `xargs`; what is not said there is taken from `default`.
+
+    Raises ValueError naming the field, its value and the bound; fields without the prefix are not
+    looked at.
+    """
+    given = {name: value for name, value in (xargs or {}).items() if name.startswith(PREFIX)}
+    if not given:
+        return default
+    for name in given:
+        require(name in FIELDS, "field", name, f"one of {', '.join(FIELDS)}")
+    numbers = {name: _number(name, value) for name, value in given.items() if name != "slo_stages"}
+    phases, first = default.phases, default.phases[0].slo
+    ttft, slowdown = first.ttft, first.slowdown
+    if given.keys() & {"slo_ttft", "slo_slowdown"}:
+        ttft, slowdown = numbers.get("slo_ttft"), numbers.get("slo_slowdown")
+    if "slo_stages" in given:
+        require(
+            "slo_tpot" not in given, "slo_tpot", given.get("slo_tpot"), "left out beside slo_stages"
+        )
+        phases = _stages(given["slo_stages"])
+    elif "slo_tpot" in given:
+        phases = (Phase(_slo(PREFIX, numbers["slo_tpot"])),)
+    phases = (replace(phases[0], slo=_slo(PREFIX, phases[0].slo.tpot, ttft, slowdown)), *phases[1:])
+    value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
+    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere)
+
+
+def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
+    """What `parse` reads back, for stages that follow each other without a wait or a prompt."""
+    require(
+        len(stages) > 0 and all(s.goes_on for s in stages[1:]),
+        "stages",
+        stages,
+        "one, then such that just go on",
+    )
+    first = stages[0].slo
+    # Without an objective of its own the first token is due at the pace; left out, it would take
+    # the server's default.
+    ttft = first.first_token(0.0) if first.slowdown is None else None
+    fields: dict[str, Any] = {"slo_ttft": ttft, "slo_slowdown": first.slowdown, "slo_value": value}
+    if len(stages) == 1:
+        fields["slo_tpot"] = first.tpot
+    else:
+        parts = [{"tpot": s.slo.tpot, "tokens": s.output} for s in stages[:-1]] + [
+            {"tpot": stages[-1].slo.tpot}
+        ]
+        fields["slo_stages"] = json.dumps(parts)
+    return {name: field for name, field in fields.items() if field is not None}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    require(isfinite(number), name, value, "a finite number")
+    return number
+
+
+def _slo(prefix: str, tpot: float, ttft: float | None = None, slowdown: float | None = None) -> SLO:
+    try:
+        return SLO(tpot, ttft, slowdown)
+    except ValueError as error:
+        raise ValueError(f"{prefix}{error}") from None
+
+
+def _stages(text: Any) -> tuple[Phase, ...]:
+    try:
+        raw = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"slo_stages = {text[:200]!r} must be JSON; {error}") from None
+    objects = (
+        isinstance(raw, list) and len(raw) > 0 and all(isinstance(fields, dict) for fields in raw)
+    )
+    require(objects, "slo_stages", text, "a JSON list of at least one object")
+    return tuple(
+        _phase(f"slo_stages[{i}]", fields, i + 1 == len(raw)) for i, fields in enumerate(raw)
+    )
+
+
+def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
+    require(
+        fields.keys() <= {"tpot", "until", "tokens"}, name, fields, "made of tpot, until, tokens"
+    )
+    require("tpot" in fields, name, fields, "with a tpot", 'write {"tpot": SECONDS, ...}')
+    for end, least in (("until", 0), ("tokens", 1)):
+        whole = fields.get(end, 1)
+        require(
+            type(whole) is int and whole >= least,
+            f"{name}.{end}",
+            whole,
+            f"a whole number, at least {least}",
+        )
+    bound = (
+        "without until and tokens, as the last is"
+        if last
+        else "ended by until or tokens, as all but the last are"
+    )
+    require(last == (len(fields) == 1), name, fields, bound)
+    return Phase(
+        _slo(f"{name}.", _number(f"{name}.tpot", fields["tpot"])),
+        fields.get("until"),
+        fields.get("tokens"),
+    )

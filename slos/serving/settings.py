@@ -1,0 +1,85 @@
+"""What the plug-in may be told in `--additional-config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from slos.core.types import SLO, require
+from slos.serving.objectives import Objectives, Phase
+
+NUMBER = (int, float)
+
+
+KINDS = {
+    "str": str,
+    "bool": bool,
+    "float": NUMBER,
+    "float | None": (*NUMBER, type(None)),
+    "Mapping[str, Any]": Mapping,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `--additional-config '{"slos": {...}}'` may say.
+
+    policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
+    JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
+    fitting it. save: file to keep it in. slowdown or ttft, tpot, value: objectives of a request
+    that brings none. load: file for a router to read it from.
+    """
+
+    policy: str = "slos-serve"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = ""
+    learn: bool = True
+    caution: float = 0.75
+    save: str = ""
+    ttft: float | None = None
+    slowdown: float | None = None
+    tpot: float = 0.1
+    value: float = 1.0
+    load: str = ""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, kind = getattr(self, f.name), str(f.type)
+            ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+            require(ok, f"slos setting {f.name}", value, f"a {kind}")
+        require(
+            bool(self.profile) or self.learn,
+            "slos setting learn",
+            self.learn,
+            "true without a profile",
+        )
+        for name in ("save", "load"):
+            folder = Path(getattr(self, name)).parent
+            require(
+                folder.is_dir(),
+                f"slos setting {name}",
+                getattr(self, name),
+                "in a folder that exists",
+                "make it",
+            )
+        _ = self.objectives  # which says what is wrong with them
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Settings:
+        require(
+            isinstance(config, Mapping),
+            "slos settings",
+            config,
+            'an object, such as {"policy": "slos-serve"}',
+        )
+        known = [f.name for f in fields(cls)]
+        for name in config:
+            require(name in known, "slos setting", name, f"one of {', '.join(known)}")
+        return cls(**config)
+
+    @property
+    def objectives(self) -> Objectives:
+        slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
+        return Objectives((Phase(SLO(self.tpot, self.ttft, slowdown)),), self.value)

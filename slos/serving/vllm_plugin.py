@@ -1,0 +1,363 @@
+"""The policies of this kit inside vLLM: `vllm serve MODEL --scheduler-cls
+slos.serving.vllm_plugin.SLOScheduler`.
+
+vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step
+the policy is shown vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each
+request may have, in which order, and who is preempted. What the policy cannot answer is left to
+vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives per request are in
+`slos.serving.objectives`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import count
+from operator import attrgetter, index
+from pathlib import Path
+from typing import Any, cast
+
+import vllm
+from llvmlite.binding import ffi
+from packaging.version import Version
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import Request, RequestStatus
+
+from slos.core.lengths import Oracle
+from slos.core.roofline import Roofline
+from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
+from slos.core.types import Request as Work
+from slos.hardware.profiles import Profile, profile, save
+from slos.policies import make_policy
+from slos.serving.calibration import Learned, Measured
+from slos.serving.load_report import Report, load_of
+from slos.serving.objectives import parse
+from slos.serving.settings import Settings
+from slos.serving.tracked import Lengths, Tracked
+
+OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
+if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
+    raise ImportError(
+        f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest "
+        "patch"
+    )
+HOOKS = (
+    "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead",
+    "_update_after_schedule", "_preempt_request", "_free_request", "_update_request_with_output",
+    "finish_requests", "shutdown",
+)  # fmt: skip
+for _name in HOOKS:
+    if not callable(getattr(AsyncScheduler, _name, None)):
+        raise ImportError(
+            f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on"
+        )
+
+# A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it
+# finds in any module, and numba's binding to LLVM takes that for a function of the library.
+getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
+
+logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
+READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+TELL = 0.01  # seconds between two reports of the load
+
+
+class SLOScheduler(AsyncScheduler):
+    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy
+    decides on every step."""
+
+    clock = staticmethod(time.time)  # the one that `arrival_time` of requests is read from
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        asked = self.scheduler_config.policy
+        require(
+            isinstance(self.waiting, deque),
+            "scheduling policy",
+            asked,
+            "fcfs",
+            "leave --scheduling-policy out",
+        )
+        self.settings = Settings.of(
+            dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {})
+        )
+        self.tracked: dict[str, Tracked] = {}
+        self.turns = count(1)
+        self.lengths = Lengths(self.tracked)
+        # tokens that each request may have in the step being scheduled
+        self.caps: Mapping[str, int] | None = None
+        # start, tokens, draft steps, context of steps
+        self.flying: deque[tuple[float, int, int, int]] = deque()
+        self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
+        self.passed: list[Request] = []  # declined before they started, for another replica
+        start = profile(self.settings.profile) if self.settings.profile else None
+        self.learned = Learned(
+            start and start.roofline, self.settings.caution, start.margin if start else 1.0
+        )
+        self.fitter = ThreadPoolExecutor(1, "slos-fit")
+        self.roofline = self.learned.roofline  # that deadlines of requests to come are told by
+        belief = self.learned.cautious
+        self.slo_policy: Policy | None = self._policy(belief, self.lengths) if belief else None
+        # whether a prompt is started is the policy's to say
+        self.scheduler_reserve_full_isl = False
+        self._warm_up()
+        self._tell(self.clock())
+
+    def _policy(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
+        return make_policy(self.settings.policy, roofline, lengths, **self.settings.options)
+
+    def _warm_up(self) -> None:
+        """Compile the kernels before the first request comes, and refuse wrong settings at once."""
+        work = [Work(f"{i}", 0.0, (Stage(90, 20, SLO(0.1)),)) for i in range(6)]
+        policy = self._policy(profile("opt-6.7b-a100").roofline, Oracle(work))
+        new = [Progress(f"{i}", 0.0, 90, 9.0, 0.1) for i in range(3)]
+        old = [Progress(f"{i}", 0.0, 99, 0.0, 0.1, generated=1, computed=98) for i in range(3, 6)]
+        policy.step(View(0.0, new, old, 900, 1000, max_drafts=self.num_spec_tokens))
+
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        if request.sampling_params is None or request.request_id in self.tracked:
+            return  # pooling, or a session that goes on
+        objectives = self.settings.objectives
+        try:
+            objectives = parse(request.sampling_params.extra_args, objectives)
+        # the front-end refuses it with HTTP 400; an engine must not die of it
+        except Exception as error:
+            logger.warning("request %s gets the default objectives: %s", request.request_id, error)
+        t = self.tracked[request.request_id] = Tracked.of(request, objectives, self.roofline)
+        t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
+        t.turn = next(self.turns)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        start = self.clock()
+        batch = self._decide(start)
+        if batch is not None:
+            self._apply(batch)
+        try:
+            out = super().schedule(*args, **kwargs)
+        finally:
+            self.caps = None
+        ran = out.num_scheduled_tokens
+        if ran:
+            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            context = sum(self.requests[id].num_computed_tokens - n for id, n in ran.items())
+            begin = self.last_end if self.busy and not self.flying else start
+            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, context))
+        self.busy = bool(ran)
+        # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own
+        # step comes next.
+        self.stuck = batch is not None and not ran and not self.flying and bool(self.tracked)
+        self._tell(start)
+        return out
+
+    def _tell(self, now: float) -> None:
+        """Write the load for a router, if one is there: at once where all is done, else every
+        `TELL` seconds."""
+        if self.settings.load and (now >= self.told + TELL or not self.tracked):
+            flown, self.told = self._flown(now), now
+            load = load_of(
+                self.tracked.values(), len(self.running), flown, *self._blocks(), self.block_size
+            )
+            Report(load, now, self.learned.cautious).write(Path(self.settings.load))
+
+    def _decide(self, now: float) -> Batch | None:
+        """The policy's answer, checked; None where vLLM is to schedule this step by itself, or
+        there is nobody."""
+        if self.slo_policy is None or self.stuck:
+            return None
+        try:
+            view = self._view(now)
+            if not view.waiting and not view.running:
+                return None
+            batch = self.slo_policy.step(view)
+            known = self.tracked.keys()
+            for ids in (batch.tokens, batch.preempt, batch.decline):
+                require(
+                    known >= set(ids),
+                    "request ids of a batch",
+                    [i for i in ids if i not in known],
+                    "in the view",
+                )
+            tokens = {id: index(n) for id, n in batch.tokens.items()}
+            require(
+                min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each"
+            )
+            return replace(batch, tokens={id: n for id, n in tokens.items() if n})
+        except Exception:
+            if not self.failed:
+                logger.exception(
+                    "the policy %s failed: vLLM schedules such steps by itself",
+                    self.settings.policy,
+                )
+            self.failed = True
+            return None
+
+    def _flown(self, now: float) -> float:  # when the steps in flight will have ended
+        if self.roofline:
+            for begin, tokens, drafts, context in self.flying:
+                now = max(now, begin + self.roofline.time(tokens, drafts, context))
+        return now
+
+    def _blocks(self) -> tuple[int, int]:
+        groups, pool = (
+            max(1, len(self.kv_cache_config.kv_cache_groups)),
+            self.kv_cache_manager.block_pool,
+        )
+        # one is vLLM's null block
+        return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
+
+    def _view(self, now: float) -> View:
+        """vLLM's state as a policy sees it, at the time at which the step about to be formed will
+        begin."""
+        running, waiting = [], []
+        for t in self.tracked.values():
+            r = t.request
+            if r.status == RequestStatus.RUNNING or (r.status in READY and r.num_computed_tokens):
+                if not t.admitted:
+                    t.admitted, t.turn = True, next(self.turns)
+                running.append(t)
+            elif r.status in READY:
+                waiting.append(t)
+        in_turn = attrgetter("turn")
+        waits = [
+            t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
+        ]
+        runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
+        size, most = self.block_size, self.max_num_running_reqs
+        return View(
+            self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens
+        )
+
+    def _apply(self, batch: Batch) -> None:
+        """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will
+        go."""
+        leave = {id for id in batch.decline if self.tracked[id].progress.elsewhere}
+        for id in set(batch.decline) - leave:
+            self.tracked[id].progress.best_effort = True
+        self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
+        for id in batch.preempt:
+            request = self.tracked[id].request
+            if request.status == RequestStatus.RUNNING:
+                self.running.remove(request)
+                self._preempt_request(request, time.monotonic())
+                self.prev_step_scheduled_req_ids.discard(id)
+        self.caps = batch.tokens
+        place = {id: i for i, id in enumerate(batch.tokens)}
+        last = len(place)
+        best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
+        # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at,
+        # behind those to start.
+        self.running.sort(
+            key=lambda r: (r.request_id in best_effort, place.get(r.request_id, last))
+        )
+        waiting = sorted(
+            self.waiting, key=lambda r: place.get(r.request_id, last + (r.status in READY))
+        )
+        queue = cast(deque, self.waiting)
+        queue.clear()
+        queue.extend(waiting)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """By the policy or by vLLM: in both cases it is the first of those that wait."""
+        super()._preempt_request(request, *args, **kwargs)
+        if t := self.tracked.get(request.request_id):
+            t.admitted, t.turn = False, -next(self.turns)
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """vLLM's last word on a request's tokens in both of its loops, and so the place to cap
+        them."""
+        n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if self.caps is None or request.sampling_params is None:
+            return n
+        cap = self.caps.get(request.request_id, 0)
+        if (
+            cap
+            and request.status != RequestStatus.RUNNING
+            and num_computed_tokens + n > request.num_tokens
+        ):
+            return n  # its one token padded to a row of drafts: all of the row or none
+        return min(n, cap)
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        if self.caps is not None and self.num_spec_tokens:
+            # Drafts are proposed for the whole batch: as many as the policy would have verified in
+            # this step.
+            decodes = (
+                n
+                for id, n in self.caps.items()
+                if (t := self.tracked.get(id)) and t.progress.left == 1
+            )
+            scheduler_output.num_spec_tokens_to_schedule = min(
+                max(decodes, default=1) - 1, self.num_spec_tokens
+            )
+        super()._update_after_schedule(scheduler_output)
+
+    def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        now = self.clock()
+        if scheduler_output.num_scheduled_tokens and self.flying:
+            begin, tokens, drafts, context = self.flying.popleft()
+            seconds, self.last_end = now - max(begin, self.last_end), now
+            if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
+                self.fitter.submit(self._refit, self.learned.steps)
+        out = super().update_from_output(scheduler_output, *args, **kwargs)
+        for id in scheduler_output.num_scheduled_tokens:
+            if id in self.tracked:
+                self.tracked[id].emitted(now)
+        while self.passed:
+            r = self.passed.pop()
+            end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
+            out.setdefault(r.client_index, EngineCoreOutputs()).outputs.append(end)
+        self._believe()
+        return out
+
+    def _refit(self, steps: list[Measured]) -> None:
+        """In a thread of its own: learn from these steps, and keep what is known of this engine."""
+        try:
+            self.learned.refit(steps)
+            if self.settings.save:
+                save(self._profile(len(steps)), self.settings.save)
+        except Exception:
+            logger.exception("the roofline could not be fitted or saved: the last one stays")
+
+    def _profile(self, steps: int) -> Profile:
+        tokens = (self.kv_cache_manager.block_pool.num_gpu_blocks - 1) * self.block_size
+        model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
+        return Profile(
+            "learned", str(model.model), str(device), self.parallel_config.world_size,
+            cast(Any, self.learned.roofline), tokens, model.max_model_len,
+            f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
+            self.block_size, self.learned.margin,
+        )  # fmt: skip
+
+    def _believe(self) -> None:
+        """Plan with what was learned by now; requests keep the deadlines that they were given."""
+        roofline, cautious = self.learned.roofline, self.learned.cautious
+        if roofline is self.roofline or cautious is None:
+            return
+        self.roofline = roofline
+        if self.slo_policy is None:
+            logger.info(
+                "a roofline is learned, %s schedules from now on: %s",
+                self.settings.policy,
+                roofline,
+            )
+            self.slo_policy = self._policy(cautious, self.lengths)
+        elif hasattr(self.slo_policy, "roofline"):
+            self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        """Every request ends here, finished or aborted."""
+        tracked = self.tracked.pop(request.request_id, None)
+        if tracked and request.status != RequestStatus.FINISHED_ABORTED:
+            self.lengths.finished.append(request.num_output_tokens)
+        return super()._free_request(request, *args, **kwargs)
+
+    def shutdown(self) -> None:
+        self.fitter.shutdown()
+        super().shutdown()

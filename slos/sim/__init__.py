@@ -1,0 +1,1 @@
+"""Simulated time: one clock, replicas that host real policies, and clusters of them."""

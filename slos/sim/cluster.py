@@ -1,0 +1,134 @@
+"""Clusters by name: replicas side by side, or prefill and decode replicas with a KV hand-over
+(DistServe).
+
+DistServe (Zhong et al., OSDI'24) is a topology, not a policy: ordinary policies run on replicas
+with roles. "2:1" means two prefill replicas and one decode replica; the decode side fetches a KV
+cache when it has room for it, as there. "pooled" is one engine as large as all replicas together:
+what perfect routing would make of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from slos.core.lengths import FirstToken
+from slos.core.roofline import Roofline
+from slos.core.types import LengthPredictor, Progress, require
+from slos.hardware.profiles import Profile
+from slos.policies import make_policy
+from slos.sim.replica import Replica, World
+from slos.sim.simulator import Link
+
+KV_BYTES = {
+    "OPT-6.7B": 2 * 2 * 32 * 4096,
+    "OPT-6.7B + OPT-125M draft": 2 * 2 * 32 * 4096,
+    "OPT-13B": 2 * 2 * 40 * 5120,
+    "OPT-13B + OPT-125M draft": 2 * 2 * 40 * 5120,
+    "OPT-30B + OPT-125M draft": 2 * 2 * 48 * 7168,
+    "ToolLLaMA-2-7B": 2 * 2 * 32 * 4096,
+    "R1-Distill-Qwen-1.5B": 2 * 2 * 28 * 2 * 128,
+}
+"""Bytes of KV cache per token: key and value, 2 bytes each, layers, and width of the KV heads, of
+the models' cards."""
+
+NVLINK = 300e9
+"""Bytes per second from one A100 to another: NVLink has 600 GB/s, half each way (NVIDIA's A100 data
+sheet). A machine without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had 25 Gbit/s between
+machines, 3 GB/s."""
+
+POOLED = "pooled"
+SEATS = 256  # requests that an engine runs at once, vLLM's default
+
+
+@dataclass(frozen=True, slots=True)
+class ThisRound:
+    """What is known of a request until it waits for a tool: the next round may go to another
+    replica.
+
+    So no replica can promise it, and none must hold room for it.
+    """
+
+    lengths: LengthPredictor
+
+    def remaining(self, progress: Progress) -> int:
+        return self.lengths.remaining(progress)
+
+    def after_stage(self, progress: Progress) -> int:
+        return self.lengths.after_stage(progress)
+
+
+def roles(topology: str) -> tuple[str, ...]:
+    """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one
+    for decode."""
+    if topology in ("", POOLED):
+        return ("",)
+    counts = [int(part) if part.isdigit() else 0 for part in topology.split(":")]
+    require(
+        len(counts) == 2 and min(counts) > 0,
+        "topology",
+        topology,
+        "'' or prefill:decode, as in '2:1'",
+    )
+    return ("prefill",) * counts[0] + ("decode",) * counts[1]
+
+
+def pooled(hardware: Profile, count: int) -> Profile:
+    """`count` times the tokens per second and the KV cache in one engine; a batch still costs what
+    it costs empty."""
+    old = hardware.roofline
+    planes = tuple(replace(p, k1=p.k1 / count) for p in old.planes)
+    roofline = Roofline(planes, old.k_ctx / count, old.tile * count if old.tile > 1 else 1)
+    return replace(
+        hardware,
+        roofline=roofline,
+        kv_tokens=hardware.kv_tokens * count,
+        gpus=hardware.gpus * count,
+    )
+
+
+def cluster(
+    system: str,
+    hardware: Profile,
+    lengths: LengthPredictor,
+    replicas: int = 1,
+    topology: str = "",
+    belief: Roofline | None = None,
+    changes: Mapping[str, float] | None = None,
+    **settings: Any,
+) -> list[Replica]:
+    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is
+    true, or `belief`.
+
+    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
+    """
+    require(replicas >= 1, "replicas", replicas, "at least 1")
+    seats = 1
+    if topology == POOLED:
+        hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
+    nodes, world, kinds = (
+        [],
+        World.of(hardware, max_seqs=SEATS * seats, **(changes or {})),
+        roles(topology) * replicas,
+    )
+    # pooled: what routing is compared with
+    lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)
+    for i, role in enumerate(kinds):
+        expected = FirstToken() if role == "prefill" else lengths
+        policy = make_policy(system, belief or hardware.roofline, expected, **settings)
+        nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
+    return nodes
+
+
+def link(hardware: Profile, bandwidth: float = NVLINK) -> Link:
+    """What a hand-over costs: of a model on several GPUs each sends its part at `bandwidth` bytes
+    per second."""
+    require(
+        hardware.model in KV_BYTES,
+        "model",
+        hardware.model,
+        f"one of {', '.join(KV_BYTES)}",
+        "add it to KV_BYTES",
+    )
+    return Link(KV_BYTES[hardware.model], bandwidth * hardware.gpus)

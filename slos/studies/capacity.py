@@ -1,0 +1,198 @@
+"""How much load each scheduler carries: what is made of the rows of capacity searches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.plots import (
+    DASHED,
+    HATCHES,
+    MARKERS,
+    colors,
+    dots,
+    finish,
+    name_of,
+    panels,
+    plain_log,
+    unique,
+)
+from slos.evaluation.stats import geometric_means, mean_of, over_each, rows_of
+from slos.files import Frame, commit, results_dir, write_whole
+from slos.policies import OURS
+from slos.records.claims import Spread, paper
+from workloads import SCENARIOS
+
+
+def ratios(best: Frame, lengths: str = "dataset", ours: str = OURS) -> Frame:
+    """Ours over every other system, per scenario: mean ratio over seeds, its interval, and each
+    seed's ratio.
+
+    lengths: "trace" takes the scenarios that have lengths of their own in the trace with those, the
+    others as ever. The system `best` stands for the strongest other one in each scenario.
+    """
+    traced = set(best.loc[best["lengths"] == lengths, "scenario"])
+    best = best[best["lengths"].eq(lengths) | ~best["scenario"].isin(traced)]
+    others = best[~best["system"].str.startswith(ours)]
+    return over_each(best[best["system"] == ours], others, "system", list(others["system"]))
+
+
+def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
+    """Whether these are the capacities that the paper speaks of: six scenarios, each on its own
+    profile, at 90 %."""
+    return set(best["scenario"]) == set(SCENARIOS) and all(
+        not c.profile and c.target == 0.9 for c in cases
+    )
+
+
+def save_capacities(size: str, best: Frame) -> Path:
+    """Write results/<size>/capacity.csv, from which the report draws its table."""
+    path = results_dir(size) / "capacity.csv"
+    columns = ["scenario", "lengths", "system", "setting", "profile"]
+    columns += ["capacity", "low", "high", "seeds", "source", "status"]
+    write_whole(path, best[columns].assign(commit=commit()).to_csv(index=False))
+    return path
+
+
+def numbers(best: Frame) -> dict[str, Spread]:
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    found = {}
+    for lengths in dict.fromkeys(best["lengths"]):
+        table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"
+        for name, group in table.groupby("against", sort=False):
+            found[f"capacity_vs_{name}{suffix}".replace("-", "_")] = mean_of(group)
+        for r in rows_of(
+            table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]
+        ):
+            found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
+    return found
+
+
+def what_capacity_shows(best: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    lines = []
+    for lengths in dict.fromkeys(best["lengths"]):
+        table = ratios(best, lengths)
+        if table.empty:
+            continue
+        mean = geometric_means(table).set_index("against")
+        strongest = table[table["against"] == "best"].sort_values("ratio")
+        worst, top = strongest.iloc[0], strongest.iloc[-1]
+        r, reported = mean.loc["best"], paper("capacity_vs_vllm")
+        lines += [
+            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x ("
+            + (
+                f"95 % interval {r.low:.2f} to {r.high:.2f}"
+                if r.low < r.high
+                else "one seed, no interval"
+            )
+            + ") of what the best-tuned baseline of each scenario carries, in geometric mean "
+            f"over {int(r.scenarios)}; the paper reports {reported:g}x, with speculation, which "
+            "is not part of this run.",
+            f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
+            f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",
+            *(
+                f"- over {name}: {row.ratio:.2f}x"
+                for name, row in mean.iterrows()
+                if name != "best"
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def capacity_bars(best: Frame, source: str) -> Figure:
+    """Capacity per scenario and system, each scenario relative to ours, with intervals and the
+    number on the bar."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    figure, axes = panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
+    palette = colors(systems)
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = best[best["scenario"] == scenario]
+        most = rows["capacity"].max()
+        for row in rows.itertuples():
+            i, bounds = (
+                systems.index(row.system),
+                [[row.capacity - row.low], [row.high - row.capacity]],
+            )
+            axis.bar(
+                i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black",
+                linewidth=0.6, label=name_of(row.system),
+            )  # fmt: skip
+            axis.errorbar(
+                i, row.capacity, yerr=np.maximum(0, bounds), color="black", linewidth=1, capsize=2
+            )
+            axis.annotate(
+                f"{row.capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            )  # fmt: skip
+        axis.set(xticks=[], ylim=(0, 1.25 * most))
+    said = f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds"
+    return finish(figure, said, axes[0], ncols=len(systems))
+
+
+def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load for the best setting of every system, one panel per scenario, the
+    target drawn in."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
+    palette = colors(systems)
+    chosen = probes.merge(
+        best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"]
+    )
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = chosen[chosen["scenario"] == scenario]
+        for i, system in enumerate(systems):
+            for n, (_, points) in enumerate(
+                rows[rows["system"] == system].sort_values("rate").groupby("seed")
+            ):
+                axis.plot(
+                    points["rate"], 100 * points["attainment"], marker=MARKERS[i],
+                    markersize=max(3, 7 - i), linewidth=max(0.7, 2.2 - 0.5 * i),
+                    color=palette[system], markeredgecolor="black", markeredgewidth=0.3,
+                    label=None if n else name_of(system),
+                )  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set_xscale("log")
+        plain_log(axis.xaxis, 1, 2, 5)
+        axis.set_xlabel("load (requests/s per GPU)")
+    said = (
+        f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target "
+        f"{target:.0%}"
+    )
+    return finish(figure, said, axes[0], ncols=len(systems))
+
+
+def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
+    """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
+    rows, reported = (
+        pd.concat([table, means.assign(scenario="geometric mean")]),
+        paper("capacity_vs_vllm"),
+    )
+    count = len(set(rows["scenario"]))
+    figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
+    groups = {
+        f"over {'the best of them' if other == 'best' else name_of(other)}": (
+            color,
+            rows[rows["against"] == other],
+        )
+        for other, color in colors(unique(table["against"])).items()
+    }
+    dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
+    said = f" paper:\n {reported:g}x"
+    axis.annotate(said, (1, reported), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
+    axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
+    return finish(
+        figure,
+        f"{source}; whiskers: 95 % interval over seeds",
+        axis,
+        fontsize=8,
+        ncols=min(4, len(groups)),
+    )

@@ -1,0 +1,343 @@
+"""What the kit itself costs: CPU seconds to simulate, and milliseconds to plan. `python -m
+slos.studies.overhead` prints both.
+
+CPU time, not wall time; medians over repeats. Planning is deciding whom of the new requests to
+admit, the proof included; a step is all that the policy does at once, from the view to the batch,
+with a planning in it. `--instances FOLDER` compares with what another planner said of given
+instances, and how long it took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from math import inf
+from pathlib import Path
+from statistics import median
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from slos.core.lengths import Oracle
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Progress, Request, Stage, View, require
+from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.stats import select
+from slos.files import Frame
+from slos.hardware.profiles import profile
+from slos.planning.jobs import NEW, jobs_of
+from slos.planning.planner import Instance, admit
+from slos.planning.rounds import NO_LINKS
+from slos.policies import make_policy
+from slos.policies.slos_serve import SLOsServe
+from slos.records.claims import paper, put
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
+from workloads import SCENARIOS, build
+
+NEAR_CAPACITY = {
+    ("chatbot", "dataset"): {"vllm": 2.8, "vllm-v1": 3.0, "sarathi": 3.0, "slos-serve": 3.7},
+    ("chatbot", "trace"): {"vllm": 3.2, "vllm-v1": 3.5, "sarathi": 3.5, "slos-serve": 4.6},
+}
+"""Requests per second at about 90 % attainment on opt-6.7b-a100, for the loads to time."""
+
+PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
+"""TPOT tiers, new requests, running requests."""
+
+SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
+"""Requests per simulation, plannings of each shape."""
+
+PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Planning:
+    """Times of many plannings of one size, and of the steps that they are part of, in
+    milliseconds."""
+
+    tiers: int
+    new: int
+    running: int
+    p50: float
+    p99: float
+    step_p50: float
+    step_p99: float
+    step_worst: float
+
+
+def simulation_cost(
+    scenario: str, lengths: str, system: str, rate: float, num_requests: int
+) -> float:
+    """CPU seconds per 1,000 requests, median over seeds."""
+    hardware, costs = profile(SCENARIOS[scenario].profile), []
+    for seed in range(4):
+        requests = build(scenario, rate, num_requests, seed, lengths).requests
+        policy = make_policy(system, hardware.roofline, Oracle(requests))
+        start = time.process_time()
+        simulate(requests, policy, World.of(hardware))
+        costs.append(1000 * (time.process_time() - start) / num_requests)
+    return median(costs[1:])  # the first one may compile
+
+
+def planning_views(
+    tiers: int, new: int, running: int, count: int, seed: int = 0
+) -> list[tuple[View, Oracle]]:
+    """Random replicas at work: `running` chats decoding at up to `tiers` paces, `new` ones
+    waiting."""
+    rng = np.random.default_rng(seed)
+    tpots = np.array([0.05, 0.1, 0.15, 0.2])[:tiers]
+    views = []
+    for _ in range(count):
+        prompts, outputs = (
+            rng.integers(50, 1500, new + running).tolist(),
+            rng.integers(20, 600, new + running).tolist(),
+        )
+        tier, ahead = (
+            rng.choice(tpots, new + running).tolist(),
+            rng.uniform(0.05, 2.0, new + running).tolist(),
+        )
+        records, requests = [], []
+        for i in range(new + running):
+            id, done = str(i), i < running
+            requests.append(Request(id, 0.0, (Stage(prompts[i], outputs[i], SLO(tier[i])),)))
+            generated = int(rng.integers(1, outputs[i])) if done else 0
+            t0 = 100 + ahead[i] - generated * tier[i] if done else 100 + rng.uniform(0.05, 1.0)
+            tokens = prompts[i] + generated
+            records.append(
+                Progress(
+                    id, 100.0, tokens, t0, tier[i], 1.0, 0, generated, tokens - 1 if done else 0
+                )
+            )
+        held = sum(-(-p.computed // 16) for p in records)
+        total = held + 2 * sum(prompts) // 16
+        views.append(
+            (
+                View(100.0, records[running:], records[:running], total - held, total),
+                Oracle(requests),
+            )
+        )
+    return views
+
+
+def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Planning:
+    """Time `count` plannings on views that differ."""
+    roofline = profile("opt-13b-h100").roofline
+    planned, steps = [], []
+    for i, (view, lengths) in enumerate(planning_views(tiers, new, running, count)):
+        taken, _ = SLOsServe(roofline, lengths).planned(list(view.waiting))
+        jobs = jobs_of([*view.running, *taken], lengths)
+        jobs[running:, NEW] = 1
+        # whoever comes second finds warmer caches
+        for planning in (True, False) if i % 2 else (False, True):
+            policy = SLOsServe(roofline, lengths)
+            policy.step(replace(view, waiting=()))
+            start = time.process_time()
+            policy.admit(view, jobs, taken, (jobs, NO_LINKS)) if planning else policy.step(view)
+            (planned if planning else steps).append(1e3 * (time.process_time() - start))
+    (p50, p99), (step_p50, step_p99) = (
+        np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)
+    )
+    return Planning(tiers, new, running, p50, p99, step_p50, step_p99, max(steps[10:]))
+
+
+def simulations(num_requests: int) -> Frame:
+    """CPU seconds per 1,000 requests of every policy near its capacity, a row each."""
+    rows = [
+        (
+            scenario,
+            lengths,
+            system,
+            rate,
+            simulation_cost(scenario, lengths, system, rate, num_requests),
+        )
+        for (scenario, lengths), rates in NEAR_CAPACITY.items()
+        for system, rate in rates.items()
+    ]
+    return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
+
+
+def plannings(count: int, shapes: Sequence[tuple[int, int, int]] = PLANNINGS) -> Frame:
+    """Milliseconds of planning and of whole steps, a row per shape."""
+    planning_cost(2, 1, 1, count=11)  # compiles
+    return pd.DataFrame([asdict(planning_cost(*shape, count=count + 10)) for shape in shapes])
+
+
+def run(size: str) -> tuple[Frame, Frame]:
+    """`plannings` and `simulations` at a size that notebooks know; the longest planning goes beside
+    the paper's."""
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    num_requests, count = SIZES[size]
+    planned, simulated = plannings(count), simulations(num_requests)
+    # the paper's scheduler plans in every step: all of ours counts
+    longest = float(planned["step_p99"].max())
+    spread = (
+        longest,
+        float(planned["step_p50"].max()),
+        max(longest, float(planned["step_worst"].max())),
+    )
+    put(
+        size,
+        "05_overhead",
+        {"planning_ms": spread},
+        "measured",
+        "random replicas at work",
+        "this machine's CPU",
+    )
+    return planned, simulated
+
+
+def what_it_shows(planned: Frame, simulated: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    longest = planned.loc[planned["step_p99"].idxmax()]
+    small = planned[(planned["tiers"] == 2) & (planned["new"] == 10)]
+    baselines = simulated[simulated["system"] != "slos-serve"]["cpu_seconds"]
+    return (
+        f"- The longest step, with {longest.tiers:.0f} tiers, {longest.new:.0f} new and "
+        f"{longest.running:.0f} running requests, takes {longest.step_p50:.2f} ms in median and "
+        f"{longest.step_p99:.2f} ms at P99; planning alone {longest.p50:.2f} and {longest.p99:.2f} "
+        f"ms; {PAPER}.\n- Two tiers with 10 new requests: planning takes {small['p99'].max():.2f} "
+        f"ms at P99, the whole step {small['step_p99'].max():.2f}.\n- Simulating 1,000 requests "
+        f"takes {baselines.min():.2f} to {baselines.max():.2f} CPU seconds with a baseline, "
+        f"{simulated['cpu_seconds'].max():.2f} at most with SLOs-Serve."
+    )
+
+
+def instances(folder: Path) -> Iterator[tuple[Instance, Roofline, list[bool], float]]:
+    """Planning instances of the JSON lines in `folder`, and another planner's answer: whom it
+    admits, its seconds.
+
+    One that it did not finish has no answer and infinite seconds.
+    """
+    for path in sorted(folder.glob("*.jsonl.gz")):
+        for raw in map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines()):
+            new = [r for r in raw["requests"] if r["is_new"]]
+            tiers = [r["tier"] for r in raw["requests"] if not r["is_new"]]
+            deadline, prefill, memory, value = (
+                np.array([float(r[key]) for r in new])
+                for key in ("ddl", "input_length", "mem", "profit")
+            )
+            problem = Instance(
+                raw["now"], np.array(raw["tpots"]), np.bincount(tiers, minlength=len(raw["tpots"])),
+                deadline, prefill, memory, value, np.array([r["tier"] for r in new]),
+                np.zeros(len(new), bool), raw["M"],
+            )  # fmt: skip
+            answer = raw["authors"]
+            theirs = set(answer.get("accepted_new", ()))
+            roofline = Roofline(tuple(Plane(*plane) for plane in raw["perf"]))
+            yield (
+                problem,
+                roofline,
+                [r["id"] in theirs for r in new],
+                answer.get("seconds_best", inf),
+            )
+
+
+def compared(folder: Path, repeats: int = 5) -> Frame:
+    """Ours beside the other planner's, a row per number of new requests; both take the best of
+    several calls."""
+    rows = []
+    for problem, roofline, theirs, seconds in instances(folder):
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            found = admit(problem, roofline)
+            times.append(time.perf_counter() - start)
+        rows.append(
+            (len(theirs), found.value >= problem.value[theirs].sum() - 1e-9, min(times), seconds)
+        )  # type: ignore
+    require(len(rows) > 0, "instances", str(folder), "a folder with *.jsonl.gz")
+    table = pd.DataFrame(rows, columns=["new", "value", "ours", "theirs"])
+    table["ratio"] = table["theirs"] / table["ours"]
+    return table.groupby("new").agg(
+        instances=("new", "size"), at_least_their_value=("value", "sum"),
+        faster=("ratio", lambda r: (r > 1).sum()), ours_ms=("ours", lambda s: 1e3 * s.median()),
+        theirs_ms=("theirs", lambda s: 1e3 * s.median()), least_ratio=("ratio", "min"),
+        unfinished_by_them=("theirs", lambda s: (s == inf).sum()),
+    ).reset_index()  # fmt: skip
+
+
+def planning_curves(planned: Frame) -> Figure:
+    """P99 of a step against new requests, a panel per number of running ones, a line per number of
+    tiers."""
+    running = sorted(set(planned["running"]))
+    titles = [f"{count} running requests" for count in running]
+    figure, axes = panels(titles, (3.8, 3), (0, 0), "step with a planning, P99 (ms)", sharey=True)
+    palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
+    for axis, count in zip(axes, running, strict=True):
+        for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
+            axis.plot(
+                curve["new"],
+                curve["step_p99"],
+                marker=MARKERS[tiers],
+                color=palette[tiers],
+                label=str(tiers),
+            )
+        for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
+            axis.axhline(limit, **DASHED)
+            axis.annotate(
+                f"{word}, {limit:g} ms",
+                (1, limit),
+                xytext=(0, 2),
+                textcoords="offset points",
+                fontsize=7,
+            )
+        axis.set(xscale="log", yscale="log", xlabel="new requests")
+    said = "measured on this machine's CPU: whole steps, from the view to the batch"
+    return finish(figure, said, axes[0], title="TPOT tiers", loc="outside right upper")
+
+
+def simulation_bars(simulated: Frame) -> Figure:
+    """CPU seconds per 1,000 simulated requests, a bar per policy and kind of lengths."""
+    cases = unique(zip(simulated["scenario"], simulated["lengths"], strict=True))
+    systems = unique(simulated["system"])
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    for i, (system, color) in enumerate(colors(systems).items()):
+        at = np.arange(len(cases)) + (i - (len(systems) - 1) / 2) * 0.2
+        values = select(simulated, system=system)["cpu_seconds"]
+        axis.bar(
+            at, values, 0.2, color=color, hatch=HATCHES[i], edgecolor="black", label=name_of(system)
+        )
+    axis.set_xticks(
+        range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases]
+    )
+    axis.set_ylabel("CPU s per 1,000 requests")
+    axis.legend(fontsize=8, frameon=False)
+    return finish(figure, "measured on this machine's CPU, one replica near its capacity, one core")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m slos.studies.overhead", description=__doc__)
+    parser.add_argument(
+        "--requests", type=int, default=1000, help="requests per simulation (default: 1000)"
+    )
+    parser.add_argument(
+        "--instances", type=Path, metavar="FOLDER", help="only this: compare plannings with these"
+    )
+    given = parser.parse_args(argv)
+    if given.instances:
+        print(compared(given.instances).to_string(index=False, float_format="{:.3f}".format))
+        return
+    start = time.perf_counter()
+    planning_cost(2, 1, 1, count=11)
+    print(
+        f"the first plannings took {time.perf_counter() - start:.2f} s, compilation included "
+        "unless it was cached"
+    )
+    print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
+    print(
+        simulations(given.requests).to_string(index=False, float_format="{:.3f}".format), flush=True
+    )
+    print(f"planning, and the whole step that it is part of: milliseconds; {PAPER}")
+    print(plannings(300).to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    main()

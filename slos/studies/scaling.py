@@ -1,0 +1,247 @@
+"""What many replicas and a router bring."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from slos.core.types import require
+from slos.evaluation.capacity_search import Search, hardware_of
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
+from slos.evaluation.plots import DASHED, colors, dots, finish, name_of, panels, unique, whiskers
+from slos.evaluation.stats import capacities, mean_of, over, select, told
+from slos.files import Frame
+from slos.policies import OURS, POLICIES
+from slos.policies.routers import ROUTERS
+from slos.records.claims import Spread, paper
+from slos.sim.cluster import POOLED, roles
+from workloads import SCENARIOS
+
+IN_WORDS = {POOLED: "one large engine", "": "one replica"}
+
+WHERE = ("replicas", "router", "topology")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
+    capacity, scenarios."""
+
+    replicas: tuple[int, ...]
+    requests: int
+    seeds: int
+    precision: float
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+
+
+SCALES = {
+    "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
+    "quick": Scale((1, 4), 160, 1, 0.05),
+    "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
+}
+# replicas at which routers are compared, the paper's; more or fewer run with the plain and the best
+# one only
+TOLD = 4
+
+
+def checked(
+    size: str,
+    scenarios: Sequence[str],
+    systems: Sequence[str],
+    profile: str,
+    routers: Sequence[str] = (),
+) -> Scale:
+    named = (
+        ("size", [size], SCALES),
+        ("scenario", scenarios, SCENARIOS),
+        ("system", systems, POLICIES),
+    )
+    for name, values, known in (*named, ("router", routers, ROUTERS)):
+        for value in values:
+            require(value in known, name, value, f"one of {', '.join(known)}")
+    for scenario in scenarios or SCALES[size].scenarios:
+        hardware_of(scenario, profile)
+    return SCALES[size]
+
+
+def told_at(replicas: Collection[int]) -> int:
+    """Of these the number at which routers are compared."""
+    return TOLD if TOLD in replicas else max(replicas)
+
+
+def scaling_cases(
+    size: str,
+    scenarios: Sequence[str] = (),
+    systems: Sequence[str] = (OURS, BASELINE),
+    routers: Sequence[str] = (PLAIN, "sequential", BEST_ROUTER),
+    profile: str = "",
+) -> list[Search]:
+    """Every scenario, system and number of replicas, and the routers; where they are compared all
+    of them, and ours in one engine as large as all replicas."""
+    s, grid = checked(size, scenarios, systems, profile, routers), []
+    some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
+    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
+        choice = ("",) if n == 1 else routers if n == told_at(s.replicas) else some
+        kinds = [(system, router, "") for system in systems for router in choice]
+        kinds += [(OURS, "", POOLED)] if n == told_at(s.replicas) and OURS in systems else []
+        for system, router, topology in kinds:
+            grid.append(
+                Search(
+                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests,
+                    precision=s.precision, replicas=n, router=router, topology=topology,
+                )
+            )  # fmt: skip
+    return grid
+
+
+def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
+    """Capacity per GPU of every case over its seeds; one row per scenario, system and cluster."""
+    best = capacities(run_searches(size, cases, workers, "clusters"), *WHERE)
+    gpus = [n * len(roles(t)) for n, t in zip(best["replicas"], best["topology"], strict=True)]
+    return best.assign(gpus=gpus)
+
+
+def routing(best: Frame, replicas: int) -> Frame:
+    """What each router carries over round robin on the same system, and the ceiling: ours in one
+    large engine."""
+    here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
+    here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
+    other = here[here["what"] != PLAIN]
+    return over(
+        other[["scenario", "what", "system", "rate"]],
+        select(here, what=PLAIN)[["scenario", "system", "rate"]],
+    )
+
+
+def scaling(best: Frame) -> Frame:
+    """Capacity per GPU of many replicas over that of one, per system and router."""
+    together = select(best, topology="").rename(columns={"router": "what"})
+    one = select(together, replicas=1)[["scenario", "system", "rate"]]
+    return over(together[["scenario", "what", "system", "replicas", "rate"]], one)
+
+
+def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
+    """What stands beside the paper's: the gain of our router, and the best scenario's load over
+    that of one replica.
+
+    And, as "routing_pooled", the ceiling of all routing.
+    """
+    gains, ceiling = (
+        select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED)
+    )
+    ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
+    coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
+    numbers = {"ablation_routing": mean_of(gains)}
+    if len(coding):
+        numbers["routing_coding"] = mean_of(coding)
+    if len(ceiling):
+        numbers["routing_pooled"] = mean_of(ceiling)
+    if replicas == 4:
+        mean, low, high = mean_of(top)
+        numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
+    return numbers
+
+
+def what_scaling_shows(best: Frame, replicas: int) -> str:
+    """The findings in Markdown, from the numbers."""
+    gains, lines = routing(best, replicas), []
+    for system, what in dict.fromkeys(map(tuple, gains[["system", "what"]].values.tolist())):
+        table = select(gains, system=system, what=what)
+        top = table.loc[table["ratio"].idxmax()]
+        name = "in one engine as large as all" if what == POOLED else what
+        lines.append(
+            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {told(table)} in "
+            f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
+        )
+    lines += [
+        f"- the paper reports {paper('ablation_routing'):g}x for routing and "
+        f"{paper('routing_coding'):g}x on coding. One engine with the compute and the memory of "
+        "all replicas is what perfect routing would make of them: where even that carries hardly "
+        "more than round robin, no router can",
+        "",
+    ]
+    ladder = scaling(best)
+    for system, router in product((OURS, BASELINE), (BEST_ROUTER, PLAIN)):
+        table = select(ladder, replicas=replicas, system=system, what=router)
+        if len(table):
+            top, total = table.loc[table["ratio"].idxmax()], replicas * table["ratio"].max()
+            lines.append(
+                f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one "
+                f"in {top.scenario}, {replicas * mean_of(table)[0]:.1f}x in geometric mean; the "
+                f"paper's best is {paper('scaling_4_replicas'):g}x"
+            )
+    lines += [
+        "",
+        "What exceeds the number of replicas is statistical multiplexing and, where arrivals are "
+        "of a trace, that its bursts are shorter the higher the rate to which it is compressed; "
+        "a baseline has both as well.",
+    ]
+    return "\n".join(lines)
+
+
+def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
+    """What each router carries over round robin on the same system, per scenario."""
+    kinds = unique(zip(table["system"], table["what"], strict=True))
+    palette, reported = colors([what for _, what in kinds]), paper("ablation_routing")
+    groups = {
+        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
+            palette[what],
+            select(table, system=system, what=what),
+        )
+        for system, what in kinds
+    }
+    figure, axis = plt.subplots(
+        figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained"
+    )
+    dots(axis, table, groups, 0.11, reported)
+    axis.annotate(
+        f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8
+    )
+    axis.set_ylabel("capacity over round robin (x)")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    said = (
+        f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 "
+        "% over seeds"
+    )
+    return finish(figure, said)
+
+
+def scaling_chart(table: Frame, source: str) -> Figure:
+    """Total load of many replicas over that of one, per scenario; dashed: in proportion."""
+    scenarios = unique(table["scenario"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
+    kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
+    palette, reported = colors([str(k) for k in kinds]), paper("scaling_4_replicas")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        rows = table[table["scenario"] == scenario]
+        most = rows["replicas"].max()
+        axis.plot([1, most], [1, most], **DASHED)
+        for i, (system, router) in enumerate(kinds):
+            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values(
+                "replicas"
+            )
+            mine = mine.assign(
+                **{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")}
+            )
+            looks = {
+                "color": palette[str((system, router))],
+                "label": f"{name_of(system)}, {router}",
+            }
+            whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
+        if most >= 4:
+            axis.plot(
+                4,
+                reported,
+                marker="_",
+                markersize=16,
+                color="black",
+                label=f"paper's best at 4: {reported:g}x",
+            )
+        axis.set_xticks(sorted(rows["replicas"].unique()))
+        axis.set_xlabel("replicas")
+    said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"
+    return finish(figure, said, axes[0], ncols=3, fontsize=8)

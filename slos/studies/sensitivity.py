@@ -1,0 +1,195 @@
+"""Capacity where one thing is changed: objectives, the attainment asked for, memory, or what the
+policy believes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.evaluation.capacity_search import NoCapacity, Search, hardware_of, search
+from slos.evaluation.grids import searches
+from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
+from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import best_settings, over, rows_of, select
+from slos.files import Frame, results_dir
+from slos.policies import OURS
+from slos.records.sweep import sweep
+from slos.studies import capacity
+from workloads import SCENARIOS
+
+LABELS = {
+    "slo_scale": "objectives (times the paper's)",
+    "target": "attainment asked for",
+    "kv_scale": "KV memory (times the profile's)",
+    "belief": "batch times as believed (times the true ones)",
+}
+
+SETTINGS = {
+    "vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048"),
+    "sarathi": ("chunk=512", "chunk=1024"),
+}
+"""Of the baselines, those that `01_capacity` finds best somewhere."""
+SENSITIVITY: dict[str, tuple[float, ...]] = {
+    "slo_scale": (0.5, 0.7, 1.0, 1.4, 2.0),
+    "target": (0.9, 0.95, 0.98, 0.99),
+    "kv_scale": (0.25, 0.5, 1.0, 2.0),
+}
+OTHERS = {
+    "opt-6.7b-a100": ("opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100"),
+    "toolllama-7b-a100": ("llama-2-7b-a100", "llama-2-7b-h100"),
+}
+"""Larger models of a scenario's family, and other GPUs, by the scenario's own profile."""
+VARIED = (*SENSITIVITY, "profile")
+SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, beside the truth
+PRECISION = 0.04  # of a capacity, where many are looked for
+FEWER = {"smoke": 3, "quick": 1, "full": 1}  # every third value is enough to see that it runs
+QUICK = 200  # requests of a simulation in a quick search: there are many
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a search found, in requests per second and GPU; rate 0 where no load meets the
+    target."""
+
+    scenario: str
+    system: str
+    setting: str
+    profile: str
+    seed: int
+    target: float
+    slo_scale: float
+    kv_scale: float
+    belief: str
+    rate: float
+    source: str
+    status: str
+
+
+def capacity_of(case: Search) -> list[Capacity]:
+    try:
+        [probe] = [p for p in search(case) if p.capacity]
+        rate, source = probe.rate, probe.source
+    except NoCapacity:
+        rate, source = 0.0, ""
+    return [
+        Capacity(
+            case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target,
+            case.slo_scale, case.kv_scale, case.belief, rate, source, "simulated",
+        )
+    ]  # fmt: skip
+
+
+def varied(
+    size: str,
+    scenarios: Sequence[str],
+    systems: Sequence[str],
+    changes: Sequence[dict],
+    profile: str = "",
+):
+    """Searches of a size for every change of a `Search`, each once; the baselines at a few of their
+    settings."""
+    base = searches(size, scenarios, systems, profile)
+    base = [
+        c
+        for c in base
+        if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))
+    ]
+    if size == "quick":
+        base = [replace(c, num_requests=QUICK) for c in base]
+    return list(dict.fromkeys(replace(c, **change) for c in base for change in changes))
+
+
+def sensitivity_cases(
+    size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = ""
+) -> list[Search]:
+    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for
+    unknown names."""
+    known = {"precision": max(PRECISION, size_of(size).precision)}
+    changes = [
+        known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]
+    ]
+    cases = varied(size, scenarios, systems, changes, profile)
+    for scenario in () if profile else scenarios:
+        others = OTHERS.get(SCENARIOS[scenario].profile, ())[:: FEWER[size]]
+        cases += varied(size, [scenario], systems, [known | {"profile": name} for name in others])
+    return cases
+
+
+def run(size: str, cases: Sequence[Search], name: str, workers: int | None = None) -> Frame:
+    """Rows of `Capacity`, from results/<size>/<name>.csv where they lie already."""
+    return pd.DataFrame(
+        sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers)
+    )
+
+
+def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
+    """Capacity at each value of `by`, all else as `fixed` says, on `profile` or a scenario's own
+    hardware: per scenario and system the best setting's mean and interval over seeds, and each
+    seed's rate."""
+    own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
+    kept = rows[own] if by in SENSITIVITY else rows
+    for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
+        kept = kept if name == by else kept[kept[name] == value]
+    return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
+
+
+def relative(table: Frame, by: str, to: Any) -> Frame:
+    """Capacity at each value of `by` over that at `to`, seed by seed: ratio with its interval."""
+    truth = table.loc[table[by] == to, ["scenario", "system", "rate"]]
+    return over(table[["scenario", "system", by, "rate"]], truth).drop(columns="each")
+
+
+def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
+    """The findings in Markdown: ours over the best other at every value. tables: `against`, by what
+    was varied."""
+    words = {
+        "slo_scale": "objectives times",
+        "target": "attainment of",
+        "kv_scale": "KV memory times",
+    }
+    lines = []
+    for by, table in tables.items():
+        for scenario, group in (table.sort_values(by) if by in SENSITIVITY else table).groupby(
+            "scenario", sort=False
+        ):
+            ours = group[group["system"] == OURS].set_index(by)["capacity"]
+            other = group[group["system"] != OURS].groupby(by)["capacity"].max()
+            ratio = [
+                f"{v}: {ours[v] / other[v]:.2f}x" if other.get(
+                    v, 0,
+                ) > 0 else f"{v}: no other carries any"
+                for v in ours.index
+            ]  # fmt: skip
+            lines.append(
+                f"- **{scenario}**, ours over the best other at {words.get(by, by)} "
+                f"{', '.join(ratio)}."
+            )
+    return "\n".join(lines)
+
+
+def sensitivity(
+    table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = ""
+) -> Figure:
+    """`value` against what was varied: a panel per scenario, a line per system; bars where that is
+    the hardware."""
+    if by == "profile":
+        return capacity.capacity_bars(
+            table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source
+        )
+    scenarios, systems = unique(table["scenario"]), unique(table["system"])
+    figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        for i, (system, color) in enumerate(colors(systems).items()):
+            rows = select(table, scenario=scenario, system=system).sort_values(by)
+            whiskers(axis, rows[by], rows, i, value, color=color, label=name_of(system))
+        axis.set(xlabel=LABELS[by], ylim=(0, None))
+        if by in ("slo_scale", "kv_scale", "belief"):
+            axis.set_xscale("log")
+        axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
+        axis.minorticks_off()
+    keys = axes[0] if len(systems) > 1 else None
+    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", keys, ncols=len(systems))

@@ -1,0 +1,86 @@
+"""The last word: every number of the paper beside ours, from the rows of a size."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from slos.core.types import require
+from slos.evaluation import plots
+from slos.evaluation.plots import DASHED, HATCHES, finish
+from slos.files import Frame, results_dir
+from slos.records.claims import read_claims, read_headlines, verdict
+from slos.records.report import SIZES
+
+
+def table(size: str) -> Frame:
+    """One row per claim: paper, ours with its interval, verdict, and ours over the paper's (turned
+    over for times)."""
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    ours = {h.key: h for h in read_headlines(results_dir(size) / "headlines.csv")}
+    rows = []
+    for c in read_claims():
+        h = ours.get(c.key)
+        ratio = (
+            None if h is None else h.value / c.value if c.better == "higher" else c.value / h.value
+        )
+        found = (None, None, None, "") if h is None else (h.value, h.low, h.high, h.status)
+        rows.append(
+            (c.key, c.what, c.value, *found, ratio, verdict(h.value if h else None, c), c.why)
+        )
+    columns = ["key", "what", "paper", "ours", "low", "high", "status", "against", "verdict", "why"]
+    frame: Frame = pd.DataFrame(rows, columns=columns)
+    return frame.astype({name: float for name in ("paper", "ours", "low", "high", "against")})
+
+
+def source(size: str) -> str:
+    """What the rows were made from."""
+    rows = read_headlines(results_dir(size) / "headlines.csv")
+    return f"{size}: " + (
+        ", ".join(sorted({f"{h.status} ({h.source})" for h in rows})) or "no notebook has run"
+    )
+
+
+def what_is_reproduced(table: Frame) -> str:
+    """The findings in Markdown, from the numbers."""
+    count = table["verdict"].value_counts()
+    lines = [f"Of {len(table)} numbers of the paper {count.get('OK', 0)} are reached (within 5 %),"
+             f" {count.get('NEAR', 0)} nearly (within 25 %), {count.get('MISS', 0)} are missed and"
+             f" {count.get('NOT RUN', 0)} were not run.", ""]  # fmt: skip
+    for r in table[table["verdict"].isin(("NEAR", "MISS"))].itertuples():
+        why = f": {r.why}" if r.why else "; we have not found out why"
+        lines.append(f"- **{r.what}**, {r.ours:.3g} against {r.paper:g} ({r.verdict}){why}.")
+    return "\n".join(lines)
+
+
+def summary_chart(table: Frame, source: str) -> Figure:
+    """Ours over the paper's number, a bar per claim that was run; 1 is the paper's value, right of
+    it is better."""
+    table = table[table["against"].notna()]
+    figure, axis = plt.subplots(figsize=(8, 0.34 * max(4, len(table)) + 1.2), layout="constrained")
+    looks = {
+        "OK": ("#009E73", HATCHES[0]),
+        "NEAR": ("#E69F00", HATCHES[1]),
+        "MISS": ("#D55E00", HATCHES[3]),
+    }
+    for i, r in enumerate(table.iloc[::-1].itertuples()):
+        color, hatch = looks[r.verdict]
+        axis.barh(i, r.against, color=color, hatch=hatch, edgecolor="black", linewidth=0.5)
+        axis.annotate(
+            f"{r.ours:.3g} of {r.paper:g}", (r.against, i), xytext=(3, 0),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
+    axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
+    axis.axvline(1, **DASHED)
+    axis.set_xscale("log")
+    plots.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
+    axis.set_xlabel("ours over the paper's (of times, the inverse)")
+    keys = [
+        Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict)
+        for verdict, (c, h) in looks.items()
+    ]
+    axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
+    axis.margins(x=0.15)
+    return finish(figure, source)

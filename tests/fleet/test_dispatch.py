@@ -1,0 +1,344 @@
+"""Whom a call is sent to, and that it gets one answer whatever its replicas do: over HTTP, without
+engines or Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from slos.core.types import Load
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.hardware.profiles import profile
+from slos.serving.load_report import Report
+
+ROOFLINE = profile("opt-6.7b-a100").roofline
+DEFAULT = {"ttft": 1.0, "slowdown": None, "tpot": 0.1}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def asked(
+    path: str = "/v1/completions", headers: dict[str, str] | None = None, **fields: Any
+) -> Asked:
+    usual = {"prompt": [7] * 100, "max_tokens": 20, "ignore_eos": True, "stream": True}
+    return Asked.of(
+        "POST", path, {"x-other": "1"} | (headers or {}), json.dumps(usual | fields).encode()
+    )
+
+
+def report(name: str, at: float = 100.0, **load: Any) -> Report:
+    return Report(replace(Load(name, at, 0, 0, 900, 1000), **load), at, ROOFLINE)
+
+
+def event(text: str = "a", finish: str | None = None) -> bytes:
+    return (
+        b"data: "
+        + json.dumps({"choices": [{"text": text, "finish_reason": finish}]}).encode()
+        + b"\n\n"
+    )
+
+
+ROLE = (
+    b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}, '
+    b'"finish_reason": null}]}\n\n'
+)
+ABORTED = b'data: {"choices": [{"delta": {"content": ""}, "finish_reason": "abort"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+WHOLE = [event("one"), event("two"), event("", "length"), DONE]
+
+
+class Upstream:
+    """A server that plays an engine: it sends `parts`, then ends properly, breaks off, or stays
+    silent."""
+
+    def __init__(
+        self,
+        *parts: bytes,
+        end: str = "properly",
+        kind: str = "text/event-stream",
+        status: int = 200,
+    ) -> None:
+        self.parts, self.end, self.kind, self.status = parts, end, kind, status
+        self.seen: list[dict[str, Any]] = []
+        self.left = asyncio.Event()
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        head = {"path": request.path_qs, "key": request.headers.get("authorization")}
+        self.seen.append(head | json.loads(await request.read()))
+        response = web.StreamResponse(status=self.status, headers={"Content-Type": self.kind})
+        await response.prepare(request)
+        for part in self.parts:
+            await response.write(part)
+        try:
+            if self.end == "breaks":
+                await asyncio.sleep(0.02)
+                assert request.transport
+                request.transport.abort()
+            elif self.end == "hangs":
+                await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return response
+
+
+class Fleeting:
+    """Upstreams by name, and the calls made to them; like Ray's own, with reports of idle
+    engines."""
+
+    def __init__(self, patience: float = 5.0, **upstreams: Upstream) -> None:
+        self.upstreams, self.patience = upstreams, patience
+        self.fleet = Fleet("sequential", {"hops": 3}, DEFAULT)
+        self.calls: list[str] = []
+
+    async def __aenter__(self) -> Fleeting:
+        self.session, self.urls, self.runners = aiohttp.ClientSession(), {}, []
+        for name, upstream in self.upstreams.items():
+            server = web.Server(cast(Any, upstream), handler_cancellation=True)
+            runner = web.ServerRunner(server, shutdown_timeout=0.1)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.urls[name] = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore
+            self.runners.append(runner)
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.session.close()
+        for runner in self.runners:
+            await runner.cleanup()
+
+    async def ask(self, call: Asked) -> AsyncIterator[Any]:
+        name = self.fleet.choose(call, {name: report(name) for name in self.urls}, 100.0)
+        if name is None:
+            await asyncio.sleep(600)
+        assert name is not None
+        self.calls.append(name)
+        yield TAKEN
+        async for part in answered(self.session, self.urls[name], call):
+            yield part
+
+    async def serve(self, call: Asked) -> tuple[int, str, bytes]:
+        parts = [part async for part in relay(call, self.ask, self.patience)]
+        status, kind = parts[0]
+        return status, kind, b"".join(parts[1:])
+
+
+def played(
+    call: Asked, patience: float = 5.0, **upstreams: Upstream
+) -> tuple[int, bytes, list[str]]:
+    async def play() -> tuple[int, bytes, list[str]]:
+        async with Fleeting(patience, **upstreams) as fleet:
+            status, kind, text = await fleet.serve(call)
+            assert kind.split(";")[0] == (
+                "text/event-stream" if text.startswith(b"data:") else "application/json"
+            )
+            return status, text, fleet.calls
+
+    return asyncio.run(play())
+
+
+def test_an_answer_is_passed_on_as_it_is() -> None:
+    a = Upstream(*WHOLE)
+    call = asked(
+        "/v1/completions?x=1",
+        {"x-slo-ttft": "2", "authorization": "Bearer k"},
+        vllm_xargs={"other": 1},
+    )
+    assert played(call, a=a) == (200, b"".join(WHOLE), ["a"])
+    [seen] = a.seen
+    assert seen["path"] == "/v1/completions?x=1" and seen["key"] == "Bearer k"
+    assert seen["vllm_xargs"] == {
+        "other": 1, "slo_ttft": "2", "slo_arrival": call.arrival_time, "slo_elsewhere": 0,
+    }  # fmt: skip
+
+
+REFUSED = event("", "abort")
+
+
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [DONE],
+        [USAGE, DONE],
+        [ROLE, DONE],
+        [REFUSED, DONE],
+        [ROLE, ABORTED, DONE],
+        [ROLE + ABORTED[:9], ABORTED[9:]],
+    ],
+)
+def test_who_is_declined_goes_to_the_next_with_its_arrival_kept(first: list[bytes]) -> None:
+    a, b, c = Upstream(*first), Upstream(*first), Upstream(*WHOLE)
+    call = asked()
+    assert played(call, a=a, b=b, c=c) == (200, b"".join(WHOLE), ["a", "b", "c"])
+    sent = [u.seen[0]["vllm_xargs"] for u in (a, b, c)]
+    assert [x["slo_elsewhere"] for x in sent] == [1, 1, 0], "the last one keeps it"
+    assert {x["slo_arrival"] for x in sent} == {call.arrival_time}
+
+
+def test_a_refused_answer_in_one_piece_goes_on_too() -> None:
+    refused, whole = (
+        {"choices": [{"text": t, "finish_reason": f}]} for t, f in (("", "abort"), ("all", "stop"))
+    )
+    a, b = (
+        Upstream(json.dumps(answer, indent=1).encode(), kind="application/json")
+        for answer in (refused, whole)
+    )
+    status, text, calls = played(asked(stream=False), a=a, b=b)
+    assert (status, json.loads(text), calls) == (200, whole, ["a", "b"])
+
+
+@pytest.mark.parametrize("parts", [[], [ROLE], [event()[:20]]])
+def test_a_replica_lost_before_the_first_token_is_no_loss_for_the_request(
+    parts: list[bytes],
+) -> None:
+    a, b = Upstream(*parts, end="breaks"), Upstream(*WHOLE)
+    assert played(asked(), a=a, b=b) == (200, b"".join(WHOLE), ["a", "b"])
+    assert b.seen[0]["vllm_xargs"]["slo_arrival"] == a.seen[0]["vllm_xargs"]["slo_arrival"]
+
+
+def test_an_answer_that_breaks_off_ends_with_an_error_and_is_not_begun_again() -> None:
+    a, b = Upstream(event("one"), event("two"), event("three")[:15], end="breaks"), Upstream(*WHOLE)
+    status, text, calls = played(asked(), a=a, b=b)
+    assert status == 200 and calls == ["a"] and not b.seen
+    events = text.split(b"\n\n")
+    assert events[:2] == [event("one").strip(), event("two").strip()] and events[3:] == [
+        DONE.strip(),
+        b"",
+    ]
+    assert "lost in the middle" in json.loads(events[2][5:])["error"]["message"]
+
+
+def test_what_kills_every_replica_is_given_up() -> None:
+    a, b, c, d, e = (Upstream(end="breaks") for _ in range(5))
+    status, text, calls = played(asked(), a=a, b=b, c=c, d=d, e=e)
+    assert status == 503 and "no replica could answer" in json.loads(text)["error"]["message"]
+    assert len(calls) == len(set(calls)) == 3, "each once"
+
+
+def test_where_no_replica_is_left_it_says_so_after_a_while() -> None:
+    status, text, calls = played(asked(), patience=0.3, a=Upstream(end="breaks"))
+    assert (
+        status == 503
+        and calls == ["a"]
+        and json.loads(text)["error"]["type"] == "ServiceUnavailable"
+    )
+
+
+def test_a_client_that_leaves_is_noticed_upstream() -> None:
+    async def play() -> None:
+        a = Upstream(event("one"), end="hangs")
+        async with Fleeting(a=a) as fleet:
+            parts = relay(asked(), fleet.ask, 5.0)
+            assert (await anext(parts))[0] == 200 and await anext(parts) == event("one")
+            await parts.aclose()  # type: ignore[attr-defined]
+            async with asyncio.timeout(5):
+                await a.left.wait()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 2}, {"prompt": ["a", "b"]}, {"prompt": [[1], [2]]}, {"use_beam_search": True}]
+)
+def test_answers_of_several_parts_stay_with_one_replica(fields: dict[str, Any]) -> None:
+    a, b = Upstream(REFUSED, DONE), Upstream(*WHOLE)
+    assert played(asked(**fields), a=a, b=b) == (200, REFUSED + DONE, ["a"])
+    assert a.seen[0]["vllm_xargs"]["slo_elsewhere"] == 0
+
+
+def test_what_the_engine_refuses_is_said_in_its_words() -> None:
+    a = Upstream(b'{"error": {"message": "too long"}}', kind="application/json", status=400)
+    assert played(asked(), a=a, b=Upstream(*WHOLE)) == (
+        400,
+        b'{"error": {"message": "too long"}}',
+        ["a"],
+    )
+
+
+def test_an_error_in_a_stream_is_the_engines_answer() -> None:
+    a = Upstream(b'data: {"error": {"message": "bad"}}\n\n', DONE)
+    assert played(asked(), a=a, b=Upstream(*WHOLE))[2] == ["a"]
+
+
+def test_malformed_objectives_are_refused_and_other_bodies_go_as_they_are() -> None:
+    with pytest.raises(ValueError, match="slo_ttft = -1"):
+        asked(vllm_xargs={"slo_ttft": -1})
+    with pytest.raises(ValueError, match="slo_tpot = 'x'"):
+        asked(headers={"x-slo-tpot": "x"})
+    for body in (b"{", b"[1]", b'{"prompt": "a", "vllm_xargs": [1]}', b""):
+        call = Asked.of("POST", "/v1/completions", {}, body)
+        assert call.sent() == body and call.stays
+    assert Asked.of("GET", "/v1/models", {}, b"").stays
+
+
+def test_a_router_sees_what_was_sent_since_the_report() -> None:
+    fleet, idle = Fleet("least-loaded", {}, DEFAULT), {name: report(name) for name in "abc"}
+    chosen = []
+    for i in range(6):
+        call = asked()
+        name = fleet.choose(call, idle, 101.0)
+        assert name is not None and fleet.choose(call, idle, 101.0) == name, (
+            "asking again changes nothing"
+        )
+        fleet.open[name][f"{i}"] = 101.0, call
+        chosen.append(name)
+    assert chosen == [*"abcabc"]
+    later = {name: report(name, 102.0, running=20) for name in "ab"} | {
+        "c": report("c", 102.0, running=10)
+    }
+    assert fleet.choose(asked(), later, 102.0) == "c", "what a report has is not counted twice"
+    load = fleet.load("a", idle["a"], 103.0)
+    assert (load.waiting, load.prefill_tokens, load.claimed_blocks, load.step_end) == (
+        2,
+        200,
+        2 * 8,
+        103.0,
+    )
+
+
+def test_the_cheapest_is_asked_first_and_keeps_what_nobody_takes() -> None:
+    fleet = Fleet("cheapest", {"hops": 2}, DEFAULT)
+    reports = {
+        "a": report("a", prefill_tokens=5000),
+        "b": report("b"),
+        "c": report("c", prefill_tokens=900),
+    }
+    call = asked()
+    assert fleet.choose(call, reports, 100.0) == "b" and call.route == ["b", "c", "a", "b"]
+    faster = replace(ROOFLINE, k_ctx=1e-9)
+    fleet.choose(asked(), {n: replace(r, roofline=faster) for n, r in reports.items()}, 100.0)
+    assert fleet.router.roofline == faster
+
+
+def test_until_engines_know_themselves_the_fewest_calls_count() -> None:
+    fleet = Fleet("cheapest", {}, DEFAULT)
+    fleet.open["a"]["1"] = 100.0, asked()
+    assert fleet.choose(asked(), {"a": None, "b": report("b")}, 100.0) == "b"
+    assert fleet.choose(asked(), {"a": None, "b": None}, 100.0) == "b"
+    assert fleet.choose(asked(), {}, 100.0) is None
+
+
+def test_a_route_leaves_out_who_died() -> None:
+    fleet, call = Fleet("sequential", {"hops": 3}, DEFAULT), asked()
+    reports = {name: report(name) for name in "abc"}
+    assert fleet.choose(call, reports, 100.0) == "a" and call.route == ["a", "b", "c"]
+    call.route.pop(0)
+    del reports["b"]
+    assert fleet.choose(call, reports, 100.0) == "c"
+    call.lost.add("c")
+    call.route.clear()
+    assert fleet.choose(call, reports, 100.0) == "a", (
+        "who declined may be asked again where another died"
+    )
+    call.lost.add("a")
+    assert fleet.choose(call, {"a": reports["a"]}, 100.0) is None

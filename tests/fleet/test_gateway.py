@@ -1,0 +1,256 @@
+"""The one command with two real engines on the CPU: a replay over HTTP while a replica is killed,
+and what follows."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
+
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
+from slos.hardware.profiles import Profile, save
+from slos.replay import replay
+from slos.replay.results import Replayed
+from slos.serving import launch
+from slos.studies.real_engine import ON_CPU
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own
+    from slos.fleet.gateway import main
+
+pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
+LONG = 180.0  # seconds that a busy machine may take to start an engine
+
+
+class Served(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+    def engines(self) -> list[psutil.Process]:
+        """The servers of the replicas."""
+        return [
+            p
+            for p in self.children()
+            if "--load" in self.arguments(p) and p.parent() in self.actors()
+        ]
+
+    def actors(self) -> list[psutil.Process]:
+        return [
+            p for p in self.children() if "ServeReplica:slos:Replica" in " ".join(self.arguments(p))
+        ]
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    @staticmethod
+    def arguments(process: psutil.Process) -> list[str]:
+        try:
+            return process.cmdline()
+        except psutil.Error:
+            return []
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("serve")
+    guess = Profile(
+        "guess",
+        "tiny",
+        "cpu",
+        1,
+        Roofline((Plane(5e-5, 0.0, 1e-2),)),
+        10_000,
+        1024,
+        "made up for a test",
+    )
+    save(guess, folder / "guess.json")
+    (folder / "chat.jinja").write_text("{{ messages[0].content }}")
+    port, log = str(launch.free_port()), folder / "log"
+    command = [sys.executable, "-m", "slos.fleet", str(model), "--replicas", "2", "--port", port]
+    command += [
+        "--profile",
+        str(folder / "guess.json"),
+        "--no-calibrate",
+        "--slo-ttft",
+        "30",
+        "--slo-tpot",
+        "3",
+    ]
+    command += [*ON_CPU, "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja")]
+    usual = {
+        "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }  # fmt: skip
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=usual | os.environ)
+    served = Served(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait(
+            lambda: process.poll() is not None or f"2 replicas at {served.url}" in log.read_text(),
+            "ready",
+            log,
+        )
+        assert process.poll() is None, log.read_text()[-3000:]
+        yield served
+    finally:
+        for p in (
+            [*served.children(), psutil.Process(process.pid)] if process.poll() is None else []
+        ):
+            p.kill()
+
+
+def wait(what: Any, name: str, log: Path) -> None:
+    end = time.monotonic() + LONG
+    while not what():
+        assert time.monotonic() < end, f"not {name}: {log.read_text()[-3000:]}"
+        time.sleep(0.2)
+
+
+def ask(
+    url: str, path: str = "/v1/completions", **fields: Any
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    usual = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
+    prompt = (
+        {"messages": [{"role": "user", "content": "Once"}]}
+        if "chat" in path
+        else {"prompt": [7, 8, 9, 10]}
+    )
+    connection.request(
+        "POST", path, json.dumps(prompt | usual | fields), {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    return answer, answer.read()
+
+
+def work(tag: str, count: int = 40) -> list[Request]:
+    slo = SLO(3.0, ttft=30.0)
+    return [
+        Request(f"{tag}{i}", 0.1 * i, (Stage(50 + i, 40 if i % 2 else 80, slo),))
+        for i in range(count)
+    ]
+
+
+def replayed(requests: list[Request], url: str) -> Replayed:
+    run = replay.run(requests, url, vocabulary=500, timeout=LONG)
+    assert sorted(o.id for o in run.outcomes) == sorted(r.id for r in requests), (
+        "each has one outcome"
+    )
+    return run
+
+
+def replicas(served: Served, count: int = 24) -> set[str | None]:
+    """Who answers, of many calls at once: one after the other would all go to the first idle
+    replica."""
+
+    def who(i: int) -> str | None:
+        return ask(served.url, prompt=[i + 7] * 200, max_tokens=20)[0].getheader("x-slo-replica")
+
+    with ThreadPoolExecutor(count) as pool:
+        return set(pool.map(who, range(count)))
+
+
+def test_a_replay_is_answered_by_both(served: Served) -> None:
+    run = replayed(work("a"), served.url)
+    assert not run.failures and all(o.attained and o.output in (40, 80) for o in run.outcomes)
+    assert len(replicas(served)) == 2 == len(served.engines())
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
+    served: Served, path: str, stream: bool
+) -> None:
+    answer, text = ask(
+        served.url, path, stream=stream, vllm_xargs={"slo_ttft": 1e-6, "slo_tpot": 0.1}
+    )
+    assert answer.status == 200 and b"abort" not in text and b'"length"' in text
+    assert answer.getheader("x-slo-hops") == "2", "to the other one, and back to the first"
+    answer, text = ask(served.url, path, stream=stream)
+    assert answer.status == 200 and answer.getheader("x-slo-hops") == "0"
+
+
+def test_errors_are_those_of_one_server(served: Served) -> None:
+    answer, text = ask(served.url, vllm_xargs={"slo_ttft": -1})
+    assert answer.status == 400 and "slo_ttft = -1" in json.loads(text)["error"]["message"]
+    answer, text = ask(served.url, prompt=[7] * 2000)
+    assert answer.status == 400 and "1024" in json.loads(text)["error"]["message"]
+
+
+@pytest.mark.parametrize("victim", ["actor", "engine"])
+def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(
+    served: Served, victim: str
+) -> None:
+    before, engines = replicas(served), {p.pid for p in served.engines()}
+    process = (served.actors() if victim == "actor" else served.engines())[0]
+    threading.Timer(2.0, process.kill).start()
+    requests = work(victim)
+    run = replayed(requests, served.url)
+    assert not process.is_running()
+    for failure in run.failures:
+        assert "lost in the middle of this answer" in failure.reason, failure
+    assert len(run.failures) < len(requests) / 2
+    lost = {failure.id for failure in run.failures}
+    assert all(
+        o.output == r.output
+        for o in run.outcomes
+        for r in requests
+        if o.id == r.id and o.id not in lost
+    )
+
+    wait(lambda: len(replicas(served)) == 2, "replaced", served.log)
+    after = replicas(served)
+    assert len(after & before) == 1 == len(after - before)
+    assert len({p.pid for p in served.engines()} - engines) == 1, (
+        "an engine anew, and the old one's are gone"
+    )
+    again = replayed(work(f"{victim}-again"), served.url)
+    assert not again.failures and all(o.attained for o in again.outcomes)
+
+
+def test_a_stopped_server_leaves_nothing_behind(served: Served) -> None:
+    everything = served.children()
+    assert len(served.engines()) == 2 and len(everything) > 6
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(LONG) == 0, served.log.read_text()[-3000:]
+    _, left = psutil.wait_procs(everything, timeout=60)
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--replicas", "0"], "--replicas = 0 must be at least 1"),
+        (["--router", "random"], "router = 'random' must be one of round-robin"),
+        (
+            ["--router", "least-loaded", "--hops", "1"],
+            "setting of router 'least-loaded' = 'hops' must be one of none",
+        ),
+        (["--patience", "0"], "--patience = 0.0 must be positive"),
+        (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once(
+    capsys: pytest.CaptureFixture, arguments: list[str], said: str
+) -> None:
+    assert main(["model", *arguments]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""The batch rule and its look ahead, against the same run forward to the very end."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import FAST
+
+from slos.core.roofline import Roofline, batch_fits, batch_time
+from slos.planning.batching import Engine, form
+from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, REMAINING, SWITCH, TPOT
+from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
+from slos.planning.planner import prefill_rates
+from slos.planning.rounds import NO_LINKS
+
+tiles = st.sampled_from([1, 1, 8, 64])
+LONGEST = 0.1
+
+
+def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
+    return Engine(roofline.array, roofline.k_ctx, LONGEST, 0, blocks, 16)
+
+
+@st.composite
+def job(draw: st.DrawFn) -> tuple[float, ...]:
+    """A prompt to come, one under way, or one decoding; perhaps with a stage behind it that goes on
+    at another pace."""
+    tpot = draw(st.sampled_from([0.03, 0.05, 0.1]))
+    left, remaining = draw(st.sampled_from([1, 1, 5, 30, 100])), draw(st.integers(1, 40))
+    computed = draw(st.integers(1, 100)) if left == 1 else draw(st.sampled_from([0, 0, 20]))
+    if left == 1:
+        due = draw(st.floats(0.02, 0.3))
+    else:
+        due = draw(st.sampled_from([1.0, 1.5, 3.0, 5.0])) * FAST.time(left)
+    switch, later = draw(st.integers(0, remaining - 1)), draw(st.sampled_from([0.03, 0.05, 0.1]))
+    return left, due, tpot, remaining, computed, float(computed == 0), switch, later
+
+
+jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, np.float64))
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(0, 10_000),
+    st.floats(0.001, 1),
+    st.sampled_from([0.0, 1e-6]),
+    tiles,
+)
+def test_kernels_agree_with_the_roofline(
+    tokens: int, context: int, seconds: float, k_ctx: float, tile: int
+) -> None:
+    r = replace(FAST, k_ctx=k_ctx, tile=tile)
+    assert batch_time(engine(r), tokens, context) == r.time(tokens, 0, context)
+    assert abs(batch_fits(engine(r), seconds, context) - r.fits(seconds, 0, context)) in (0, tile)
+    [rate] = prefill_rates(np.array([seconds]), r, context)
+    assert rate * seconds == pytest.approx(
+        r.fits(seconds, 0, context), abs=1 if tile == 1 else 1e-6
+    )
+
+
+@settings(max_examples=300)
+@given(jobs, tiles)
+def test_every_batch(jobs: np.ndarray, tile: int) -> None:
+    world = replace(FAST, tile=tile)
+    alive, tokens, before = np.ones(len(jobs), np.bool_), np.empty(len(jobs)), jobs.copy()
+    seconds = form(0.0, jobs, alive, engine(world), tokens)
+    assert (jobs == before).all()
+    assert (
+        (tokens >= 0).all()
+        and (tokens <= jobs[:, LEFT]).all()
+        and (tokens == np.floor(tokens)).all()
+    )
+    assert tokens.sum() >= 1 and seconds == pytest.approx(world.time(int(tokens.sum())))
+    assert seconds <= max(LONGEST, world.time(int((jobs[:, LEFT] == 1).sum()))) + 1e-8
+    assert (tokens == jobs[:, LEFT]).all() or tokens.sum() % tile == 0, "the rest of a tile is free"
+    decoding = jobs[:, LEFT] == 1
+    if decoding.any() and jobs[decoding, DUE].min() >= world.time(int(decoding.sum())):
+        assert seconds <= jobs[decoding, DUE].min() + 1e-8, (
+            "longer than until the earliest token is due"
+        )
+
+
+@settings(max_examples=300)
+@given(jobs, st.sampled_from([10, 40, 1000]), tiles)
+def test_what_the_look_ahead_passes_is_in_time_to_the_end(
+    jobs: np.ndarray, blocks: int, tile: int
+) -> None:
+    """Those that can still be in time alone are; and where everybody decodes in every step memory
+    holds out too."""
+    world = replace(FAST, tile=tile)
+    alone = np.array([world.time(int(j[LEFT])) <= j[DUE] for j in jobs])
+    everybody = np.ones(len(jobs), np.bool_)
+    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, engine(world, blocks))
+    assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
+    if verdict != OK:
+        return
+    jobs, now = jobs.copy(), 0.0
+    tokens = np.empty(len(jobs))
+    while (alive := jobs[:, REMAINING] > 0).any():
+        now += form(now, jobs, alive, engine(world), tokens)
+        jobs[alive, LEFT] -= tokens[alive]
+        jobs[alive, COMPUTED] += tokens[alive]
+        assert np.ceil(jobs[alive, COMPUTED] / 16).sum() <= blocks
+        assert (now <= jobs[alive & alone, DUE] + 1e-6).all()
+        spoke = alive & (jobs[:, LEFT] == 0)
+        jobs[spoke, REMAINING] -= 1
+        jobs[spoke, LEFT] = 1
+        switches = spoke & (jobs[:, REMAINING] == jobs[:, SWITCH])
+        jobs[switches, TPOT] = jobs[switches, LATER]
+        jobs[spoke, DUE] += jobs[spoke, TPOT]
+
+
+def test_verdicts_by_hand() -> None:
+    # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
+    def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
+        padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
+        everybody = np.ones(len(rows), np.bool_)
+        return look_ahead(0.0, padded, NO_LINKS, everybody, engine(FAST, blocks))
+
+    prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
+    assert verdict(prompt) == (OK, -1)
+    assert verdict((100.0, 0.0809, 0.1, 5.0, 0.0, 1.0)) == (LATE, 0)
+    assert verdict(prompt, prompt)[0] == LATE, "161 ms for both"
+    assert verdict(prompt, (100.0, 0.1815, 0.1, 5.0, 0.0, 1.0)) == (OK, -1)
+    assert verdict(prompt, blocks=6) == (MEMORY, -1), "100 tokens are 7 blocks"
+    assert verdict((1.0, 0.05, 0.01, 50.0, 10.0, 0.0))[0] == LATE, (
+        "a pace of 10 ms where a step takes 20"
+    )
+    assert verdict((50.0, 0.01, 0.1, 5.0, 0.0, 0.0), (1.0, 0.1, 0.1, 5.0, 10.0, 0.0)) == (OK, -1), (
+        "late beyond cure"
+    )

@@ -1,0 +1,281 @@
+"""Admission against a brute force over all subsets, written as the definition reads."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from itertools import compress, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slos.core.roofline import Plane, Roofline
+from slos.planning import planner
+from slos.planning.planner import Admission, Instance, admit, prefill_rates
+from slos.studies import overhead
+
+
+def feasible(
+    problem: Instance, roofline: Roofline, chosen: Sequence[bool], slack: Fraction = Fraction(0)
+) -> bool:
+    """Whether `chosen` can be served: a sweep over the deadlines in exact fractions. slack:
+    relative, forgiven."""
+    tpots = [Fraction(float(t)) for t in problem.tpots]
+    rates = [
+        max(
+            Fraction(0),
+            min(
+                (t - Fraction(roofline.k_ctx) * problem.context - Fraction(p.b)) / Fraction(p.k1)
+                for p in roofline.planes
+            ),
+        )
+        / t
+        # the last: while nobody decodes
+        for t in [*tpots, max(Fraction(problem.longest), tpots[-1])]
+    ]
+
+    def rho(n: list[int]) -> Fraction:
+        busy = [tier for tier, count in enumerate(n) if count]
+        return rates[busy[0] if busy else -1] - sum(
+            Fraction(c) / t for c, t in zip(n, tpots, strict=True)
+        )
+
+    n = [int(c) for c in problem.decoding]
+    clock, budget, memory = Fraction(float(problem.now)), Fraction(0), Fraction(0)
+    if rho(n) < -slack * rates[-1]:
+        return False
+    for i in sorted(compress(range(len(chosen)), chosen), key=lambda i: problem.deadline[i]):
+        until = max(clock, Fraction(float(problem.deadline[i])))
+        budget += rho(n) * (until - clock) - Fraction(float(problem.prefill[i]))
+        clock = until
+        if not problem.forced[i]:
+            memory += Fraction(float(problem.memory[i]))
+        n[problem.tier[i]] += 1
+        if (
+            budget < -slack * (1 + sum(problem.prefill))
+            or memory > problem.blocks
+            or rho(n) < -slack * rates[-1]
+        ):
+            return False
+    return True
+
+
+def brute_force(
+    problem: Instance, roofline: Roofline, slack: Fraction = Fraction(0)
+) -> tuple[bool, float]:
+    """Whether the forced requests alone can be served, and the most value of new ones beside
+    them."""
+    subsets = product(*[(True,) if f else (False, True) for f in problem.forced])
+    worth = [
+        float(
+            sum(
+                v
+                for v, c, f in zip(problem.value, chosen, problem.forced, strict=True)
+                if c and not f
+            )
+        )
+        for chosen in subsets
+        if feasible(problem, roofline, chosen, slack)
+    ]
+    return bool(worth), max(worth, default=0.0)
+
+
+def check(problem: Instance, roofline: Roofline) -> Admission:
+    found = admit(problem, roofline)
+    possible, value = brute_force(problem, roofline)
+    assert found.feasible == possible
+    assert found.value == value
+    assert found.loss == 0
+    if not possible:
+        assert not found.accepted.any()
+        return found
+    assert found.accepted[problem.forced].all(), "the forced ones are mandatory"
+    assert feasible(problem, roofline, [bool(a) for a in found.accepted])
+    assert problem.value[found.accepted & ~problem.forced].sum() == found.value
+    return found
+
+
+# Dyadic numbers, so that floats add up exactly: instances on the very edge of feasible are judged
+# alike.
+DYADIC = Roofline((Plane(1 / 1024, 0.0, 1 / 64), Plane(1 / 512, 0.0, 1 / 256)))
+
+
+@st.composite
+def instances(draw: st.DrawFn, unequal: bool = True, memory: bool = True) -> Instance:
+    tiers = draw(st.integers(1, 4))
+    tpots = sorted(
+        draw(
+            st.lists(
+                st.sampled_from([1 / 32, 1 / 16, 1 / 8, 1 / 4]), min_size=tiers, max_size=tiers,
+                unique=True,
+            )
+        )
+    )  # fmt: skip
+    new, forced = draw(st.integers(0, 8)), draw(st.integers(0, 3))
+    n = new + forced
+
+    def numbers(values: st.SearchStrategy, kind: type = float) -> np.ndarray:
+        return np.array(draw(st.lists(values, min_size=n, max_size=n)), kind)
+
+    return Instance(
+        now=1.0,
+        tpots=np.array(tpots),
+        decoding=numbers_of(draw, tiers, st.sampled_from([0, 0, 1, 4, 9])),
+        # overdue ones and ties
+        deadline=numbers(st.sampled_from([0.5, 1.0, 1.25, 1.25, 1.5, 1.75, 2.0, 3.0])),
+        prefill=numbers(st.sampled_from([0, 1, 16, 60, 128, 200, 333])),
+        memory=numbers(st.integers(0, 6)) if memory else numbers(st.just(1)),
+        value=numbers(st.sampled_from([0.5, 1.0, 1.0, 2.0, 3.5])) if unequal else np.ones(n),
+        tier=numbers(st.integers(0, tiers - 1), int),
+        forced=np.array(draw(st.permutations([True] * forced + [False] * new)), bool),
+        blocks=draw(st.sampled_from([0, 5, 12, 100])) if memory else 100,
+        longest=draw(st.sampled_from([0.0, 1 / 32, 3 / 16, 1 / 2])),
+    )
+
+
+def numbers_of(draw: st.DrawFn, n: int, values: st.SearchStrategy[int]) -> np.ndarray:
+    return np.array(draw(st.lists(values, min_size=n, max_size=n)), int)
+
+
+@settings(max_examples=300)
+@given(instances())
+def test_equals_brute_force(problem: Instance) -> None:
+    check(problem, DYADIC)
+
+
+@settings(max_examples=120)
+@given(instances(unequal=False))
+def test_equals_brute_force_with_equal_values(problem: Instance) -> None:
+    check(problem, DYADIC)
+
+
+@settings(max_examples=120)
+@given(instances(), st.floats(0.5, 2.0), st.sampled_from([0.0, 1e-5]))
+def test_equals_brute_force_off_the_grid(problem: Instance, scale: float, k_ctx: float) -> None:
+    """Any numbers: the value lies between the brute force's with a little less and a little more to
+    give."""
+    roofline = Roofline((Plane(6.878e-4, 0.0, 0.0148), Plane(7.523e-4, 0.0, 0.00303)), k_ctx)
+    problem = replace(
+        problem,
+        tpots=problem.tpots * scale,
+        deadline=problem.deadline * scale**2,
+        context=70,
+        value=problem.value / 3,
+    )
+    found = admit(problem, roofline)
+    (hard, least), (soft, most) = (
+        brute_force(problem, roofline, Fraction(s, 10**8)) for s in (-1, 1)
+    )
+    assert hard <= found.feasible <= soft
+    assert least - 1e-9 <= found.value <= most + 1e-9
+    if found.feasible:
+        assert feasible(problem, roofline, [bool(a) for a in found.accepted], Fraction(1, 10**8))
+
+
+def simple(prefill: Sequence[float], **changes: Any) -> Instance:
+    """Requests of one tier, due in a second from now, in which DYADIC computes 1000 tokens at the
+    TPOT of 1/4 s."""
+    n = len(prefill)
+    problem = Instance(
+        now=0.0, tpots=np.array([0.25]), decoding=np.array([0]), deadline=np.ones(n),
+        prefill=np.array(prefill), memory=np.ones(n), value=np.ones(n), tier=np.zeros(n, int),
+        forced=np.zeros(n, bool), blocks=100,
+    )  # fmt: skip
+    return replace(problem, **changes)
+
+
+def test_rates_by_hand() -> None:
+    # T = max(n/1024 + 1/64, n/512 + 1/256): 126 tokens in 1/4 s by the steeper plane, hence 504 a
+    # second.
+    assert prefill_rates(np.array([0.25]), DYADIC) == pytest.approx([504.0])
+    assert prefill_rates(np.array([1 / 512, 0.25]), DYADIC).tolist() == [0.0, 504.0]
+    assert prefill_rates(
+        np.array([0.25]), replace(DYADIC, k_ctx=1 / 1024), context=64
+    ) == pytest.approx([376.0])
+
+
+def test_by_hand() -> None:
+    assert admit(simple([504.0]), DYADIC).accepted.all(), "exactly what a second holds"
+    assert not admit(simple([505.0]), DYADIC).accepted.any()
+    assert not admit(simple([504.0], decoding=np.array([1])), DYADIC).accepted.any(), (
+        "a decode takes four of them"
+    )
+    assert admit(simple([500.0], decoding=np.array([1])), DYADIC).accepted.all()
+    assert admit(simple([0.0], deadline=np.array([-5.0])), DYADIC).accepted.all(), (
+        "overdue, but nothing left to do"
+    )
+    assert admit(
+        simple([300.0, 300.0, 200.0], value=np.array([1.0, 3.0, 1.0])), DYADIC,
+    ).accepted.tolist() == [False, True, True,]  # fmt: skip
+    assert admit(simple([1.0, 1.0], blocks=1), DYADIC).value == 1
+    late = admit(simple([1.0, 505.0], forced=np.array([False, True])), DYADIC)
+    assert not late.feasible and not late.accepted.any() and late.value == 0
+    nobody = admit(simple([]), DYADIC)
+    assert nobody.feasible and nobody.value == 0 and len(nobody.accepted) == 0
+    assert not admit(simple([], decoding=np.array([127])), DYADIC).feasible, (
+        "126 tokens fit a batch"
+    )
+
+
+def test_one_point_a_count_keeps_the_best() -> None:
+    # The first and the third fit together. The second, alone, leaves less budget but also less
+    # memory behind.
+    problem = simple(
+        [1.0, 504.0, 300.0], deadline=np.array([0.5, 1.0, 1.25]), memory=np.array([2.0, 1.0, 1.0])
+    )
+    assert brute_force(problem, DYADIC) == (True, 2.0)
+    assert admit(problem, DYADIC).value == 2
+
+
+def test_a_cut_says_what_it_can_have_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    dice, cut = np.random.default_rng(0), 0
+    monkeypatch.setattr(planner, "WIDTH", 2)
+    # plain Python sees the new width
+    sweep = planner._insert.py_func, planner._order.py_func, planner.sweep.py_func
+    for kernel, plain in zip(("_insert", "_order", "sweep"), sweep, strict=True):
+        monkeypatch.setattr(planner, kernel, plain)
+    for _ in range(60):
+        n = 9
+        problem = simple(
+            dice.integers(1, 250, n).tolist(), value=dice.integers(1, 40, n).astype(float),
+            blocks=12, memory=dice.integers(1, 6, n).astype(float),
+            deadline=dice.uniform(0.3, 1.5, n),
+        )  # fmt: skip
+        found, (_, best) = admit(problem, DYADIC), brute_force(problem, DYADIC)
+        assert found.value <= best <= found.value + found.loss
+        assert feasible(problem, DYADIC, [bool(a) for a in found.accepted])
+        cut += found.loss > 0
+    assert cut > 10
+
+
+def test_bad_instances_name_the_field() -> None:
+    with pytest.raises(ValueError, match=r"tpots .* ascending"):
+        simple([], tpots=np.array([0.1, 0.05]))
+    with pytest.raises(ValueError, match=r"len\(memory\) = 2 must be 1"):
+        simple([1.0], memory=np.ones(2))
+    with pytest.raises(ValueError, match=r"len\(decoding\)"):
+        simple([], decoding=np.zeros(3))
+
+
+FOLDER = os.environ.get("SLOS_PLANNER_INSTANCES", "")
+
+
+@pytest.mark.skipif(
+    not FOLDER, reason="SLOS_PLANNER_INSTANCES names no folder with the authors' instances"
+)
+def test_at_least_the_authors_value() -> None:
+    """And ours can be served, by our fluid view; the authors' answer, where their program has one,
+    mostly as well."""
+    count = 0
+    for problem, roofline, theirs, _ in overhead.instances(Path(FOLDER)):
+        found = admit(problem, roofline)
+        assert not found.feasible or feasible(
+            problem, roofline, [bool(a) for a in found.accepted], Fraction(1, 10**8)
+        )
+        assert found.value >= sum(compress(problem.value, theirs)) - 1e-9
+        count += any(theirs)
+    assert count > 20

@@ -1,0 +1,172 @@
+"""Routers: whom they ask, in which order, and how fast."""
+
+import time
+from dataclasses import replace
+from random import Random
+from statistics import median
+
+import pytest
+
+from slos.core.attainment import attainment
+from slos.core.lengths import FirstToken, Oracle
+from slos.core.types import SLO, Load, Progress, Request, Stage
+from slos.hardware.profiles import profile
+from slos.policies.routers import (
+    ROUTERS,
+    Cheapest,
+    LeastLoaded,
+    RoundRobin,
+    Sequential,
+    make_router,
+)
+from slos.sim.cluster import KV_BYTES, cluster, link, roles
+from slos.sim.simulator import stream
+from workloads import build
+
+HARDWARE = profile("opt-6.7b-a100")
+ORACLE = Oracle([Request("x", 0.0, (Stage(800, 200, SLO(0.05)),))])
+X = Progress("x", 1.0, 800, 1.3, 0.05)
+IDLE = Load("", 1.0, 0, 0, 2687, 2687)
+
+
+def loads(*changes: dict) -> list[Load]:
+    return [replace(IDLE, replica="abcd"[i], **change) for i, change in enumerate(changes)]
+
+
+def test_round_robin_and_the_papers_go_in_turn() -> None:
+    three = loads({}, {}, {})
+    robin, paper = RoundRobin(), Sequential(hops=1)
+    assert [robin.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
+    assert [paper.rank(X, three) for _ in range(3)] == [["a", "b"], ["b", "c"], ["c", "a"]]
+    assert Sequential(hops=9).rank(X, three) == ["a", "b", "c"], "nobody is asked twice"
+
+
+@pytest.mark.parametrize(
+    ("few", "many"),
+    [
+        ({"prefill_tokens": 100}, {"prefill_tokens": 200}),
+        ({"running": 50}, {"prefill_tokens": 1}),  # decodes of others hardly slow a prompt down
+        ({"running": 9}, {"running": 10}),
+        ({"waiting": 9}, {"waiting": 3, "running": 7}),
+    ],
+)
+def test_the_least_loaded_has_the_least_left_to_compute(few: dict, many: dict) -> None:
+    router = LeastLoaded()
+    assert [router.rank(X, loads(many, few, many)) for _ in range(3)] == [["b"]] * 3
+    assert [router.rank(X, loads(few, many, few)) for _ in range(3)] == [["c"], ["a"], ["c"]], (
+        "equals go in turn"
+    )
+
+
+def test_a_few_requests_more_make_nobody_the_busier_one() -> None:
+    router, three = (
+        LeastLoaded(),
+        loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7}),
+    )
+    assert [router.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("scarce", "plenty"),
+    [
+        ({"claimed_blocks": 2680}, {"claimed_blocks": 2600}),  # 63 blocks needed
+        ({"claimed_blocks": 2000}, {"claimed_blocks": 100}),
+        ({"prefill_tokens": 1500}, {"prefill_tokens": 100}),
+        ({"step_end": 1.14}, {"step_end": 1.02}),
+        ({"decodes": ((0.1, 10),)}, {"decodes": ((0.05, 10),)}),  # tiers gather
+        ({"decodes": ((0.05, 400),)}, {"claimed_blocks": 2600}),  # no tokens left over at all
+    ],
+)
+def test_ours_asks_first_where_more_is_left(scarce: dict, plenty: dict) -> None:
+    router = Cheapest(HARDWARE.roofline, ORACLE)
+    assert router.rank(X, loads(scarce, plenty)) == ["b", "a", "b"]
+    assert router.rank(X, loads(plenty, scarce)) == ["a", "b", "a"], "and the best one keeps it"
+    assert Cheapest(HARDWARE.roofline, ORACLE, hops=0).rank(X, loads(scarce, plenty)) == ["b"]
+
+
+def decision_seconds(name: str, replicas: int = 16, repeats: int = 300) -> float:
+    """Median over random loads."""
+    rng, times, router = Random(0), [], make_router(name, HARDWARE.roofline, ORACLE)
+    for _ in range(repeats):
+        some = [
+            Load(
+                f"r{i}", 1 + rng.random() / 10, rng.randrange(5), rng.randrange(80),
+                rng.randrange(2000), 2687, 16, rng.randrange(2000),
+                ((0.05, rng.randrange(1, 20)), (0.1, rng.randrange(1, 60))), rng.randrange(2687),
+            )
+            for i in range(replicas)
+        ]  # fmt: skip
+        start = time.perf_counter()
+        router.rank(X, some)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_decision_is_quick_and_every_router_serves(name: str) -> None:
+    assert decision_seconds(name) < 200e-6, "50 µs where nothing else runs"
+    work = build("mixed", 20.0, 60).requests
+    oracle = Oracle(work)
+    outcomes = list(
+        stream(
+            work,
+            cluster("slos-serve", HARDWARE, oracle, 4),
+            make_router(name, HARDWARE.roofline, oracle),
+        )
+    )
+    assert (
+        len(outcomes) == 60
+        and attainment(outcomes) > 0.5
+        and len({o.replica for o in outcomes}) == 4
+    )
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="router = 'dice' must be one of round-robin"):
+        make_router("dice", HARDWARE.roofline, ORACLE)
+    with pytest.raises(
+        ValueError, match="setting of router 'sequential' = 'hop' must be one of hops"
+    ):
+        make_router("sequential", HARDWARE.roofline, ORACLE, hop=1)
+    for router in (Sequential, lambda hops: Cheapest(HARDWARE.roofline, ORACLE, hops)):
+        with pytest.raises(ValueError, match="hops = -1"):
+            router(hops=-1)
+
+
+# Topologies
+
+
+def test_topologies() -> None:
+    assert roles("") == ("",) and roles("2:1") == ("prefill", "prefill", "decode")
+    nodes = cluster("vllm", HARDWARE, ORACLE, 2, "1:2")
+    assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len(
+        {n.name for n in nodes}
+    ) == 6
+    assert FirstToken().remaining(X) == 1 and FirstToken().after_stage(X) == 0
+    for bad in ("2", "2:0", "a:b", "1:1:1"):
+        with pytest.raises(ValueError, match="topology"):
+            roles(bad)
+
+
+def test_a_hand_over_costs_what_the_link_says() -> None:
+    """OPT-6.7B: half a MiB a token, over 300 GB/s."""
+    assert KV_BYTES["OPT-6.7B"] == 2**19
+    assert link(HARDWARE).seconds(1000) == pytest.approx(1000 * 2**19 / 300e9)
+    assert link(profile("opt-30b-a100x4")).bandwidth == 4 * 300e9
+    with pytest.raises(ValueError, match="KV_BYTES"):
+        link(replace(HARDWARE, model="mine"))
+
+
+@pytest.mark.parametrize("system", ["vllm", "vllm-v1", "sarathi", "slos-serve"])
+@pytest.mark.parametrize("scenario", ["chatbot", "tool-calling", "reasoning"])
+def test_prefill_and_decode_apart(system: str, scenario: str) -> None:
+    work = build(scenario, 0.5, 12).requests
+    oracle = Oracle(work)
+    nodes = cluster(system, HARDWARE, oracle, 1, "2:1")
+    if scenario == "reasoning":
+        nodes = [replace(n, world=replace(n.world, kv_blocks=70_000)) for n in nodes]
+    outcomes = list(stream(work, nodes, LeastLoaded(), link=link(HARDWARE)))
+    assert len(outcomes) == 12 and attainment(outcomes) > 0.5
+    assert {o.replica for o in outcomes if o.output > sum(len(r.stages) for r in work)} <= {
+        "decode-02"
+    }

@@ -1,0 +1,294 @@
+"""SLOs-Serve: what it guarantees it keeps, and best effort lives on what is left."""
+
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import FAST, Lawful, Watch, requests, slos, stages, worlds
+
+from slos.core.attainment import Outcome
+from slos.core.lengths import Oracle
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Progress, Request, Stage, View
+from slos.hardware.profiles import profile
+from slos.policies.slos_serve import SLOsServe
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
+from workloads import build
+
+HOPELESS = SLO(tpot=0.1, ttft=0.001)
+
+
+def keeps_its_word(work: list[Request], world: World) -> dict[str, Outcome]:
+    watch = Watch(SLOsServe(world.roofline, Oracle(work)))
+    watched = Lawful(watch, work, world)
+    outcomes = simulate(work, watched, world, 0, watched.observe)
+    watched.end(outcomes)
+    for o in outcomes:
+        assert o.attained == (o.id in watch.admitted), (
+            f"{o.id} was promised and not attained: {o.lateness} s late"
+        )
+    return {o.id: o for o in outcomes}
+
+
+def req(
+    id: str, prompt: int, output: int, slo: SLO, arrival: float = 0.0, after: tuple[Stage, ...] = ()
+) -> Request:
+    return Request(id, arrival, (Stage(prompt, output, slo), *after))
+
+
+@settings(max_examples=250)
+@given(data=st.data())
+def test_every_guarantee_is_kept(data: st.DataObject) -> None:
+    work = data.draw(requests(size=14, of=stages(most=1)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
+    """Thinking, then a response at another pace."""
+    work = data.draw(requests(size=10, of=stages(most=2, kinds=["goes on"])))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+
+
+@settings(max_examples=250)
+@given(data=st.data())
+def test_every_guarantee_is_kept_over_rounds(data: st.DataObject) -> None:
+    """Tools that answer later, turns that follow at once, paces that change: one promise for all of
+    it."""
+    work = data.draw(requests(size=8, of=stages(most=4)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+
+
+def busy_replica(seed: int) -> tuple[list[Request], World]:
+    """Bursts of chats, reasoning and agents of up to 5 rounds, at a load that the machine cannot
+    carry in full."""
+    dice = Random(seed)
+    k_ctx, blocks = dice.choice([0.0, 0.0, 1e-6]), dice.choice([60, 150, 600])
+    roofline = Roofline((*FAST.planes, Plane(0.0003, 0.0, 0.01)), k_ctx)
+    now, work = 0.0, []
+    for i in range(40):
+        now += dice.choice([0.0, 0.0, 0.05, 0.3, 1.0])
+        slo = SLO(dice.choice([0.05, 0.08, 0.15]), slowdown=dice.choice([2.0, 3.0, 5.0]))
+        made = [Stage(dice.randint(1, 200), dice.randint(1, 60), slo)]
+        kind = dice.choice(["chat", "reasoning", "tools", "turns"])
+        for _ in range(dice.randint(1, 4) if kind != "chat" else 0):
+            prompt = 0 if kind == "reasoning" else dice.randint(0 if kind == "tools" else 1, 80)
+            pace = SLO(dice.choice([0.05, 0.15])) if kind == "reasoning" else slo
+            made.append(
+                Stage(
+                    prompt,
+                    dice.randint(1, 40),
+                    pace,
+                    dice.lognormvariate(-0.7, 0.8) * (kind == "tools"),
+                )
+            )
+        work.append(Request(f"r{i}", now, tuple(made)))
+    seats, tile = dice.choice([8, 256]), dice.choice([1, 1, 32])
+    return work, World(replace(roofline, tile=tile), blocks, max_seqs=seats)
+
+
+def test_200_busy_replicas_keep_every_promise() -> None:
+    admitted = rounds = total = 0
+    for seed in range(200):
+        work, world = busy_replica(seed)
+        watch = Watch(SLOsServe(world.roofline, Oracle(work)))
+        outcomes = {o.id: o for o in simulate(work, watch, world, seed)}
+        broken = [
+            (o.id, o.lateness) for o in outcomes.values() if o.attained != (o.id in watch.admitted)
+        ]
+        assert not broken, f"seed {seed}: {broken}"
+        admitted += len(watch.admitted)
+        rounds += sum(any(s.wait for s in r.stages) for r in work if r.id in watch.admitted)
+        total += len(work)
+    assert 0.2 * total < admitted < 0.9 * total and rounds > 0.05 * total, (admitted, rounds, total)
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+@pytest.mark.parametrize("rate", [9, 14, 28])
+def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
+    """Where admitted requests wait for their first token while others are preferred, and drafts
+    come and go."""
+    hardware = profile("opt-6.7b-draft-a100")
+    for seed in range(3):
+        work = build("mixed", rate, 300, seed).requests
+        watch = Watch(SLOsServe(hardware.roofline, Oracle(work)))
+        outcomes = simulate(work, watch, World.of(hardware, max_drafts=drafts), seed)
+        assert [o.id for o in outcomes if o.attained != (o.id in watch.admitted)] == []
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_best_effort_delays_nobody(data: st.DataObject) -> None:
+    hopeless = st.builds(Stage, st.integers(1, 80), st.integers(1, 60), st.just(HOPELESS))
+    work = data.draw(
+        requests(
+            size=12,
+            of=st.tuples(hopeless | st.builds(Stage, st.integers(1, 60), st.integers(1, 30), slos)),
+        )
+    )
+    outcomes = keeps_its_word(work, data.draw(worlds(work, k_ctx=0.0, noise=0.0)))
+    assert all(outcomes[r.id].declined for r in work if r.stages[0].slo is HOPELESS)
+
+
+def test_everybody_is_admitted_where_there_is_room() -> None:
+    work = [req(f"r{i}", 20, 10, SLO(tpot=0.1, slowdown=5.0), arrival=0.3 * i) for i in range(6)]
+    assert all(o.attained for o in keeps_its_word(work, World(FAST, 100)).values())
+
+
+def test_a_burst_is_served_in_part_and_the_rest_finishes_too() -> None:
+    work = [req(f"r{i}", 100, 10, SLO(tpot=0.05, slowdown=3.0)) for i in range(10)]
+    outcomes = keeps_its_word(work, World(FAST, 200)).values()
+    # Alone a prompt takes 81 ms and is due after 243 ms, in which one batch holds 302 tokens.
+    assert 2 <= sum(o.attained for o in outcomes) <= 3 and sum(o.declined for o in outcomes) >= 7
+
+
+def test_nobody_starves_under_a_load_that_never_ends() -> None:
+    """Twice what the machine carries, for two minutes: best effort ends all the while."""
+    slo = SLO(tpot=0.05, slowdown=3.0)
+    work = [req(f"r{i}", 100, 30, slo, arrival=0.08 * i) for i in range(1500)]
+    watch = Watch(SLOsServe(FAST, Oracle(work)))
+    outcomes = simulate(work, watch, World(FAST, 60))
+    assert all(o.attained == (o.id in watch.admitted) for o in outcomes)
+    ended = [o.finish for o in outcomes if o.declined and o.finish < 120]
+    assert len(ended) > 5 and max(b - a for a, b in pairwise([30.0, *ended, 120.0])) < 30, ended
+
+
+def test_value_decides() -> None:
+    rich = replace(req("rich", 100, 5, SLO(tpot=0.1, slowdown=1.2)), value=5.0)
+    outcomes = keeps_its_word(
+        [req("poor", 100, 5, SLO(tpot=0.1, slowdown=1.2)), rich], World(FAST, 100)
+    )
+    assert outcomes["rich"].attained and outcomes["poor"].declined
+
+
+def test_best_effort_makes_room_newest_first() -> None:
+    """20 blocks of 4: after 0.3 s both of best effort hold about 6, and the third needs 15 for its
+    prompt."""
+    work = [
+        req("a", 8, 28, HOPELESS),
+        req("b", 8, 28, HOPELESS),
+        req("c", 60, 4, SLO(tpot=0.1, slowdown=5.0), 0.3),
+    ]
+    watch = Watch(SLOsServe(FAST, Oracle(work)))
+    outcomes = {o.id: o for o in simulate(work, watch, World(FAST, 20, block_size=4))}
+    assert watch.preempted[:2] == ["b", "a"]
+    assert (
+        outcomes["c"].attained
+        and outcomes["c"].finish < outcomes["a"].finish <= outcomes["b"].finish
+    )
+    assert outcomes["a"].declined and outcomes["a"].preemptions == 1
+
+
+def test_a_better_roofline_takes_its_place_between_steps() -> None:
+    work = [req("a", 100, 5, SLO(tpot=0.1, slowdown=3.0))]
+    policy = SLOsServe(FAST, Oracle(work))
+    view = View(0.0, [Progress("a", 0.0, 100, 0.25, 0.1)], [], 100, 100)
+    assert policy.step(view).tokens == {"a": 100}
+    policy.roofline = Roofline((Plane(0.01, 0.0, 0.0),))
+    assert policy.step(view).decline == ("a",), "now a prompt of 100 tokens takes a second"
+
+
+@pytest.mark.parametrize(("tile", "filled"), [(1, None), (64, 63)])
+def test_best_effort_has_the_rest_of_a_tile(tile: int, filled: int | None) -> None:
+    """A decode that is late already leaves no time for others, but they fill its tile for
+    nothing."""
+    roofline = replace(FAST, tile=tile)
+    late = Progress("late", 0.0, 51, 1.0, 0.05, computed=50, generated=1)
+    queued = Progress("queued", 0.0, 100, 0.2, 0.1, best_effort=True)
+    policy = SLOsServe(
+        roofline, Oracle([req("late", 50, 20, HOPELESS), req("queued", 100, 5, HOPELESS)])
+    )
+    batch = policy.step(View(2.0, [queued], [late], 90, 100))
+    assert batch.tokens == {"late": 1} | ({"queued": filled} if filled else {})
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"longest_step = 0.0 must be positive"):
+        SLOsServe(FAST, Oracle([]), longest_step=0.0)
+
+
+def test_best_effort_delays_nobody_with_a_context_term() -> None:
+    work = [
+        req(f"r{i}", n, out, HOPELESS)
+        for i, (n, out) in enumerate([(1, 1), (32, 21), (1, 1), (1, 1), (1, 1)])
+    ]
+    work += [req("r5", 30, 1, HOPELESS, 0.25), req("r6", 1, 1, SLO(tpot=0.05, slowdown=3.0), 0.25)]
+    work += [req("r7", 29, 1, HOPELESS, 0.25)]
+    keeps_its_word(work, World(Roofline(FAST.planes, k_ctx=2e-5), 34, block_size=4))
+
+
+def test_guarantee_with_a_context_term() -> None:
+    keeps_its_word(
+        [req("a", 100, 5, SLO(tpot=0.1, slowdown=1.0))],
+        World(Roofline(FAST.planes, k_ctx=2e-5), 100),
+    )
+
+
+@pytest.mark.parametrize("response", [0.03, 0.1])
+def test_guarantee_when_the_pace_changes(response: float) -> None:
+    if response < 0.05:
+        first = req(
+            "a", 26, 1, SLO(tpot=0.05, slowdown=3.0), after=(Stage(0, 1, SLO(tpot=response)),)
+        )
+        work = [first, req("b", 103, 1, SLO(tpot=0.03, slowdown=1.5))]
+    else:
+        work = [
+            req("a", 23, 1, SLO(tpot=0.1, slowdown=5.0)),
+            req("b", 47, 4, SLO(tpot=0.03, slowdown=1.5)),
+            req("c", 1, 2, SLO(tpot=0.03, slowdown=1.5), 0.05, (Stage(0, 1, SLO(tpot=response)),)),
+            req("d", 94, 1, SLO(tpot=0.1, slowdown=1.5), 0.05),
+        ]
+    keeps_its_word(work, World(FAST, 1000))
+
+
+@pytest.mark.parametrize(
+    ("slo", "blocks"),
+    [(SLO(tpot=0.01, slowdown=5.0), 100), (SLO(tpot=0.1, slowdown=5.0), 8)],
+    ids=["pace", "memory"],
+)
+def test_nobody_waits_for_ever(slo: SLO, blocks: int) -> None:
+    """A pace that the machine does not have; and a request that just fills the cache. Best effort
+    is left for both."""
+    simulate(
+        [req("a", 2, 30, slo)],
+        SLOsServe(FAST, Oracle([req("a", 2, 30, slo)])),
+        World(FAST, blocks, block_size=4),
+    )
+
+
+def test_a_crowd_of_many_paces_is_planned_in_parts_and_nobody_is_forgotten() -> None:
+    """Count vectors grow with the product of the tiers: some 300,000 here, ten times what one
+    planning takes."""
+    tpots = (0.05, 0.1, 0.2, 0.4)
+    crowd = [
+        Request(f"r{i}", 0.0, (Stage(40, 3, SLO(tpots[i % 4], ttft=60.0)),)) for i in range(92)
+    ]
+    roofline = Roofline((Plane(1e-4, 0.0, 5e-3),))
+    outcomes = simulate(crowd, SLOsServe(roofline, Oracle(crowd)), World(roofline, 2000))
+    assert len(outcomes) == 92 and all(o.attained for o in outcomes)
+
+
+def view_of(*waiting: Progress, running: tuple[Progress, ...] = ()) -> View:
+    return View(0.0, waiting, running, 50, 64, max_drafts=3)
+
+
+def test_a_new_roofline_is_planned_with_from_the_next_step_on() -> None:
+    work = [req(f"r{i}", 400, 20, SLO(tpot=0.1, ttft=0.5)) for i in range(3)]
+    view = view_of(*(Progress(r.id, 0.0, 400, 0.5, 0.1) for r in work))
+    slow = Roofline((Plane(1e-3, 0.0, 1e-2),))
+    policy = SLOsServe(FAST, Oracle(work))
+    before = policy.step(view)
+    policy.roofline = slow
+    assert policy.step(view) == SLOsServe(slow, Oracle(work)).step(view) != before
+
+
+def test_a_roofline_without_a_cost_per_batch_is_planned_with() -> None:
+    """As it may be learned: an empty batch then takes no time."""
+    work = [req("a", 90, 20, SLO(tpot=0.1, ttft=1e-6))]
+    policy = SLOsServe(Roofline((Plane(1e-4, 0.0, 0.0),)), Oracle(work))
+    assert policy.step(view_of(Progress("a", 0.0, 90, 1e-6, 0.1))).tokens == {"a": 90}

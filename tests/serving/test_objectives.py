@@ -1,0 +1,216 @@
+"""Objectives on the wire: what is written is read back, and what is malformed is named."""
+
+import asyncio
+import json
+from math import isfinite
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from slos.core.types import SLO, Stage
+from slos.serving.middleware import CheckObjectives
+from slos.serving.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
+
+DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
+
+paces = st.floats(1e-6, 1e3)
+firsts = st.one_of(
+    st.builds(SLO, paces, ttft=paces),
+    st.builds(SLO, paces, slowdown=st.floats(1, 1e3)),
+    st.builds(SLO, paces),
+)
+outputs = st.integers(1, 10_000)
+answers = st.builds(
+    lambda first, *later: [first, *later[0]],
+    st.builds(Stage, st.integers(1, 5000), outputs, firsts),
+    st.lists(st.builds(Stage, st.just(0), outputs, st.builds(SLO, paces)), max_size=4),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["tpot", "until", "tokens", "x"]) | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+fields = st.sampled_from([*FIELDS, "slo_tbt", "slo_", "top_k"])
+
+
+@given(answers, st.floats(1e-3, 1e3))
+def test_what_is_written_is_read_back(stages: list[Stage], value: float) -> None:
+    wire = json.loads(json.dumps(xargs(stages, value)))
+    assert all(isinstance(v, (str, int, float)) for v in wire.values()), (
+        "vllm_xargs takes nothing else"
+    )
+    got, first = parse(wire, DEFAULT), stages[0].slo
+    assert got.value == value
+    assert [p.slo.tpot for p in got.phases] == [s.slo.tpot for s in stages]
+    assert got.phases[0].slo.first_token(7.0) == first.first_token(7.0)
+    assert all(p.slo.ttft is None and p.slo.slowdown is None for p in got.phases[1:])
+    # a stage is over with its last token, and not before; the last never is
+    for i, stage in enumerate(stages):
+        assert got.ends(i, 0, stage.output) == (i + 1 < len(stages))
+        assert not got.ends(i, 0, stage.output - 1)
+
+
+@given(st.dictionaries(fields, json_values, max_size=4))
+@example({"slo_stages": '[{"tpot": NaN}]'})
+@example({"slo_stages": '[{"tpot": 0.1, "until": true}, {"tpot": 0.1}]'})
+@example({"slo_tpot": "1" * 5000})
+@example({"slo_tpot": 10**400})
+@example({"slo_value": 1e-400})
+@example({"slo_ttft": 1.0, "slo_slowdown": 2.0})
+@example({"slo_stages": '[{"tpot": 1e999}]'})
+def test_anything_is_read_or_refused_by_name(wire: dict[str, Any]) -> None:
+    try:
+        got = parse(wire, DEFAULT)
+    except ValueError as error:
+        named = [name for name in wire if name.startswith(PREFIX)]
+        assert any(name in str(error) for name in named), error
+        return
+    slo = got.phases[0].slo
+    assert slo.ttft is None or slo.slowdown is None
+    assert (
+        all(isfinite(p.slo.tpot) and p.slo.tpot > 0 for p in got.phases)
+        and isfinite(got.value)
+        and got.value > 0
+    )
+    if not any(name.startswith(PREFIX) for name in wire):
+        assert got is DEFAULT
+
+
+@given(st.one_of(json_values, st.lists(json_values, max_size=3)))
+def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
+    for wire in (raw, json.dumps(raw)):
+        try:
+            phases = parse({"slo_stages": wire}, DEFAULT).phases
+        except ValueError as error:
+            assert "slo_stages" in str(error)
+        else:
+            assert [p.until is None and p.tokens is None for p in phases] == [False] * (
+                len(phases) - 1
+            ) + [True]
+            assert phases[0].slo.slowdown == 5.0, "what is not said is the default's"
+
+
+@pytest.mark.parametrize(
+    ("wire", "says"),
+    [
+        ({"slo_tbt": 1}, "field = 'slo_tbt' must be one of slo_ttft"),
+        ({"slo_tpot": 0}, "slo_tpot = 0.0 must be positive"),
+        ({"slo_tpot": "fast"}, "slo_tpot = 'fast' must be a finite number"),
+        ({"slo_tpot": True}, "slo_tpot = True must be a finite number"),
+        ({"slo_tpot": [0.1]}, "slo_tpot = [0.1] must be a finite number"),
+        ({"slo_ttft": -1}, "slo_ttft = -1.0 must be positive"),
+        ({"slo_slowdown": 0.5}, "slo_slowdown = 0.5 must be at least 1"),
+        ({"slo_ttft": 1, "slo_slowdown": 2}, "slo_ttft = 1.0 must be None beside a slowdown"),
+        ({"slo_value": 0}, "slo_value = 0.0 must be positive"),
+        ({"slo_stages": "[]"}, "slo_stages = '[]' must be a JSON list of at least one object"),
+        ({"slo_stages": "{"}, "slo_stages = '{' must be JSON"),
+        ({"slo_stages": "[{}]"}, "slo_stages[0] = {} must be with a tpot"),
+        (
+            {"slo_stages": '[{"tpot": 1}]', "slo_tpot": 1},
+            "slo_tpot = 1 must be left out beside slo_stages",
+        ),
+        ({"slo_stages": '[{"tpot": 1}, {"tpot": 1}]'}, "slo_stages[0] = {'tpot': 1} must be ended"),
+        (
+            {"slo_stages": '[{"tpot": 1, "tokens": 0}, {"tpot": 1}]'},
+            "slo_stages[0].tokens = 0 must be a whole",
+        ),
+        (
+            {"slo_stages": '[{"tpot": 1, "until": 2}]'},
+            "slo_stages[0] = {'tpot': 1, 'until': 2} must be without",
+        ),
+        ({"slo_stages": '[{"tpot": 1, "ttft": 2}]'}, "must be made of tpot, until, tokens"),
+        ({"slo_stages": '[{"tpot": -1}]'}, "slo_stages[0].tpot = -1.0 must be positive"),
+    ],
+)
+def test_a_malformed_field_is_named(wire: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse(wire, DEFAULT)
+    assert says in str(error.value)
+
+
+def test_what_is_not_said_is_the_default_s() -> None:
+    assert parse(None, DEFAULT) is DEFAULT and parse({"top_k": 5}, DEFAULT) is DEFAULT
+    got = parse({"slo_tpot": "0.02"}, DEFAULT)
+    assert got == Objectives((Phase(SLO(0.02, slowdown=5.0)),), 2.0)
+    assert parse({"slo_ttft": 3}, DEFAULT).phases[0].slo == SLO(0.1, ttft=3.0)
+    thinking = parse({"slo_stages": '[{"tpot": 0.05, "until": 7}, {"tpot": 0.1}]'}, DEFAULT)
+    assert thinking.ends(0, 7, 1) and not thinking.ends(0, 6, 1) and not thinking.ends(1, 7, 1)
+
+
+def test_a_hostile_nesting_is_refused_like_the_rest() -> None:
+    with pytest.raises(ValueError, match=r"slo_stages = .* must be JSON"):
+        parse({"slo_stages": "[" * 100_000}, DEFAULT)
+
+
+def test_stages_with_a_call_between_them_do_not_fit_one_call() -> None:
+    tool = [Stage(5, 2, SLO(0.1, ttft=1.0)), Stage(5, 2, SLO(0.1), wait=1.0)]
+    for stages in (tool, []):
+        with pytest.raises(ValueError, match=r"stages = .* must be one, then such that just go on"):
+            xargs(stages)
+
+
+def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions") -> tuple[int, Any]:
+    """What the server behind the middleware is sent, as (0, its body), or the refusal as (status,
+    error)."""
+    sent: list[dict[str, Any]] = []
+    parts = [{"type": "http.request", "body": body[:9], "more_body": True}]
+    parts += [{"type": "http.request", "body": body[9:], "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        body = await request.body()
+        assert int(request.headers["content-length"]) == len(body)
+        await send({"type": "seen", "body": body})
+
+    raw = [
+        (k.encode(), v.encode()) for k, v in ({"content-length": str(len(body))} | headers).items()
+    ]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": raw}
+    asyncio.run(CheckObjectives(server)(scope, receive, send))
+    if sent[0]["type"] == "seen":
+        return 0, sent[0]["body"]
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]
+
+
+def test_the_middleware_reads_headers_refuses_what_is_malformed_and_leaves_the_rest_alone() -> None:
+    body = json.dumps({"prompt": "Once", "vllm_xargs": {"slo_tpot": 0.1, "top": 1}}).encode()
+    assert through(body, {}) == (0, body)
+    _, seen = through(body, {"x-slo-ttft": "2", "x-slo-tpot": "0.2", "x-other": "y"})
+    assert json.loads(seen) == {
+        "prompt": "Once",
+        "vllm_xargs": {"slo_tpot": "0.2", "top": 1, "slo_ttft": "2"},
+    }
+    for headers in ({"x-slo-ttft": "-1"}, {"x-slo-tbt": "1"}):
+        status, error = through(b'{"prompt": "Once"}', headers)
+        assert (
+            status == error["code"] == 400
+            and error["type"] == "BadRequestError"
+            and "slo_t" in error["message"]
+        )
+    assert through(b'{"vllm_xargs": {"slo_value": 0}}', {})[0] == 400
+    for other in (
+        b"{slo_",
+        b"[1]",
+        b'{"vllm_xargs": ["slo_"]}',
+        b'"slo_ttft"',
+        b"[" * 50_000 + b"slo_",
+    ):
+        assert through(other, {"x-slo-ttft": "1"}) == (0, other), "the server says what is wrong"
+    bad = b'{"vllm_xargs": {"slo_value": 0}}'
+    assert through(bad, {}, "/tokenize") == (0, bad)

@@ -1,0 +1,199 @@
+"""A real vLLM server over HTTP, as a newcomer meets it: three commands of the README, objectives,
+and bad ones."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+pytest.importorskip(
+    "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
+)
+
+from slos.core.types import SLO, Request, Stage
+from slos.hardware.profiles import profile
+from slos.policies import OURS
+from slos.replay import replay
+from slos.serving import launch
+from slos.studies.engine_workloads import bursty
+from slos.studies.real_engine import server
+
+pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def url(model: Path, folder: Path) -> Iterator[str]:
+    saved = ["--save-profile", str(folder / "learned.json"), "--slo-ttft", "5", "--slo-tpot", "0.5"]
+    with server(model, OURS, folder, *saved, "--enforce-eager", "--max-model-len", "1024") as url:
+        yield url
+
+
+def ask(url: str, fields: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request(
+        "POST",
+        "/v1/completions",
+        json.dumps(fields),
+        {"Content-Type": "application/json"} | (headers or {}),
+    )
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def completion(
+    url: str, xargs: Any = None, headers: dict[str, str] | None = None, **more: Any
+) -> tuple[int, Any]:
+    model = replay_model(url)
+    fields = {
+        "model": model,
+        "prompt": [7, 8, 9, 10],
+        "max_tokens": 6,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
+    return ask(url, fields | more | ({"vllm_xargs": xargs} if xargs is not None else {}), headers)
+
+
+def replay_model(url: str) -> str:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/v1/models")
+    return json.loads(connection.getresponse().read())["data"][0]["id"]
+
+
+def test_objectives_are_taken_from_the_body_and_from_headers(url: str) -> None:
+    plain = completion(url)
+    assert plain[0] == 200 and plain[1]["usage"]["completion_tokens"] == 6
+    stages = json.dumps([{"tpot": 0.2, "until": 3}, {"tpot": 0.4}])
+    for xargs in (
+        {"slo_ttft": 1, "slo_tpot": 0.1},
+        {"slo_slowdown": "4", "slo_value": 2},
+        {"slo_stages": stages},
+        {},
+    ):
+        status, answer = completion(url, xargs)
+        assert status == 200 and answer["choices"][0]["text"] == plain[1]["choices"][0]["text"]
+    assert completion(url, headers={"x-slo-ttft": "2", "x-slo-tpot": "0.1"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("xargs", "said"),
+    [
+        ({"slo_ttft": -1}, "slo_ttft = -1.0 must be positive"),
+        ({"slo_tpot": "fast"}, "slo_tpot = 'fast' must be a finite number"),
+        ({"slo_tttf": 1}, "field = 'slo_tttf' must be one of slo_ttft"),
+        ({"slo_slowdown": 0.5}, "slo_slowdown = 0.5 must be at least 1"),
+        ({"slo_stages": "[{]"}, "must be JSON"),
+    ],
+)
+def test_malformed_objectives_are_refused_and_the_server_lives_on(
+    url: str, xargs: dict[str, Any], said: str
+) -> None:
+    status, answer = completion(url, xargs)
+    assert status == 400 and said in answer["error"]["message"] and answer["error"]["code"] == 400
+    name, value = next(iter(xargs.items()))
+    status, answer = completion(url, headers={f"x-{name.replace('_', '-')}": str(value)})
+    assert status == 400 and name in answer["error"]["message"]
+    assert completion(url)[0] == 200
+
+
+def test_an_aborted_stream_leaves_the_others_alone(url: str) -> None:
+    fields = {
+        "model": replay_model(url),
+        "prompt": [7] * 50,
+        "max_tokens": 900,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    for _ in range(4):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        connection.request(
+            "POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"}
+        )
+        assert connection.getresponse().read(20)
+        connection.sock.close()
+        connection.close()
+    assert completion(url)[0] == 200
+
+
+def test_a_bursty_replay_is_answered_and_measured(url: str) -> None:
+    requests = bursty(10.0, 40, seed=1, step=0.02)
+    run = replay.run(requests, url, vocabulary=500)
+    assert not run.failures and len(run.outcomes) == 40
+    assert {o.id for o in run.outcomes} == {r.id for r in requests}
+    assert all(o.ttft > 0 and o.finish >= o.arrival + o.ttft for o in run.outcomes)
+
+
+def test_an_answer_of_two_paces_is_one_call(url: str) -> None:
+    thinks = Request("t", 0.0, (Stage(20, 12, SLO(0.5, ttft=5.0)), Stage(0, 8, SLO(0.2))))
+    run = replay.run([thinks], url, vocabulary=500)
+    assert not run.failures and run.outcomes[0].output == 20 and run.outcomes[0].attained
+
+
+def test_the_engine_learns_itself_and_keeps_the_profile(url: str, folder: Path) -> None:
+    launch.calibrate(url)
+    learned = profile(str(folder / "learned.json"))
+    step = learned.roofline.time
+    assert 0 < step(1) < step(256) < 5.0 and learned.margin >= 1 and learned.kv_tokens > 1024
+    assert "measured by slos.serving.vllm_plugin" in learned.source
+    log = (folder / f"server-{OURS}.log").read_text()
+    assert "slos-serve schedules from now on" in log and "Traceback" not in log
+
+
+def test_the_third_command_of_the_readme(url: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "slos.replay", "--url", url, "--rate", "8", "--requests", "12"]
+    command += ["--ttft", "5", "--tpot", "0.5", "--output", str(tmp_path / "rows.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "attainment" in done.stdout and "answered 12, failed 0" in done.stdout
+    table = pd.read_csv(tmp_path / "rows.csv")
+    assert len(table) == 12 and set(table["status"]) == {"measured"}
+
+
+def test_vllm_bench_serve_works_against_it(url: str, model: Path, tmp_path: Path) -> None:
+    port = url.rsplit(":", 1)[1]
+    command = [
+        sys.executable,
+        "-m",
+        "slos.serving.launch",
+        "bench",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        port,
+    ]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--dataset-name",
+        "random",
+        "--random-input-len",
+        "30",
+        "--num-prompts",
+        "8",
+    ]
+    command += [
+        "--random-output-len",
+        "5",
+        "--ignore-eos",
+        "--save-result",
+        "--result-dir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    [saved] = tmp_path.glob("*.json")
+    assert json.loads(saved.read_text())["completed"] == 8

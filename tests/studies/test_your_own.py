@@ -1,0 +1,543 @@
+"""The answer to a question of one's own: real runs of a tiny size, on the synthetic profile."""
+
+import csv
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slos.core.attainment import attainment
+from slos.core.types import SLO, Request, Stage
+from slos.evaluation.capacity_search import (
+    Probe,
+    Search,
+    capacity,
+    hardware_of,
+    scaled_slos,
+    search,
+    serve,
+)
+from slos.evaluation.stats import rows_of
+from slos.hardware.profiles import profile
+from slos.policies import POLICIES
+from slos.studies import your_own
+from workloads import SCENARIOS, build
+
+TINY = ["--num-requests", "40", "--seeds", "1"]
+ROWS = [(3.0, 500, 40, 0.05, 1.0, ""), (3.5, 900, 20, 0.1, "", 5), (5.0, 100, 60, 0.05, 0.5, "")]
+
+
+@pytest.fixture(autouse=True)
+def _synthetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr("slos.records.sweep.os.cpu_count", lambda: 1)  # no Ray for so little
+    monkeypatch.chdir(tmp_path)
+
+
+def write(
+    path: Path, rows: list[tuple], columns: str = "arrival,prompt,output,tpot,ttft,slowdown"
+) -> Path:
+    with path.open("w", newline="") as f:
+        csv.writer(f).writerows([columns.split(","), *rows])
+    return path
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert your_own.main(argv) == 0
+    return capsys.readouterr().out
+
+
+# The answer
+
+
+def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    question = [
+        "--profile",
+        "opt-13b-h100",
+        "--mix",
+        "chatbot=2,coding=1",
+        "--replicas",
+        "2",
+        "--slo-scale",
+        "0.8",
+    ]
+    text = told(capsys, *question, *TINY, "--rate", "100", "--csv", str(tmp_path / "out.csv"))
+    assert "chatbot=2,coding=1 (synthetic profile), 1 seed(s) of 80 requests" in text
+    assert "coding (34%): first token within 4 times its zero-load time, then 40 ms a token" in text
+    assert "2 replica(s) of OPT-13B on 1 H100-80G, simulated" in text
+    rows = pd.read_csv(tmp_path / "out.csv")
+    assert set(rows["system"]) == set(POLICIES) and rows["capacity"].is_monotonic_decreasing
+    best = rows.iloc[0]
+    assert (
+        f"{best.system} carries most: {2 * best.capacity:.2f} requests per second on 2 GPU(s)"
+        in text
+    )
+    ours = rows.set_index("system").loc["slos-serve"]
+    assert ours.to_ours == 1 and list(rows["to_ours"]) == pytest.approx(
+        list(rows["capacity"] / ours.capacity)
+    )
+    table = text[text.index("best setting") : text.index(" carries most")].splitlines()
+    lines = {line.split()[0]: line.split() for line in table[1:-1] if line}
+    for system, each, ratio in zip(rows["system"], rows["capacity"], rows["to_ours"], strict=True):
+        line = lines[system]
+        assert {f"{2 * each:.2f}", f"{ratio:.2f}x"} <= set(line)
+        assert (int(line[-1]) - 1) * each < 100 <= int(line[-1]) * each  # replicas for 100/s
+
+    # what it says of one system is what the search of its best setting says, behind the router that
+    # it has
+    for name, router in (("slos-serve", "cheapest"), ("sarathi", "least-loaded")):
+        row = rows.set_index("system").loc[name]
+        setting = "" if pd.isna(row.setting) else str(row.setting)
+        probes = search(
+            Search(
+                "chatbot=2,coding=1", name, setting, "opt-13b-h100", num_requests=80, replicas=2,
+                router=router, slo_scale=0.8,
+            )
+        )  # fmt: skip
+        [found] = [p for p in probes if p.capacity]
+        assert row.capacity == found.rate
+        for column in your_own.LATENCIES:
+            assert row[column] == pytest.approx(getattr(found, column), nan_ok=True)
+        assert f"{row.accepted_ttft_p99:.2f} s {1e3 * row.accepted_tpot_p99:.0f} ms" in " ".join(
+            lines[name]
+        )
+
+
+def test_the_best_setting_counts_and_seeds_make_an_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(your_own.SETTINGS, "sarathi", ("chunk=64", "chunk=512"))
+    case = Search("coding", "", num_requests=40, precision=0.1)
+    [row] = rows_of(your_own.answer(case, ["sarathi"], 2))
+    each = {
+        setting: [
+            capacity_of(replace(case, system="sarathi", setting=setting, seed=s)) for s in range(2)
+        ]
+        for setting in ("chunk=64", "chunk=512")
+    }
+    best = max(each, key=lambda setting: np.prod(each[setting]))
+    assert (row.setting, row.each) == (best, each[best]) and row.low < row.capacity < row.high
+    assert np.isnan(row.to_ours)
+
+
+def test_a_run_too_short_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    one = ["--mix", "coding", "--systems", "slos-serve", "--seeds", "1"]
+    assert "Too short to trust" in told(capsys, *one, "--num-requests", "20")
+    assert "Too short to trust" not in told(capsys, *one, "--num-requests", "300")
+
+
+def test_objectives_out_of_reach_and_a_run_that_ends_too_soon(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # a step takes 27 ms: the first of them cannot be met
+    rows = [(1000, 500, 0.01, 0.1), (1000, 500, 0.1, 0.1)]
+    path = str(write(tmp_path / "own.csv", rows, "prompt,output,tpot,ttft"))
+    asked = ["--requests", path, "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
+    assert your_own.main(asked) == 2
+    assert re.search(
+        r"alone = 0\.\d+ must be at least 0.9 on .* 27 ms; loosen them", capsys.readouterr().err
+    )
+    assert "vllm-v1 carries most" in told(capsys, *asked, "--slo-scale", "4")
+    assert your_own.main([*asked, "--num-requests", "3", "--slo-scale", "100"]) == 2
+    assert "requests per second attain it; take more requests" in capsys.readouterr().err
+
+
+def test_what_no_system_attains_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(case: Search) -> list[Probe]:
+        return [] if case.system == "vllm" else search(case)
+
+    monkeypatch.setattr(your_own, "tried", tried)
+    question = ["--mix", "coding", *TINY, "--systems", "vllm"]
+    text = told(capsys, *question)
+    assert "vllm: not attained, at any load" in text and "No load can be carried" in text
+    text = told(capsys, *question, "vllm-v1")
+    assert "vllm: not attained" in text and "vllm-v1 carries most" in text
+
+
+def test_stopped_by_hand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(your_own, "answer", stop)
+    assert your_own.main(["--mix", "coding", *TINY]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+# Drafts
+
+
+def test_drafts_are_tried_at_the_best_budget(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ("chunk=64", "chunk=1024")
+    monkeypatch.setitem(your_own.SETTINGS, "sarathi", settings)
+    case = Search("coding", "", num_requests=100, precision=0.1, max_drafts=4)
+    best = your_own.answer(case, ["sarathi", "slos-serve"], 1).set_index("system")
+    found = {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in settings}
+    drafting = {
+        f"{s},drafts=3": capacity_of(replace(case, system="sarathi", setting=f"{s},drafts=3"))
+        for s in settings
+    }
+    budget = max(drafting, key=lambda s: drafting[s]).removesuffix(",drafts=3")
+    tried = [f"{budget},drafts={n}" for n in (1, 2, 4)]
+    found |= drafting | {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in tried}
+    top = max(found, key=lambda s: found[s])
+    assert best.loc["sarathi", "setting"] == top and "drafts" in top
+    assert best.loc["sarathi", "capacity"] == pytest.approx(found[top])
+    assert best.loc["slos-serve", "capacity"] == pytest.approx(
+        capacity_of(replace(case, system="slos-serve"))
+    )
+    assert set(best["profile"]) == {"opt-6.7b-draft-a100"}
+    probes = pd.read_csv(tmp_path / "results" / "ask" / "probes.csv", keep_default_na=False)
+    assert set(probes["setting"]) == {*found, ""}, "and nothing else is tried"
+
+
+def test_drafts_make_tight_objectives_possible(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # a step takes 25 ms
+    path = write(tmp_path / "own.csv", [(100, 200, 0.012, 0.3)], "prompt,output,tpot,ttft")
+    asked = [
+        "--requests",
+        str(path),
+        "--profile",
+        "opt-6.7b-draft-a100",
+        *TINY,
+        "--systems",
+        "vllm-v1",
+    ]
+    assert your_own.main(asked) == 2
+    text = told(capsys, *asked, "--drafts", "5", "--acceptance", "1")
+    assert "at most 5 drafts accepted at 1, simulated" in text
+    assert re.search(r"vllm-v1 max_batched_tokens=\d+,drafts=[1-5]", text)
+
+
+def capacity_of(case: Search) -> float:
+    return next(p.rate for p in search(case) if p.capacity)
+
+
+def test_seeds_that_do_not_differ_decide_nothing() -> None:
+    rows = [
+        (name, sum(each) / 2, each, 1, 0) for name, each in (("a", [2.0, 3.0]), ("b", [2.1, 2.7]))
+    ]
+    best = pd.DataFrame(rows, columns=["system", "capacity", "each", "gpus", "needed"]).assign(
+        seeds=2
+    )
+    assert "cannot tell the two apart" in your_own.in_words(best)
+    best.at[1, "each"] = [1.0, 1.5]
+    assert "2.00x [2.00, 2.00] what b carries" in your_own.in_words(best)
+
+
+# A mix
+
+
+PLAIN = st.sampled_from([name for name, s in SCENARIOS.items() if not s.parts])
+
+
+@given(
+    st.dictionaries(PLAIN, st.floats(0.1, 10), min_size=2), st.integers(1, 60), st.integers(0, 9)
+)
+def test_a_mix_keeps_its_shares(shares, n, seed) -> None:
+    made = build(",".join(f"{name}={share}" for name, share in shares.items()), 2.0, n, seed)
+    counts, whole = Counter(r.kind for r in made.requests), sum(shares.values())
+    assert len(made.requests) == n and max(r.arrival for r in made.requests) <= n / 2.0
+    for name, share in shares.items():
+        # the name has six digits of a share
+        assert abs(counts[name] - n * share / whole) < 1 + 1e-3
+    for r in made.requests:
+        own = SCENARIOS[r.kind]
+        assert r.stages[-1].slo == own.slos[-1] and r.context <= (own.max_context or r.context)
+
+
+def test_a_mix_of_equal_shares_is_mixed() -> None:
+    ours, theirs = (
+        build(name, 2.0, 70, 3) for name in ("chatbot,coding=1,summarization=1", "mixed")
+    )
+    assert [replace(r, id="") for r in ours.requests] == [
+        replace(r, id="") for r in theirs.requests
+    ]
+    assert build("coding=3", 2.0, 20) == build("coding", 2.0, 20)
+
+
+def test_a_mix_has_the_hardware_of_its_parts() -> None:
+    assert hardware_of("chatbot,coding").name == "opt-6.7b-a100"
+    assert hardware_of("chatbot,reasoning", "opt-13b-h100").name == "opt-13b-h100"
+    with pytest.raises(
+        ValueError, match=r"profile = '' must be given for chatbot=1,reasoning=1; one of .*opt-13b"
+    ):
+        hardware_of("chatbot,reasoning")
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("chat", "scenario = 'chat' must be one of chatbot,"),
+        ("chat=1", "mix = 'chat' must be one of chatbot,"),
+        ("mixed=1,coding=1", "mix = 'mixed' must be one of"),
+        ("coding=1,coding=2", "each once"),
+        ("coding=0,chatbot=1", "share of coding = '0' must be a positive number"),
+        ("coding=x,chatbot=1", "share of coding = 'x' must be a positive number"),
+        ("coding=inf,chatbot=1", "share of coding = 'inf' must be a positive number"),
+    ],
+)
+def test_a_wrong_mix_is_refused(mix: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert your_own.main(["--mix", mix]) == 2
+    assert message in capsys.readouterr().err
+
+
+# A file
+
+
+def test_requests_of_a_file_come_in_its_order_at_the_rate_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", ROWS)
+    made = build(str(path), 2.0, 6, seed=1)
+    slos = [SLO(0.05, ttft=1.0), SLO(0.1, slowdown=5.0), SLO(0.05, ttft=0.5)]
+    stages = [Stage(p, o, slo) for (_, p, o, *_), slo in zip(ROWS, slos, strict=True)]
+    first = stages.index(made.requests[0].stages[0])
+    assert [r.stages for r in made.requests] == [(stages[(first + i) % 3],) for i in range(6)]
+    gaps = [1.0, 0.5, 1.5]  # before each row; before the first, which follows the last, a mean one
+    expected = [gaps[(first + i) % 3] * (6 / 2.0) / (6 + gaps[first]) for i in range(1, 6)]
+    assert list(np.diff([r.arrival for r in made.requests])) == pytest.approx(expected)
+    assert made.source == "own requests" and made.origins == ("own.csv, 3 rows",)
+    faster = build(str(path), 20.0, 6, seed=1).requests
+    assert [r.arrival for r in faster] == pytest.approx([r.arrival / 10 for r in made.requests])
+    assert len(build(str(path), 1.0, 9, max_context=600).requests) == 9
+    assert {r.context for r in build(str(path), 1.0, 9, max_context=600).requests} == {540, 160}
+
+
+def test_without_arrivals_they_are_poisson_and_drawn(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "own.csv", [row[1:] for row in ROWS], "prompt,output,tpot,ttft,slowdown"
+    )
+    made = build(str(path), 5.0, 600).requests
+    gaps = np.diff([r.arrival for r in made])
+    assert 0.85 < gaps.std() / gaps.mean() < 1.15 and gaps.mean() == pytest.approx(0.2, rel=0.02)
+    assert all(150 < n < 250 for n in Counter(r.prompt for r in made).values())
+
+
+def test_a_file_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("prompt, output, tpot, ttft\n\n10, 20, 0.05, 1\n\n", encoding="utf-8-sig")
+    assert {r.stages for r in build(str(path), 2.0, 6).requests} == {
+        (Stage(10, 20, SLO(0.05, ttft=1.0)),)
+    }
+
+
+def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
+    chats = scaled_slos(build("chatbot", 1.0, 30, 4).requests, 0.9)
+    rows = [
+        (r.arrival, r.prompt, r.output, r.stages[0].slo.tpot, r.stages[0].slo.slowdown)
+        for r in chats
+    ]
+    path = write(tmp_path / "chats.csv", rows, "arrival,prompt,output,tpot,slowdown")
+    case = Search(str(path), "", "", "opt-6.7b-a100", num_requests=30, precision=0.05)
+    [row] = rows_of(your_own.answer(case, ["slos-serve"], 1))
+
+    drawn = build(str(path), 1.0, 30).requests
+    by_stages = {r.stages: i for i, r in enumerate(chats)}
+    order = [by_stages[r.stages] for r in drawn]
+    # the chats themselves, from another one on
+    assert order == [(order[0] + i) % 30 for i in range(30)]
+
+    def attained_at(rate: float) -> float:
+        at = [
+            Request(chats[k].id, r.arrival / rate, chats[k].stages)
+            for k, r in zip(order, drawn, strict=True)
+        ]
+        return attainment(serve(at, "slos-serve", profile("opt-6.7b-a100")))
+
+    assert row.capacity == capacity(attained_at, 0.9, 3.0, 0.05)[0]
+
+
+def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", ROWS)
+    case = Search(str(path), "vllm", "", "opt-13b-h100")
+    before = str(case)
+    write(path, ROWS[:2])
+    assert str(case) != before and "own.csv#" in before and str(tmp_path) not in before
+    # so is a profile of one's own, even under the name of one that ships
+    mine = tmp_path / "gpu.json"
+    fields = {
+        k: v for k, v in asdict(profile("opt-13b-h100")).items() if k not in ("name", "roofline")
+    }
+    mine.write_text(json.dumps({"opt-13b-h100": fields | {"planes": [[1e-4, 0, 0.01]]}}))
+    assert str(replace(case, profile=str(mine))) != str(case)
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        (
+            "prompt;output;tpot;ttft",
+            "9;9;1;1",
+            "header = ['prompt;output;tpot;ttft'] must be comma-separated, with a",
+        ),
+        (
+            "prompt,output,ttft",
+            "9,9,1",
+            "row 1: header = ['prompt', 'output', 'ttft'] must have the column 'tpot'",
+        ),
+        (
+            "prompt,output,tpot",
+            "9,9,1",
+            "['prompt', 'output', 'tpot'] must be comma-separated, with a column 'ttft'",
+        ),
+        ("prompt,output,tpot,ttft", "9,0,1,1", "row 3, output = '0' must be an integer of 1 to"),
+        ("prompt,output,tpot,ttft", "9,9,fast,1", "row 3: tpot = 'fast' must be a finite number"),
+        (
+            "prompt,output,tpot,ttft",
+            "9,9,0,1",
+            "row 3: tpot = 0.0 must be positive; give seconds per output token",
+        ),
+        (
+            "prompt,output,tpot,ttft",
+            "9,9,1,",
+            "row 3: objectives = {'tpot': 1.0} must be tpot, and ttft or slowdown",
+        ),
+        ("prompt,output,tpot,slowdown", "9,9,1,.5", "row 3: slowdown = 0.5 must be at least 1"),
+        (
+            "prompt,output,tpot,ttft,arrival",
+            "9,9,1,1,0.5",
+            "row 3: arrival = 0.5 must be no earlier; sort the file",
+        ),
+        (
+            "prompt,output,tpot,ttft,arrival",
+            "9,9,1,1,",
+            "row 3: arrival = '' must be given; or drop the column",
+        ),
+        (
+            "prompt,output,tpot,ttft,arrival",
+            "9,9,1,1,1",
+            "arrivals = 1.0 must be of two times at least",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused(
+    columns, row, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"prompt": "9", "output": "9", "tpot": "1", "ttft": "1", "slowdown": "2", "arrival": "1"}
+    names = columns.split(",")
+    path = write(
+        tmp_path / "own.csv", [tuple(good.get(c, c) for c in names), tuple(row.split(","))], columns
+    )
+    assert your_own.main(["--requests", str(path), "--profile", "opt-13b-h100"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "own.csv" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--replicas", "0"], "--replicas = 0 must be of 1 to 1000"),
+        (["--num-requests", "0"], "--num-requests = 0 must be of 1 to 1e+06"),
+        (["--seeds", "0"], "--seeds = 0 must be of 1 to 100"),
+        (["--target", "1.5"], "--target = 1.5 must be of 0.01 to 1"),
+        (["--rate", "0"], "--rate = 0.0 must be of 0.001 to 1e+06"),
+        (["--rate", "inf"], "--rate = inf must be of"),
+        (["--slo-scale", "0"], "--slo-scale = 0.0 must be of 0.01 to 100"),
+        (["--slo-scale", "0.01"], "slo_scale = 0.01 must be at least 0.333 for a slowdown of 3"),
+        (["--drafts", "-1"], "--drafts = -1 must be of 0 to 100"),
+        (["--drafts", "5", "--acceptance", "nan"], "--acceptance = nan must be of 0 to 1"),
+        (
+            ["--drafts", "5", "--mix", "tool-calling"],
+            "max_drafts = 5 must be 0: toolllama-7b-a100 has no draft model",
+        ),
+        (["--csv", "."], "--csv = '.' must be a file, not a folder"),
+        (["--profile", "a100"], "profile 'a100' is unknown; known: "),
+        (["--requests", "own.txt"], "--requests = 'own.txt' must be a .csv file"),
+        (["--requests", "none.csv", "--profile", "opt-13b-h100"], "none.csv"),
+        (["--mix", "chatbot,reasoning", "--profile", "opt-13b-h100"], "request of reasoning ="),
+        (
+            ["--mix", "reasoning", "--profile", "opt-13b-h100"],
+            "must be at most 2048 tokens on opt-13b-h100",
+        ),
+    ],
+)
+def test_a_wrong_question_is_refused(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert your_own.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "slos.studies.your_own: " in error and message in error
+
+
+def test_a_request_as_long_as_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = {
+        "model": "m",
+        "gpu": "g",
+        "gpus": 1,
+        "kv_tokens": 167,
+        "max_context": 999,
+        "source": "made up",
+    }
+    (tmp_path / "gpu.json").write_text(
+        json.dumps({"mine": mine | {"planes": [[7e-5, 3e-3, 0.02]]}})
+    )
+    # 10 blocks of 16
+    for tokens, drafts, fits in ((160, 0, True), (161, 0, False), (155, 5, True), (156, 5, False)):
+        path = write(tmp_path / "own.csv", [(100, tokens - 100, 0.1, 1)], "prompt,output,tpot,ttft")
+        asked = ["--requests", str(path), "--profile", "gpu.json", "--drafts", str(drafts), *TINY]
+        if fits:
+            assert "carries most" in told(capsys, *asked)
+        else:
+            assert your_own.main(asked) == 2
+            assert (
+                f"longest request of own = {tokens} must be at most {160 - drafts}"
+                in capsys.readouterr().err
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("[]", ""), ("{}", ""), ("nothing", ""),
+        (
+            {"gpus": None, "planes": None},
+            "'max_context', 'source'] must be complete; add gpus, planes",
+        ),
+        ({"kvtokens": 5}, "mine: field = 'kvtokens' must be one of model, gpu"),
+        ({"kv_tokens": "5"}, "mine: kv_tokens = '5' must be of type int"),
+        (
+            {"planes": [[1e-4, 0]]},
+            "mine: plane = [0.0001, 0] must be three numbers; give k1, k2 and b in seconds",
+        ),
+        ({"planes": [1e-4, 0, 1]}, "mine: plane = 0.0001 must be three numbers"),
+        ({"planes": [[-1, 0, 1]]}, "k1 = -1 must be positive"),
+        ({"block_size": 0}, "block_size = 0 must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_broken_profile_is_refused(
+    change, message, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {
+        "model": "m",
+        "gpu": "g",
+        "gpus": 1,
+        "kv_tokens": 900,
+        "max_context": 999,
+        "source": "made up",
+    }
+    text = change
+    if isinstance(change, dict):
+        fields = mine | {"planes": [[1e-4, 0, 0.02]]} | change
+        text = json.dumps({"mine": {k: v for k, v in fields.items() if v is not None}})
+    (tmp_path / "gpu.json").write_text(text)
+    assert your_own.main(["--profile", str(tmp_path / "gpu.json")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "gpu.json must hold one entry like those of slos/hardware/profiles.json: " in error
+        and message in error
+    )
