@@ -14,6 +14,7 @@ from slos.core.types import require
 
 # a step that took so many times what was predicted (a pause of the machine) is left out of a fit
 OUTLIER = 2.0
+POWERS = (1.0, 0.5, 2.0)  # of a step's rank by size: where the planes are split at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def fit(
 
     rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in
     the order tokens, draft_steps, context, seconds. Alternates between assigning each step to its
-    highest plane and refitting the planes, from a split of the batch sizes; the relative errors are
+    highest plane and refitting the planes, from splits of the batch sizes; the relative errors are
     what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
     """
@@ -47,9 +48,9 @@ def fit(
     tokens, drafts, ctx, seconds = data.T
     require(bool((seconds > 0).all()), "seconds", float(seconds.min()), "positive in every row")
     ctx = ctx if context else np.zeros_like(ctx)
-    found = [
-        _alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)
-    ]
+    size = (np.argsort(np.argsort(tokens, kind="stable"), kind="stable") + 0.5) / len(tokens)
+    starts = [(size**power * n).astype(int) for n in range(1, planes + 1) for power in POWERS[:n]]
+    found = [_alternate(tokens, drafts, ctx, seconds, start, tile) for start in starts]
     return min((f for f in found if f), key=lambda candidate: float((candidate.errors**2).mean()))
 
 
@@ -82,12 +83,10 @@ def _alternate(
     drafts: np.ndarray,
     ctx: np.ndarray,
     seconds: np.ndarray,
-    count: int,
+    owner: np.ndarray,
     tile: int,
 ) -> Fit | None:
-    whole = np.ceil(tokens / tile) * tile
-    order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
-    owner = order * count // len(order)
+    whole, count = np.ceil(tokens / tile) * tile, int(owner.max()) + 1
     features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
     planes, k_ctx = np.zeros((count, 3)), 0.0
     for _ in range(500):
