@@ -54,20 +54,14 @@ class Watched(SLOsServe):  # type: ignore[misc]  # final, but this decides nothi
 
     short: dict[str, bool]
 
-    def admit(
-        self,
-        view: View,
-        jobs: np.ndarray,
-        candidates: Sequence[Progress],
-        future: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
-        chosen, old = super().admit(view, jobs, candidates, future), len(jobs) - len(candidates)
+    def admit(self, view: View, jobs: np.ndarray, candidates: Sequence[Progress]) -> np.ndarray:
+        chosen, old = super().admit(view, jobs, candidates), len(jobs) - len(candidates)
         engine = self._engine(view)
         for i, p in enumerate(candidates):
             if not chosen[i] and p.id not in self.short:
-                inside = np.ones(len(future[0]), np.bool_)
-                inside[old : len(jobs)], inside[old + i] = chosen, True
-                verdicts = [look_ahead(view.now, *future, inside, engine._replace(blocks=n))[0]
+                inside = np.ones(len(jobs), np.bool_)
+                inside[old:], inside[old + i] = chosen, True
+                verdicts = [look_ahead(view.now, jobs, inside, engine._replace(blocks=n))[0]
                             for n in (engine.blocks, 1 << 40)]  # fmt: skip
                 self.short[p.id] = verdicts == [MEMORY, OK]
         return chosen
