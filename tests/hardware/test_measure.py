@@ -37,7 +37,7 @@ def test_shipped_profiles_are_the_fits_of_the_measured_steps(name: str) -> None:
     assert profile(str(gpu.FOLDER / f"{name}.json")) == known, "the file that the run left"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 1000), st.floats(1e-5, 1e-4), st.floats(0.002, 0.02))
 def test_pauses_and_differences_of_a_busy_machine_are_left_out(
     seed: int, k1: float, b: float
@@ -87,16 +87,17 @@ def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
             assert f"{measured.loc[(workload, rate, system), 'attainment']:.0%}"[:-1] in text
 
 
+@pytest.mark.filterwarnings("ignore:lag = ")  # of a client that shares two cores with both servers
 def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both calls of the script, with a tiny model, on vLLM's engine for CPUs."""
     pytest.importorskip("vllm")
     from slos.studies import on_gpu
 
-    monkeypatch.setattr(on_gpu, "STARTING", 30.0)
+    monkeypatch.setattr(on_gpu, "STARTING", 210.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     engine = {"enforce_eager": True, "max_num_batched_tokens": 512, "max_num_seqs": 32}
     monkeypatch.setenv("SLOS_ENGINE", json.dumps(engine))
-    asked = ["profiles", "--models", "tiny", "--minutes", "1.5", "--out", str(tmp_path)]
+    asked = ["profiles", "--models", "tiny", "--minutes", "4", "--out", str(tmp_path)]
     assert on_gpu.main(asked) == 0, [p.read_text()[-1000:] for p in tmp_path.glob("*.log")]
     steps = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
     assert len(steps) >= 8 and (steps["decodes"] > 0).any() and (steps["tokens"] > 100).any()
