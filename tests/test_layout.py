@@ -27,9 +27,14 @@ BELOW = {
 """The order: each package, and those right below it. It may import these, and what they may."""
 
 ENGINES = {
-    "vllm": {"serving/vllm_plugin.py", "serving/launch.py"},
+    "vllm": {
+        "hardware/measure.py",
+        "hardware/recorder.py",
+        "serving/vllm_plugin.py",
+        "serving/launch.py",
+    },
     "ray": {"fleet/gateway.py", "records/sweep.py"},
-    "torch": {"serving/tiny_model.py"},
+    "torch": {"hardware/measure.py", "serving/tiny_model.py"},
 }
 """The modules that host an engine, by the library that only they import."""
 

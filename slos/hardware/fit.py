@@ -12,6 +12,9 @@ import numpy as np
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 
+# a step that took so many times what was predicted (a pause of the machine) is no measurement of it
+OUTLIER = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -47,7 +50,7 @@ def fit(
     found = [
         _alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)
     ]
-    return max(found, key=lambda candidate: candidate.r2)
+    return max((f for f in found if f), key=lambda candidate: candidate.r2)
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
@@ -81,7 +84,7 @@ def _alternate(
     seconds: np.ndarray,
     count: int,
     tile: int,
-) -> Fit:
+) -> Fit | None:
     whole = np.ceil(tokens / tile) * tile
     order = np.argsort(np.argsort(tokens, kind="stable"), kind="stable")
     owner = order * count // len(order)
@@ -104,7 +107,10 @@ def _alternate(
             k_ctx, k_before, rtol=1e-12, atol=0
         ):
             break
-    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)]]
+    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)].tolist()]
+    if max(plane.b for plane in used) < 0:
+        # small batches would cost nothing; the fit of one plane is never among these
+        return None
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     r2 = 1 - ((seconds - predicted) ** 2).sum() / max(

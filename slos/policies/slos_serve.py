@@ -22,8 +22,7 @@ from typing import final
 
 import numpy as np
 
-from slos.core import roofline
-from slos.core.roofline import Roofline
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import Engine
@@ -120,7 +119,7 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
-            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + roofline.EPS:
+            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
             elif p.id in self._started and self.admission:

@@ -9,7 +9,7 @@ import numpy as np
 
 from slos.core.roofline import Roofline, scaled
 from slos.core.types import require
-from slos.hardware.fit import fit
+from slos.hardware.fit import OUTLIER, fit
 
 FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
 EVERY = 128
@@ -19,8 +19,6 @@ SIZES = 3
 KEPT = 48  # steps kept of each
 # tokens, draft steps, context tokens, seconds of one executed step
 Measured = tuple[int, int, int, float]
-# a step that took so many times what was predicted (a pause of the machine) is left out of the fit
-OUTLIER = 2.0
 
 
 @dataclass(slots=True)

@@ -35,12 +35,9 @@ PROMPTS = (8, 16, 32, 64, 128, 256, 512)
 # requests that decode at the same time, with contexts as they are met in practice
 TOGETHER = (1, 4, 16, 48)
 ROUNDS = 4
-ADDED = (
-    "--scheduler-cls",
-    "slos.serving.vllm_plugin.SLOScheduler",
-    "--middleware",
-    "slos.serving.middleware.CheckObjectives",
-)
+# unless another is named, such as a subclass
+SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
+CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
 def options() -> argparse.ArgumentParser:
@@ -95,8 +92,9 @@ def arguments(argv: Sequence[str]) -> tuple[list[str], Settings, str]:
     names = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")
     slos = {name: getattr(ours, name) for name in names} | config.get("slos", {})
     settings = Settings.of(slos)
+    added = () if ours.stock else (*CHECK, *(() if SCHEDULER[0] in theirs else SCHEDULER))
     whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
-    whole += ["--host", ours.host, "--port", str(ours.port), *(() if ours.stock else ADDED)]
+    whole += ["--host", ours.host, "--port", str(ours.port), *added]
     url = f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}"
     return whole, settings, "" if ours.stock or ours.no_calibrate else url
 

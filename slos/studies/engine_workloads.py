@@ -3,6 +3,8 @@ lengths are small."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from slos.core.types import SLO, Request, Stage
@@ -14,12 +16,26 @@ any device.
 
 A TTFT is far shorter than a run, or all of its requests could come at once and be in time.
 """
-SHRINK = 4.0  # lengths of the scenarios are divided by this, for a small model on a CPU
-LONGEST = 1000  # tokens of prompt and answer
+
+
+class Lengths(NamedTuple):
+    """What becomes of the scenarios' lengths: divided by `shrink`, documents by half of that, and
+    cut, in tokens."""
+
+    shrink: float
+    prompt: int
+    output: int
+
+
+SMALL = Lengths(4.0, 900, 100)  # for a small model on a CPU
+# for a model of the paper's on a GPU; answers short enough for runs of seconds
+WHOLE = Lengths(1.0, 1800, 100)
 EASY = SLO(tpot=1.0, ttft=60.0)  # of what is sent to calibrate
 
 
-def bursty(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
+def bursty(
+    rate: float, num_requests: int, seed: int, step: float, lengths: Lengths = SMALL
+) -> list[Request]:
     """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding
     trace, in bursts.
 
@@ -28,26 +44,33 @@ def bursty(rate: float, num_requests: int, seed: int, step: float) -> list[Reque
     arrivals = [r.arrival for r in build("coding", rate, num_requests, seed).requests]
     chats = build("chatbot", 1.0, num_requests, seed).requests
     documents = build("summarization", 1.0, num_requests, seed).requests
+    half = lengths._replace(shrink=max(1.0, lengths.shrink / 2))
     short = np.random.default_rng(seed).random(num_requests) < 0.5
     return [
-        _shrunk(i, t, "interactive", SHRINK, chats[i], step) if short[i]
-        else _shrunk(i, t, "batch", SHRINK / 2, documents[i], step)
+        _shrunk(i, t, "interactive", lengths, chats[i], step) if short[i]
+        else _shrunk(i, t, "batch", half, documents[i], step)
         for i, t in enumerate(arrivals)
     ]  # fmt: skip
 
 
-def steady(rate: float, num_requests: int, seed: int, step: float) -> list[Request]:
+def steady(
+    rate: float, num_requests: int, seed: int, step: float, lengths: Lengths = SMALL
+) -> list[Request]:
     """One tier and Poisson arrivals: nothing for a planner to gain, and nothing that it may
     lose."""
     documents = build("summarization", rate, num_requests, seed).requests
-    return [_shrunk(i, r.arrival, "one", SHRINK, r, step) for i, r in enumerate(documents)]
+    return [_shrunk(i, r.arrival, "one", lengths, r, step) for i, r in enumerate(documents)]
 
 
-def _shrunk(i: int, arrival: float, tier: str, divide: float, of: Request, step: float) -> Request:
+def _shrunk(
+    i: int, arrival: float, tier: str, lengths: Lengths, of: Request, step: float
+) -> Request:
     tpot, ttft = (steps * step for steps in TIERS[tier])
-    prompt, output = int(of.prompt / divide), int(of.output / divide)
+    prompt, output = (int(n / lengths.shrink) for n in (of.prompt, of.output))
     stage = Stage(
-        min(max(1, prompt), LONGEST - 100), min(max(2, output), 100), SLO(tpot=tpot, ttft=ttft)
+        min(max(1, prompt), lengths.prompt),
+        min(max(2, output), lengths.output),
+        SLO(tpot=tpot, ttft=ttft),
     )
     return Request(f"{tier}-{i:04d}", arrival, (stage,), kind=tier)
 

@@ -78,12 +78,12 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
 
     Raises RuntimeError with the end of the log if it does not start.
     """
-    with _starting(model, system, folder, *arguments) as ready:
+    with starting(model, system, folder, *arguments) as ready:
         yield ready()
 
 
 @contextmanager
-def _starting(
+def starting(
     model: Path | str, system: str, folder: Path, *arguments: str
 ) -> Iterator[Callable[[], str]]:
     """The same without waiting, so that two may start side by side: what is returned waits, for the
@@ -256,7 +256,7 @@ def run(
         more, urls = {OURS: ["--save-profile", str(saved)], STOCK: []}, {}
         for system in more:
             urls[system] = servers.enter_context(
-                _starting(model, system, folder, *more[system], *arguments)
+                starting(model, system, folder, *more[system], *arguments)
             )
             if not launch.on_cpu():  # each measures the free memory of the GPU
                 urls[system]()

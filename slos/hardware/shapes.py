@@ -1,0 +1,83 @@
+"""Shapes of published models, so that a GPU can be measured where no weights can be fetched.
+
+A step's time depends on a model's shape and not on what its weights say. Figures are those of the
+configuration that each model was published with; `write` makes a folder that vLLM loads with
+`load_format="dummy"`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slos.core.types import require
+
+
+def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    """OPT (arXiv 2205.01068, table 1)."""
+    return {
+        "architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": 50272,
+        "hidden_size": hidden, "word_embed_proj_dim": hidden, "ffn_dim": 4 * hidden,
+        "num_hidden_layers": layers, "num_attention_heads": heads,
+        "max_position_embeddings": 2048, "activation_function": "relu",
+        "do_layer_norm_before": True, "dropout": 0.0, "tie_word_embeddings": True,
+        "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1,
+    }  # fmt: skip
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": _opt(256, 4, 4) | {"vocab_size": 512},
+    "opt-125m": _opt(768, 12, 12),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "opt-13b": _opt(5120, 40, 40),
+    "opt-30b": _opt(7168, 48, 56),
+    "llama-3.1-8b": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "tie_word_embeddings": False, "bos_token_id": 128000, "eos_token_id": 128001,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "r1-distill-qwen-1.5b": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936,
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False,
+        "rope_theta": 10000.0, "use_sliding_window": False,
+        "bos_token_id": 151643, "eos_token_id": 151643,
+    },
+}  # fmt: skip
+"""Hugging Face configurations by name; `tiny` is of no published model and runs on a CPU."""
+
+SPECIAL = ("<unk>", "<pad>", "</s>", "<s>")  # ids 0 to 3
+
+
+def write(shape: str, folder: Path | str) -> Path:
+    """A folder with the configuration of `shape` and a tokenizer of bytes, without weights; returns
+    it.
+
+    The tokenizer names every id of the vocabulary, since random weights may choose any.
+    Raises ValueError for an unknown shape. Needs `tokenizers`, which comes with vLLM.
+    """
+    require(shape in SHAPES, "model", shape, f"a folder or one of {', '.join(SHAPES)}")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    config, folder = SHAPES[shape], Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}, indent=1))
+    names = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    names += [f"<{i}>" for i in range(len(names), config["vocab_size"])]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = dict(zip(("unk_token", "pad_token", "eos_token", "bos_token"), SPECIAL, strict=True))
+    names_class = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | names_class))
+    return folder
