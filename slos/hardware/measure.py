@@ -105,11 +105,8 @@ class Bench:
             EngineArgs(model=model, **(usual | arguments))
         )
         core = self.engine.engine_core.engine_core
-        self.config, self.scheduler, self.drafts = (
-            core.vllm_config,
-            core.scheduler,
-            8 if draft else 0,
-        )
+        self.config, self.scheduler = core.vllm_config, core.scheduler
+        self.drafts = 8 if draft else 0
         blocks = self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1
         self.kv_tokens = blocks * self.scheduler.block_size
         self.max_context = self.config.model_config.max_model_len

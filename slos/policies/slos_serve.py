@@ -300,10 +300,8 @@ class SLOsServe:
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        steps, without = (
-            float(REPEAT),
-            (tokens.copy(), list(room.preempted)) if rounds else ({}, []),
-        )
+        steps = float(REPEAT)
+        without = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
         if best_effort or waiting:
             steps = self._fill(
                 view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft
@@ -345,12 +343,8 @@ class SLOsServe:
 
         spare: KV tokens until memory is short. For how many steps it may stay so.
         """
-        engine, context, used, steps = (
-            self._engine(view),
-            jobs[:, COMPUTED].sum(),
-            sum(tokens.values()),
-            float(REPEAT),
-        )
+        engine, context, used = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values())
+        steps = float(REPEAT)
         end = view.now + engine.longest
         if len(jobs):
             end = batching.latest_end(view.now, jobs, share, engine, CUSHION)
