@@ -28,13 +28,13 @@ BELOW = {
 
 ENGINES = {
     "vllm": {
-        "hardware/measure.py",
-        "hardware/recorder.py",
         "serving/vllm_plugin.py",
         "serving/launch.py",
+        "hardware/recorder.py",
+        "hardware/measure.py",
     },
     "ray": {"fleet/gateway.py", "records/sweep.py"},
-    "torch": {"hardware/measure.py", "serving/tiny_model.py"},
+    "torch": {"serving/tiny_model.py", "hardware/measure.py"},
 }
 """The modules that host an engine, by the library that only they import."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 
-# a step that took so many times what was predicted (a pause of the machine) is no measurement of it
+# a step that took so many times what was predicted (a pause of the machine) is left out of a fit
 OUTLIER = 2.0
 
 
@@ -109,8 +109,7 @@ def _alternate(
             break
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)].tolist()]
     if max(plane.b for plane in used) < 0:
-        # small batches would cost nothing; the fit of one plane is never among these
-        return None
+        return None  # small batches would cost nothing; a fit of one plane is never among these
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     r2 = 1 - ((seconds - predicted) ** 2).sum() / max(

@@ -20,8 +20,7 @@ class Step:
     `perf_counter`.
 
     With asynchronous scheduling a step lasts from the end of the one before it: what is decided or
-    prepared meanwhile costs nothing.
-    """
+    prepared meanwhile costs nothing."""
 
     tokens: int
     requests: int
@@ -49,8 +48,9 @@ class Recording:
         self.path = Path(config["steps"]) if config.get("steps") else None
         self.steps: list[Step] = []
         self.written = 0
-        # tokens that the draft model proposes next; None: as many as vLLM says
-        self.drafts: int | None = None
+        self.drafts: int | None = (
+            None  # tokens that the draft model proposes next; None: as many as vLLM says
+        )
         self._flying: deque[tuple[float, int, int, int, int, int, float]] = deque()
         self._last_end, self._busy = 0.0, False
 

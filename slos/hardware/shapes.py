@@ -2,8 +2,7 @@
 
 A step's time depends on a model's shape and not on what its weights say. Figures are those of the
 configuration that each model was published with; `write` makes a folder that vLLM loads with
-`load_format="dummy"`.
-"""
+`load_format="dummy"`."""
 
 from __future__ import annotations
 

@@ -35,8 +35,10 @@ PROMPTS = (8, 16, 32, 64, 128, 256, 512)
 # requests that decode at the same time, with contexts as they are met in practice
 TOGETHER = (1, 4, 16, 48)
 ROUNDS = 4
-# unless another is named, such as a subclass
-SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
+SCHEDULER = (
+    "--scheduler-cls",
+    "slos.serving.vllm_plugin.SLOScheduler",
+)  # unless another is named, such as a subclass
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 

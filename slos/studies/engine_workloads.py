@@ -28,8 +28,9 @@ class Lengths(NamedTuple):
 
 
 SMALL = Lengths(4.0, 900, 100)  # for a small model on a CPU
-# for a model of the paper's on a GPU; answers short enough for runs of seconds
-WHOLE = Lengths(1.0, 1800, 100)
+WHOLE = Lengths(
+    1.0, 1800, 100
+)  # for a model of the paper's on a GPU; answers short enough for runs of seconds
 EASY = SLO(tpot=1.0, ttft=60.0)  # of what is sent to calibrate
 
 
