@@ -31,6 +31,7 @@ ENGINES = {
         "serving/vllm_plugin.py",
         "serving/launch.py",
         "hardware/recorder.py",
+        "hardware/grid.py",
         "hardware/measure.py",
     },
     "ray": {"fleet/gateway.py", "records/sweep.py"},

@@ -52,7 +52,7 @@ class Roofline:
             self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64)
         )
 
-    def time(self, tokens: int, draft_steps: int = 0, context: int = 0) -> float:
+    def time(self, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
         """Seconds of a batch."""
         longest = 0.0
         if self.tile > 1:

@@ -50,7 +50,7 @@ def fit(
     found = [
         _alternate(tokens, drafts, ctx, seconds, count, tile) for count in range(1, planes + 1)
     ]
-    return max((f for f in found if f), key=lambda candidate: candidate.r2)
+    return min((f for f in found if f), key=lambda candidate: float((candidate.errors**2).mean()))
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
