@@ -198,10 +198,8 @@ class SLOScheduler(AsyncScheduler):
         return now
 
     def _blocks(self) -> tuple[int, int]:
-        groups, pool = (
-            max(1, len(self.kv_cache_config.kv_cache_groups)),
-            self.kv_cache_manager.block_pool,
-        )
+        groups = max(1, len(self.kv_cache_config.kv_cache_groups))
+        pool = self.kv_cache_manager.block_pool
         # one is vLLM's null block
         return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
 

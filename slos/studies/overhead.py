@@ -96,14 +96,10 @@ def planning_views(
     tpots = np.array([0.05, 0.1, 0.15, 0.2])[:tiers]
     views = []
     for _ in range(count):
-        prompts, outputs = (
-            rng.integers(50, 1500, new + running).tolist(),
-            rng.integers(20, 600, new + running).tolist(),
-        )
-        tier, ahead = (
-            rng.choice(tpots, new + running).tolist(),
-            rng.uniform(0.05, 2.0, new + running).tolist(),
-        )
+        prompts = rng.integers(50, 1500, new + running).tolist()
+        outputs = rng.integers(20, 600, new + running).tolist()
+        tier = rng.choice(tpots, new + running).tolist()
+        ahead = rng.uniform(0.05, 2.0, new + running).tolist()
         records, requests = [], []
         for i in range(new + running):
             id, done = str(i), i < running
