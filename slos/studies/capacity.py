@@ -23,7 +23,7 @@ from slos.evaluation.plots import (
     plain_log,
     unique,
 )
-from slos.evaluation.stats import geometric_means, mean_of, over_each, rows_of
+from slos.evaluation.stats import mean_of, over_each, rows_of
 from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
@@ -72,39 +72,6 @@ def numbers(best: Frame) -> dict[str, Spread]:
         ):
             found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
     return found
-
-
-def what_capacity_shows(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines = []
-    for lengths in dict.fromkeys(best["lengths"]):
-        table = ratios(best, lengths)
-        if table.empty:
-            continue
-        mean = geometric_means(table).set_index("against")
-        strongest = table[table["against"] == "best"].sort_values("ratio")
-        worst, top = strongest.iloc[0], strongest.iloc[-1]
-        r, reported = mean.loc["best"], paper("capacity_vs_vllm")
-        lines += [
-            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x ("
-            + (
-                f"95 % interval {r.low:.2f} to {r.high:.2f}"
-                if r.low < r.high
-                else "one seed, no interval"
-            )
-            + ") of what the best-tuned baseline of each scenario carries, in geometric mean "
-            f"over {int(r.scenarios)}; the paper reports {reported:g}x, with speculation, which "
-            "is not part of this run.",
-            f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
-            f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",
-            *(
-                f"- over {name}: {row.ratio:.2f}x"
-                for name, row in mean.iterrows()
-                if name != "best"
-            ),
-            "",
-        ]
-    return "\n".join(lines)
 
 
 def capacity_bars(best: Frame, source: str) -> Figure:
