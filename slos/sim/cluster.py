@@ -90,11 +90,8 @@ def cluster(
     seats = 1
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world, kinds = (
-        [],
-        World.of(hardware, max_seqs=SEATS * seats, **(changes or {})),
-        roles(topology) * replicas,
-    )
+    nodes, world = [], World.of(hardware, max_seqs=SEATS * seats, **(changes or {}))
+    kinds = roles(topology) * replicas
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, belief or hardware.roofline, expected, **settings)
