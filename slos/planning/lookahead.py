@@ -147,38 +147,6 @@ def look_ahead(now, jobs, inside, engine):
 
 
 @kernel
-<<<<<<< HEAD
-=======
-def _leap(now, jobs, alive, strict, count, wake, engine):
-    """Take many steps at once while everybody decodes, until shortly before one ends or arrives;
-    when that is."""
-    seconds, steps, held = batch_time(engine, count, 0.0), np.inf, 0.0
-    for j in range(len(jobs)):
-        if alive[j]:
-            if (
-                min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, engine.longest)
-                < seconds
-            ):
-                return now
-            steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
-            held += jobs[j, COMPUTED] + engine.block_size
-    sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until = sleepers.min() if len(sleepers) else np.inf
-    room = engine.blocks * engine.block_size - held
-    steps, taken = min(steps, room // count), 0
-    while taken < steps and now + seconds < until:
-        now += seconds
-        taken += 1
-    for j in range(len(jobs) if taken else 0):
-        if alive[j]:
-            jobs[j, COMPUTED] += taken
-            jobs[j, REMAINING] -= taken
-            jobs[j, DUE] += taken * jobs[j, TPOT]
-    return now
-
-
-@kernel
->>>>>>> main
 def _tightest(job):
     """The smallest TPOT of what a job still has to say."""
     return (

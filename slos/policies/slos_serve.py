@@ -268,10 +268,6 @@ class SLOsServe:
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
         steps = float(REPEAT)
-<<<<<<< HEAD
-=======
-        without = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
->>>>>>> main
         if best_effort or waiting:
             steps = self._fill(
                 view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft
