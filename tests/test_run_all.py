@@ -175,11 +175,8 @@ def test_done_means_made_from_the_same_and_the_rows_still_there(
     kit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(kit / "out"))
-    path, stamp, rows = (
-        kit / "notebooks" / "01_a.ipynb",
-        kit / "01_a.json",
-        kit / "out" / "quick" / "capacity.csv",
-    )
+    path, stamp = kit / "notebooks" / "01_a.ipynb", kit / "01_a.json"
+    rows = kit / "out" / "quick" / "capacity.csv"
     notebook(path)
     rows.parent.mkdir(parents=True)
     rows.write_text("head\none\ntwo\n")

@@ -199,10 +199,8 @@ def _leap(now, jobs, alive, strict, count, wake, engine):
             steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
             held += jobs[j, COMPUTED] + engine.block_size
     sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until, room = (
-        sleepers.min() if len(sleepers) else np.inf,
-        engine.blocks * engine.block_size - held,
-    )
+    until = sleepers.min() if len(sleepers) else np.inf
+    room = engine.blocks * engine.block_size - held
     steps, taken = min(steps, room // count), 0
     while taken < steps and now + seconds < until:
         now += seconds

@@ -22,8 +22,7 @@ from typing import final
 
 import numpy as np
 
-from slos.core import roofline
-from slos.core.roofline import Roofline
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import Engine
@@ -120,7 +119,7 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
-            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + roofline.EPS:
+            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
             elif p.id in self._started and self.admission:
@@ -301,10 +300,8 @@ class SLOsServe:
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        steps, without = (
-            float(REPEAT),
-            (tokens.copy(), list(room.preempted)) if rounds else ({}, []),
-        )
+        steps = float(REPEAT)
+        without = (tokens.copy(), list(room.preempted)) if rounds else ({}, [])
         if best_effort or waiting:
             steps = self._fill(
                 view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft
@@ -346,12 +343,8 @@ class SLOsServe:
 
         spare: KV tokens until memory is short. For how many steps it may stay so.
         """
-        engine, context, used, steps = (
-            self._engine(view),
-            jobs[:, COMPUTED].sum(),
-            sum(tokens.values()),
-            float(REPEAT),
-        )
+        engine, context, used = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values())
+        steps = float(REPEAT)
         end = view.now + engine.longest
         if len(jobs):
             end = batching.latest_end(view.now, jobs, share, engine, CUSHION)

@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from tabulate import tabulate
+
 from slos.core.types import require
 from slos.files import results_dir, write_whole
 from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
@@ -41,13 +43,8 @@ by `./run_all.sh`, into its own folder; do not edit.
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with its columns aligned, so that it reads in a terminal, too."""
-    cells = [[c.replace("|", "\\|") for c in row] for row in (head, *rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    cells = [[c.replace("|", "\\|") for c in row] for row in rows]
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
 def rows_of_runs(size: str) -> dict[str, dict[str, Headline]]:

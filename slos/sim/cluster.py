@@ -107,11 +107,8 @@ def cluster(
     seats = 1
     if topology == POOLED:
         hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world, kinds = (
-        [],
-        World.of(hardware, max_seqs=SEATS * seats, **(changes or {})),
-        roles(topology) * replicas,
-    )
+    nodes, world = [], World.of(hardware, max_seqs=SEATS * seats, **(changes or {}))
+    kinds = roles(topology) * replicas
     # pooled: what routing is compared with
     lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)
     for i, role in enumerate(kinds):

@@ -431,10 +431,8 @@ def killed(
     finally:
         process.kill()
         process.wait()
-    commands, left = (
-        [],
-        psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1],
-    )
+    commands = []
+    left = psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1]
     for child in agents:
         with suppress(psutil.NoSuchProcess):
             child.kill()
