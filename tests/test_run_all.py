@@ -98,7 +98,8 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     status, out, err = finish(start(root, kit))
     assert (status, "notebook 1 of 1, 01_first: done" in out) == (0, True), out + err
     assert "one planning, the longest" in out and "1 OK" in out
-    text = (kit / "out" / "README.md").read_text()
+    assert not (kit / "out" / "README.md").exists(), "that one is the repository's"
+    text = (kit / "out" / "quick" / "README.md").read_text()
     assert "this" in text and re.search(
         r"\| 01_first +\| \w+\+? +\| \d\.\d +\| \d+ cores of ", text
     ), text
