@@ -1,4 +1,4 @@
-"""Batch time as a roofline, and its inverse (paper, section 3.1); both again for kernels.
+"""Batch time as a roofline, and its inverse (paper, section 3.1): one copy for Python and kernels.
 
 T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds:
 `tokens` computed in the step, in whole tiles, `draft_steps` the longest draft in the batch,
@@ -7,7 +7,9 @@ T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * contex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil, inf
 
 import numpy as np
 
@@ -15,6 +17,27 @@ from slos.core.kernels import kernel
 from slos.core.types import require
 
 EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned into tokens
+
+Row = tuple[float, float, float]
+
+
+def time_of(planes: Sequence[Row] | np.ndarray, tile: float, tokens, draft_steps=0):
+    """Seconds of a batch without the reading of its context. planes: rows of k1, k2, b."""
+    longest = 0.0
+    if tile > 1:
+        tokens = ceil(tokens / tile) * tile
+    for plane in planes:
+        longest = max(longest, plane[0] * tokens + plane[1] * draft_steps + plane[2])
+    return longest
+
+
+def tokens_in(planes: Sequence[Row] | np.ndarray, seconds: float, draft_steps=0):
+    """The inverse of `time_of` where tokens could be shared: how many take that long, below 0 if
+    not even an empty batch fits."""
+    most = inf
+    for plane in planes:
+        most = min(most, (seconds - plane[1] * draft_steps - plane[2]) / plane[0])
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +62,8 @@ class Roofline:
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
     tile: int = 1
-    # float64 [planes, 4] for kernels: k1, k2, b, tile
-    array: np.ndarray = field(init=False, repr=False, compare=False)
+    rows: tuple[Row, ...] = field(init=False, repr=False, compare=False)  # k1, k2, b of each plane
+    array: np.ndarray = field(init=False, repr=False, compare=False)  # the same for kernels
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
@@ -48,25 +71,19 @@ class Roofline:
         require(least >= 0, "b", least, "at least 0 (seconds per batch) in one of the planes")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
-        object.__setattr__(
-            self, "array", np.array([(p.k1, p.k2, p.b, self.tile) for p in self.planes], np.float64)
-        )
+        rows = tuple((p.k1, p.k2, p.b) for p in self.planes)
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "array", np.array(rows, np.float64))
 
     def time(self, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
         """Seconds of a batch."""
-        longest = 0.0
-        if self.tile > 1:
-            tokens = -(-tokens // self.tile) * self.tile
-        for p in self.planes:
-            longest = max(longest, p.k1 * tokens + p.k2 * draft_steps + p.b)
-        return longest + self.k_ctx * context
+        return time_of(self.rows, self.tile, tokens, draft_steps) + self.k_ctx * context
 
     def fits(self, seconds: float, draft_steps: int = 0, context: int = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none
         fits."""
-        room = seconds - self.k_ctx * context + EPS
-        most = min(int((room - p.k2 * draft_steps - p.b) / p.k1) for p in self.planes)
-        return max(0, most // self.tile * self.tile)
+        most = tokens_in(self.rows, seconds - self.k_ctx * context + EPS, draft_steps)
+        return max(0, int(most) // self.tile * self.tile)
 
 
 def scaled(roofline: Roofline, factor: float) -> Roofline:
@@ -75,20 +92,18 @@ def scaled(roofline: Roofline, factor: float) -> Roofline:
     return replace(roofline, planes=tuple(planes), k_ctx=roofline.k_ctx * factor)
 
 
-@kernel
-def batch_time(engine, tokens, context):
-    planes, longest, tile = engine.planes, 0.0, engine.planes[0, 3]
-    if tile > 1:
-        tokens = np.ceil(tokens / tile) * tile
-    for k in range(len(planes)):
-        longest = max(longest, planes[k, 0] * tokens + planes[k, 2])
-    return longest + engine.k_ctx * context
+_time_of, _tokens_in = kernel(time_of), kernel(tokens_in)
 
 
 @kernel
-def batch_fits(engine, seconds, context):
-    room = seconds - engine.k_ctx * context + EPS
-    planes, tokens, tile = engine.planes, np.inf, engine.planes[0, 3]
-    for k in range(len(planes)):
-        tokens = min(tokens, (room - planes[k, 2]) / planes[k, 0])
-    return max(0.0, np.floor(tokens) if tile == 1 else np.floor(tokens / tile) * tile)
+def batch_time(engine, tokens, context, draft_steps=0):
+    """`Roofline.time` for kernels; engine: has its planes, tile and k_ctx."""
+    return _time_of(engine.planes, engine.tile, tokens, draft_steps) + engine.k_ctx * context
+
+
+@kernel
+def batch_fits(engine, seconds, context, draft_steps=0, slack=EPS):
+    """`Roofline.fits` for kernels."""
+    room = seconds - engine.k_ctx * context + slack
+    most = _tokens_in(engine.planes, room, draft_steps)
+    return max(0.0, np.floor(most / engine.tile) * engine.tile)

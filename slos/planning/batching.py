@@ -12,21 +12,39 @@ from typing import NamedTuple
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, batch_fits, batch_time
-from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
+from slos.core.roofline import EPS, Roofline, batch_fits, batch_time
+from slos.core.types import View
 
 
 class Engine(NamedTuple):
-    """What kernels know of a replica. planes, k_ctx: its roofline; longest: seconds of a step at
-    the most; fixed: if above 0, every batch holds so many tokens, decodes first, whatever is due;
-    blocks, of block_size tokens: for KV."""
+    """What kernels know of a replica: its roofline (planes, tile, k_ctx) and its KV cache (blocks,
+    of block_size tokens).
+
+    longest: seconds of a step at the most; fixed: if above 0, every batch holds so many tokens,
+    decodes first, whatever is due.
+    """
 
     planes: np.ndarray
+    tile: int
     k_ctx: float
     longest: float
     fixed: int
     blocks: int
     block_size: int
+
+
+def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:
+    tile, k_ctx, longest = roofline.tile, float(roofline.k_ctx), float(longest)
+    return Engine(roofline.array, tile, k_ctx, longest, fixed, view.total_blocks, view.block_size)
+
+
+class Owed(NamedTuple):
+    """Tokens that all jobs together have left, those that they have in the KV cache, and when the
+    earliest decode is due (s)."""
+
+    tokens: float
+    context: float
+    soonest: float
 
 
 @kernel
@@ -36,82 +54,111 @@ def form(now, jobs, alive, engine, tokens):
 
     A job that is late beyond cure no longer shortens the step for others.
     """
-    prefills = np.empty(len(jobs), np.int64)
-    count, total, context, soonest = scan(jobs, alive, prefills, tokens)
-    sort(prefills[:count], jobs)
-    return fill(now, jobs, prefills[:count], total, context, soonest, engine, tokens)
+    prefills, owed = scan(jobs, alive, tokens)
+    return fill(now, jobs, prefills, owed, engine, tokens)
 
 
 @kernel
-def scan(jobs, alive, prefills, tokens):
-    """One token for every decode, none for others, whose indices go to `prefills`.
-
-    Returns how many these are, and of all: tokens left, context (tokens), when the earliest decode
-    is due.
-    """
+def scan(jobs, alive, tokens):
+    """One token for every decode, none for others, whose indices are returned, earliest deadline
+    first; and what all are owed."""
+    prefills = np.empty(len(jobs), np.int64)
     count, total, context, soonest = 0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
         tokens[j] = 0.0
         if alive[j]:
-            total += jobs[j, LEFT]
-            context += jobs[j, COMPUTED]
-            if jobs[j, LEFT] == 1:
+            job = jobs[j]
+            total += job.left
+            context += job.computed
+            if job.left == 1:
                 tokens[j] = 1.0
-                soonest = min(soonest, jobs[j, DUE])
+                soonest = min(soonest, job.due)
             else:
                 prefills[count] = j
                 count += 1
-    return count, total, context, soonest
+    prefills = prefills[:count]
+    sort(prefills, jobs)
+    return prefills, Owed(total, context, soonest)
 
 
 @kernel
-def fill(now, jobs, prefills, total, context, soonest, engine, tokens):
-    """`form` after `scan`, with `prefills` sorted by deadline."""
-    decodes, fixed = total, engine.fixed
+def fill(now, jobs, prefills, owed, engine, tokens):
+    """`form` after `scan`."""
+    decodes, fixed = owed.tokens, engine.fixed
     for j in prefills:
-        decodes -= jobs[j, LEFT]
-    limit = min(engine.longest, max(soonest - now, batch_time(engine, max(decodes, 1.0), context)))
-    for j in prefills:
-        if jobs[j, DUE] - now + EPS >= batch_time(engine, jobs[j, LEFT], 0.0):
-            limit = min(limit, jobs[j, DUE] - now)
+        decodes -= jobs[j].left
+    limit = _limit(now, jobs, prefills, decodes, owed, engine)
     # whole tiles: the rest of one is free
-    whole = max(engine.planes[0, 3], batch_fits(engine, limit, context))
-    budget = max(decodes, fixed) if fixed else whole
-    if total <= budget:
+    budget = max(float(engine.tile), batch_fits(engine, limit, owed.context))
+    if fixed:
+        budget = max(decodes, float(fixed))
+    if owed.tokens <= budget:
         for j in prefills:
-            tokens[j] = jobs[j, LEFT]
-        return batch_time(engine, total, context)
-    rate, owed, tight = (budget - decodes) / limit, 0.0, decodes > budget
-    for j in prefills:
-        owed += jobs[j, LEFT]
-        tight |= not fixed and owed > rate * (jobs[j, DUE] - now)
-    used = decodes
-    if tight:
-        decoding = np.flatnonzero(tokens)
-        urgent = jobs[decoding, DUE] < now + 2 * limit
-        tokens[:] = 0.0
-        first, last = decoding[urgent], decoding[~urgent]
-        if len(first) > budget:
-            sort(first, jobs)
-        used = _give(jobs, first, 0.0, budget, tokens)
-        used = _give(jobs, prefills, used, budget, tokens)
-        if used < budget:
-            sort(last, jobs)
-            used = _give(jobs, last, used, budget, tokens)
+            tokens[j] = jobs[j].left
+        return batch_time(engine, owed.tokens, owed.context)
+    rate = np.inf if fixed else (budget - decodes) / limit
+    if decodes > budget or _too_slow(now, jobs, prefills, rate):
+        used = _urgent_first(now + 2 * limit, jobs, prefills, budget, tokens)
     else:
-        used = _give(jobs, prefills, used, budget, tokens)
+        used = _give(jobs, prefills, decodes, budget, tokens)
+    context = owed.context
     if engine.k_ctx > 0:
         context = 0.0
         for j in range(len(jobs)):
-            context += jobs[j, COMPUTED] if tokens[j] else 0.0
+            context += jobs[j].computed if tokens[j] else 0.0
     return batch_time(engine, used, context)
+
+
+@kernel
+def _limit(now, jobs, prefills, decodes, owed, engine):
+    """Seconds that a step may last: until the earliest deadline that can be met."""
+    least = batch_time(engine, max(decodes, 1.0), owed.context)
+    limit = min(engine.longest, max(owed.soonest - now, least))
+    for j in prefills:
+        slack = jobs[j].due - now
+        if slack + EPS >= batch_time(engine, jobs[j].left, 0.0):
+            limit = min(limit, slack)
+    return limit
+
+
+@kernel
+def _too_slow(now, jobs, prefills, rate):
+    """Whether some prefill will be late at so many tokens per second for all of them."""
+    left = 0.0
+    for j in prefills:
+        left += jobs[j].left
+        if left > rate * (jobs[j].due - now):
+            return True
+    return False
+
+
+@kernel
+def _urgent_first(until, jobs, prefills, budget, tokens):
+    """Decodes due before `until`, then prefills, then other decodes; what is used of the budget."""
+    decoding = np.flatnonzero(tokens)
+    urgent = np.empty(len(decoding), np.bool_)
+    for k, j in enumerate(decoding):
+        urgent[k] = jobs[j].due < until
+    tokens[:] = 0.0
+    first, last = decoding[urgent], decoding[~urgent]
+    if len(first) > budget:
+        sort(first, jobs)
+    used = _give(jobs, first, 0.0, budget, tokens)
+    used = _give(jobs, prefills, used, budget, tokens)
+    if used < budget:
+        sort(last, jobs)
+        used = _give(jobs, last, used, budget, tokens)
+    return used
 
 
 @kernel
 def sort(some, jobs):
     """Sort indices in place, earliest deadline first, ties as they were."""
     if len(some) > 1:
-        some[:] = some[np.argsort(jobs[some, DUE], kind="mergesort")]
+        due = np.empty(len(some))
+        for k, j in enumerate(some):
+            due[k] = jobs[j].due
+        some[:] = some[np.argsort(due, kind="mergesort")]
 
 
 @kernel
@@ -121,7 +168,7 @@ def _give(jobs, some, used, budget, tokens):
     for j in some:
         if used >= budget:
             break
-        tokens[j] = min(jobs[j, LEFT], budget - used)
+        tokens[j] = min(jobs[j].left, budget - used)
         used += tokens[j]
     return used
 
@@ -130,48 +177,20 @@ def _give(jobs, some, used, budget, tokens):
 def latest_end(now, jobs, tokens, engine, cushion):
     """Until when this step may be stretched for best effort.
 
-    No deadline passes, and everybody keeps `cushion` seconds beyond the time of a step of decodes;
+    No deadline passes, and every job keeps `cushion` seconds beyond the time of a step of decodes;
     `now` if a guaranteed prefill is left over, which has a better use for the time.
     """
-    end, count, context = now + engine.longest, 0.0, 0.0
-    for j in range(len(jobs)):
-        if jobs[j, LEFT] > tokens[j]:
-            if jobs[j, LEFT] > 1:
-                return now
-            end = min(end, jobs[j, DUE] - cushion)
-        else:
-            end = min(end, jobs[j, DUE])
-        count += 1
-        context += jobs[j, COMPUTED] + tokens[j]
-    ahead = batch_time(engine, count, context) + cushion
-    for j in range(len(jobs)):
-        if jobs[j, LEFT] == tokens[j] and jobs[j, REMAINING] > 1:
-            end = min(end, jobs[j, DUE] + jobs[j, TPOT] - ahead)
-    return end
-
-
-@kernel
-def advance(now, jobs, tokens, drafts):
-    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; whether
-    all are in time.
-
-    To be proven afterwards: who could be in time before and no more can fails there.
-    """
-    jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
+    end, context = now + engine.longest, 0.0
     for j in range(len(jobs)):
         job = jobs[j]
-        job[NEW] = 1
-        if tokens[j] < job[LEFT]:
-            job[LEFT] -= tokens[j]
-            job[COMPUTED] += tokens[j]
-            continue
-        in_time &= now <= job[DUE] + EPS
-        said = 1 + min(drafts[j], max(0.0, job[REMAINING] - job[SWITCH] - 1))
-        job[COMPUTED] += tokens[j] + said - 1
-        job[LEFT], job[REMAINING] = 1, job[REMAINING] - said
-        job[DUE] += (said - 1) * job[TPOT]
-        alive[j] = job[REMAINING] > 0
-        if job[REMAINING] == job[SWITCH]:
-            job[TPOT], job[SWITCH] = job[LATER], 0.0
-        job[DUE] += job[TPOT]
-    return jobs, alive, in_time
+        waits = job.left > tokens[j]
+        if waits and job.left > 1:
+            return now
+        end = min(end, job.due - cushion if waits else job.due)
+        context += job.computed + tokens[j]
+    ahead = batch_time(engine, float(len(jobs)), context) + cushion
+    for j in range(len(jobs)):
+        job = jobs[j]
+        if job.left == tokens[j] and job.remaining > 1:
+            end = min(end, job.due + job.tpot - ahead)
+    return end

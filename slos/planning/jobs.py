@@ -1,10 +1,4 @@
-"""Requests as rows of numbers, for kernels.
-
-Jobs are float64 [jobs, 8]: left (tokens to compute until the next one appears), due (its deadline,
-s), tpot (s), remaining (tokens still to be generated), computed (tokens in the KV cache), new (1
-while not yet admitted), and, for one whose stages go on without a prompt, switch (remaining when
-the next begins) and later (the tpot then).
-"""
+"""Requests as records, for kernels, and what a step does to one."""
 
 from __future__ import annotations
 
@@ -15,64 +9,107 @@ from struct import pack_into
 import numpy as np
 
 from slos.core.kernels import kernel
+from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress
+from slos.planning.planner import Problem
 
-LEFT, DUE, TPOT, REMAINING, COMPUTED, NEW, SWITCH, LATER = range(8)
+FIELDS = "left due tpot remaining computed new switch later value"
+JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
+"""left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
+tokens still to be generated; computed: tokens in the KV cache; new: 1 while not yet admitted;
+value. Of one whose stages go on without a prompt, switch: remaining when the next begins, and
+later: the TPOT then."""
 
 
-def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor) -> np.ndarray:
-    """One row each, none of them new."""
+def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0) -> np.ndarray:
+    """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests]."""
     n, later = len(requests), [p.later_tpot for p in requests]
     tokens, computed = [p.tokens for p in requests], [p.computed for p in requests]
     generated, remaining = [p.generated for p in requests], map(lengths.remaining, requests)
+    t0, tpot = [p.t0 for p in requests], [p.tpot for p in requests]
     # filled by struct, several times as fast as np.array
-    ints, floats = np.empty((4, n), np.int64), np.empty((3, n))
+    ints, floats = np.empty((4, n), np.int64), np.empty((4, n))
     pack_into(f"{4 * n}q", ints.data, 0, *tokens, *computed, *generated, *remaining)
-    pack_into(
-        f"{3 * n}d", floats.data, 0, *[p.t0 for p in requests], *[p.tpot for p in requests], *later
-    )
-    jobs = np.zeros((n, 8))
-    jobs[:, LEFT] = ints[0] - ints[1]
-    jobs[:, DUE] = floats[0] + ints[2] * floats[1]
-    jobs[:, TPOT], jobs[:, LATER] = floats[1:]
-    jobs[:, REMAINING], jobs[:, COMPUTED] = ints[3], ints[1]
+    pack_into(f"{4 * n}d", floats.data, 0, *t0, *tpot, *later, *[p.value for p in requests])
+    jobs = np.zeros(n, JOB)
+    jobs["left"] = ints[0] - ints[1]
+    jobs["due"] = floats[0] + ints[2] * floats[1]
+    jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
+    jobs["remaining"], jobs["computed"] = ints[3], ints[1]
+    jobs["new"][n - new :] = 1
     for j in np.flatnonzero(floats[2] < inf).tolist():
-        jobs[j, SWITCH] = lengths.after_stage(requests[j])
+        jobs["switch"][j] = lengths.after_stage(requests[j])
     return jobs
 
 
 @kernel
-def fluid(now, jobs, new, value, blocks, block_size, tpots):
-    """The planner's view of `jobs`, of which the last `new` ask to be admitted: what
-    `planner.sweep` takes from `decoding` on; those jobs that it is about come in their order.
+def advance(job, tokens, drafts):
+    """Compute `tokens` of a job; whether that ends with its next one, and with `drafts` accepted
+    beside, as many as its stage has left."""
+    if tokens < job.left:
+        job.left -= tokens
+        job.computed += tokens
+        return False
+    said = 1 + min(drafts, max(0.0, job.remaining - job.switch - 1))
+    job.computed += tokens + said - 1
+    job.left = 1.0
+    job.remaining -= said
+    job.due += (said - 1) * job.tpot
+    if job.remaining == job.switch:
+        job.tpot = job.later
+        job.switch = 0.0
+    job.due += job.tpot
+    return True
+
+
+@kernel
+def advanced(now, jobs, tokens, drafts):
+    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; who of
+    them goes on; whether all are in time.
+
+    To be proven afterwards: who could be in time before and no more can fails there.
+    """
+    jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
+    for j in range(len(jobs)):
+        job = jobs[j]
+        job.new = 1.0
+        due = job.due
+        if advance(job, tokens[j], drafts[j]):
+            in_time &= now <= due + EPS
+            alive[j] = job.remaining > 0
+    return jobs, alive, in_time
+
+
+@kernel
+def fluid(now, jobs, tau, rates, engine, seats):
+    """The planner's view of `jobs`: prefills are requests, decodes are counted.
 
     A request ahead of its schedule counts in the loosest tier that its slack allows, and memory is
-    bounded by what is held now; when blocks come back is for the look ahead to see. tpots:
-    ascending, one tier looser than any job last.
+    bounded by what is held now; when blocks come back is for the look ahead to see. tau: ascending,
+    one tier looser than any job last; rates: see `prefill_rates`.
     """
-    size, old = len(jobs), len(jobs) - new
-    decoding = np.zeros(len(tpots))
-    some = np.empty(size, np.int64)
-    memory = np.empty(size)
-    count, room = 0, blocks
-    for j in range(size):
+    n = np.zeros(len(tau))
+    some = np.empty(len(jobs), np.int64)
+    memory = np.empty(len(jobs))
+    count, room = 0, float(engine.blocks)
+    for j in range(len(jobs)):
         tier, job = 0, jobs[j]
-        memory[j] = np.ceil((job[COMPUTED] + job[LEFT]) / block_size)
-        room -= memory[j] if j < old else 0.0
-        if j >= old or job[LEFT] > 1:
+        memory[j] = np.ceil((job.computed + job.left) / engine.block_size)
+        room -= 0.0 if job.new else memory[j]
+        if job.new or job.left > 1:
             some[count] = j
             count += 1
         else:
-            pace = job[TPOT] + max(0.0, job[DUE] - job[TPOT] - now) / job[REMAINING]
-            while tier + 1 < len(tpots) and tpots[tier + 1] <= pace:
+            pace = job.tpot + max(0.0, job.due - job.tpot - now) / job.remaining
+            while tier + 1 < len(tau) and tau[tier + 1] <= pace:
                 tier += 1
-            decoding[tier] += 1
+            n[tier] += 1
     some = some[:count]
-    values = np.concatenate((np.ones(count - new), value))
-    tiers = np.searchsorted(tpots, jobs[some, TPOT])
-    return (
-        decoding, jobs[some, DUE], jobs[some, LEFT], memory[some], values, tiers, some < old,
-        max(0.0, room),
+    them = jobs[some]
+    tiers = np.searchsorted(tau, them.tpot)
+    return Problem(
+        now, tau, rates, n, them.due.copy(), them.left.copy(), memory[some], them.value.copy(),
+        tiers, them.new == 0, max(0.0, room), seats,
     )  # fmt: skip
 
 
@@ -82,8 +119,7 @@ def needed(jobs, tokens, block_size):
     blocks, starts = 0.0, 0
     for j in range(len(jobs)):
         if tokens[j]:
-            blocks += np.ceil((jobs[j, COMPUTED] + tokens[j]) / block_size) - np.ceil(
-                jobs[j, COMPUTED] / block_size
-            )
-            starts += jobs[j, COMPUTED] == 0
+            had = jobs[j].computed
+            blocks += np.ceil((had + tokens[j]) / block_size) - np.ceil(had / block_size)
+            starts += had == 0
     return blocks, starts

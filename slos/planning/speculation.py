@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import Roofline
+from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.core.types import Progress, View, require
-from slos.planning.batching import Engine, advance, form, latest_end
-from slos.planning.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
+from slos.planning.batching import Engine, form, latest_end
+from slos.planning.jobs import advanced, needed
 from slos.planning.lookahead import OK, look_ahead
 
 # tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
@@ -36,18 +36,18 @@ def expected_tokens(alpha: float, drafts: int) -> float:
 
 
 @kernel
-def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
+def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
     """Draft lengths [requests] that bring the most worth of tokens per second, in a step of at most
     `seconds`.
 
-    worth: of a token of each request; limit: its longest draft; tokens: of the whole batch without
-    drafts; reading: seconds that the context takes. The k-th draft of a request brings alpha^k of a
-    token, so that for any longest draft and any number of drafts those that bring most are the
-    best: both are tried out.
+    wanted: the worth of a token of each request, and its longest draft; tokens: of the whole batch
+    without drafts. The k-th draft of a request brings alpha^k of a token, so that for any longest
+    draft and any number of drafts those that bring most are the best: both are tried out.
     """
-    most, tile = limit.max(), planes[0, 3]
-    value, owner = np.empty(limit.sum()), np.empty(limit.sum(), np.int64)
-    place = np.empty(limit.sum(), np.int64)
+    worth, limit = wanted
+    most, size = limit.max(), limit.sum()
+    value = np.empty(size)
+    owner, place = np.empty(size, np.int64), np.empty(size, np.int64)
     size = 0
     for k in range(1, most + 1):
         for i in range(len(limit)):
@@ -58,15 +58,7 @@ def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
     for longest in range(most + 1):
         gained, drafts, at = worth.sum(), 0, 0
         while True:
-            time = 0.0
-            for plane in planes:
-                time = max(
-                    time,
-                    plane[0] * np.ceil((tokens + drafts) / tile) * tile
-                    + plane[1] * longest
-                    + plane[2],
-                )
-            time += reading
+            time = batch_time(engine, tokens + drafts, context, longest)
             if longest and time > seconds:
                 break
             if gained / time > best:
@@ -83,50 +75,51 @@ def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
     return lengths
 
 
-@kernel
-def drafting(planes, drafts, tokens):
-    """The roofline's planes for the rest of a batch in which `tokens` are drafts, the longest of
-    `drafts`."""
-    planes = planes.copy()
-    tile = planes[0, 3]
+def drafted(engine: Engine, drafts: int, tokens: int) -> Engine:
+    """The engine for the rest of a batch in which `tokens` are drafts, the longest of `drafts`."""
+    planes, tile = engine.planes.copy(), engine.tile
     planes[:, 2] += planes[:, 1] * drafts + planes[:, 0] * np.ceil(tokens / tile) * tile
-    return planes
+    return engine._replace(planes=planes)
 
 
 @kernel
-def tier_lengths(planes, reading, alpha, tpots, counts, most, longest):
+def tier_lengths(engine, context, alpha, tpots, counts, most):
     """Draft lengths [tiers] that leave the most tokens per second to prefills, and how many:
     rho(n).
 
     Of `counts` requests at `tpots` each decodes at its pace: with s drafts in a step of every A(s)
-    * tpot seconds, so that the step lasts as long as the tier at the bottleneck allows, `longest`
-    at the most, and a tier that could wait longer sits out some. For a given step the shortest
-    draft that keeps the pace is the cheapest, so that only the bottleneck and its draft are to be
-    chosen. reading: seconds that the context takes; most: drafts that are allowed.
+    * tpot seconds, so that the step lasts as long as the tier at the bottleneck allows, the
+    engine's longest at the most, and a tier that could wait longer sits out some. For a given step
+    the shortest draft that keeps the pace is the cheapest, so that only the bottleneck and its
+    draft are to be chosen. most: drafts that are allowed.
     """
     lengths, best = np.zeros(len(tpots), np.int64), -np.inf
-    mine = lengths.copy()
     for tier in range(len(tpots)):
         for s in range(most + 1):
-            seconds, cost = min(longest, tpots[tier] * expected_tokens(alpha, s)), 0.0
-            longest_draft, possible = 0, True
-            for other in range(len(tpots)):
-                n = 0
-                while n < most and tpots[other] * expected_tokens(alpha, n) < seconds:
-                    n += 1
-                pace = tpots[other] * expected_tokens(alpha, n)
-                possible &= counts[other] == 0 or pace >= seconds
-                if counts[other]:
-                    mine[other], longest_draft = n, max(longest_draft, n)
-                    cost += counts[other] * (n + 1) * min(1.0, seconds / pace)
-            tokens = np.inf
-            for k in range(len(planes)):
-                room = seconds - reading - planes[k, 2] - planes[k, 1] * longest_draft
-                tokens = min(tokens, max(0.0, room) / planes[k, 0])
-            rate = (np.floor(tokens / planes[0, 3]) * planes[0, 3] - cost) / seconds
+            seconds = min(engine.longest, tpots[tier] * expected_tokens(alpha, s))
+            mine, cost, possible = _shortest(seconds, alpha, tpots, counts, most)
+            longest_draft = mine[counts > 0].max() if (counts > 0).any() else 0
+            rate = (batch_fits(engine, seconds, context, longest_draft, 0.0) - cost) / seconds
             if possible and rate > best:
-                lengths[:], best = mine, rate
+                lengths, best = mine, rate
     return lengths, best
+
+
+@kernel
+def _shortest(seconds, alpha, tpots, counts, most):
+    """The shortest drafts [tiers] that keep each tier's pace in steps of `seconds`, what they cost
+    in tokens a step, and whether all paces are kept."""
+    lengths, cost, possible = np.zeros(len(tpots), np.int64), 0.0, True
+    for tier in range(len(tpots)):
+        n = 0
+        while n < most and tpots[tier] * expected_tokens(alpha, n) < seconds:
+            n += 1
+        pace = tpots[tier] * expected_tokens(alpha, n)
+        if counts[tier]:
+            possible &= pace >= seconds
+            lengths[tier] = n
+            cost += counts[tier] * (n + 1) * min(1.0, seconds / pace)
+    return lengths, cost, possible
 
 
 @dataclass(slots=True)
@@ -170,7 +163,8 @@ class Acceptance:
 
 def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
     """Whether a step that computes `share` of the jobs leaves some prefill for another."""
-    return bool((share < jobs[:, LEFT])[jobs[:, LEFT] > 1].any())
+    left = jobs["left"]
+    return bool((share < left)[left > 1].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +177,6 @@ class Drafting:
     engine: Engine
     short: bool
 
-    def _form(self, jobs: np.ndarray, planes: np.ndarray, share: np.ndarray) -> None:
-        form(
-            self.view.now,
-            jobs,
-            np.ones(len(jobs), np.bool_),
-            self.engine._replace(planes=planes),
-            share,
-        )
-
-    def _proven(self, now: float, jobs: np.ndarray, alive: np.ndarray) -> bool:
-        return look_ahead(now, jobs, alive, self.engine)[0] == OK
-
     def spread(
         self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float
     ) -> np.ndarray:
@@ -205,62 +187,61 @@ class Drafting:
         are accepted. Where it fails for what came of them between the two, the step is formed as if
         none had been: that was proven.
         """
-        view, none, planes = self.view, np.zeros(len(jobs), np.int64), self.engine.planes
+        now, ahead, all_of_them = self.view.now, self.acceptance.ahead, np.ones(len(jobs), np.bool_)
+        none = np.zeros(len(jobs), np.int64)
         if not left_over(jobs, share):
-            self.acceptance.ahead.clear()
+            ahead.clear()
             return self.lengths(jobs, share, seconds)
-        if self.acceptance.ahead and not self._proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
-            held = jobs.copy()
-            ahead = np.array([self.acceptance.ahead.get(p.id, 0) for p in requests])
-            held[:, DUE] -= ahead * jobs[:, TPOT]
-            held[:, REMAINING] += ahead
-            self._form(held, planes, share)
+        if ahead and look_ahead(now, jobs, all_of_them, self.engine)[0] != OK:
+            held, tokens = jobs.copy(), np.array([ahead.get(p.id, 0) for p in requests])
+            held["due"] -= tokens * jobs["tpot"]
+            held["remaining"] += tokens
+            form(now, held, all_of_them, self.engine, share)
             return none
-        self.acceptance.ahead.clear()
+        ahead.clear()
         drafts, rest = self.lengths(jobs, share, seconds), np.zeros(len(jobs))
         if drafts.any():
-            self._form(jobs, drafting(planes, drafts.max(), drafts.sum()), rest)
+            engine = drafted(self.engine, int(drafts.max()), int(drafts.sum()))
+            form(now, jobs, all_of_them, engine, rest)
             drafts[rest == 0] = 0
-            context = int(jobs[rest > 0, COMPUTED].sum())
-            end = view.now + self.roofline.time(
-                int((rest + drafts).sum()), int(drafts.max()), context
-            )
-            after = (advance(end, jobs, rest, accepted) for accepted in (none, drafts))
-            fits = needed(jobs, rest + drafts, view.block_size)[0] <= view.free_blocks
-            if fits and all(
-                in_time and self._proven(end, then, alive) for then, alive, in_time in after
-            ):
+            if self._proven(jobs, rest, drafts):
                 share[:] = rest
                 return drafts
         return none
 
+    def _proven(self, jobs: np.ndarray, share: np.ndarray, drafts: np.ndarray) -> bool:
+        """Whether there is memory for a step of `share` and `drafts`, and all promises hold after
+        it, whether all or none of them are accepted."""
+        size, context = int((share + drafts).sum()), int(jobs["computed"][share > 0].sum())
+        end = self.view.now + self.roofline.time(size, int(drafts.max()), context)
+        need = needed(jobs, share + drafts, self.view.block_size)[0]
+        for accepted in (np.zeros_like(drafts), drafts) if need <= self.view.free_blocks else ():
+            then, alive, in_time = advanced(end, jobs, share, accepted)
+            if not in_time or look_ahead(end, then, alive, self.engine)[0] != OK:
+                return False
+        return need <= self.view.free_blocks
+
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
         now, engine, most = self.view.now, self.engine, self.view.max_drafts
-        alpha = self.acceptance.alpha
-        decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
+        alpha, drafts = self.acceptance.alpha, np.zeros(len(jobs), np.int64)
+        decoding = (jobs["left"] == 1) & (share > 0)
         if not decoding.any():
             return drafts
-        reading = engine.k_ctx * jobs[share > 0, COMPUTED].sum()
-        left = np.maximum(jobs[:, REMAINING], 1)
+        context, left = jobs["computed"][share > 0].sum(), np.maximum(jobs["remaining"], 1)
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
             spare = latest_end(now, jobs, share, engine, 0.0) - now
             # Smith's rule, dampened: the KV that each token left holds
-            worth = np.sqrt(jobs[:, COMPUTED] / left)
-            decodes = worth[decoding], limit[decoding]
-            drafts[decoding] = draft_lengths(
-                engine.planes, reading, alpha, *decodes, share.sum(), spare
-            )
+            worth = np.sqrt(jobs["computed"] / left)
+            wanted = worth[decoding], limit[decoding]
+            drafts[decoding] = draft_lengths(engine, context, alpha, wanted, share.sum(), spare)
             return drafts
-        tpots, tier, counts = np.unique(
-            jobs[decoding, TPOT], return_inverse=True, return_counts=True
-        )
-        drafts[decoding] = tier_lengths(
-            engine.planes, reading, alpha, tpots, counts, most, engine.longest
-        )[0][tier]
+        paces = np.unique(jobs["tpot"][decoding], return_inverse=True, return_counts=True)
+        tpots, tier, counts = paces
+        drafts[decoding] = tier_lengths(engine, context, alpha, tpots, counts, most)[0][tier]
         if not self.short:
             steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-            lead = (jobs[:, DUE] - now - seconds) / jobs[:, TPOT]
+            lead = (jobs["due"] - now - seconds) / jobs["tpot"]
             drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
         return np.minimum(drafts, limit)

@@ -7,8 +7,8 @@ from typing import Any
 
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Policy, make
+from slos.policies.ablated import slos_serve
 from slos.policies.baselines import VLLM, VLLMV1, Sarathi
-from slos.policies.slos_serve import SLOsServe
 
 OURS = "slos-serve"
 
@@ -16,7 +16,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "vllm": VLLM,
     "vllm-v1": VLLMV1,
     "sarathi": Sarathi,
-    "slos-serve": SLOsServe,
+    "slos-serve": slos_serve,
 }
 
 

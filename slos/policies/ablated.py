@@ -1,30 +1,115 @@
-"""Admission by `SLOsServe` where nobody is set aside as best effort: in order of arrival, for the
-ablation."""
+"""SLOs-Serve without a part of it, for the ablation: policies of their own around the same parts.
+
+Without admission control whatever prompt fits the free KV blocks starts, in order of arrival.
+Without best effort no request is set aside: one that cannot be in time has its turn, too, and is in
+the way of those behind it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import final
 
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, batch_time
-from slos.planning.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT
+from slos.core.roofline import EPS, Roofline, batch_time
+from slos.core.types import LengthPredictor, Progress, View
+from slos.planning.jobs import advance
 from slos.planning.lookahead import OK, look_ahead
+from slos.policies.slos_serve import Plan, SLOsServe
+
+IN_TURN = 64  # candidates looked at in a step
+
+
+def by_arrival(candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
+    candidates = sorted(candidates, key=lambda p: p.arrival)
+    return candidates[:IN_TURN], candidates[IN_TURN:]
+
+
+@final
+@dataclass(slots=True)
+class FirstCome(SLOsServe):
+    """No admission control. best_effort: whether those that cannot be in time are set aside."""
+
+    best_effort: bool = field(default=True, kw_only=True)
+
+    def sort(self, view: View) -> Plan:
+        self._started.clear()  # nothing is promised
+        return SLOsServe.sort(self, view)
+
+    def hopeless(self, due: float, end: float) -> bool:
+        return self.best_effort and due < end
+
+    def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
+        return by_arrival(candidates)
+
+    def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
+        """Those whose prompts fit, beside a block for each of the others to grow into."""
+        old, new = len(plan.guaranteed), np.arange(len(candidates))
+        claimed = np.ceil((plan.jobs["computed"] + plan.jobs["left"]) / plan.engine.block_size)
+        free = plan.engine.blocks - claimed[:old].sum() - old
+        fits = (claimed[old:].cumsum() <= free) & (new < plan.view.max_seqs - old)
+        return fits | (new + old == 0)
+
+    def repeat(self, plan: Plan) -> float:
+        if not (plan.candidates or plan.unplanned):
+            return plan.steady()
+        # no other gets in before one ends
+        return 1 if self.best_effort or plan.engine.k_ctx else plan.steady()
+
+
+@final
+@dataclass(slots=True)
+class InTurn(SLOsServe):
+    """No best effort: requests are admitted in order of arrival, each when its turn comes."""
+
+    def hopeless(self, due: float, end: float) -> bool:
+        return False
+
+    def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
+        return by_arrival(candidates)
+
+    def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
+        new, seats = len(candidates), plan.view.max_seqs - len(plan.guaranteed)
+        before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
+        return in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
+
+    def repeat(self, plan: Plan) -> float:
+        steps, jobs = plan.steady(), plan.asked[: len(plan.guaranteed) + 1]
+        if steps == 1 or not (plan.candidates or plan.unplanned):
+            return steps
+        if plan.engine.k_ctx or len(jobs) == len(plan.guaranteed):
+            return 1
+        ends = (jobs["remaining"] - jobs["switch"])[:-1].min(initial=steps)
+        return refused(plan.view.now, jobs, len(plan.tokens), int(ends), plan.engine)
+
+
+def slos_serve(  # the settings by which the table of policies knows it
+    roofline: Roofline, lengths: LengthPredictor, longest_step: float = 0.15,
+    speculate: bool = True, batch_tokens: int = 0, admission: bool = True, best_effort: bool = True,
+) -> SLOsServe:  # fmt: skip
+    """SLOs-Serve with all its parts, or without one or two of them."""
+    settings = roofline, lengths, longest_step, speculate, batch_tokens
+    if not admission:
+        return FirstCome(*settings, best_effort=bool(best_effort))
+    return (SLOsServe if best_effort else InTurn)(*settings)
 
 
 @kernel
-def in_turn(now, jobs, old, new, seats, before, engine):
-    """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead
+def in_turn(now, jobs, new, seats, before, engine):
+    """Of the last `new` jobs, in order of arrival, those up to the first that the look ahead
     refuses: bool [new].
 
-    Nobody is set aside: who cannot be in time has its turn, too, when all others can beside it. At
-    least one job runs. before: how many were let in by the last proof, and are likely to pass
-    together.
+    One that cannot be in time has its turn when all others can beside it. At least one job runs.
+    before: how many were let in by the last proof, and are likely to pass together.
     """
-    inside = np.ones(len(jobs), np.bool_)
-    mine = inside[old : old + new]
+    old, inside = len(jobs) - new, np.ones(len(jobs), np.bool_)
+    mine = inside[old:]
     mine[:] = False
-    for job in jobs[old : old + new]:
-        job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
+    for j in range(old, len(jobs)):
+        _strict(now, jobs[j], engine)
     first = max(0, min(before, new, seats))
     mine[:first] = True
     while first and look_ahead(now, jobs, inside, engine)[0] != OK:
@@ -39,25 +124,21 @@ def in_turn(now, jobs, old, new, seats, before, engine):
 
 
 @kernel
-def refused(now, jobs, inside, first, running, steps, engine):
-    """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`,
-    the ones before it being those decodes that are guaranteed.
-    """
-    inside = inside.copy()
-    inside[first] = True
-    jobs, inside = jobs[inside], np.ones(inside.sum(), np.bool_)
+def _strict(now, job, engine):
+    """Let a job be checked only if it can be in time."""
+    job.new = now + batch_time(engine, job.left, 0.0) <= job.due + EPS
+
+
+@kernel
+def refused(now, jobs, running, steps, engine):
+    """For how many `steps` of decodes, as many as `running`, the last job is refused by `in_turn`,
+    the ones before it being those decodes that are guaranteed."""
+    jobs, inside = jobs.copy(), np.ones(len(jobs), np.bool_)
     for k in range(1, steps):
-        now += batch_time(engine, running, 0.0)
-        for job in jobs[:first]:
-            if job[REMAINING] == job[SWITCH]:
-                return k
-            job[COMPUTED], job[REMAINING], job[DUE] = (
-                job[COMPUTED] + 1,
-                job[REMAINING] - 1,
-                job[DUE] + job[TPOT],
-            )
-        job = jobs[first]
-        job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
+        now += batch_time(engine, float(running), 0.0)
+        for j in range(len(jobs) - 1):
+            advance(jobs[j], 1.0, 0.0)
+        _strict(now, jobs[len(jobs) - 1], engine)
         if look_ahead(now, jobs, inside, engine)[0] == OK:
             return k
-    return steps
+    return max(1, steps)

@@ -16,34 +16,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import final
 
 import numpy as np
 
 from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
-from slos.planning.batching import Engine
-from slos.planning.jobs import (
-    COMPUTED,
-    DUE,
-    LEFT,
-    NEW,
-    TPOT,
-    fluid,
-    jobs_of,
-    needed,
-)
+from slos.planning.batching import Engine, engine_of
+from slos.planning.jobs import fluid, jobs_of, needed
 from slos.planning.planner import prefill_rates, sweep
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
-from slos.policies import ablated
 
 REPEAT = 64  # steps for which a steady batch is promised
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
-IN_TURN = 64  # candidates looked at in a step where nobody is set aside
-# candidates that the planner's fluid view left out and the look ahead is asked about all the same
-SECOND_TRIES = 4
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
@@ -57,7 +43,48 @@ AGE = 30.0  # seconds after which the oldest of best effort is promised to end t
 PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
 
 
-@final
+@dataclass(slots=True)
+class Plan:
+    """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
+    the guaranteed requests get, `fill` what is left for best effort.
+
+    guaranteed: promised; candidates: who may be, `unplanned` those that the next step looks at;
+    best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
+    the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
+    tokens without drafts; seconds: of a step with these; draft: the longest. spare: KV tokens until
+    memory is short; repeat: steps for which best effort stays as it is.
+    """
+
+    view: View
+    engine: Engine
+    guaranteed: list[Progress] = field(default_factory=list)
+    candidates: list[Progress] = field(default_factory=list)
+    unplanned: list[Progress] = field(default_factory=list)
+    best_effort: list[Progress] = field(default_factory=list)
+    waiting: list[Progress] = field(default_factory=list)
+    declined: list[Progress] = field(default_factory=list)
+    jobs: np.ndarray = field(init=False)
+    asked: np.ndarray = field(init=False)
+    share: np.ndarray = field(init=False)
+    seconds: float = 0.0
+    draft: int = 0
+    spare: float = 0.0
+    repeat: float = REPEAT
+    room: Room = field(init=False)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def steady(self) -> float:
+        """For how many steps this one can be repeated while no candidate waits."""
+        running, jobs = len(self.view.running), self.jobs
+        if sum(self.tokens.values()) != running or len(self.tokens) != running:
+            return 1
+        if self.room.preempted or self.declined or (jobs["left"] != 1).any():
+            return 1
+        everyone = np.ones(len(jobs), np.bool_)
+        calm = lookahead.steady(self.view.now, jobs, everyone, everyone, self.engine)
+        return max(1, self.repeat) if calm else 1
+
+
 @dataclass(slots=True)
 class SLOsServe:
     """The paper's scheduler.
@@ -65,18 +92,14 @@ class SLOsServe:
     roofline, lengths: what is believed of the hardware and of output lengths; a host that learns
     may assign better ones between steps. longest_step: cap on a batch, seconds, so that arrivals
     are seen in time. speculate: draft where the engine can; no promise rests on drafts to come,
-    they bring slack and give KV blocks back sooner. For ablations: without `admission` whoever's
-    prompt fits the free KV blocks starts, in order of arrival; without `best_effort` nobody is set
-    aside, and who cannot be in time is in the way of those behind; batch_tokens is the size of
-    every batch, 0 where it follows from what is due.
+    they bring slack and give KV blocks back sooner. batch_tokens: size of every batch, 0 where it
+    follows from what is due. What an ablation takes away is in `slos.policies.ablated`.
     """
 
     roofline: Roofline
     lengths: LengthPredictor
     longest_step: float = 0.15
     speculate: bool = True
-    admission: bool = True
-    best_effort: bool = True
     batch_tokens: int = 0
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
     # promised for good, but not running
@@ -88,71 +111,49 @@ class SLOsServe:
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
-        require(
-            self.batch_tokens >= 0,
-            "batch_tokens",
-            self.batch_tokens,
-            "at least 0 (0: as the deadlines ask)",
-        )
+        size, bound = self.batch_tokens, "at least 0 (0: as the deadlines ask)"
+        require(size >= 0, "batch_tokens", size, bound)
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
-        guaranteed, candidates, best_effort, waiting, declined = [], [], [], [], []
+        plan = self.sort(view)
+        self._age(plan)
+        self.admit(plan)
+        self._form(plan)
+        self._fill(plan)
+        lost = self._started.difference(plan.tokens).union(plan.room.preempted)
+        self._started = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
+        self._admitted.difference_update(plan.tokens)
+        declined = tuple(p.id for p in plan.declined)
+        return Batch(plan.tokens, tuple(plan.room.preempted), declined, self.repeat(plan))
+
+    def sort(self, view: View) -> Plan:
+        """Tell requests apart: promised, to be decided, best effort."""
+        engine = engine_of(self.roofline, view, self.longest_step, self.batch_tokens)
+        plan = Plan(view, engine)
         for p in view.running:
-            if p.best_effort:
-                best_effort.append(p)
-            # late whatever happens now
-            elif self.best_effort and p.tokens - p.computed > 1 and p.due < view.now:
-                declined.append(p)
-                best_effort.append(p)
-            else:
-                guaranteed.append(p)
+            late = not p.best_effort and p.left > 1 and self.hopeless(p.due, view.now)
+            if late:
+                plan.declined.append(p)
+            (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
         for p in view.waiting:
             if p.best_effort:
-                waiting.append(p)
-            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + EPS:
-                declined.append(p)
-                waiting += () if p.elsewhere else (p,)
-            elif p.id in self._started and self.admission:
-                guaranteed.append(p)
+                plan.waiting.append(p)
+            elif self.hopeless(p.due + EPS, view.now + self.roofline.time(p.left)):
+                plan.declined.append(p)
+                plan.waiting += () if p.elsewhere else (p,)
             else:
-                candidates.append(p)
-        self._age(view, guaranteed, best_effort, waiting)
-        candidates, unplanned = self.planned(candidates)
-        old = len(guaranteed)
-        jobs = jobs_of([*guaranteed, *candidates], self.lengths)
-        jobs[old:, NEW] = 1
-        everyone, inside = jobs, np.ones(len(jobs), np.bool_)
-        if candidates:
-            inside[old:] = admitted = self.admit(view, jobs, candidates)
-            jobs = jobs[inside]
-            guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
-            self._admitted = {p.id for p in guaranteed[old:]}
-            left_out = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
-            # another replica may have room for them now
-            declined += [p for p in left_out if p.elsewhere]
-            candidates = [p for p in left_out if not p.elsewhere]
-            if not guaranteed and not best_effort:  # nothing runs that they could wait for
-                declined += candidates
-                waiting += candidates
-        batch = self._batch(view, jobs, guaranteed, best_effort, waiting, declined)
-        self._admitted.difference_update(batch.tokens)
-        if not (candidates or unplanned):
-            return batch
-        steps = 1 if self.best_effort or self.roofline.k_ctx else batch.repeat
-        if steps > 1 and self.admission:  # without it nobody gets in before somebody ends
-            steps = ablated.refused(
-                view.now, everyone, inside, old, len(batch.tokens), int(steps), self._engine(view)
-            )
-        return replace(batch, repeat=steps)
+                (plan.guaranteed if p.id in self._started else plan.candidates).append(p)
+        return plan
+
+    def hopeless(self, due: float, end: float) -> bool:
+        """Whether a prompt that ends then at the earliest is given up: it becomes best effort."""
+        return due < end
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """As many as one planning takes, those admitted already and then the most urgent first; and
         the others."""
-        if not (self.admission and self.best_effort):
-            candidates = sorted(candidates, key=lambda p: p.arrival)
-            return candidates[:IN_TURN], candidates[IN_TURN:]
         counts = Counter(p.tpot for p in candidates)
         if prod(n + 1 for n in counts.values()) <= STATES:
             return candidates, []
@@ -163,99 +164,91 @@ class SLOsServe:
             counts[candidates[last].tpot] -= 1
         return candidates[:last], candidates[last:]
 
-    def _age(
-        self,
-        view: View,
-        guaranteed: list[Progress],
-        best_effort: list[Progress],
-        waiting: list[Progress],
-    ) -> None:
+    def _age(self, plan: Plan) -> None:
         """Move the oldest of best effort to the guaranteed ones, at an easy pace, if all promises
         hold beside it."""
-        queue = [*best_effort, *waiting]
+        now, queue = plan.view.now, [*plan.best_effort, *plan.waiting]
         old = [p for p in queue if p.id in self._aged]
-        if not old and queue:
+        if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
             oldest = min(queue, key=lambda p: p.arrival)
-            old = (
-                [oldest]
-                if view.now - oldest.arrival > AGE and len(guaranteed) < view.max_seqs
-                else []
-            )
+            old = [oldest] if now - oldest.arrival > AGE else []
         before, self._aged = self._aged, {}
         for p in old:
             stage, t0 = before.get(p.id, (-1, 0.0))
-            tpot = PATIENCE * p.tpot
-            if stage != p.stage or view.now > t0 + p.generated * tpot:
-                t0 = view.now + max(PATIENCE, 2 * self.roofline.time(p.left)) - p.generated * tpot
-            easy = replace(
-                p, best_effort=False, t0=t0, tpot=tpot, later_tpot=PATIENCE * p.later_tpot
-            )
+            tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
+            if stage != p.stage or now > t0 + p.generated * tpot:
+                t0 = now + max(PATIENCE, 2 * self.roofline.time(p.left)) - p.generated * tpot
+            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later)
             if p.id not in before:
-                jobs = jobs_of([*guaranteed, easy], self.lengths)
-                if not self._proven(view, jobs, np.ones(len(jobs), np.bool_)):
+                jobs = jobs_of([*plan.guaranteed, easy], self.lengths)
+                if not self._proven(plan, jobs):
                     continue
             self._aged[p.id] = p.stage, t0
-            guaranteed.append(easy)
-            (best_effort if p in best_effort else waiting).remove(p)
+            plan.guaranteed.append(easy)
+            (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
 
-    def admit(self, view: View, jobs: np.ndarray, candidates: Sequence[Progress]) -> np.ndarray:
-        """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
-        new, old = len(candidates), len(jobs) - len(candidates)
-        engine = self._engine(view)
-        seats = view.max_seqs - old
-        if not self.admission:
-            claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / engine.block_size)
-            free = engine.blocks - claimed[:old].sum() - old  # a block for each to grow into
-            return (claimed[old:].cumsum() <= free) & (np.arange(new) < seats) | (
-                np.arange(old, new + old) == 0
-            )
-        if not self.best_effort:
-            before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
-            return ablated.in_turn(view.now, jobs, old, new, seats, before, engine)
-        value = np.array([p.value for p in candidates])
-        paces = sorted(set(jobs[:, TPOT].tolist()))
-        tpots = np.array([*paces, 2 * paces[-1]])
-        context = (
-            int(jobs[:old, COMPUTED][jobs[:old, LEFT] == 1].sum()) if self.roofline.k_ctx else 0
-        )
-        rates = prefill_rates(tpots, self.roofline, context)
+    def admit(self, plan: Plan) -> None:
+        """Promise to those candidates that can be served beside all others."""
+        candidates, plan.unplanned = self.planned(plan.candidates)
+        old, new = len(plan.guaranteed), len(candidates)
+        plan.jobs = plan.asked = jobs_of([*plan.guaranteed, *candidates], self.lengths, new)
+        plan.candidates = candidates
+        if not candidates:
+            return
+        chosen = self.choose(plan, candidates)
+        plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
+        admitted = [p for p, yes in zip(candidates, chosen, strict=True) if yes]
+        left_out = [p for p, yes in zip(candidates, chosen, strict=True) if not yes]
+        plan.guaranteed += admitted
+        self._admitted = {p.id for p in admitted}
+        # another replica may have room for them now
+        plan.declined += [p for p in left_out if p.elsewhere]
+        plan.candidates = [p for p in left_out if not p.elsewhere]
+        if not plan.guaranteed and not plan.best_effort:  # nothing runs that they could wait for
+            plan.declined += plan.candidates
+            plan.waiting += plan.candidates
+
+    def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
+        """Which candidates, the last of the plan's jobs, to guarantee from now on: bool
+        [candidates]. The planner proposes, the look ahead proves."""
+        now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
+        old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
+        paces = np.unique(jobs["tpot"])
+        tau = np.append(paces, 2 * paces[-1])
+        decoding = jobs[:old][jobs["left"][:old] == 1]
+        context = int(decoding["computed"].sum()) if self.roofline.k_ctx else 0
+        rates = prefill_rates(tau, self.roofline, context)
         if self.batch_tokens:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
-        problem = fluid(view.now, jobs, new, value, engine.blocks, engine.block_size, tpots)
-        proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
-        chosen = lookahead.choose(view.now, jobs, old, proposed, value, seats, SECOND_TRIES, engine)
+        proposed = sweep(fluid(now, jobs, tau, rates, engine, max(0, seats)))[0][-new:]
+        chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own
-        if before.any() and not chosen.any():
-            return chosen if self._proven(view, jobs, np.arange(old + new) < old) else before
+        if before.any() and not chosen.any() and not self._proven(plan, jobs[:old]):
+            return before
         return chosen
 
-    def _engine(self, view: View) -> Engine:
-        rule = self.roofline.array, self.roofline.k_ctx, float(self.longest_step), self.batch_tokens
-        return Engine(*rule, view.total_blocks, view.block_size)
+    def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
+        """Whether the jobs are all served in time."""
+        everyone = np.ones(len(jobs), np.bool_)
+        verdict, _ = lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)
+        return verdict == lookahead.OK
 
-    def _proven(self, view: View, jobs: np.ndarray, inside: np.ndarray) -> bool:
-        """Whether the jobs `inside` are all served in time."""
-        return lookahead.look_ahead(view.now, jobs, inside, self._engine(view))[0] == lookahead.OK
-
-    def _batch(
-        self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
-        waiting: list[Progress], declined: list[Progress],
-    ) -> Batch:  # fmt: skip
-        """Guaranteed tokens by the rule, then drafts, then best effort."""
-        share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
-        engine = self._engine(view)
-        seconds = batching.form(view.now, jobs, alive, engine, share)
-        drafts, longest_draft = np.zeros(len(jobs), np.int64), 0
-        # KV tokens until memory is short
-        spare = BUSY * view.total_blocks * view.block_size - jobs[:, COMPUTED].sum()
+    def _form(self, plan: Plan) -> None:
+        """Guaranteed tokens by the rule, then drafts."""
+        view, jobs, guaranteed, engine = plan.view, plan.jobs, plan.guaranteed, plan.engine
+        plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
+        plan.seconds = batching.form(view.now, jobs, everyone, engine, plan.share)
+        plan.spare = BUSY * view.total_blocks * view.block_size - jobs["computed"].sum()
+        drafts = np.zeros(len(jobs), np.int64)
         if self.speculate and view.max_drafts > 0:
-            drafting = Drafting(view, self.roofline, self._acceptance, engine, bool(spare < 0))
-            drafts = drafting.spread(guaranteed, jobs, share, seconds)
-        urgent = np.argsort(jobs[:, DUE], kind="stable")
-        room = Room(view, best_effort)
-        need, starts = needed(jobs, share, view.block_size)
-        wanted = share[urgent].astype(np.int64).tolist()
+            short = bool(plan.spare < 0)
+            drafting = Drafting(view, self.roofline, self._acceptance, engine, short)
+            drafts = drafting.spread(guaranteed, jobs, plan.share, plan.seconds)
+        urgent = np.argsort(jobs["due"], kind="stable")
+        room = plan.room = Room(view, plan.best_effort)
+        need, starts = needed(jobs, plan.share, view.block_size)
+        wanted = plan.share[urgent].astype(np.int64).tolist()
         tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
         for j in np.flatnonzero(drafts).tolist():
             p, n = guaranteed[j], int(drafts[j])
@@ -263,62 +256,54 @@ class SLOsServe:
             if p.id in tokens and need <= room.free:
                 room.free -= need
                 tokens[p.id] += n
-                longest_draft = max(longest_draft, n)
+                plan.draft = max(plan.draft, n)
                 self._acceptance.give(p, n)
-        gone = self._started.difference(tokens).union(room.preempted)
-        self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        steps = float(REPEAT)
-        if best_effort or waiting:
-            steps = self._fill(
-                view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft
-            )
-        used = sum(tokens.values())
-        calm = used == len(tokens) == len(view.running) and not (room.preempted or declined)
-        calm = (
-            calm
-            and (jobs[:, LEFT] == 1).all()
-            and lookahead.steady(view.now, jobs, alive, alive, engine)
-        )
-        steps = max(1, steps) if calm else 1
-        return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)
+        plan.tokens = tokens
 
-    def _fill(
-        self, view: View, jobs: np.ndarray, share: np.ndarray, seconds: float, spare: float,
-        room: Room, waiting: list[Progress], tokens: dict[str, int], longest_draft: int,
-    ) -> float:  # fmt: skip
-        """Give best effort what is left of a step of `seconds`: those running, oldest first, then
-        those waiting.
-
-        spare: KV tokens until memory is short. For how many steps it may stay so.
-        """
-        engine, context, used = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values())
-        steps = float(REPEAT)
-        end = view.now + engine.longest
-        if len(jobs):
-            end = batching.latest_end(view.now, jobs, share, engine, CUSHION)
-            if spare < 0 or seconds > BUSY * jobs[:, TPOT].min():
-                end = min(end, view.now + seconds * (1 + STRETCH))
-            else:
-                steps = min(steps, spare // len(jobs))
+    def _fill(self, plan: Plan) -> None:
+        """Give best effort what is left of the step: those running, oldest first, then those
+        waiting."""
+        view, room, tokens, engine = plan.view, plan.room, plan.tokens, plan.engine
+        if not (room.evictable or plan.waiting):
+            return
+        context, used = plan.jobs["computed"].sum(), sum(tokens.values())
         # the rest of the last tile is free
-        end = max(end, view.now + self.roofline.time(used, longest_draft, context))
-        free = room.free - int(RESERVE * view.total_blocks) * (len(jobs) > 0)
-        fits = self.roofline.fits(end - view.now, longest_draft, context)
-        for p in [*room.evictable, *waiting]:
+        least = view.now + self.roofline.time(used, plan.draft, context)
+        seconds = max(self._latest_end(plan), least) - view.now
+        free = room.free - int(RESERVE * view.total_blocks) * (len(plan.jobs) > 0)
+        fits = self._fits(seconds, plan.draft, context)
+        for p in [*room.evictable, *plan.waiting]:
             if engine.k_ctx:
-                fits = self.roofline.fits(end - view.now, longest_draft, context + p.computed)
-            n = min(
-                p.tokens - p.computed,
-                (min(fits, self.batch_tokens) if self.batch_tokens else fits) - used,
-            )
+                fits = self._fits(seconds, plan.draft, context + p.computed)
+            n = min(p.left, fits - used)
             if n < 1:
-                steps = 1.0
+                plan.repeat = 1
                 break
             whole = 0 if p.computed else view.blocks(p.tokens + self.lengths.remaining(p))
-            # who runs already is let in whatever is free
+            # one that runs already is let in whatever is free
             if whole <= max(0, free) and room.give(p, n):
                 tokens[p.id] = n
                 used, context, free = used + n, context + p.computed, free - whole
-        if engine.k_ctx or (len(jobs) and self.roofline.time(used) > jobs[:, TPOT].min()):
-            steps = 1.0
-        return steps
+        paced = len(plan.jobs) and self.roofline.time(used) > plan.jobs["tpot"].min()
+        if engine.k_ctx or paced:
+            plan.repeat = 1
+
+    def _fits(self, seconds: float, draft: int, context: float) -> int:
+        """Tokens of a step."""
+        fits = self.roofline.fits(seconds, draft, context)
+        return min(fits, self.batch_tokens) if self.batch_tokens else fits
+
+    def _latest_end(self, plan: Plan) -> float:
+        """Until when best effort may stretch the step."""
+        now, jobs = plan.view.now, plan.jobs
+        if not len(jobs):
+            return now + plan.engine.longest
+        end = batching.latest_end(now, jobs, plan.share, plan.engine, CUSHION)
+        if plan.spare < 0 or plan.seconds > BUSY * jobs["tpot"].min():
+            return min(end, now + plan.seconds * (1 + STRETCH))
+        plan.repeat = min(plan.repeat, plan.spare // len(jobs))
+        return end
+
+    def repeat(self, plan: Plan) -> float:
+        """For how many steps the answer would be the same: a candidate may be let in at any."""
+        return 1 if plan.candidates or plan.unplanned else plan.steady()

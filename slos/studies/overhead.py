@@ -28,7 +28,7 @@ from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, finish, name
 from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import profile
-from slos.planning.jobs import NEW, jobs_of
+from slos.planning.jobs import jobs_of
 from slos.policies import make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import paper, put
@@ -124,14 +124,14 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
     planned, steps = [], []
     for i, (view, lengths) in enumerate(planning_views(tiers, new, running, count)):
         taken, _ = SLOsServe(roofline, lengths).planned(list(view.waiting))
-        jobs = jobs_of([*view.running, *taken], lengths)
-        jobs[running:, NEW] = 1
         # whoever comes second finds warmer caches
         for planning in (True, False) if i % 2 else (False, True):
             policy = SLOsServe(roofline, lengths)
             policy.step(replace(view, waiting=()))
+            plan = policy.sort(view)
+            plan.jobs = jobs_of([*view.running, *taken], lengths, len(taken))
             start = time.process_time()
-            policy.admit(view, jobs, taken) if planning else policy.step(view)
+            policy.choose(plan, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
     (p50, p99), (step_p50, step_p99) = (
         np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)

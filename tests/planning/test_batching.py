@@ -10,7 +10,7 @@ from laws import FAST
 
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
-from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, REMAINING, SWITCH, TPOT
+from slos.planning.jobs import JOB
 from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
 from slos.planning.planner import prefill_rates
 
@@ -19,7 +19,7 @@ LONGEST = 0.1
 
 
 def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
-    return Engine(roofline.array, roofline.k_ctx, LONGEST, 0, blocks, 16)
+    return Engine(roofline.array, roofline.tile, roofline.k_ctx, LONGEST, 0, blocks, 16)
 
 
 @st.composite
@@ -34,10 +34,10 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
     else:
         due = draw(st.sampled_from([1.0, 1.5, 3.0, 5.0])) * FAST.time(left)
     switch, later = draw(st.integers(0, remaining - 1)), draw(st.sampled_from([0.03, 0.05, 0.1]))
-    return left, due, tpot, remaining, computed, float(computed == 0), switch, later
+    return left, due, tpot, remaining, computed, float(computed == 0), switch, later, 1.0
 
 
-jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, np.float64))
+jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, JOB))
 
 
 @given(
@@ -66,19 +66,14 @@ def test_every_batch(jobs: np.ndarray, tile: int) -> None:
     alive, tokens, before = np.ones(len(jobs), np.bool_), np.empty(len(jobs)), jobs.copy()
     seconds = form(0.0, jobs, alive, engine(world), tokens)
     assert (jobs == before).all()
-    assert (
-        (tokens >= 0).all()
-        and (tokens <= jobs[:, LEFT]).all()
-        and (tokens == np.floor(tokens)).all()
-    )
+    left, decoding = jobs["left"], jobs["left"] == 1
+    assert (tokens >= 0).all() and (tokens <= left).all() and (tokens == np.floor(tokens)).all()
     assert tokens.sum() >= 1 and seconds == pytest.approx(world.time(int(tokens.sum())))
-    assert seconds <= max(LONGEST, world.time(int((jobs[:, LEFT] == 1).sum()))) + 1e-8
-    assert (tokens == jobs[:, LEFT]).all() or tokens.sum() % tile == 0, "the rest of a tile is free"
-    decoding = jobs[:, LEFT] == 1
-    if decoding.any() and jobs[decoding, DUE].min() >= world.time(int(decoding.sum())):
-        assert seconds <= jobs[decoding, DUE].min() + 1e-8, (
-            "longer than until the earliest token is due"
-        )
+    assert seconds <= max(LONGEST, world.time(int(decoding.sum()))) + 1e-8
+    assert (tokens == left).all() or tokens.sum() % tile == 0, "the rest of a tile is free"
+    soonest = jobs["due"][decoding].min(initial=np.inf)
+    if decoding.any() and soonest >= world.time(int(decoding.sum())):
+        assert seconds <= soonest + 1e-8, "longer than until the earliest token is due"
 
 
 @settings(max_examples=300)
@@ -89,7 +84,7 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
     """Those that can still be in time alone are; and where everybody decodes in every step memory
     holds out too."""
     world = replace(FAST, tile=tile)
-    alone = np.array([world.time(int(j[LEFT])) <= j[DUE] for j in jobs])
+    alone = np.array([world.time(int(j["left"])) <= j["due"] for j in jobs])
     everybody = np.ones(len(jobs), np.bool_)
     verdict, blamed = look_ahead(0.0, jobs, everybody, engine(world, blocks))
     assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
@@ -97,24 +92,24 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
         return
     jobs, now = jobs.copy(), 0.0
     tokens = np.empty(len(jobs))
-    while (alive := jobs[:, REMAINING] > 0).any():
+    while (alive := jobs["remaining"] > 0).any():
         now += form(now, jobs, alive, engine(world), tokens)
-        jobs[alive, LEFT] -= tokens[alive]
-        jobs[alive, COMPUTED] += tokens[alive]
-        assert np.ceil(jobs[alive, COMPUTED] / 16).sum() <= blocks
-        assert (now <= jobs[alive & alone, DUE] + 1e-6).all()
-        spoke = alive & (jobs[:, LEFT] == 0)
-        jobs[spoke, REMAINING] -= 1
-        jobs[spoke, LEFT] = 1
-        switches = spoke & (jobs[:, REMAINING] == jobs[:, SWITCH])
-        jobs[switches, TPOT] = jobs[switches, LATER]
-        jobs[spoke, DUE] += jobs[spoke, TPOT]
+        jobs["left"][alive] -= tokens[alive]
+        jobs["computed"][alive] += tokens[alive]
+        assert np.ceil(jobs["computed"][alive] / 16).sum() <= blocks
+        assert (now <= jobs["due"][alive & alone] + 1e-6).all()
+        spoke = alive & (jobs["left"] == 0)
+        jobs["remaining"][spoke] -= 1
+        jobs["left"][spoke] = 1
+        switches = spoke & (jobs["remaining"] == jobs["switch"])
+        jobs["tpot"][switches] = jobs["later"][switches]
+        jobs["due"][spoke] += jobs["tpot"][spoke]
 
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
-        padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
+        padded = np.array([(*row, 0.0, 0.0, 1.0) for row in rows], JOB)  # no stage behind
         everybody = np.ones(len(rows), np.bool_)
         return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
 

@@ -13,7 +13,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.planning.batching import Engine
-from slos.planning.jobs import DUE, LEFT, REMAINING, TPOT
+from slos.planning.jobs import JOB
 from slos.planning.speculation import (
     Acceptance,
     Drafting,
@@ -23,6 +23,10 @@ from slos.planning.speculation import (
 )
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
+
+
+def engine(roofline: Roofline, longest: float = 0.15) -> Engine:
+    return Engine(roofline.array, roofline.tile, 0.0, longest, 0, 1000, 16)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
@@ -55,7 +59,7 @@ def test_draft_lengths_are_the_best_that_fit(
         gained = sum(w * expected_tokens(alpha, s) for w, s in zip(worth, lengths, strict=True))
         return gained / time if not any(lengths) or time <= seconds else 0.0
 
-    found = draft_lengths(roofline.array, 0.0, alpha, worth, limit, tokens, seconds)
+    found = draft_lengths(engine(roofline), 0.0, alpha, (worth, limit), tokens, seconds)
     assert (found <= limit).all()
     best = max(rate(lengths) for lengths in product(*(range(n + 1) for n in limit)))
     assert rate(tuple(found.tolist())) == pytest.approx(best)
@@ -86,8 +90,8 @@ def test_tier_lengths_leave_the_most_to_prefills(
         return (roofline.fits(seconds, max(lengths)) - cost) / seconds
 
     best = max(rate(lengths) for lengths in product(range(most + 1), repeat=len(paces)))
-    args = np.array(paces), np.array(counts), most, longest
-    lengths, found = tier_lengths(roofline.array, 0.0, alpha, *args)
+    args = np.array(paces), np.array(counts), most
+    lengths, found = tier_lengths(engine(roofline, longest), 0.0, alpha, *args)
     step = 1.01 * tile / min(longest, *paces)  # one tile more or less in a step, by rounding
     assert found == pytest.approx(best, rel=1e-6, abs=step)
     assert rate(tuple(lengths)) == pytest.approx(best, rel=1e-6, abs=step)
@@ -95,17 +99,14 @@ def test_tier_lengths_leave_the_most_to_prefills(
 
 def test_drafts_where_prefill_is_left_over_are_for_who_is_not_ahead() -> None:
     roofline = profile("opt-6.7b-draft-a100").roofline
-    jobs = np.zeros((4, 8))
-    jobs[:, LEFT], jobs[:, REMAINING], jobs[:, TPOT] = (1, 1, 1, 5000), 50, 0.05
-    jobs[:, DUE] = 0.05, 0.05, 1.0, 0.5
-    jobs[1, REMAINING] = 2
+    jobs = np.zeros(4, JOB)
+    jobs["left"], jobs["remaining"], jobs["tpot"] = (1, 1, 1, 5000), (50, 2, 50, 50), 0.05
+    jobs["due"] = 0.05, 0.05, 1.0, 0.5
     share = np.array([1, 1, 1, 300.0])
     view = View(0.0, [], [], 1000, 1000, 16, 256, max_drafts=8)
 
     def drafts(short: bool) -> list[int]:
-        drafting = Drafting(
-            view, roofline, Acceptance(), Engine(roofline.array, 0.0, 0.15, 0, 1000, 16), short
-        )
+        drafting = Drafting(view, roofline, Acceptance(), engine(roofline), short)
         return drafting.lengths(jobs, share, 0.05).tolist()
 
     some, everybody = drafts(short=False), drafts(short=True)

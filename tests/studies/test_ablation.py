@@ -16,7 +16,7 @@ from slos.evaluation.capacity_search import Search, hardware_of, search, serve
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS
 from slos.evaluation.sizes import SCALES
 from slos.evaluation.stats import by_scenario, over
-from slos.policies import OURS
+from slos.policies import OURS, make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import read_claims
 from slos.sim.replica import World
@@ -70,7 +70,7 @@ def watched(
 ) -> tuple[dict[str, Outcome], list[Batch]]:
     """Outcomes under the laws of the simulator, and every batch."""
     world, batches = World(FAST, blocks), []
-    policy = SLOsServe(FAST, Oracle(work), **settings)
+    policy = make_policy(OURS, FAST, Oracle(work), **settings)
 
     class Listen:
         def step(self, view: View) -> Batch:
