@@ -20,14 +20,12 @@ where b - p[i] >= 0, m + m[i] <= M and rho(n + e[l]) >= 0. The best point at the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, tokens_in
-from slos.core.types import require
 
 EPS = 1e-9  # relative slack for sums of floats
 # Pareto points kept per count vector; beyond, those of least value and then least budget are
@@ -35,62 +33,12 @@ EPS = 1e-9  # relative slack for sums of floats
 WIDTH = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One planning problem.
-
-    Arrays over requests: deadline (s, absolute), prefill (tokens), memory (blocks), value, tier
-    (index into tpots), forced (already admitted). `decoding`: per tier, admitted requests past
-    their prefill; `blocks` are there to give; `longest`: seconds of a batch while nobody decodes,
-    who would have a pace to keep.
-    """
-
-    now: float
-    tpots: np.ndarray
-    decoding: np.ndarray
-    deadline: np.ndarray
-    prefill: np.ndarray
-    memory: np.ndarray
-    value: np.ndarray
-    tier: np.ndarray
-    forced: np.ndarray
-    blocks: int
-    context: int = 0
-    longest: float = 0.15
-
-    def __post_init__(self) -> None:
-        ascending = bool((np.diff(self.tpots) > 0).all())
-        require(ascending, "tpots", self.tpots, "ascending and distinct")
-        size, tiers, decoding = len(self.deadline), len(self.tpots), len(self.decoding)
-        for name in ("prefill", "memory", "value", "tier", "forced"):
-            n = len(getattr(self, name))
-            require(n == size, f"len({name})", n, f"{size} like deadline")
-        require(decoding == tiers, "len(decoding)", decoding, "one count per tier")
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """accepted: bool per request, forced ones included if feasible; value: of the new ones.
-
-    feasible: whether the forced requests alone can be served. loss: how much more value there can
-    be at the most; above 0 only if a Pareto set had to be cut: nothing better can come of a point
-    that was dropped than its own value and that of all new requests after it. What is accepted can
-    be served all the same, and it is never missed that the forced ones can, since the state that
-    accepts nobody new is one point.
-    """
-
-    accepted: np.ndarray
-    value: float
-    feasible: bool
-    loss: float
-
-
 class Problem(NamedTuple):
-    """An `Instance` for kernels, in the paper's symbols; every number is a float but tier, forced
-    and seats.
+    """One planning. Seconds, tokens, blocks; every number is a float but tier, forced and seats.
 
-    rates: see `prefill_rates`; n: those who decode already; seats: no more new requests of a tier
-    than that are accepted.
+    tau, rates (see `prefill_rates`) and n, those who decode already, are over tiers. D (absolute),
+    p, m, v, tier and forced, whether it is admitted already, are over requests. seats: no more new
+    requests of a tier than that are accepted.
     """
 
     now: float
@@ -107,13 +55,16 @@ class Problem(NamedTuple):
     seats: int
 
 
+POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
+"""Value, prefill budget left and memory used by a set of accepted requests; its node."""
+
+
 class Table(NamedTuple):
     """The states, and the Pareto points of each.
 
     counts, and how many new requests of each tier there are: int [states, tiers] and [tiers]; one
     more of tier l is the state stride[l] further on. weigh: 0 where memory cannot run out, else 1.
-    owed: sum of n[l] / tau[l]; tightest: tier; size: points. v, b, m of points, and their nodes in
-    the trace: [states, width].
+    owed: sum of n[l] / tau[l]; tightest: tier; size: how many of its `POINT`s [width] a state has.
     """
 
     counts: np.ndarray
@@ -123,10 +74,7 @@ class Table(NamedTuple):
     owed: np.ndarray
     tightest: np.ndarray
     size: np.ndarray
-    v: np.ndarray
-    b: np.ndarray
-    m: np.ndarray
-    node: np.ndarray
+    points: np.ndarray
 
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
@@ -137,31 +85,22 @@ def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np
     return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
 
 
-def admit(problem: Instance, roofline: Roofline) -> Admission:
-    """Choose the new requests of greatest total value; the forced ones are mandatory.
-
-    Where the forced ones alone are infeasible all new ones are declined: never fails.
-    """
-    tau, n = np.asarray(problem.tpots, np.float64), problem.decoding.astype(np.float64)
-    if problem.longest > tau.max(initial=0.0):
-        tau, n = np.append(tau, problem.longest), np.append(n, 0.0)
-    given = problem.deadline, problem.prefill, problem.memory, problem.value
-    D, p, m, v = (np.asarray(array, np.float64) for array in given)
-    tier, forced = np.asarray(problem.tier, np.int64), np.asarray(problem.forced, np.bool_)
-    rates, now, M = prefill_rates(tau, roofline, problem.context), problem.now, problem.blocks
-    kernels = Problem(float(now), tau, rates, n, D, p, m, v, tier, forced, float(M), len(tier))
-    accepted, value, feasible, loss = sweep(kernels)
-    return Admission(accepted, float(value), feasible, float(loss))
-
-
 @kernel
 def sweep(problem):
-    """The fields of an `Admission`: run the recurrence over the deadlines."""
+    """Choose the new requests of greatest total value; the forced ones are mandatory.
+
+    Returns who is accepted (bool per request, forced ones included), the value of the new ones,
+    whether the forced ones alone can be served (if not, all new ones are declined: it never
+    fails), and how much more value there can be at the most. That is above 0 only if a Pareto set
+    had to be cut: nothing better can come of a point that was dropped than its own value and that
+    of all new requests after it. What is accepted can be served all the same, and it is never
+    missed that the forced ones can, since the state that accepts none is one point.
+    """
     D, v, tier, forced = problem.D, problem.v, problem.tier, problem.forced
     table = _table(problem, *_bounds(problem))
     # the states that have points, ascending; at first the one that accepts none
     live, trace = np.zeros(1, np.int64), np.empty((1024, 2), np.int64)
-    trace[0] = 1, -1
+    trace[0] = 1
     clock, rest, most = problem.now, v[~forced].sum(), 0.0
     owed, tightest = _pace(problem.n, problem.tau)
     rho = _rho(problem, table, owed, tightest)
@@ -195,14 +134,15 @@ def gather(problem, table, rho, i, dt, live):
         if rho[s] < -EPS * problem.rates[-1]:
             table.size[s] = 0
             continue
-        kept = 0
+        points, kept = table.points[s], 0
         for e in range(table.size[s]):
-            b = table.b[s, e] + rho[s] * dt
+            point = points[e]
+            point.b += rho[s] * dt
             if forced:
-                b -= p
-                if b < -EPS * p - EPS:
+                point.b -= p
+                if point.b < -EPS * p - EPS:
                     continue
-            _put(table, s, kept, (table.v[s, e], b, table.m[s, e]), table.node[s, e])
+            points[kept] = point
             kept += 1
         table.size[s] = kept
         if kept:
@@ -217,6 +157,7 @@ def accept(problem, table, rho, i, live, trace):
     then; and the most value of a point that had to go, or 0."""
     k, p, m = problem.tier[i], problem.p[i], table.weigh * problem.m[i]
     fresh, found, most = np.empty(len(live), np.int64), len(live), 0.0
+    new = np.empty(1, POINT)[0]
     for s in live[::-1]:  # descending, so that it is accepted once
         if table.counts[s, k] == table.most[k] or rho[s + table.stride[k]] < 0:
             continue
@@ -224,14 +165,14 @@ def accept(problem, table, rho, i, live, trace):
         if table.size[to] == 0:
             found -= 1
             fresh[found] = to
-        for e in range(table.size[s]):
-            point = table.v[s, e] + problem.v[i], table.b[s, e] - p, table.m[s, e] + m
-            if point[1] < -EPS * p - EPS or point[2] > problem.M or _dominated(table, to, point):
+        for point in table.points[s, : table.size[s]]:
+            new.v, new.b, new.m = point.v + problem.v[i], point.b - p, point.m + m
+            if new.b < -EPS * p - EPS or new.m > problem.M or _dominated(table, to, new):
                 continue
-            node = trace[0, 0]
-            trace[node] = i, table.node[s, e]
+            new.node = trace[0, 0]
+            trace[new.node, 0], trace[new.node, 1] = i, point.node
             trace[0, 0] += 1
-            most = max(most, _insert(table, to, point, node))
+            most = max(most, _insert(table, to, new))
         if table.size[to] == 0:
             found += 1
     return _merged(live, fresh[found:]), most
@@ -278,10 +219,11 @@ def _table(problem, most, width, weigh):
         for k in range(tiers):
             counts[s, k] = (s // stride[k]) % (most[k] + 1)
         owed[s], tightest[s] = _pace(counts[s], problem.tau)
-    v, b, m = np.empty((states, width)), np.empty((states, width)), np.empty((states, width))
-    node = np.zeros((states, width), np.int64)
-    size[0], v[0, 0], b[0, 0], m[0, 0] = 1, 0.0, 0.0, 0.0
-    return Table(counts, most, stride, weigh, owed, tightest, size, v, b, m, node)
+    points = np.empty((states, width), POINT)
+    size[0], first = 1, points[0, 0]
+    first.v = first.b = first.m = 0.0
+    first.node = 0
+    return Table(counts, most, stride, weigh, owed, tightest, size, points)
 
 
 @kernel
@@ -309,49 +251,39 @@ def _rho(problem, table, owed, tightest):
 @kernel
 def _dominated(table, s, point):
     """Whether state s has a point of as much value and budget with as little memory."""
-    for e in range(table.size[s]):
-        if table.v[s, e] >= point[0] and table.b[s, e] >= point[1] and table.m[s, e] <= point[2]:
+    for old in table.points[s, : table.size[s]]:
+        if old.v >= point.v and old.b >= point.b and old.m <= point.m:
             return True
     return False
 
 
 @kernel
-def _insert(table, s, point, node):
-    """Add a point to the Pareto set of state s; the value of one that had to go, or 0."""
-    v, b, m = point
-    kept = 0
+def _insert(table, s, point):
+    """Add a point to the Pareto set of state s; the value of one that had to go, or 0: where the
+    set is full, the one of least value and then least budget."""
+    points, kept, worst = table.points[s], 0, 0
     for e in range(table.size[s]):
-        old = table.v[s, e], table.b[s, e], table.m[s, e]
-        if not (v >= old[0] and b >= old[1] and m <= old[2]):
-            _put(table, s, kept, old, table.node[s, e])
+        old = points[e]
+        if not (point.v >= old.v and point.b >= old.b and point.m <= old.m):
+            points[kept] = old
+            worst = kept if _worse(points[kept], points[worst]) else worst
             kept += 1
-    table.size[s] = kept
-    if kept < table.v.shape[1]:
-        _put(table, s, kept, point, node)
-        table.size[s] = kept + 1
+    table.size[s] = kept + 1
+    if kept < len(points):
+        points[kept] = point
         return 0.0
-    worst = 0
-    for e in range(1, kept):
-        if _worse(table.v[s, e], table.b[s, e], table.v[s, worst], table.b[s, worst]):
-            worst = e
-    if not _worse(table.v[s, worst], table.b[s, worst], v, b):
-        return v
-    dropped, last = table.v[s, worst], kept - 1
-    old = table.v[s, last], table.b[s, last], table.m[s, last]
-    _put(table, s, worst, old, table.node[s, last])
-    _put(table, s, last, point, node)
+    table.size[s] = kept
+    if not _worse(points[worst], point):
+        return point.v
+    dropped = points[worst].v
+    points[worst] = points[kept - 1]
+    points[kept - 1] = point
     return dropped
 
 
 @kernel
-def _worse(v, b, than_v, than_b):
-    return v < than_v or (v == than_v and b < than_b)
-
-
-@kernel
-def _put(table, s, e, point, node):
-    table.v[s, e], table.b[s, e], table.m[s, e] = point
-    table.node[s, e] = node
+def _worse(point, than):
+    return point.v < than.v or (point.v == than.v and point.b < than.b)
 
 
 @kernel
@@ -392,7 +324,7 @@ def _best(problem, table, rho, live):
     best, at = -1.0, -1
     for s in live:
         if rho[s] >= -EPS * problem.rates[-1]:
-            for e in range(table.size[s]):
-                if table.v[s, e] > best:
-                    best, at = table.v[s, e], table.node[s, e]
+            for point in table.points[s, : table.size[s]]:
+                if point.v > best:
+                    best, at = point.v, point.node
     return best, at

@@ -29,10 +29,10 @@ from vllm.v1.request import Request, RequestStatus
 
 from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
-from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
-from slos.core.types import Request as Work
+from slos.core.types import Batch, LengthPredictor, Policy, View, require
 from slos.hardware.profiles import Profile, profile, save
 from slos.policies import make_policy
+from slos.policies.slos_serve import warm_up
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse
@@ -107,11 +107,8 @@ class SLOScheduler(AsyncScheduler):
 
     def _warm_up(self) -> None:
         """Compile the kernels before the first request comes, and refuse wrong settings at once."""
-        work = [Work(f"{i}", 0.0, (Stage(90, 20, SLO(0.1)),)) for i in range(6)]
-        policy = self._policy(profile("opt-6.7b-a100").roofline, Oracle(work))
-        new = [Progress(f"{i}", 0.0, 90, 9.0, 0.1) for i in range(3)]
-        old = [Progress(f"{i}", 0.0, 99, 0.0, 0.1, generated=1, computed=98) for i in range(3, 6)]
-        policy.step(View(0.0, new, old, 900, 1000, max_drafts=self.num_spec_tokens))
+        self._policy(profile("opt-6.7b-a100").roofline, Oracle([])).step(View(0.0, (), (), 1, 1))
+        warm_up()
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)

@@ -4,13 +4,13 @@ import gzip
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import compress, product
 from math import inf
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +19,47 @@ from hypothesis import strategies as st
 
 from slos.core.roofline import Plane, Roofline
 from slos.planning import planner
-from slos.planning.planner import Admission, Instance, admit, prefill_rates
+from slos.planning.planner import Problem, prefill_rates
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One planning problem, arrays over requests but for `decoding`, which is over tiers. longest:
+    seconds of a batch while nobody decodes, who would have a pace to keep."""
+
+    now: float
+    tpots: np.ndarray
+    decoding: np.ndarray
+    deadline: np.ndarray
+    prefill: np.ndarray
+    memory: np.ndarray
+    value: np.ndarray
+    tier: np.ndarray
+    forced: np.ndarray
+    blocks: int
+    context: int = 0
+    longest: float = 0.15
+
+
+class Admission(NamedTuple):
+    accepted: np.ndarray
+    value: float
+    feasible: bool
+    loss: float
+
+
+def admit(problem: Instance, roofline: Roofline) -> Admission:
+    tau, n = np.asarray(problem.tpots, np.float64), problem.decoding.astype(np.float64)
+    if problem.longest > tau.max(initial=0.0):
+        tau, n = np.append(tau, problem.longest), np.append(n, 0.0)
+    given = problem.deadline, problem.prefill, problem.memory, problem.value
+    floats = (np.asarray(array, np.float64) for array in given)
+    tier, forced = np.asarray(problem.tier, np.int64), np.asarray(problem.forced, np.bool_)
+    rates, blocks = prefill_rates(tau, roofline, problem.context), float(problem.blocks)
+    size, now = len(tier), float(problem.now)
+    return Admission(
+        *planner.sweep(Problem(now, tau, rates, n, *floats, tier, forced, blocks, size))
+    )
 
 
 def feasible(
@@ -251,15 +291,6 @@ def test_a_cut_says_what_it_can_have_cost(monkeypatch: pytest.MonkeyPatch) -> No
         assert feasible(problem, DYADIC, [bool(a) for a in found.accepted])
         cut += found.loss > 0
     assert cut > 10
-
-
-def test_bad_instances_name_the_field() -> None:
-    with pytest.raises(ValueError, match=r"tpots .* ascending"):
-        simple([], tpots=np.array([0.1, 0.05]))
-    with pytest.raises(ValueError, match=r"len\(memory\) = 2 must be 1"):
-        simple([1.0], memory=np.ones(2))
-    with pytest.raises(ValueError, match=r"len\(decoding\)"):
-        simple([], decoding=np.zeros(3))
 
 
 FOLDER = os.environ.get("SLOS_PLANNER_INSTANCES", "")

@@ -1,0 +1,47 @@
+"""After the warm-up no kernel is compiled while requests are served."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SERVE = """
+import sys
+
+from numba.core.dispatcher import Dispatcher
+
+from slos.core.lengths import Oracle
+from slos.hardware.profiles import profile
+from slos.policies.slos_serve import SLOsServe, warm_up
+from slos.sim.replica import World
+from slos.sim.simulator import simulate
+from workloads import build
+
+KERNELS = {
+    f"{name}.{key}": kernel
+    for name, module in sorted(sys.modules.items()) if name.startswith("slos.")
+    for key, kernel in vars(module).items() if isinstance(kernel, Dispatcher)
+}
+
+def compiled():
+    return {name: [str(s) for s in kernel.signatures] for name, kernel in KERNELS.items()}
+
+warm_up()
+before, hardware = compiled(), profile("opt-6.7b-draft-a100")
+for drafts in (0, 4):
+    work = build("mixed", 28.0, 150, 0).requests
+    policy = SLOsServe(hardware.roofline, Oracle(work))
+    assert any(o.declined for o in simulate(work, policy, World.of(hardware, max_drafts=drafts)))
+late = {name: found for name, found in compiled().items() if found != before[name]}
+assert not late, late
+print(len([name for name, found in before.items() if found]))
+"""
+
+
+def test_nothing_is_compiled_while_requests_are_served(root: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20, "kernels that the warm-up compiles"
