@@ -104,13 +104,8 @@ class _Run:
         self, replicas: Sequence[Replica], router: Router | None, seed: int, link: Link,
         observe: Observer | None, zero_load: Roofline | None,
     ) -> None:  # fmt: skip
-        self.replicas, self.router, self.seed, self.link, self.observe = (
-            replicas,
-            router,
-            seed,
-            link,
-            observe,
-        )
+        self.replicas, self.router, self.seed, self.link = replicas, router, seed, link
+        self.observe = observe
         self.index = {r.name: i for i, r in enumerate(replicas)}
         names, roles = [r.name for r in replicas], {r.role for r in replicas}
         require(
@@ -249,10 +244,8 @@ class _Run:
     def _rank(self, live: Live, among: list[Replica], now: float) -> list[str]:
         if len(among) == 1 or self.router is None:
             return [among[0].name]
-        route, known = (
-            list(self.router.rank(live.progress, _Loads(among, now))),
-            {r.name for r in among},
-        )
+        route = list(self.router.rank(live.progress, _Loads(among, now)))
+        known = {r.name for r in among}
         require(bool(route) and known.issuperset(route), "route", route, f"some of {sorted(known)}")
         return route
 

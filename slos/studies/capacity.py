@@ -84,10 +84,8 @@ def capacity_bars(best: Frame, source: str) -> Figure:
         rows = best[best["scenario"] == scenario]
         most = rows["capacity"].max()
         for row in rows.itertuples():
-            i, bounds = (
-                systems.index(row.system),
-                [[row.capacity - row.low], [row.high - row.capacity]],
-            )
+            i = systems.index(row.system)
+            bounds = [[row.capacity - row.low], [row.high - row.capacity]]
             axis.bar(
                 i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black",
                 linewidth=0.6, label=name_of(row.system),
@@ -138,10 +136,8 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
-    rows, reported = (
-        pd.concat([table, means.assign(scenario="geometric mean")]),
-        paper("capacity_vs_vllm"),
-    )
+    rows = pd.concat([table, means.assign(scenario="geometric mean")])
+    reported = paper("capacity_vs_vllm")
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     groups = {

@@ -29,7 +29,6 @@ from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import profile
 from slos.planning.jobs import NEW, jobs_of
-from slos.planning.rounds import NO_LINKS
 from slos.policies import make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import paper, put
@@ -92,14 +91,10 @@ def planning_views(
     tpots = np.array([0.05, 0.1, 0.15, 0.2])[:tiers]
     views = []
     for _ in range(count):
-        prompts, outputs = (
-            rng.integers(50, 1500, new + running).tolist(),
-            rng.integers(20, 600, new + running).tolist(),
-        )
-        tier, ahead = (
-            rng.choice(tpots, new + running).tolist(),
-            rng.uniform(0.05, 2.0, new + running).tolist(),
-        )
+        prompts = rng.integers(50, 1500, new + running).tolist()
+        outputs = rng.integers(20, 600, new + running).tolist()
+        tier = rng.choice(tpots, new + running).tolist()
+        ahead = rng.uniform(0.05, 2.0, new + running).tolist()
         records, requests = [], []
         for i in range(new + running):
             id, done = str(i), i < running
@@ -136,7 +131,7 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
             policy = SLOsServe(roofline, lengths)
             policy.step(replace(view, waiting=()))
             start = time.process_time()
-            policy.admit(view, jobs, taken, (jobs, NO_LINKS)) if planning else policy.step(view)
+            policy.admit(view, jobs, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
     (p50, p99), (step_p50, step_p99) = (
         np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)

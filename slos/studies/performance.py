@@ -47,10 +47,8 @@ LAYERS, HIDDEN, HEADS = 32, 4096, 32  # Llama-2-7B
 MOST = 4096  # tokens of a step, and the model's context
 DECODES = (0, 16, 64, 256)
 CONTEXTS = (511, 2047)  # KV tokens of each decode
-LINEAR, WIRE = (
-    "gpu_profiles/vidur_{}_Llama-2-7b-hf_mlp.csv",
-    "gpu_profiles/vidur_{}_dgx_all_reduce.csv",
-)
+LINEAR = "gpu_profiles/vidur_{}_Llama-2-7b-hf_mlp.csv"
+WIRE = "gpu_profiles/vidur_{}_dgx_all_reduce.csv"
 ATTENTION = "gpu_profiles/aiconfigurator_{}_sxm_vllm0.14.0_{}_attention_perf.parquet"
 ENGINE = "gpu_profiles/splitwise_perf_model.csv"
 COLUMNS = ["tokens", "draft_steps", "context", "seconds"]
