@@ -25,26 +25,18 @@ def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> N
 
 
 def make(
-    what: str,
-    known: Mapping[str, Callable[..., Any]],
-    name: str,
-    settings: Mapping[str, Any],
+    what: str, known: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any],
     **beliefs: Any,
-):
+):  # fmt: skip
     """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter
     for."""
-    require(
-        name in known, what, name, f"one of {', '.join(known)}", f"or add yours to the {what} table"
-    )
+    cure = f"or add yours to the {what} table"
+    require(name in known, what, name, f"one of {', '.join(known)}", cure)
     parameters = signature(known[name]).parameters
     choices = sorted(parameters.keys() - beliefs.keys())
+    bound, kind = f"one of {', '.join(choices) or 'none'}", f"setting of {what} {name!r}"
     for setting in settings:
-        require(
-            setting in choices,
-            f"setting of {what} {name!r}",
-            setting,
-            f"one of {', '.join(choices) or 'none'}",
-        )
+        require(setting in choices, kind, setting, bound)
     return known[name](**settings, **{k: v for k, v in beliefs.items() if k in parameters})
 
 
@@ -62,27 +54,11 @@ class SLO:
     slowdown: float | None = None
 
     def __post_init__(self) -> None:
+        ttft, slow = self.ttft, self.slowdown
         require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
-        require(
-            self.ttft is None or self.ttft > 0,
-            "ttft",
-            self.ttft,
-            "positive",
-            "give seconds, or None",
-        )
-        require(
-            self.slowdown is None or self.slowdown >= 1,
-            "slowdown",
-            self.slowdown,
-            "at least 1 (times zero load)",
-        )
-        require(
-            None in (self.ttft, self.slowdown),
-            "ttft",
-            self.ttft,
-            "None beside a slowdown",
-            "give only one",
-        )
+        require(ttft is None or ttft > 0, "ttft", ttft, "positive", "give seconds, or None")
+        require(slow is None or slow >= 1, "slowdown", slow, "at least 1 (times zero load)")
+        require(None in (ttft, slow), "ttft", ttft, "None beside a slowdown", "give only one")
 
     def first_token(self, zero_load: float) -> float:
         """Seconds from the stage's arrival until its first token is due; `zero_load` is its
@@ -130,16 +106,13 @@ class Request:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.arrival < inf, f"{self.id}: arrival", self.arrival, "at least 0 and finite"
-        )
-        require(len(self.stages) > 0, f"{self.id}: stages", self.stages, "at least one")
+        id, start = self.id, self.arrival
+        require(0 <= start < inf, f"{id}: arrival", start, "at least 0 and finite")
+        require(len(self.stages) > 0, f"{id}: stages", self.stages, "at least one")
         first = self.stages[0]
-        require(first.prompt >= 1, f"{self.id}: first prompt", first.prompt, "at least 1 token")
-        require(
-            first.wait == 0, f"{self.id}: first wait", first.wait, "0", "move the arrival instead"
-        )
-        require(self.value > 0, f"{self.id}: value", self.value, "positive")
+        require(first.prompt >= 1, f"{id}: first prompt", first.prompt, "at least 1 token")
+        require(first.wait == 0, f"{id}: first wait", first.wait, "0", "move the arrival instead")
+        require(self.value > 0, f"{id}: value", self.value, "positive")
 
     @property
     def context(self) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 from slos.core.kernels import kernel
 from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress
-from slos.planning.planner import Problem
 
 FIELDS = "left due tpot remaining computed new switch later value"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
@@ -78,39 +77,6 @@ def advanced(now, jobs, tokens, drafts):
             in_time &= now <= due + EPS
             alive[j] = job.remaining > 0
     return jobs, alive, in_time
-
-
-@kernel
-def fluid(now, jobs, tau, rates, engine, seats):
-    """The planner's view of `jobs`: prefills are requests, decodes are counted.
-
-    A request ahead of its schedule counts in the loosest tier that its slack allows, and memory is
-    bounded by what is held now; when blocks come back is for the look ahead to see. tau: ascending,
-    one tier looser than any job last; rates: see `prefill_rates`.
-    """
-    n = np.zeros(len(tau))
-    some = np.empty(len(jobs), np.int64)
-    memory = np.empty(len(jobs))
-    count, room = 0, float(engine.blocks)
-    for j in range(len(jobs)):
-        tier, job = 0, jobs[j]
-        memory[j] = np.ceil((job.computed + job.left) / engine.block_size)
-        room -= 0.0 if job.new else memory[j]
-        if job.new or job.left > 1:
-            some[count] = j
-            count += 1
-        else:
-            pace = job.tpot + max(0.0, job.due - job.tpot - now) / job.remaining
-            while tier + 1 < len(tau) and tau[tier + 1] <= pace:
-                tier += 1
-            n[tier] += 1
-    some = some[:count]
-    them = jobs[some]
-    tiers = np.searchsorted(tau, them.tpot)
-    return Problem(
-        now, tau, rates, n, them.due.copy(), them.left.copy(), memory[some], them.value.copy(),
-        tiers, them.new == 0, max(0.0, room), seats,
-    )  # fmt: skip
 
 
 @kernel

@@ -25,34 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import Roofline, tokens_in
 
 EPS = 1e-9  # relative slack for sums of floats
 # Pareto points kept per count vector; beyond, those of least value and then least budget are
 # dropped
 WIDTH = 64
-
-
-class Problem(NamedTuple):
-    """One planning. Seconds, tokens, blocks; every number is a float but tier, forced and seats.
-
-    tau, rates (see `prefill_rates`) and n, those who decode already, are over tiers. D (absolute),
-    p, m, v, tier and forced, whether it is admitted already, are over requests. seats: no more new
-    requests of a tier than that are accepted.
-    """
-
-    now: float
-    tau: np.ndarray
-    rates: np.ndarray
-    n: np.ndarray
-    D: np.ndarray
-    p: np.ndarray
-    m: np.ndarray
-    v: np.ndarray
-    tier: np.ndarray
-    forced: np.ndarray
-    M: float
-    seats: int
 
 
 POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
@@ -75,14 +52,6 @@ class Table(NamedTuple):
     tightest: np.ndarray
     size: np.ndarray
     points: np.ndarray
-
-
-def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
-    """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) =
-    rates[tightest] - sum n/tpot."""
-    reading, tile = roofline.k_ctx * context, roofline.tile
-    most = [(max(0.0, tokens_in(roofline.rows, t - reading)), t) for t in tpots.tolist()]
-    return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
 
 
 @kernel

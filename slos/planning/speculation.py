@@ -45,17 +45,10 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
     draft and any number of drafts those that bring most are the best: both are tried out.
     """
     worth, limit = wanted
-    most, size = limit.max(), limit.sum()
-    value = np.empty(size)
-    owner, place = np.empty(size, np.int64), np.empty(size, np.int64)
-    size = 0
-    for k in range(1, most + 1):
-        for i in range(len(limit)):
-            if k <= limit[i]:
-                value[size], owner[size], place[size] = worth[i] * alpha**k, i, k
-                size += 1
-    order, best, best_drafts, best_longest = np.argsort(-value, kind="mergesort"), 0.0, 0, 0
-    for longest in range(most + 1):
+    value, owner, place = _each_draft(alpha, worth, limit)
+    size, order = len(value), np.argsort(-value, kind="mergesort")
+    best, best_drafts, best_longest = 0.0, 0, 0
+    for longest in range(limit.max() + 1):
         gained, drafts, at = worth.sum(), 0, 0
         while True:
             time = batch_time(engine, tokens + drafts, context, longest)
@@ -73,6 +66,22 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
         if best_drafts and place[j] <= best_longest:
             lengths[owner[j]], best_drafts = place[j], best_drafts - 1
     return lengths
+
+
+@kernel
+def _each_draft(alpha, worth, limit):
+    """Of every draft of every request, the first ones first: what it brings, whose it is, and its
+    place in the draft."""
+    size = limit.sum()
+    value = np.empty(size)
+    owner, place = np.empty(size, np.int64), np.empty(size, np.int64)
+    size = 0
+    for k in range(1, limit.max() + 1):
+        for i in range(len(limit)):
+            if k <= limit[i]:
+                value[size], owner[size], place[size] = worth[i] * alpha**k, i, k
+                size += 1
+    return value, owner, place
 
 
 def drafted(engine: Engine, drafts: int, tokens: int) -> Engine:

@@ -86,7 +86,7 @@ class InTurn(SLOsServe):
         return refused(plan.view.now, jobs, len(plan.tokens), int(ends), plan.engine)
 
 
-def slos_serve(  # the settings by which the table of policies knows it
+def slos_serve(  # noqa: PLR0913  # the settings by which the table of policies knows it
     roofline: Roofline, lengths: LengthPredictor, longest_step: float = 0.15,
     speculate: bool = True, batch_tokens: int = 0, admission: bool = True, best_effort: bool = True,
 ) -> SLOsServe:  # fmt: skip

@@ -34,13 +34,9 @@ def _evict(
 
 
 def _serve(
-    view: View,
-    first: Sequence[Progress],
-    others: Sequence[Progress],
-    free: int,
-    drafts: int,
+    view: View, first: Sequence[Progress], others: Sequence[Progress], free: int, drafts: int,
     budget: int = maxsize,
-) -> tuple[dict[str, int], list[str], int]:
+) -> tuple[dict[str, int], list[str], int]:  # fmt: skip
     """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the
     youngest for blocks.
 
@@ -69,13 +65,9 @@ def _serve(
 
 
 def _admit(
-    view: View,
-    tokens: dict[str, int],
-    budget: int,
-    free: int,
-    watermark: float,
+    view: View, tokens: dict[str, int], budget: int, free: int, watermark: float,
     whole: bool = False,
-) -> bool:
+) -> bool:  # fmt: skip
     """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget;
     whether any was.
 
@@ -112,19 +104,14 @@ class VLLM:
     drafts: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            self.max_batched_tokens >= 1,
-            "max_batched_tokens",
-            self.max_batched_tokens,
-            "at least 1",
-        )
+        most = self.max_batched_tokens
+        require(most >= 1, "max_batched_tokens", most, "at least 1")
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
-        if _admit(
-            view, tokens, self.max_batched_tokens, view.free_blocks, self.watermark, whole=True
-        ):
+        most, free = self.max_batched_tokens, view.free_blocks
+        if _admit(view, tokens, most, free, self.watermark, whole=True):
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
@@ -145,18 +132,12 @@ class VLLMV1:
     drafts: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            self.max_batched_tokens >= 1,
-            "max_batched_tokens",
-            self.max_batched_tokens,
-            "at least 1",
-        )
+        most = self.max_batched_tokens
+        require(most >= 1, "max_batched_tokens", most, "at least 1")
 
     def step(self, view: View) -> Batch:
-        most = self.max_batched_tokens
-        tokens, preempted, free = _serve(
-            view, view.running, (), view.free_blocks, self.drafts, most
-        )
+        most, free = self.max_batched_tokens, view.free_blocks
+        tokens, preempted, free = _serve(view, view.running, (), free, self.drafts, most)
         total = sum(tokens.values())
         admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
         # a token each: all decode

@@ -19,12 +19,13 @@ from math import prod
 
 import numpy as np
 
-from slos.core.roofline import EPS, Plane, Roofline
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import Engine, engine_of
-from slos.planning.jobs import fluid, jobs_of, needed
-from slos.planning.planner import prefill_rates, sweep
+from slos.planning.fluid import fluid, prefill_rates
+from slos.planning.jobs import jobs_of, needed
+from slos.planning.planner import sweep
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
 
@@ -307,33 +308,3 @@ class SLOsServe:
     def repeat(self, plan: Plan) -> float:
         """For how many steps the answer would be the same: a candidate may be let in at any."""
         return 1 if plan.candidates or plan.unplanned else plan.steady()
-
-
-def warm_up() -> None:
-    """Compile every kernel as the policy calls it, so that none is while requests are served."""
-    roofline, view = Roofline((Plane(1e-3, 1e-3, 1e-2),)), View(0.0, (), (), 99, 99, max_drafts=2)
-    prompt = Progress("", 0.0, 999, 2.0, 0.1)
-    decode = Progress("", 0.0, 99, 1.0, 0.1, generated=1, computed=98)
-    policy = SLOsServe(roofline, _Ten())
-    plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
-    policy.admit(plan)
-    plan.guaranteed, plan.jobs = [decode, prompt], plan.asked
-    policy._proven(plan, plan.jobs)
-    policy._form(plan)
-    policy._latest_end(plan)
-    drafting = Drafting(view, roofline, Acceptance(), plan.engine, short=False)
-    drafting._proven(plan.jobs, plan.share, np.ones(2, np.int64))
-    for jobs in (plan.jobs, plan.jobs[:1]):
-        drafting.lengths(jobs, np.ones(len(jobs)), 0.1)
-    plan.jobs = plan.jobs[:1]
-    lookahead.steady(0.0, plan.jobs, np.ones(1, np.bool_), np.ones(1, np.bool_), plan.engine)
-
-
-class _Ten:
-    """Every request has ten tokens to go."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 10
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0

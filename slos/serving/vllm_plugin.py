@@ -32,7 +32,7 @@ from slos.core.roofline import Roofline
 from slos.core.types import Batch, LengthPredictor, Policy, View, require
 from slos.hardware.profiles import Profile, profile, save
 from slos.policies import make_policy
-from slos.policies.slos_serve import warm_up
+from slos.policies.warm_up import warm_up
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse

@@ -10,9 +10,9 @@ from laws import FAST
 
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
+from slos.planning.fluid import prefill_rates
 from slos.planning.jobs import JOB
 from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
-from slos.planning.planner import prefill_rates
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1

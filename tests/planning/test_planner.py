@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from slos.core.roofline import Plane, Roofline
 from slos.planning import planner
-from slos.planning.planner import Problem, prefill_rates
+from slos.planning.fluid import Problem, prefill_rates
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from numba.core.dispatcher import Dispatcher
 
 from slos.core.lengths import Oracle
 from slos.hardware.profiles import profile
-from slos.policies.slos_serve import SLOsServe, warm_up
+from slos.policies.slos_serve import SLOsServe
+from slos.policies.warm_up import warm_up
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 from workloads import build
