@@ -195,7 +195,7 @@ class Batch:
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
     best effort, or leave for another replica where `Progress.elsewhere` says so. `repeat` is the
-    policy's word that it would answer the same for so many steps in a row while nobody arrives or
+    policy's word that it would answer the same for so many steps in a row while none arrives or
     finishes a stage; a host may use it to save calls and must then account for every one of those
     steps.
     """

@@ -96,8 +96,8 @@ def fill(now, jobs, prefills, owed, engine, tokens):
         for j in prefills:
             tokens[j] = jobs[j].left
         return batch_time(engine, owed.tokens, owed.context)
-    rate = np.inf if fixed else (budget - decodes) / limit
-    if decodes > budget or _too_slow(now, jobs, prefills, rate):
+    rate = (budget - decodes) / limit
+    if decodes > budget or (not fixed and _too_slow(now, jobs, prefills, rate)):
         used = _urgent_first(now + 2 * limit, jobs, prefills, budget, tokens)
     else:
         used = _give(jobs, prefills, decodes, budget, tokens)

@@ -14,8 +14,8 @@ from slos.core.roofline import Roofline, tokens_in
 class Problem(NamedTuple):
     """One planning. Seconds, tokens, blocks; every number is a float but tier, forced and seats.
 
-    tau, rates (see `prefill_rates`) and n, those who decode already, are over tiers. D (absolute),
-    p, m, v, tier and forced, whether it is admitted already, are over requests. seats: no more new
+    tau, rates (see `prefill_rates`) and n, requests that decode already, are over tiers. D
+    (absolute), p, m, v, tier and forced (admitted already) are over requests. seats: no more new
     requests of a tier than that are accepted.
     """
 

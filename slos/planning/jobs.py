@@ -63,10 +63,10 @@ def advance(job, tokens, drafts):
 
 @kernel
 def advanced(now, jobs, tokens, drafts):
-    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; who of
-    them goes on; whether all are in time.
+    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; which
+    go on; whether all are in time.
 
-    To be proven afterwards: who could be in time before and no more can fails there.
+    To be proven afterwards: one that could be in time before and no more can fails there.
     """
     jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
     for j in range(len(jobs)):

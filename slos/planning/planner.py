@@ -58,7 +58,7 @@ class Table(NamedTuple):
 def sweep(problem):
     """Choose the new requests of greatest total value; the forced ones are mandatory.
 
-    Returns who is accepted (bool per request, forced ones included), the value of the new ones,
+    Returns which are accepted (bool per request, forced ones included), the value of the new ones,
     whether the forced ones alone can be served (if not, all new ones are declined: it never
     fails), and how much more value there can be at the most. That is above 0 only if a Pareto set
     had to be cut: nothing better can come of a point that was dropped than its own value and that

@@ -17,7 +17,7 @@ class Room:
     def give_all(
         self, requests: list[Progress], wanted: list[int], need: float, starts: int
     ) -> dict[str, int]:
-        """Give guaranteed `requests` what is `wanted`: all at once where nobody has to go, else in
+        """Give guaranteed `requests` what is `wanted`: all at once where none has to go, else in
         turn.
 
         need, starts: blocks and seats for all. Where best effort gives too little the last in turn
@@ -33,8 +33,8 @@ class Room:
         return tokens
 
     def give(self, p: Progress, tokens: int) -> bool:
-        """Find the blocks for `tokens` more of `p`, who is then safe from eviction; False if there
-        are none."""
+        """Find the blocks for `tokens` more of `p`, then safe from eviction; False if there are
+        none."""
         if p.id in self.preempted:
             return False
         blocks = self.view.blocks

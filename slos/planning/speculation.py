@@ -3,7 +3,7 @@ section 4.3).
 
 A guaranteed request drafts for one of two ends. Where no prefill is left over, or KV blocks are
 short, drafts end it sooner, which gives its blocks back. Else they bring it ahead of its pace, so
-that it can sit out the batches of a burst: only who is less than AHEAD tokens ahead drafts then, at
+that it can sit out the batches of a burst: only one less than AHEAD tokens ahead drafts then, at
 most as far as its tier pays in the long run.
 
 alpha is the chance that a draft token is accepted given that those before it were; a step with s
@@ -25,7 +25,7 @@ from slos.planning.batching import Engine, form, latest_end
 from slos.planning.jobs import advanced, needed
 from slos.planning.lookahead import OK, look_ahead
 
-# tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
+# tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
 AHEAD = 2.0
 
 

@@ -71,7 +71,7 @@ def _admit(
     """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget;
     whether any was.
 
-    `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer
+    `watermark` of all blocks stay free, but for one that would be alone. whole: no chunks, a longer
     prompt goes alone.
     """
     seats, reserve = view.max_seqs - len(view.running), int(watermark * view.total_blocks)
@@ -92,8 +92,8 @@ def _admit(
 @final
 @dataclass(slots=True)
 class VLLM:
-    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else everybody
-    decodes.
+    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else all
+    decode.
 
     max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all
     blocks stay free at admission.
@@ -124,7 +124,7 @@ class VLLMV1:
     one token budget.
 
     max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting
-    request is admitted when its whole prompt fits the free blocks, and nobody is admitted in a step
+    request is admitted when its whole prompt fits the free blocks, and none is admitted in a step
     that preempts.
     """
 

@@ -1,10 +1,10 @@
-"""SLOs-Serve as a policy: the planner proposes whom to admit, the look ahead proves it, one rule
+"""SLOs-Serve as a policy: the planner proposes what to admit, the look ahead proves it, one rule
 forms every batch.
 
 A waiting request is a candidate at every step until it starts, which is the promise to serve it in
 time, or until it cannot be in time even alone: then it is declined into best effort, which lives on
 what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need
-the memory. The oldest of it is in time promised an easy pace, so that nobody starves.
+the memory. The oldest of it is in time promised an easy pace, so that none starves.
 
 A round that comes back from a tool is a candidate of its own, since nothing foresees when tools
 answer: the promise covers what a request does until it waits for one.
@@ -49,7 +49,7 @@ class Plan:
     """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
     the guaranteed requests get, `fill` what is left for best effort.
 
-    guaranteed: promised; candidates: who may be, `unplanned` those that the next step looks at;
+    guaranteed: promised; candidates: may be, `unplanned` those that the next step looks at;
     best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
     the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
     tokens without drafts; seconds: of a step with these; draft: the longest. spare: KV tokens until
