@@ -24,7 +24,6 @@ from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, advance, form, latest_end
 from slos.planning.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
 from slos.planning.lookahead import OK, look_ahead
-from slos.planning.rounds import NO_LINKS
 
 # tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
 AHEAD = 2.0
@@ -194,7 +193,7 @@ class Drafting:
         )
 
     def _proven(self, now: float, jobs: np.ndarray, alive: np.ndarray) -> bool:
-        return look_ahead(now, jobs, NO_LINKS, alive, self.engine)[0] == OK
+        return look_ahead(now, jobs, alive, self.engine)[0] == OK
 
     def spread(
         self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float

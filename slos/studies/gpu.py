@@ -28,7 +28,8 @@ from slos.replay.results import Labels, Replayed, rows
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 from slos.studies.capacity import ratios
-from slos.studies.real_engine import STOCK, by_load, errors
+from slos.studies.engine_tables import by_load, errors
+from slos.studies.real_engine import STOCK
 
 FOLDER = ROOT / "results" / "reference" / "gpu"
 MODELS = ("opt-6.7b-h200", "opt-13b-h200", "llama-3.1-8b-h200")

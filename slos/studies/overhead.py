@@ -29,7 +29,6 @@ from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import profile
 from slos.planning.jobs import NEW, jobs_of
-from slos.planning.rounds import NO_LINKS
 from slos.policies import make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import paper, put
@@ -132,7 +131,7 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
             policy = SLOsServe(roofline, lengths)
             policy.step(replace(view, waiting=()))
             start = time.process_time()
-            policy.admit(view, jobs, taken, (jobs, NO_LINKS)) if planning else policy.step(view)
+            policy.admit(view, jobs, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
     (p50, p99), (step_p50, step_p99) = (
         np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)
