@@ -22,6 +22,7 @@ BELOW = {
     "records": ("core", "files"),
     "evaluation": ("sim", "records", "workloads"),
     "studies": ("evaluation", "replay"),
+    "ask": ("studies",),
     "reproduce": ("records",),
 }
 """The order: each package, and those right below it. It may import these, and what they may."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slos.core.roofline import Plane, Roofline
+from slos.files import Frame
 from slos.hardware import fit
 from slos.hardware.profiles import profile
 from slos.hardware.shapes import SHAPES, write
@@ -99,14 +100,14 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLOS_ENGINE", json.dumps(engine))
     asked = ["profiles", "--models", "tiny", "--minutes", "4", "--out", str(tmp_path)]
     assert on_gpu.main(asked) == 0, [p.read_text()[-1000:] for p in tmp_path.glob("*.log")]
-    steps = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
+    steps: Frame = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
     assert len(steps) >= 8 and (steps["decodes"] > 0).any() and (steps["tokens"] > 100).any()
     name = str(tmp_path / "tiny-cpu.json")
     assert "measured" in profile(name).source
     loads = ["--loads", '{"bursty": [3], "steady": [3]}', "--seconds", "3", "--minutes", "4"]
     assert on_gpu.main(["engine", "--profile", name, "--out", str(tmp_path), *loads]) == 0
-    measured = pd.read_csv(tmp_path / "measured.csv")
+    measured: Frame = pd.read_csv(tmp_path / "measured.csv")
     assert set(measured["system"]) == set(on_gpu.RECORDED)
     for system in on_gpu.RECORDED:
-        recorded = pd.read_csv(tmp_path / f"steps-{system}.csv")
+        recorded: Frame = pd.read_csv(tmp_path / f"steps-{system}.csv")
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
