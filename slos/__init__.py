@@ -12,7 +12,7 @@ The life of a request, and the function to read for each step:
 4. The policy decides whom it admits and what the next batch holds.
    `slos.policies.slos_serve.SLOsServe.step`; a simpler one, `slos.policies.baselines.Sarathi.step`
 5. A dynamic program picks the requests of most value whose deadlines leave enough tokens per second
-   and KV blocks (paper, section 4.1). `slos.planning.planner.admit`
+   and KV blocks (paper, section 4.1). `slos.planning.planner.sweep`
 6. A look ahead takes the steps to come one by one and proves that every promise holds.
    `slos.planning.lookahead.look_ahead`
 7. The batch is formed: decodes and drafts, then as much of the prompts as time is left for; how
