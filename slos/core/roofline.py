@@ -21,7 +21,9 @@ EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned in
 Row = tuple[float, float, float]
 
 
-def time_of(planes: Sequence[Row] | np.ndarray, tile: float, tokens, draft_steps=0):
+def time_of(
+    planes: Sequence[Row] | np.ndarray, tile: float, tokens: float, draft_steps: float = 0
+) -> float:
     """Seconds of a batch without the reading of its context. planes: rows of k1, k2, b."""
     longest = 0.0
     if tile > 1:
@@ -31,7 +33,7 @@ def time_of(planes: Sequence[Row] | np.ndarray, tile: float, tokens, draft_steps
     return longest
 
 
-def tokens_in(planes: Sequence[Row] | np.ndarray, seconds: float, draft_steps=0):
+def tokens_in(planes: Sequence[Row] | np.ndarray, seconds: float, draft_steps: float = 0) -> float:
     """The inverse of `time_of` where tokens could be shared: how many take that long, below 0 if
     not even an empty batch fits."""
     most = inf
@@ -79,7 +81,7 @@ class Roofline:
         """Seconds of a batch."""
         return time_of(self.rows, self.tile, tokens, draft_steps) + self.k_ctx * context
 
-    def fits(self, seconds: float, draft_steps: int = 0, context: int = 0) -> int:
+    def fits(self, seconds: float, draft_steps: int = 0, context: float = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none
         fits."""
         most = tokens_in(self.rows, seconds - self.k_ctx * context + EPS, draft_steps)
