@@ -29,9 +29,10 @@ from vllm.v1.request import Request, RequestStatus
 
 from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
-from slos.core.types import Batch, LengthPredictor, Policy, View, require
+from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
+from slos.core.types import Request as Work
 from slos.hardware.profiles import Profile, profile, save
-from slos.policies import make_policy
+from slos.policies import OURS, make_policy
 from slos.policies.warm_up import warm_up
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
@@ -107,8 +108,11 @@ class SLOScheduler(AsyncScheduler):
 
     def _warm_up(self) -> None:
         """Compile the kernels before the first request comes, and refuse wrong settings at once."""
-        self._policy(profile("opt-6.7b-a100").roofline, Oracle([])).step(View(0.0, (), (), 1, 1))
-        warm_up()
+        work = [Work("0", 0.0, (Stage(90, 20, SLO(0.1)),))]
+        policy = self._policy(profile("opt-6.7b-a100").roofline, Oracle(work))
+        policy.step(View(0.0, [Progress("0", 0.0, 90, 9.0, 0.1)], (), 900, 1000))
+        if self.settings.policy == OURS:
+            warm_up()
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
