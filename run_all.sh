@@ -78,6 +78,9 @@ if [[ ! -x $venv/bin/python || $(stamp) != "$(cat "$venv/.slos-stamp" 2>/dev/nul
     [[ -t 2 ]] || install+=(-q)
     rm -f "$venv/.slos-stamp" # an install that is cut short is done again
     [[ -x $venv/bin/python ]] || "$uv" venv -q --allow-existing --python "$python" "$venv"
+    if [[ ${install[1]} == install && $extra == cpu ]]; then # environment.yml put the GPU's vllm in; theirs is one module
+        "$uv" pip uninstall -q --python "$venv/bin/python" vllm
+    fi
     say "installing $(grep -c == "$lock") packages"
     "$uv" "${install[@]}" --compile-bytecode --python "$venv/bin/python"
     "$uv" pip install -q --no-deps --python "$venv/bin/python" -e .

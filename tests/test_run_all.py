@@ -332,13 +332,16 @@ def test_the_engine_that_the_machine_can_run_comes_with_it(
 
 
 def test_an_active_conda_environment_is_added_to_and_never_cleared(
-    tmp_path: Path, bare: dict[str, str]
+    root: Path, tmp_path: Path, bare: dict[str, str]
 ) -> None:
     (tmp_path / "conda" / "bin").mkdir(parents=True)
     (tmp_path / "conda" / "bin" / "python").symlink_to(sys.executable)
     conda = bare | {"CONDA_DEFAULT_ENV": "slos-serve", "CONDA_PREFIX": str(tmp_path / "conda")}
     assert run_all(tmp_path, **conda).returncode == 0
     assert told(tmp_path) == ["pip install", "pip install"] and not (tmp_path / ".venv").exists()
+    shutil.copy(root / "requirements-cpu.txt", tmp_path / "requirements-cpu.txt")
+    assert run_all(tmp_path, **conda | {"SLOS_EXTRA": "cpu"}).returncode == 0
+    assert told(tmp_path) == ["pip uninstall", "pip install", "pip install"]
 
 
 def test_no_python_that_fits_is_said_clearly(tmp_path: Path, bare: dict[str, str]) -> None:
