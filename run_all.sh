@@ -10,7 +10,7 @@ usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
   quick   small runs of every notebook, minutes on two cores (the default)
   full    the paper's sizes
   smoke   the smallest runs that still touch everything
-  test    lint, types and the whole test suite; further words go to pytest
+  test    lint, types and the whole test suite; further words go to pytest: with -m "not slow" it takes two minutes
 
 What is done already is skipped. Ctrl-C loses only the run in flight: the same command goes on from there.
 

@@ -90,6 +90,7 @@ upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """
 
 
+@pytest.mark.slow
 def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     root: Path, kit: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     assert (made / "01_first.ipynb").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_stops_the_rest_with_its_name_and_error(root: Path, kit: Path) -> None:
     notebook(kit / "notebooks" / "01_bad.ipynb", "x = 1", "1 / (x - 1)")
     notebook(kit / "notebooks" / "02_next.ipynb")
@@ -128,6 +130,7 @@ def test_a_failing_notebook_stops_the_rest_with_its_name_and_error(root: Path, k
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
     root: Path, kit: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
     assert (status, "01_slow: done (" in out) == (0, True), out + err
 
 
+@pytest.mark.slow
 def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_refused(
     root: Path, kit: Path
 ) -> None:
