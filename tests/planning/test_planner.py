@@ -54,13 +54,12 @@ def admit(problem: Instance, roofline: Roofline) -> Admission:
     if problem.longest > tau.max(initial=0.0):
         tau, n = np.append(tau, problem.longest), np.append(n, 0.0)
     given = problem.deadline, problem.prefill, problem.memory, problem.value
-    floats = (np.asarray(array, np.float64) for array in given)
+    D, p, m, v = (np.asarray(array, np.float64) for array in given)
     tier, forced = np.asarray(problem.tier, np.int64), np.asarray(problem.forced, np.bool_)
     rates, blocks = prefill_rates(tau, roofline, problem.context), float(problem.blocks)
     size, now = len(tier), float(problem.now)
-    return Admission(
-        *planner.sweep(Problem(now, tau, rates, n, *floats, tier, forced, blocks, size))
-    )
+    kernels = Problem(now, tau, rates, n, D, p, m, v, tier, forced, blocks, size)
+    return Admission(*planner.sweep(kernels))
 
 
 def feasible(
