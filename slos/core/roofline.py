@@ -7,7 +7,6 @@ T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * contex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
@@ -17,29 +16,6 @@ from slos.core.kernels import kernel
 from slos.core.types import require
 
 EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned into tokens
-
-Row = tuple[float, float, float]
-
-
-def time_of(
-    planes: Sequence[Row] | np.ndarray, tile: float, tokens: float, draft_steps: float = 0
-) -> float:
-    """Seconds of a batch without the reading of its context. planes: rows of k1, k2, b."""
-    longest = 0.0
-    if tile > 1:
-        tokens = ceil(tokens / tile) * tile
-    for plane in planes:
-        longest = max(longest, plane[0] * tokens + plane[1] * draft_steps + plane[2])
-    return longest
-
-
-def tokens_in(planes: Sequence[Row] | np.ndarray, seconds: float, draft_steps: float = 0) -> float:
-    """The inverse of `time_of` where tokens could be shared: how many take that long, below 0 if
-    not even an empty batch fits."""
-    most = inf
-    for plane in planes:
-        most = min(most, (seconds - plane[1] * draft_steps - plane[2]) / plane[0])
-    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +32,29 @@ class Plane:
         require(self.k2 >= 0, "k2", self.k2, "at least 0 (seconds per draft step)")
 
 
+PLANE = np.dtype([("k1", np.float64), ("k2", np.float64), ("b", np.float64)])
+"""A `Plane` for kernels."""
+
+
+def time_of(planes, tile: float, tokens: float, draft_steps: float = 0) -> float:
+    """Seconds of a batch, its context not read. planes: `Plane`s, or a `PLANE` array."""
+    longest = 0.0
+    if tile > 1:
+        tokens = ceil(tokens / tile) * tile
+    for plane in planes:
+        longest = max(longest, plane.k1 * tokens + plane.k2 * draft_steps + plane.b)
+    return longest
+
+
+def tokens_in(planes, seconds: float, draft_steps: float = 0) -> float:
+    """The inverse of `time_of` where tokens could be shared: how many take that long, below 0 if
+    not even an empty batch fits."""
+    most = inf
+    for plane in planes:
+        most = min(most, (seconds - plane.k2 * draft_steps - plane.b) / plane.k1)
+    return most
+
+
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """tile: tokens are computed in multiples of it; a GPU takes as long for 129 as for 256 where
@@ -64,8 +63,7 @@ class Roofline:
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
     tile: int = 1
-    rows: tuple[Row, ...] = field(init=False, repr=False, compare=False)  # k1, k2, b of each plane
-    array: np.ndarray = field(init=False, repr=False, compare=False)  # the same for kernels
+    array: np.ndarray = field(init=False, repr=False, compare=False)  # the planes for kernels
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
@@ -73,18 +71,17 @@ class Roofline:
         require(least >= 0, "b", least, "at least 0 (seconds per batch) in one of the planes")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
-        rows = tuple((p.k1, p.k2, p.b) for p in self.planes)
-        object.__setattr__(self, "rows", rows)
-        object.__setattr__(self, "array", np.array(rows, np.float64))
+        array = np.array([(p.k1, p.k2, p.b) for p in self.planes], PLANE)
+        object.__setattr__(self, "array", array)
 
     def time(self, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
         """Seconds of a batch."""
-        return time_of(self.rows, self.tile, tokens, draft_steps) + self.k_ctx * context
+        return time_of(self.planes, self.tile, tokens, draft_steps) + self.k_ctx * context
 
     def fits(self, seconds: float, draft_steps: int = 0, context: float = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none
         fits."""
-        most = tokens_in(self.rows, seconds - self.k_ctx * context + EPS, draft_steps)
+        most = tokens_in(self.planes, seconds - self.k_ctx * context + EPS, draft_steps)
         return max(0, int(most) // self.tile * self.tile)
 
 

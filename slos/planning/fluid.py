@@ -37,7 +37,7 @@ def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np
     """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) =
     rates[tightest] - sum n/tpot."""
     reading, tile = roofline.k_ctx * context, roofline.tile
-    most = [(max(0.0, tokens_in(roofline.rows, t - reading)), t) for t in tpots.tolist()]
+    most = [(max(0.0, tokens_in(roofline.planes, t - reading)), t) for t in tpots.tolist()]
     return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
 
 

@@ -99,21 +99,23 @@ def gather(problem, table, rho, i, dt, live):
     """Give every point of the `live` states rho * dt of budget, and pay for request i if it is
     forced; the states that are still live."""
     alive, forced, p = 0, problem.forced[i], problem.p[i]
+    points, size, least = table.points, table.size, -EPS * problem.rates[-1]
     for s in live:
-        if rho[s] < -EPS * problem.rates[-1]:
-            table.size[s] = 0
+        if rho[s] < least:
+            size[s] = 0
             continue
-        points, kept = table.points[s], 0
-        for e in range(table.size[s]):
-            point = points[e]
+        kept = 0
+        for e in range(size[s]):
+            point = points[s, e]
             point.b += rho[s] * dt
             if forced:
                 point.b -= p
                 if point.b < -EPS * p - EPS:
                     continue
-            points[kept] = point
+            if kept < e:
+                points[s, kept] = point
             kept += 1
-        table.size[s] = kept
+        size[s] = kept
         if kept:
             live[alive] = s
             alive += 1
@@ -126,23 +128,27 @@ def accept(problem, table, rho, i, live, trace):
     then; and the most value of a point that had to go, or 0."""
     k, p, m = problem.tier[i], problem.p[i], table.weigh * problem.m[i]
     fresh, found, most = np.empty(len(live), np.int64), len(live), 0.0
-    new = np.empty(1, POINT)[0]
+    least, most_memory = -EPS * p - EPS, problem.M
+    new, points, size = np.empty(1, POINT)[0], table.points, table.size
+    counts, full, stride, v = table.counts, table.most[k], table.stride[k], problem.v[i]
     for s in live[::-1]:  # descending, so that it is accepted once
-        if table.counts[s, k] == table.most[k] or rho[s + table.stride[k]] < 0:
+        if counts[s, k] == full or rho[s + stride] < 0:
             continue
-        to = s + table.stride[k]
-        if table.size[to] == 0:
+        to = s + stride
+        if size[to] == 0:
             found -= 1
             fresh[found] = to
-        for point in table.points[s, : table.size[s]]:
-            new.v, new.b, new.m = point.v + problem.v[i], point.b - p, point.m + m
-            if new.b < -EPS * p - EPS or new.m > problem.M or _dominated(table, to, new):
+        for e in range(size[s]):
+            point = points[s, e]
+            new.v, new.b, new.m = point.v + v, point.b - p, point.m + m
+            if new.b < least or new.m > most_memory or _dominated(points, to, size[to], new):
                 continue
             new.node = trace[0, 0]
             trace[new.node, 0], trace[new.node, 1] = i, point.node
             trace[0, 0] += 1
-            most = max(most, _insert(table, to, new))
-        if table.size[to] == 0:
+            size[to], dropped = _insert(points, to, size[to], new)
+            most = max(most, dropped)
+        if size[to] == 0:
             found += 1
     return _merged(live, fresh[found:]), most
 
@@ -184,10 +190,13 @@ def _table(problem, most, width, weigh):
         states *= most[k] + 1
     counts, size = np.zeros((states, tiers), np.int64), np.zeros(states, np.int64)
     owed, tightest = np.zeros(states), np.empty(states, np.int64)
+    tau = problem.tau
     for s in range(states):
-        for k in range(tiers):
+        tightest[s] = tiers - 1
+        for k in range(tiers - 1, -1, -1):
             counts[s, k] = (s // stride[k]) % (most[k] + 1)
-        owed[s], tightest[s] = _pace(counts[s], problem.tau)
+            owed[s] += counts[s, k] / tau[k]
+            tightest[s] = k if counts[s, k] else tightest[s]
     points = np.empty((states, width), POINT)
     size[0], first = 1, points[0, 0]
     first.v = first.b = first.m = 0.0
@@ -211,43 +220,43 @@ def _pace(n, tau):
 def _rho(problem, table, owed, tightest):
     """rho of every state beside admitted requests that are owed so much: full batches of the
     tightest tier that decodes, less what all are owed."""
-    rho = np.empty(len(table.owed))
+    rates, theirs, taken = problem.rates, table.tightest, table.owed
+    rho = np.empty(len(taken))
     for s in range(len(rho)):
-        rho[s] = problem.rates[min(tightest, table.tightest[s])] - owed - table.owed[s]
+        rho[s] = rates[min(tightest, theirs[s])] - owed - taken[s]
     return rho
 
 
 @kernel
-def _dominated(table, s, point):
-    """Whether state s has a point of as much value and budget with as little memory."""
-    for old in table.points[s, : table.size[s]]:
+def _dominated(points, s, size, point):
+    """Whether one of the points of state s has as much value and budget with as little memory."""
+    for e in range(size):
+        old = points[s, e]
         if old.v >= point.v and old.b >= point.b and old.m <= point.m:
             return True
     return False
 
 
 @kernel
-def _insert(table, s, point):
-    """Add a point to the Pareto set of state s; the value of one that had to go, or 0: where the
-    set is full, the one of least value and then least budget."""
-    points, kept, worst = table.points[s], 0, 0
-    for e in range(table.size[s]):
-        old = points[e]
+def _insert(points, s, size, point):
+    """Add a point to the Pareto set of state s: its size then, and the value of a point that had to
+    go, or 0: where the set is full, the one of least value and then least budget."""
+    kept = worst = 0
+    for e in range(size):
+        old = points[s, e]
         if not (point.v >= old.v and point.b >= old.b and point.m <= old.m):
-            points[kept] = old
-            worst = kept if _worse(points[kept], points[worst]) else worst
+            points[s, kept] = old
+            worst = kept if _worse(old, points[s, worst]) else worst
             kept += 1
-    table.size[s] = kept + 1
-    if kept < len(points):
-        points[kept] = point
-        return 0.0
-    table.size[s] = kept
-    if not _worse(points[worst], point):
-        return point.v
-    dropped = points[worst].v
-    points[worst] = points[kept - 1]
-    points[kept - 1] = point
-    return dropped
+    if kept < points.shape[1]:
+        points[s, kept] = point
+        return kept + 1, 0.0
+    if not _worse(points[s, worst], point):
+        return kept, point.v
+    dropped = points[s, worst].v
+    points[s, worst] = points[s, kept - 1]
+    points[s, kept - 1] = point
+    return kept, dropped
 
 
 @kernel

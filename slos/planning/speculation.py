@@ -87,7 +87,7 @@ def _each_draft(alpha, worth, limit):
 def drafted(engine: Engine, drafts: int, tokens: int) -> Engine:
     """The engine for the rest of a batch in which `tokens` are drafts, the longest of `drafts`."""
     planes, tile = engine.planes.copy(), engine.tile
-    planes[:, 2] += planes[:, 1] * drafts + planes[:, 0] * np.ceil(tokens / tile) * tile
+    planes["b"] += planes["k2"] * drafts + planes["k1"] * np.ceil(tokens / tile) * tile
     return engine._replace(planes=planes)
 
 

@@ -28,7 +28,7 @@ def test_time_by_hand() -> None:
         "the second plane is higher from 20 tokens on"
     )
     assert (r.fits(0.03), r.fits(0.0299), r.fits(0.06), r.fits(0.01)) == (10, 9, 30, 0)
-    assert r.array.tolist() == [[0.001, 0.002, 0.02], [0.002, 0.0, 0.0]]
+    assert r.array.tolist() == [(0.001, 0.002, 0.02), (0.002, 0.0, 0.0)]
     tiled = replace(r, tile=16)
     assert [tiled.time(n) for n in (0, 1, 16, 17)] == pytest.approx([0.02, 0.036, 0.036, 0.064])
     assert [tiled.fits(s) for s in (0.0359, 0.036, 0.0639, 0.064)] == [0, 16, 16, 32]
