@@ -181,12 +181,11 @@ def serve(
     drafts: `max_drafts` and `acceptance` of the world.
     """
     lengths = Oracle(requests)
-    nodes = cluster(
-        system, hardware, lengths, replicas, topology, belief, drafts, **parse_setting(setting)
-    )
+    settings = parse_setting(setting) | ({"roofline": belief} if belief else {})
+    nodes = cluster(system, hardware, lengths, replicas, topology, drafts, **settings)
     chosen = make_router(router, hardware.roofline, lengths) if router else None
     wire = link(hardware) if ":" in topology else None
-    return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
+    return list(stream(requests, nodes, chosen, seed, wire, observe))
 
 
 def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:

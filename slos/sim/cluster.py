@@ -94,29 +94,26 @@ def cluster(
     lengths: LengthPredictor,
     replicas: int = 1,
     topology: str = "",
-    belief: Roofline | None = None,
-    changes: Mapping[str, float] | None = None,
+    changes: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Replica]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is
-    true, or `belief`.
+    """`replicas` times a topology, each of the replicas with a fresh policy.
 
-    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
+    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies;
+    `roofline` among them is what they believe, by default what is true.
     """
     require(replicas >= 1, "replicas", replicas, "at least 1")
-    seats = 1
+    fields: dict[str, Any] = {"max_seqs": SEATS, "zero_load": hardware.roofline} | (changes or {})
     if topology == POOLED:
-        hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world, kinds = (
-        [],
-        World.of(hardware, max_seqs=SEATS * seats, **(changes or {})),
-        roles(topology) * replicas,
-    )
+        fields["max_seqs"], hardware, replicas = SEATS * replicas, pooled(hardware, replicas), 1
+    world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
+    nodes, kinds = [], roles(topology) * replicas
     # pooled: what routing is compared with
-    lengths = lengths if len(kinds) == seats == 1 else ThisRound(lengths)
+    apart = len(kinds) > 1 or topology == POOLED and world.max_seqs > SEATS
+    lengths = ThisRound(lengths) if apart else lengths
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
-        policy = make_policy(system, belief or hardware.roofline, expected, **settings)
+        policy = make_policy(system, lengths=expected, **settings)
         nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
 
