@@ -18,8 +18,9 @@ from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Progress, require
 from slos.hardware.profiles import Profile
 from slos.policies import make_policy
-from slos.sim.replica import Replica, World
+from slos.sim.replica import Replica
 from slos.sim.simulator import Link
+from slos.sim.world import World
 
 KV_BYTES = {
     "OPT-6.7B": 2 * 2 * 32 * 4096,
@@ -103,13 +104,13 @@ def cluster(
     `roofline` among them is what they believe, by default what is true.
     """
     require(replicas >= 1, "replicas", replicas, "at least 1")
-    fields: dict[str, Any] = {"max_seqs": SEATS, "zero_load": hardware.roofline} | (changes or {})
+    fields = {"max_seqs": SEATS, "zero_load": hardware.roofline, **(changes or {})}
     if topology == POOLED:
         fields["max_seqs"], hardware, replicas = SEATS * replicas, pooled(hardware, replicas), 1
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
     # pooled: what routing is compared with
-    apart = len(kinds) > 1 or topology == POOLED and world.max_seqs > SEATS
+    apart = len(kinds) > 1 or (topology == POOLED and world.max_seqs > SEATS)
     lengths = ThisRound(lengths) if apart else lengths
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths

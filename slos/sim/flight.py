@@ -25,22 +25,6 @@ from slos.core.roofline import Roofline
 MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One executed batch, or `count` equal ones in a row, from `start` to `end`, for timelines and
-    laws."""
-
-    start: float
-    end: float
-    count: int
-    prefill: int
-    decode: int
-    best_effort: int
-    waiting: int
-    running: int
-    free_blocks: int
-
-
 @dataclass(slots=True)
 class Flight:
     """tokens: of the batch, by request; need: KV blocks that its first step takes; ends: of each
@@ -70,7 +54,7 @@ class Flight:
         del self.ends[bisect_left(self.ends, now) + 1 :]
 
 
-def ends(now: float, roofline: Roofline, size: tuple[int, int, int], steps: int) -> list[float]:
+def ends_of(now: float, roofline: Roofline, size: tuple[int, int, int], steps: int) -> list[float]:
     """When `steps` steps end that follow one another from `now`.
 
     size: tokens, draft steps and context tokens of the first; each adds its tokens to the context.

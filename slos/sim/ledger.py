@@ -1,4 +1,4 @@
-"""The KV ledger of one engine: who has which of its blocks."""
+"""The KV ledger of one engine."""
 
 from __future__ import annotations
 
@@ -9,53 +9,49 @@ from dataclasses import dataclass, field
 class Ledger:
     """`total` KV blocks of `block_size` tokens. Each is free, held by a request here, or lent.
 
-    Lent are the blocks of KV caches on their way to another replica or from it; no policy sees
-    them. Requests are named by their ids. Nothing here may take more than is free: who asks for
-    blocks has looked.
+    Lent are those of KV caches on their way to another replica or from it; no policy sees them. A
+    request holds `blocks(computed)` as long as it is here. Nothing here may take more than is free:
+    who takes has looked.
     """
 
     total: int
     block_size: int
     free: int = field(init=False)
-    held: dict[str, int] = field(init=False, default_factory=dict)
-    loans: dict[str, int] = field(init=False, default_factory=dict)
+    lent: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.free = self.total
 
     @property
-    def lent(self) -> int:
-        return sum(self.loans.values())
+    def held(self) -> int:
+        return self.total - self.free - self.lent
 
     def blocks(self, tokens: int) -> int:
         """Blocks that `tokens` tokens of KV cache occupy."""
         return -(-tokens // self.block_size)
 
-    def need(self, id: str, tokens: int) -> int:
-        """Blocks that a request lacks to have `tokens` tokens in the cache."""
-        return -(-tokens // self.block_size) - self.held.get(id, 0)
+    def take(self, blocks: int) -> None:
+        """What requests here have come to hold."""
+        self.free -= blocks
 
-    def grow(self, id: str, tokens: int) -> None:
-        """Give a request what it lacks to have `tokens` tokens in the cache."""
-        self.free -= self.need(id, tokens)
-        self.held[id] = self.blocks(tokens)
+    def release(self, tokens: int) -> None:
+        """A request gives back what it held."""
+        self.free += self.blocks(tokens)
 
-    def release(self, id: str) -> None:
-        self.free += self.held.pop(id)
-
-    def lend(self, id: str) -> None:
+    def lend(self, tokens: int) -> None:
         """A request leaves; its cache stays until it is fetched."""
-        self.loans[id] = self.held.pop(id)
+        self.lent += self.blocks(tokens)
 
-    def reserve(self, id: str, tokens: int) -> None:
-        """Room for a cache that is on its way here."""
-        self.loans[id] = self.blocks(tokens)
-        self.free -= self.loans[id]
-
-    def fetched(self, id: str) -> None:
+    def fetched(self, tokens: int) -> None:
         """Its cache has left."""
-        self.free += self.loans.pop(id)
+        self.lent -= self.blocks(tokens)
+        self.free += self.blocks(tokens)
 
-    def landed(self, id: str) -> None:
-        """Its cache is here, and the request with it."""
-        self.held[id] = self.loans.pop(id)
+    def reserve(self, tokens: int) -> None:
+        """Room for a cache that is on its way here."""
+        self.free -= self.blocks(tokens)
+        self.lent += self.blocks(tokens)
+
+    def landed(self, tokens: int) -> None:
+        """That cache is here, and its request holds it."""
+        self.lent -= self.blocks(tokens)

@@ -14,45 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slos.core.attainment import Live
-from slos.core.roofline import Roofline
 from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
-from slos.hardware.profiles import Profile
-from slos.sim.flight import MAX_LEAP, Flight, Step, ends
+from slos.sim.flight import MAX_LEAP, Flight, ends_of
 from slos.sim.ledger import Ledger
+from slos.sim.world import Step, World
+
+__all__ = ["Replica", "Step", "World"]
 
 ROLES = ("", "prefill", "decode")
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of
-    step times.
-
-    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
-    those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
-    roofline unless given.
-    """
-
-    roofline: Roofline
-    kv_blocks: int
-    block_size: int = 16
-    max_seqs: int = 256
-    noise: float = 0.0
-    max_drafts: int = 0
-    acceptance: float = 0.7
-    zero_load: Roofline | None = None
-
-    def __post_init__(self) -> None:
-        require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
-        require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
-        require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
-        require(self.noise >= 0, "noise", self.noise, "at least 0")
-        require(self.max_drafts >= 0, "max_drafts", self.max_drafts, "at least 0")
-        require(0 <= self.acceptance <= 1, "acceptance", self.acceptance, "in [0, 1]")
-
-    @classmethod
-    def of(cls, profile: Profile, **changes: float) -> World:
-        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +45,7 @@ class Replica:
     rng: np.random.Generator = field(init=False)
     # requests to come from prefill replicas, and who has their KV caches
     offered: deque[tuple[Live, Replica]] = field(init=False, default_factory=deque)
+    coming: int = field(init=False, default=0)  # KV caches on their way here
     sends: float = field(init=False, default=0.0)  # until when its link is busy
 
     def __post_init__(self) -> None:
@@ -90,10 +60,10 @@ class Replica:
 
     def arrive(self, live: Live, now: float) -> None:
         """Queue a request, or let one run that brings its KV cache along."""
-        p, id = live.progress, live.request.id
-        self.live[id], live.replica = live, self.name
+        p = live.progress
+        self.live[p.id], live.replica = live, self.name
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
-        (self.running if id in self.kv.held else self.waiting).append(p)
+        (self.running if p.computed else self.waiting).append(p)
         self.flight.cut(now)
 
     def release(self, live: Live) -> None:
@@ -102,16 +72,17 @@ class Replica:
         self._stop(live)
 
     def _stop(self, live: Live) -> None:
-        self.running.remove(live.progress)
-        self.kv.release(live.request.id)
-        live.progress.computed = 0
+        p = live.progress
+        self.running.remove(p)
+        self.kv.release(p.computed)
+        p.computed = 0
 
     def lend(self, live: Live) -> None:
         """Take a request off this replica; its blocks stay occupied until its KV cache is
         fetched."""
         del self.live[live.request.id]
         self.running.remove(live.progress)
-        self.kv.lend(live.request.id)
+        self.kv.lend(live.progress.computed)
 
     def offer(self, live: Live, source: Replica, now: float) -> None:
         """A request is to come here whose KV cache `source` has."""
@@ -122,12 +93,13 @@ class Replica:
         """The requests whose KV caches set out for here now, and from where: in turn, as far as
         memory and seats go. Those that were preempted here come first."""
         kv, seats = self.kv, self.world.max_seqs - len(self.running)
-        while self.offered and not self.waiting and len(kv.loans) < seats:
+        while self.offered and not self.waiting and self.coming < seats:
             live, source = self.offered[0]
             if kv.blocks(live.progress.computed) > kv.free:
                 return
             self.offered.popleft()
-            kv.reserve(live.request.id, live.progress.computed)
+            self.coming += 1
+            kv.reserve(live.progress.computed)
             yield live, source
 
     def send(self, seconds: float, now: float) -> float:
@@ -137,9 +109,10 @@ class Replica:
 
     def land(self, live: Live, source: Replica, now: float) -> None:
         """The KV cache of a request is here."""
-        source.kv.fetched(live.request.id)
+        source.kv.fetched(live.progress.computed)
         source.flight.cut(now)
-        self.kv.landed(live.request.id)
+        self.kv.landed(live.progress.computed)
+        self.coming -= 1
         self.arrive(live, now)
 
     # A step
@@ -173,19 +146,20 @@ class Replica:
         return passed
 
     def _start(self, now: float, batch: Batch) -> None:
-        kv, leap = self.kv, batch.repeat
-        size, held = kv.block_size, kv.held
+        kv, leap, size = self.kv, batch.repeat, self.world.block_size
         context = need = drafts = 0
         started: list[Progress] = []
         for id, n in batch.tokens.items():
             live = self._find(id)
             p = live.progress
             computed = p.computed
-            if n != 1 or p.tokens - computed > 1:
+            if n == 1 == p.tokens - computed:
+                need += computed % size == 0
+                if leap > 1:
+                    leap = min(leap, live.request.stages[p.stage].output - p.generated)
+            else:
                 leap, drafts = 1, max(drafts, self._drafts(p, n))
-            elif leap > 1:
-                leap = min(leap, live.request.stages[p.stage].output - p.generated)
-            need += -(-(computed + n) // size) - held.get(id, 0)
+                need += -(-(computed + n) // size) + -computed // size
             context += computed
             if not computed:
                 started.append(p)
@@ -196,16 +170,17 @@ class Replica:
         if started:
             self._admit(started)
         total = sum(batch.tokens.values())
-        self.flight = flight = Flight(batch.tokens, now, need)
+        flight = self.flight
+        flight.tokens, flight.start, flight.need = batch.tokens, now, need
         if self.world.noise:
             seconds = self.world.roofline.time(total, drafts, context)
             sigma = self.world.noise
-            flight.ends.append(now + seconds * self.rng.lognormal(-0.5 * sigma**2, sigma))
+            flight.ends = [now + seconds * self.rng.lognormal(-0.5 * sigma**2, sigma)]
             return
         steps = 1 if self.role == "prefill" else int(min(leap, MAX_LEAP))
         while steps > 1 and self._growth(steps) > kv.free:
             steps //= 2
-        flight.ends = ends(now, self.world.roofline, (total, drafts, context), steps)
+        flight.ends = ends_of(now, self.world.roofline, (total, drafts, context), steps)
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
@@ -236,28 +211,30 @@ class Replica:
 
     def _growth(self, steps: int) -> int:
         """KV blocks that `steps` decodes of each request in flight take."""
-        kv, live = self.kv, self.live
-        return sum(kv.need(id, live[id].progress.computed + steps) for id in self.flight.tokens)
+        computed = (self.live[id].progress.computed for id in self.flight.tokens)
+        size = self.world.block_size
+        return sum(-(-(n + steps) // size) + -n // size for n in computed)
 
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
-        kv, times, count = self.kv, self.flight.ends, len(self.flight.ends)
-        held, size = kv.held, kv.block_size
+        kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
+        taken = self.flight.need if count == 1 else self._growth(count)
         for id, n in self.flight.tokens.items():
             live = self.live[id]
             p = live.progress
             if n > 1 and p.tokens - p.computed == 1:
-                drafted = times * live.draft(n - 1, self.world.acceptance)
-                p.computed += len(drafted)
-                finished = live.emit(drafted)
+                drafted = p.computed + n
+                times = ends * live.draft(n - 1, self.world.acceptance)
+                p.computed += len(times)
+                taken -= kv.blocks(drafted) - kv.blocks(p.computed)  # of the drafts refused
+                finished = live.emit(times)
             else:
                 p.computed += n * count
-                finished = p.computed == p.tokens + count - 1 and live.emit(times)
-            if p.computed > held.get(id, 0) * size:
-                kv.grow(id, p.computed)
+                finished = p.computed == p.tokens + count - 1 and live.emit(ends)
             if finished:
                 ended.append(live)
+        kv.take(taken)
         self.flight.ends = []
         return ended
 

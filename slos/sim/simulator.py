@@ -17,8 +17,8 @@ from random import Random
 
 from slos.core.attainment import Live, Outcome
 from slos.core.types import Load, Policy, Progress, Request, Router, require
-from slos.sim.flight import Step
-from slos.sim.replica import Replica, World
+from slos.sim.replica import Replica
+from slos.sim.world import Step, World
 
 __all__ = ["Link", "Observer", "Replica", "Step", "World", "simulate", "stream"]
 Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
@@ -155,7 +155,8 @@ class _Run:
     def _next_end(self) -> float:
         while self.ends:
             time, i = self.ends[0]
-            if self.replicas[i].flight.end == time:
+            ends = self.replicas[i].flight.ends
+            if ends and ends[-1] == time:
                 return time
             heapq.heappop(self.ends)
         return inf
@@ -229,7 +230,10 @@ class _Run:
         known = request.id in self.ids
         require(not known, "request id", request.id, "different from those in service")
         for most, size in self.caches:
-            what, need = f"{request.id}: KV blocks of the whole request", -(-request.context // size)
+            what, need = (
+                f"{request.id}: KV blocks of the whole request",
+                -(-request.context // size),
+            )
             require(need <= most, what, need, f"at most {most}", "drop it")
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
