@@ -33,17 +33,20 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sources_digest(root: Path | None = None) -> str:
-    """What every result is made from: the Python and JSON of slos and workloads, and the data's
-    names and sizes."""
-    root, sha = root or ROOT, hashlib.sha256()
+    """What results are made from: the Python and JSON of slos and workloads, and the data."""
+    root, sha = root or ROOT, hashlib.sha256(data_digest().encode())
     for package in ("slos", "workloads"):
         for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".json")):
             sha.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
-    for folder in (
-        os.environ.get("SLOS_DATA"),
-        os.environ.get("SLOS_CACHE", "~/.cache/slos-serve"),
-    ):
-        for path in sorted(Path(folder).expanduser().rglob("*")) if folder else ():
+    return sha.hexdigest()[:12]
+
+
+def data_digest() -> str:
+    """The data's names and sizes."""
+    sha = hashlib.sha256()
+    cached = os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")
+    for folder in filter(None, (os.environ.get("SLOS_DATA"), cached)):
+        for path in sorted(Path(folder).expanduser().rglob("*")):
             sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
     return sha.hexdigest()[:12]
 

@@ -322,7 +322,8 @@ class Watch:
 
     policy: SLOsServe
     preempted: list[str] = field(default_factory=list)
-    admitted: set[str] = field(default_factory=set)  # who ever ran, not as best effort: the promise
+    admitted: set[str] = field(default_factory=set)  # ran, not as best effort: the promise
+    rounds: set[tuple[str, float]] = field(default_factory=set)  # the same, and when each began
 
     def step(self, view: View) -> Batch:
         batch = self.policy.step(view)
@@ -335,8 +336,11 @@ class Watch:
             )
         self.preempted += gone
         for p in (*view.running, *view.waiting):
-            if p.id in batch.tokens and not p.best_effort and p.id not in batch.decline:
+            if p.id in batch.decline:
+                assert (p.id, p.arrival) not in self.rounds, f"{p.id} was promised and is declined"
+            elif p.id in batch.tokens and not p.best_effort:
                 self.admitted.add(p.id)
+                self.rounds.add((p.id, p.arrival))
         return batch
 
 

@@ -33,8 +33,8 @@ CHROMIUM = [
 ]  # fmt: skip
 SETTINGS = {
     "apputils-extension/notification": '{"fetchNews": "false"}',  # asks nothing
-    "notebook-extension/tracker": '{"windowingMode": "none"}',
-}  # has all cells in the page
+    "notebook-extension/tracker": '{"windowingMode": "none"}',  # has all cells in the page
+}
 IDLE = (
     "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === "
     "'idle'"

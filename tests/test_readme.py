@@ -15,7 +15,7 @@ import pytest
 
 from slos.policies import POLICIES
 from slos.records.claims import read_claims, read_headlines
-from slos.studies.real_engine import capacities
+from slos.studies.engine_tables import capacities
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]

@@ -98,7 +98,8 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     status, out, err = finish(start(root, kit))
     assert (status, "notebook 1 of 1, 01_first: done" in out) == (0, True), out + err
     assert "one planning, the longest" in out and "1 OK" in out
-    text = (kit / "out" / "README.md").read_text()
+    assert not (kit / "out" / "README.md").exists(), "that one is the repository's"
+    text = (kit / "out" / "quick" / "README.md").read_text()
     assert "this" in text and re.search(
         r"\| 01_first +\| \w+\+? +\| \d\.\d +\| \d+ cores of ", text
     ), text
@@ -174,11 +175,8 @@ def test_done_means_made_from_the_same_and_the_rows_still_there(
     kit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(kit / "out"))
-    path, stamp, rows = (
-        kit / "notebooks" / "01_a.ipynb",
-        kit / "01_a.json",
-        kit / "out" / "quick" / "capacity.csv",
-    )
+    path, stamp = kit / "notebooks" / "01_a.ipynb", kit / "01_a.json"
+    rows = kit / "out" / "quick" / "capacity.csv"
     notebook(path)
     rows.parent.mkdir(parents=True)
     rows.write_text("head\none\ntwo\n")

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from llvmlite.binding import ffi
 from numba import njit
+
+# An engine of vLLM's in this process would not start: its CPU worker reads `vars` of everything
+# that it finds in any module, and numba's binding to LLVM takes that for a function of the library.
+getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
 FOLDERS = ("core", "planning", "policies")  # where kernels are
 _TEXTS = (

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slos.core.types import Progress, Request, Stage
+from slos.core.types import Progress, Request
 
 
 class Oracle:
-    """Knows every length, as the paper assumes for every system that it compares, and every stage
-    to come."""
+    """Knows every length, as the paper assumes for every system that it compares."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._stages = {r.id: r.stages for r in requests}
@@ -31,9 +30,6 @@ class Oracle:
             self._growth[progress.id][progress.stage]
             - self._stages[progress.id][progress.stage].output
         )
-
-    def following(self, progress: Progress) -> Sequence[Stage]:
-        return self._stages[progress.id][progress.stage + 1 :]
 
 
 @dataclass(frozen=True, slots=True)

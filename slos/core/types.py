@@ -291,9 +291,3 @@ class LengthPredictor(Protocol):
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
-
-
-class Foresight(LengthPredictor, Protocol):
-    """A predictor that also knows the stages to come, tools' answers and their latency included."""
-
-    def following(self, progress: Progress) -> Sequence[Stage]: ...

@@ -8,6 +8,7 @@ from math import exp, log, sqrt
 from typing import Any
 
 import pandas as pd
+from scipy.special import stdtrit
 
 from slos.core.types import require
 from slos.files import Frame
@@ -34,9 +35,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     n, mean = len(values), geometric_mean(values)
     if n == 1:
         return values[0], values[0], values[0]
-    t95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-    # Cornish and Fisher
-    t = t95[n - 2] if n - 2 < len(t95) else 1.96 + 2.372 / (n - 1) + 2.823 / (n - 1) ** 2
+    t = float(stdtrit(n - 1, 0.975))
     factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
     return mean, mean / factor, mean * factor
 
@@ -110,19 +109,20 @@ def mean_of(table: Frame) -> Spread:
     return interval([geometric_mean(seed) for seed in zip(*table["each"], strict=True)])
 
 
-def geometric_means(table: Frame) -> Frame:
-    """`mean_of` per system that is compared `against`, and of how many scenarios."""
-    rows = [
-        (name, *mean_of(group), len(group)) for name, group in table.groupby("against", sort=False)
-    ]
-    return pd.DataFrame(rows, columns=["against", "ratio", "low", "high", "scenarios"])
+def geometric_means(table: Frame, *by: str) -> Frame:
+    """`mean_of` the rows that agree in `by` ("against" unless given), and of how many scenarios."""
+    columns = list(by or ("against",))
+    rows = [(*key, *mean_of(g), len(g)) for key, g in table.groupby(columns, sort=False)]
+    return pd.DataFrame(rows, columns=[*columns, "ratio", "low", "high", "scenarios"])
 
 
-def told(table: Frame) -> str:
-    """`mean_of` in words."""
-    mean, low, high = mean_of(table)
-    several = len(table["each"].iloc[0]) > 1
-    return f"{mean:.2f}x " + (f"[{low:.2f}, {high:.2f}]" if several else "(one seed)")
+def by_scenario(table: Frame, *by: str) -> Frame:
+    """The ratios of a table: a column per scenario, then `geometric_means`; a row per value of
+    `by`."""
+    columns = list(by or ("against",))
+    grid = table.pivot_table("ratio", columns, "scenario", sort=False)
+    means = geometric_means(table, *by).drop(columns="scenarios")
+    return grid.join(means.rename(columns={"ratio": "geometric mean"}).set_index(columns))
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:

@@ -160,10 +160,8 @@ def declined(text: bytes) -> bool | None:
         done = line[5:].strip() == b"[DONE]"
         event = {} if done else json.loads(line[5:])
         choices = event.get("choices") or []
-        deltas, ends = (
-            [c.get("delta") or {} for c in choices],
-            {c.get("finish_reason") for c in choices},
-        )
+        deltas = [c.get("delta") or {} for c in choices]
+        ends = {c.get("finish_reason") for c in choices}
         if done or "abort" in ends:
             return True
         only_roles = all("role" in delta and not delta.get("content") for delta in deltas)

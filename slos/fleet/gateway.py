@@ -84,10 +84,8 @@ class Replica:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
-        self.report, log = (
-            Path(self.folder.name) / "load.json",
-            Path(self.folder.name) / "engine.log",
-        )
+        self.report = Path(self.folder.name) / "load.json"
+        log = Path(self.folder.name) / "engine.log"
         port = str(launch.free_port())
         self.url = f"http://127.0.0.1:{port}"
         own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1"]

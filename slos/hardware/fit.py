@@ -1,8 +1,15 @@
-"""A roofline fitted to measured steps, by least squares (paper, section 3.1)."""
+"""A roofline fitted to measured steps, by least squares (paper, section 3.1).
+
+`python -m slos.hardware.fit STEPS.csv --model NAME --gpu NAME --kv-tokens N -o my_gpu.json` makes a
+profile of steps that were measured anywhere: columns tokens, seconds, and where they are known
+draft_steps and context.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +18,12 @@ import numpy as np
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
+from slos.hardware.profiles import Profile, save
 
 # a step that took so many times what was predicted (a pause of the machine) is left out of a fit
 OUTLIER = 2.0
+TILES = (1, 16, 64, 128)  # tried
+QUANTILE = 0.75  # of the steps that must not take longer than `margin` times the roofline
 POWERS = (1.0, 0.5, 2.0)  # of a step's rank by size: where the planes are split at first
 
 
@@ -131,3 +141,82 @@ def _nonnegative(
             break
         columns.pop(int(held.argmin()))
     return x
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A fit, the margin that `QUANTILE` of the steps stay within, and its median relative error by
+    batch size."""
+
+    fit: Fit
+    margin: float
+    by_size: dict[str, float]
+
+    @property
+    def told(self) -> str:
+        errors = ", ".join(f"{size} tokens {100 * e:.1f} %" for size, e in self.by_size.items())
+        return f"R2 {self.fit.r2:.4f}, median error {errors}"
+
+
+def fitted(rows: Sequence[tuple[float, float, float, float]], planes: int = 3) -> Judged:
+    """The roofline with the tile that explains steps best, where some are of no use.
+
+    rows: as in `fit`, at least 4. Left out are steps that took far less than the smallest ones,
+    which a busy machine leaves where times are differences, and pauses.
+    """
+    few = sorted(rows)[: -(-len(rows) // 4)]
+    least = 0.6 * float(np.median([row[3] for row in few])) if few else 0.0
+    steps = [row for row in rows if row[3] > least]
+    require(len(steps) >= 4, "measured steps", len(steps), "at least 4", "measure more steps")
+    usual = steps
+    for _ in range(3):
+        first = fit(usual, 1, context=True).roofline
+        near = [s for s in steps if 1 / OUTLIER < s[3] / first.time(*s[:3]) < OUTLIER]
+        usual = near if len(near) >= max(4, len(steps) // 2) else usual
+    count = min(planes, len(usual) // 4)
+    tried = [fit(usual, count, context=True, tile=tile) for tile in TILES]
+    best = min(tried, key=lambda f: float((f.errors**2).mean()))
+    ratios = [s[3] / best.roofline.time(*s[:3]) for s in usual]
+    tokens, by_size = np.array([s[0] for s in usual]), {}
+    for low, high in ((1, 16), (17, 128), (129, 1024), (1025, 8192)):
+        if len(mine := best.errors[(low <= tokens) & (tokens <= high)]):
+            by_size[f"{low}-{high}"] = float(np.median(mine))
+    return Judged(best, max(1.0, float(np.quantile(ratios, QUANTILE))), by_size)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m slos.hardware.fit", description=__doc__)
+    parser.add_argument("steps", type=Path, nargs="+", help="CSV files of measured steps")
+    parser.add_argument("--model", required=True, help="what it is, for tables")
+    parser.add_argument("--gpu", required=True, help="what it ran on, for tables")
+    parser.add_argument("--gpus", type=int, default=1, help="how many (%(default)s)")
+    parser.add_argument("--kv-tokens", type=int, required=True, help="that the KV cache holds")
+    parser.add_argument("--max-context", type=int, default=8192, help="tokens (%(default)s)")
+    parser.add_argument("--name", default="", help="of the profile (the file's)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("my_gpu.json"), metavar="JSON")
+    given = parser.parse_args(argv)
+    try:
+        rows = [row for path in given.steps for row in _read(path)]
+        found = fitted(rows)
+        source = f"fitted to {len(rows)} rows of {', '.join(p.name for p in given.steps)}"
+        made = Profile(
+            given.name or given.output.stem,
+            given.model,
+            given.gpu,
+            given.gpus,
+            found.fit.roofline,
+            given.kv_tokens,
+            given.max_context,
+            f"{source}; {found.told}",
+            margin=round(found.margin, 3),
+        )
+        save(made, given.output)
+    except (ValueError, OSError) as error:
+        print(f"fit: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.output}: {made.roofline}\n{found.told}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

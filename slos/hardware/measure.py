@@ -18,15 +18,13 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slos.core.types import require
-from slos.hardware.fit import OUTLIER, Fit, fit
-from slos.hardware.grid import MOST_TOKENS, Bench, Row, TimeUp, measure
+from slos.hardware.fit import fitted
+from slos.hardware.grid import Bench, Row, TimeUp, measure
 from slos.hardware.profiles import Profile, save
 from slos.hardware.shapes import SHAPES, write
 
@@ -36,62 +34,12 @@ ENVIRONMENT = {
 }  # fmt: skip
 """For an engine in this process: the scheduler is asked what it did."""
 
-TILES = (1, 16, 64, 128)
-LEAST = 8  # rows for a fit
-QUANTILE = 0.75  # of the steps that must not take longer than `margin` times the roofline
 NO_ENGINE = 3  # the exit status where vLLM did not start: another way of starting it may do
 COLUMNS = tuple(Row.__dataclass_fields__)
 
 
 def _time_is_up(*_: object) -> None:
     raise TimeUp
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A fitted roofline with its error by batch size, and the margin that `QUANTILE` of the steps
-    stay within."""
-
-    fit: Fit
-    margin: float
-    by_size: dict[str, float]
-
-    @property
-    def told(self) -> str:
-        errors = ", ".join(
-            f"{size} tokens {100 * error:.1f} %" for size, error in self.by_size.items()
-        )
-        return f"R2 {self.fit.r2:.4f}, median error {errors}"
-
-
-def fitted(rows: Sequence[Row], planes: int = 3) -> Measured:
-    """The roofline with the tile that explains `rows` best; rows of pauses of the machine are left
-    out.
-
-    Raises ValueError if there are too few rows.
-    """
-    least = 0.8 * min((r.seconds for r in rows if r.decodes == r.requests), default=0.0)
-    steps = [(r.tokens, r.draft_steps, r.context, r.seconds) for r in rows if r.seconds > least]
-    require(
-        len(steps) >= LEAST,
-        "measured cases",
-        len(steps),
-        f"at least {LEAST}",
-        "give it more minutes",
-    )
-    usual, planes = steps, min(planes, len(steps) // 4)
-    for _ in range(3):
-        first = fit(usual, 1, context=True).roofline
-        near = [s for s in steps if 1 / OUTLIER < s[3] / first.time(*s[:3]) < OUTLIER]
-        usual = near if len(near) >= max(LEAST, len(steps) // 2) else usual
-    found = [fit(usual, planes, context=True, tile=tile) for tile in TILES]
-    best = min(found, key=lambda f: float(np.mean(f.errors)))
-    ratios = np.array([s[3] / best.roofline.time(*s[:3]) for s in usual])
-    tokens, by_size = np.array([s[0] for s in usual]), {}
-    for low, high in ((1, 16), (17, 128), (129, 1024), (1025, MOST_TOKENS)):
-        if len(mine := best.errors[(low <= tokens) & (tokens <= high)]):
-            by_size[f"{low}-{high}"] = float(np.median(mine))
-    return Measured(best, max(1.0, float(np.quantile(ratios, QUANTILE))), by_size)
 
 
 def device() -> tuple[str, str]:
@@ -127,7 +75,7 @@ def profile_of(name: str, label: str, bench: Bench, rows: Sequence[Row], how: st
     import torch
     import vllm
 
-    found = fitted(rows)
+    found = fitted([(r.tokens, r.draft_steps, r.context, r.seconds) for r in rows])
     versions = f"vLLM {vllm.__version__}, PyTorch {torch.__version__}"
     steps = sum(r.steps for r in rows)
     told = f"measured by slos.hardware.measure: {versions}, {how}, {steps} steps; {found.told}"

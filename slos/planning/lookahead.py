@@ -13,15 +13,13 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS, batch_fits, batch_time
 from slos.planning.batching import fill, scan, sort
 from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, NEW, REMAINING, SWITCH, TPOT
-from slos.planning.rounds import CHILD, FIRST, WAIT, WAKE
 
 OK, LATE, MEMORY = 0, 1, 2
-HORIZON = 10_000  # steps looked ahead for rounds to come
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until everybody keeps pace
 
 
 @kernel
-def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
+def choose(now, jobs, old, proposed, value, seats, tries, engine):
     """Which of the jobs from `old` on, as many as `proposed`, to admit beside all others: bool
     [new].
 
@@ -40,7 +38,7 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
     while mine.any():
         verdict, at = OK, -1
         if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, links, inside, engine)
+            verdict, at = look_ahead(now, jobs, inside, engine)
             if verdict == OK:
                 break
         until = np.inf if at < 0 or at >= old + new else jobs[at, DUE]
@@ -55,35 +53,23 @@ def choose(now, jobs, links, old, proposed, value, seats, tries, engine):
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
-            if look_ahead(now, jobs, links, inside, engine)[0] != OK:
+            if look_ahead(now, jobs, inside, engine)[0] != OK:
                 mine[c] = False
     return mine
 
 
 @kernel
-def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
+def look_ahead(now, jobs, inside, engine):
     """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY,
     who failed or -1).
 
     Once everybody decodes in every step of at most the tightest TPOT nobody loses slack, and memory
     is checked at each finish. Where some must sit out batches, the pace is checked as a rate and
     memory by final sizes. An admitted job that cannot be in time even alone is not checked, so that
-    it does not forbid others. Rounds to come are followed to the last of them, each from when it
-    will arrive. stretch: the least that the first step lasts, in seconds, and more `steps` like it
-    until somebody arrives.
+    it does not forbid others.
     """
     jobs, alive = jobs.copy(), inside.copy()
     size, blocks, block_size = len(jobs), engine.blocks, engine.block_size
-    asleep, wake = 0, links[:, WAKE].copy()
-    for j in range(len(links)):
-        child = int(links[j, CHILD])
-        if child:
-            alive[child] = alive[j]
-    for j in range(len(links)):
-        wake[j] = wake[j] if alive[j] else 0.0
-        if wake[j] > 0:
-            alive[j] = False
-            asleep += 1
     strict = np.ones(size, np.bool_)
     tokens = np.empty(size)
     for j in range(size):
@@ -94,34 +80,14 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
     prefills = np.empty(size, np.int64)
     count, total, context, soonest = scan(jobs, alive, prefills, tokens)
     sort(prefills[:count], jobs)
-    settle, horizon = SETTLE + steps - 1, HORIZON + steps - 1
+    settle = SETTLE
     while settle > 0:
-        if asleep:
-            if total == 0:
-                while steps > 1 and now + stretch < wake[wake > 0].min():
-                    now, steps = now + stretch, steps - 1
-                now, stretch = max(now + stretch, wake[wake > 0].min()), 0.0
-            late_comers = np.flatnonzero((wake > 0) & (wake <= now))
-            if len(late_comers):
-                asleep, steps = asleep - len(late_comers), 1
-                alive[late_comers] = True
-                jobs[late_comers, DUE] = wake[late_comers] + links[late_comers, FIRST]
-                wake[late_comers] = 0.0
-                count, total, context, soonest = scan(jobs, alive, prefills, tokens)
-                sort(prefills[:count], jobs)
-            horizon -= 1
-            if horizon == 0:
-                return LATE, -1
-            if not count and engine.k_ctx == 0 and stretch == 0:
-                now = _leap(now, jobs, alive, strict, total, wake, engine)
-                _, total, context, soonest = scan(jobs, alive, prefills, tokens)
-        elif not count:
+        if not count:
             settle -= 1
-            if stretch == 0 and steady(now, jobs, alive, strict, engine):
+            if steady(now, jobs, alive, strict, engine):
                 return (OK if _peak(jobs, alive, engine) <= blocks else MEMORY), -1
         seconds = fill(now, jobs, prefills[:count], total, context, soonest, engine, tokens)
-        now, steps = now + max(seconds, stretch), steps - 1
-        stretch = stretch if steps > 0 else 0.0
+        now += seconds
         held = freed = total = context = 0.0
         soonest = np.inf
         for j in range(size):
@@ -141,10 +107,6 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
                         alive[j] = False
                         tokens[j] = 0.0
                         freed += np.ceil(jobs[j, COMPUTED] / block_size)
-                        if len(links) and links[j, CHILD]:
-                            child = int(links[j, CHILD])
-                            wake[child] = now + links[child, WAIT]
-                            jobs[child, COMPUTED] = 0.0 if links[child, WAIT] else jobs[j, COMPUTED]
                         continue
                     jobs[j, TPOT], jobs[j, SWITCH] = jobs[j, LATER], 0.0
                 jobs[j, DUE] += jobs[j, TPOT]
@@ -182,37 +144,6 @@ def look_ahead(now, jobs, links, inside, engine, stretch=0.0, steps=1):
     if owed * tightest > batch_fits(engine, tightest, context):
         return LATE, -1
     return (OK if final <= blocks else MEMORY), -1
-
-
-@kernel
-def _leap(now, jobs, alive, strict, count, wake, engine):
-    """Take many steps at once while everybody decodes, until shortly before one ends or arrives;
-    when that is."""
-    seconds, steps, held = batch_time(engine, count, 0.0), np.inf, 0.0
-    for j in range(len(jobs)):
-        if alive[j]:
-            if (
-                min(_tightest(jobs[j]), jobs[j, DUE] - now if strict[j] else np.inf, engine.longest)
-                < seconds
-            ):
-                return now
-            steps = min(steps, jobs[j, REMAINING] - jobs[j, SWITCH] - 1)
-            held += jobs[j, COMPUTED] + engine.block_size
-    sleepers = wake[(wake > 0) & (wake < np.inf)]
-    until, room = (
-        sleepers.min() if len(sleepers) else np.inf,
-        engine.blocks * engine.block_size - held,
-    )
-    steps, taken = min(steps, room // count), 0
-    while taken < steps and now + seconds < until:
-        now += seconds
-        taken += 1
-    for j in range(len(jobs) if taken else 0):
-        if alive[j]:
-            jobs[j, COMPUTED] += taken
-            jobs[j, REMAINING] -= taken
-            jobs[j, DUE] += taken * jobs[j, TPOT]
-    return now
 
 
 @kernel

@@ -24,7 +24,6 @@ from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, advance, form, latest_end
 from slos.planning.jobs import COMPUTED, DUE, LEFT, REMAINING, TPOT, needed
 from slos.planning.lookahead import OK, look_ahead
-from slos.planning.rounds import NO_LINKS
 
 # tokens: who is further ahead of its pace after the step needs no drafts while prefill is left over
 AHEAD = 2.0
@@ -47,11 +46,8 @@ def draft_lengths(planes, reading, alpha, worth, limit, tokens, seconds):
     best: both are tried out.
     """
     most, tile = limit.max(), planes[0, 3]
-    value, owner, place = (
-        np.empty(limit.sum()),
-        np.empty(limit.sum(), np.int64),
-        np.empty(limit.sum(), np.int64),
-    )
+    value, owner = np.empty(limit.sum()), np.empty(limit.sum(), np.int64)
+    place = np.empty(limit.sum(), np.int64)
     size = 0
     for k in range(1, most + 1):
         for i in range(len(limit)):
@@ -112,12 +108,8 @@ def tier_lengths(planes, reading, alpha, tpots, counts, most, longest):
     mine = lengths.copy()
     for tier in range(len(tpots)):
         for s in range(most + 1):
-            seconds, cost, longest_draft, possible = (
-                min(longest, tpots[tier] * expected_tokens(alpha, s)),
-                0.0,
-                0,
-                True,
-            )
+            seconds, cost = min(longest, tpots[tier] * expected_tokens(alpha, s)), 0.0
+            longest_draft, possible = 0, True
             for other in range(len(tpots)):
                 n = 0
                 while n < most and tpots[other] * expected_tokens(alpha, n) < seconds:
@@ -201,7 +193,7 @@ class Drafting:
         )
 
     def _proven(self, now: float, jobs: np.ndarray, alive: np.ndarray) -> bool:
-        return look_ahead(now, jobs, NO_LINKS, alive, self.engine)[0] == OK
+        return look_ahead(now, jobs, alive, self.engine)[0] == OK
 
     def spread(
         self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float
@@ -218,10 +210,8 @@ class Drafting:
             self.acceptance.ahead.clear()
             return self.lengths(jobs, share, seconds)
         if self.acceptance.ahead and not self._proven(view.now, jobs, np.ones(len(jobs), np.bool_)):
-            held, ahead = (
-                jobs.copy(),
-                np.array([self.acceptance.ahead.get(p.id, 0) for p in requests]),
-            )
+            held = jobs.copy()
+            ahead = np.array([self.acceptance.ahead.get(p.id, 0) for p in requests])
             held[:, DUE] -= ahead * jobs[:, TPOT]
             held[:, REMAINING] += ahead
             self._form(held, planes, share)
@@ -246,19 +236,13 @@ class Drafting:
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
-        now, engine, most, alpha = (
-            self.view.now,
-            self.engine,
-            self.view.max_drafts,
-            self.acceptance.alpha,
-        )
+        now, engine, most = self.view.now, self.engine, self.view.max_drafts
+        alpha = self.acceptance.alpha
         decoding, drafts = (jobs[:, LEFT] == 1) & (share > 0), np.zeros(len(jobs), np.int64)
         if not decoding.any():
             return drafts
-        reading, left = (
-            engine.k_ctx * jobs[share > 0, COMPUTED].sum(),
-            np.maximum(jobs[:, REMAINING], 1),
-        )
+        reading = engine.k_ctx * jobs[share > 0, COMPUTED].sum()
+        left = np.maximum(jobs[:, REMAINING], 1)
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
             spare = latest_end(now, jobs, share, engine, 0.0) - now

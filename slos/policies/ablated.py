@@ -9,11 +9,10 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS, batch_time
 from slos.planning.jobs import COMPUTED, DUE, LEFT, NEW, REMAINING, SWITCH, TPOT
 from slos.planning.lookahead import OK, look_ahead
-from slos.planning.rounds import CHILD, WAKE
 
 
 @kernel
-def in_turn(now, jobs, links, old, new, seats, before, engine):
+def in_turn(now, jobs, old, new, seats, before, engine):
     """Of the jobs from `old` on, in order of arrival, those up to the first that the look ahead
     refuses: bool [new].
 
@@ -28,38 +27,27 @@ def in_turn(now, jobs, links, old, new, seats, before, engine):
         job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
     first = max(0, min(before, new, seats))
     mine[:first] = True
-    while first and look_ahead(now, jobs, links, inside, engine)[0] != OK:
+    while first and look_ahead(now, jobs, inside, engine)[0] != OK:
         first //= 2
         mine[first:] = False
     for c in range(first, min(new, seats)):
         mine[c] = True
-        if look_ahead(now, jobs, links, inside, engine)[0] != OK:
+        if look_ahead(now, jobs, inside, engine)[0] != OK:
             mine[c] = old == 0 and mine.sum() == 1
             break
     return mine
 
 
 @kernel
-def refused(now, jobs, links, inside, first, running, steps, engine):
+def refused(now, jobs, inside, first, running, steps, engine):
     """For how many `steps` of decodes, as many as `running`, job `first` is refused by `in_turn`,
     the ones before it being those decodes that are guaranteed.
-
-    Looked at only until one of those who are away comes back: then there is more to decide.
     """
     inside = inside.copy()
     inside[first] = True
-    for j in range(len(links)):
-        if links[j, CHILD]:
-            inside[int(links[j, CHILD])] = inside[j]
-    if len(links):  # who is outside only costs time
-        links, place = links[inside], np.cumsum(inside) - 1.0
-        for link in links:
-            link[CHILD] = place[int(link[CHILD])] if link[CHILD] else 0.0
     jobs, inside = jobs[inside], np.ones(inside.sum(), np.bool_)
     for k in range(1, steps):
         now += batch_time(engine, running, 0.0)
-        if len(links) and ((links[:, WAKE] > 0) & (links[:, WAKE] <= now)).any():
-            return k
         for job in jobs[:first]:
             if job[REMAINING] == job[SWITCH]:
                 return k
@@ -70,6 +58,6 @@ def refused(now, jobs, links, inside, first, running, steps, engine):
             )
         job = jobs[first]
         job[NEW] = now + batch_time(engine, job[LEFT], 0.0) <= job[DUE] + EPS
-        if look_ahead(now, jobs, links, inside, engine)[0] == OK:
+        if look_ahead(now, jobs, inside, engine)[0] == OK:
             return k
     return steps

@@ -82,11 +82,8 @@ def _admit(
     `watermark` of all blocks stay free, but for who would be alone. whole: no chunks, a longer
     prompt goes alone.
     """
-    seats, reserve, before = (
-        view.max_seqs - len(view.running),
-        int(watermark * view.total_blocks),
-        len(tokens),
-    )
+    seats, reserve = view.max_seqs - len(view.running), int(watermark * view.total_blocks)
+    before = len(tokens)
     for p in view.waiting:
         need, alone = view.blocks(p.left), not view.running and not tokens
         if seats <= 0 or budget <= 0 or (whole and tokens and p.left > budget):

@@ -45,10 +45,8 @@ class LeastLoaded:
     _next: int = field(init=False, repr=False, default=0)
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        n, work = (
-            len(loads),
-            [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads],
-        )
+        n = len(loads)
+        work = [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads]
         chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
         self._next = chosen + 1
         return [loads[chosen].replica]

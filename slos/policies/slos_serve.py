@@ -6,10 +6,8 @@ time, or until it cannot be in time even alone: then it is declined into best ef
 what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need
 the memory. The oldest of it is in time promised an easy pace, so that nobody starves.
 
-The promise covers all that the lengths foresee. With a `Foresight` that is the whole request: the
-rounds that come back from a tool are part of the proof from the start. Who cannot say when a tool
-answers makes every round a request of its own, for no scheduler could promise more: of requests
-that all come back at once only as many are in time as their slowdown allows.
+A round that comes back from a tool is a candidate of its own, since nothing foresees when tools
+answer: the promise covers what a request does until it waits for one.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from typing import final
 
 import numpy as np
 
-from slos.core import roofline
-from slos.core.roofline import Roofline
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import Engine
@@ -32,8 +29,6 @@ from slos.planning.jobs import (
     DUE,
     LEFT,
     NEW,
-    REMAINING,
-    SWITCH,
     TPOT,
     fluid,
     jobs_of,
@@ -41,7 +36,6 @@ from slos.planning.jobs import (
 )
 from slos.planning.planner import prefill_rates, sweep
 from slos.planning.room import Room
-from slos.planning.rounds import Promised
 from slos.planning.speculation import Acceptance, Drafting
 from slos.policies import ablated
 
@@ -91,7 +85,6 @@ class SLOsServe:
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)
     # stage and t0, by id
     _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)
-    _promised: Promised = field(init=False, repr=False, default_factory=Promised)
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -105,8 +98,6 @@ class SLOsServe:
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
         self._acceptance.learn(view.running)
-        if self._promised.rounds:
-            self._started |= self._promised.follow(view, self.lengths, self.roofline)
         guaranteed, candidates, best_effort, waiting, declined = [], [], [], [], []
         for p in view.running:
             if p.best_effort:
@@ -120,7 +111,7 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 waiting.append(p)
-            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + roofline.EPS:
+            elif self.best_effort and view.now + self.roofline.time(p.left) > p.due + EPS:
                 declined.append(p)
                 waiting += () if p.elsewhere else (p,)
             elif p.id in self._started and self.admission:
@@ -132,11 +123,10 @@ class SLOsServe:
         old = len(guaranteed)
         jobs = jobs_of([*guaranteed, *candidates], self.lengths)
         jobs[old:, NEW] = 1
-        future = self._promised.chain(jobs, guaranteed, candidates, self.lengths, self.roofline)
-        inside = np.ones(len(future[0]), np.bool_)
+        everyone, inside = jobs, np.ones(len(jobs), np.bool_)
         if candidates:
-            inside[old : len(jobs)] = admitted = self.admit(view, jobs, candidates, future)
-            jobs = jobs[inside[: len(jobs)]]
+            inside[old:] = admitted = self.admit(view, jobs, candidates)
+            jobs = jobs[inside]
             guaranteed += [p for p, yes in zip(candidates, admitted, strict=True) if yes]
             self._admitted = {p.id for p in guaranteed[old:]}
             left_out = [p for p, yes in zip(candidates, admitted, strict=True) if not yes]
@@ -146,19 +136,14 @@ class SLOsServe:
             if not guaranteed and not best_effort:  # nothing runs that they could wait for
                 declined += candidates
                 waiting += candidates
-        batch = self._batch(
-            view, jobs, guaranteed, best_effort, waiting, declined, (*future, inside)
-        )
-        if len(future[1]):
-            self._promised.add(
-                [p for p in guaranteed[old:] if p.id in batch.tokens], self.lengths, self.roofline
-            )
+        batch = self._batch(view, jobs, guaranteed, best_effort, waiting, declined)
+        self._admitted.difference_update(batch.tokens)
         if not (candidates or unplanned):
             return batch
         steps = 1 if self.best_effort or self.roofline.k_ctx else batch.repeat
         if steps > 1 and self.admission:  # without it nobody gets in before somebody ends
             steps = ablated.refused(
-                view.now, *future, inside, old, len(batch.tokens), int(steps), self._engine(view)
+                view.now, everyone, inside, old, len(batch.tokens), int(steps), self._engine(view)
             )
         return replace(batch, repeat=steps)
 
@@ -207,24 +192,17 @@ class SLOsServe:
             )
             if p.id not in before:
                 jobs = jobs_of([*guaranteed, easy], self.lengths)
-                future = self._promised.chain(jobs, guaranteed, (), self.lengths, self.roofline)
-                if not self._proven(view, *future, np.ones(len(future[0]), np.bool_)):
+                if not self._proven(view, jobs, np.ones(len(jobs), np.bool_)):
                     continue
             self._aged[p.id] = p.stage, t0
             guaranteed.append(easy)
             (best_effort if p in best_effort else waiting).remove(p)
 
-    def admit(
-        self,
-        view: View,
-        jobs: np.ndarray,
-        candidates: Sequence[Progress],
-        future: tuple[np.ndarray, np.ndarray],
-    ) -> np.ndarray:
+    def admit(self, view: View, jobs: np.ndarray, candidates: Sequence[Progress]) -> np.ndarray:
         """Which candidates, the last of `jobs`, to guarantee from now on: bool [candidates]."""
         new, old = len(candidates), len(jobs) - len(candidates)
         engine = self._engine(view)
-        seats = view.max_seqs - old - len(self._promised.away)
+        seats = view.max_seqs - old
         if not self.admission:
             claimed = np.ceil((jobs[:, COMPUTED] + jobs[:, LEFT]) / engine.block_size)
             free = engine.blocks - claimed[:old].sum() - old  # a block for each to grow into
@@ -233,7 +211,7 @@ class SLOsServe:
             )
         if not self.best_effort:
             before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
-            return ablated.in_turn(view.now, *future, old, new, seats, before, engine)
+            return ablated.in_turn(view.now, jobs, old, new, seats, before, engine)
         value = np.array([p.value for p in candidates])
         paces = sorted(set(jobs[:, TPOT].tolist()))
         tpots = np.array([*paces, 2 * paces[-1]])
@@ -245,45 +223,33 @@ class SLOsServe:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
         problem = fluid(view.now, jobs, new, value, engine.blocks, engine.block_size, tpots)
         proposed = sweep(view.now, tpots, rates, *problem, max(0, seats))[0][-new:]
-        chosen = lookahead.choose(
-            view.now, *future, old, proposed, value, seats, SECOND_TRIES, engine
-        )
+        chosen = lookahead.choose(view.now, jobs, old, proposed, value, seats, SECOND_TRIES, engine)
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own
         if before.any() and not chosen.any():
-            inside = np.ones(len(future[0]), np.bool_)
-            inside[old : old + new] = False
-            if not self._proven(view, *future, inside):
-                return before
+            return chosen if self._proven(view, jobs, np.arange(old + new) < old) else before
         return chosen
 
     def _engine(self, view: View) -> Engine:
         rule = self.roofline.array, self.roofline.k_ctx, float(self.longest_step), self.batch_tokens
         return Engine(*rule, view.total_blocks, view.block_size)
 
-    def _proven(
-        self, view: View, *future: np.ndarray, seconds: float = 0.0, steps: int = 1
-    ) -> bool:
-        """Whether those inside the `future` are all served in time, if so many `steps` last
-        `seconds` at the least."""
-        return (
-            lookahead.look_ahead(view.now, *future, self._engine(view), seconds, steps)[0]
-            == lookahead.OK
-        )
+    def _proven(self, view: View, jobs: np.ndarray, inside: np.ndarray) -> bool:
+        """Whether the jobs `inside` are all served in time."""
+        return lookahead.look_ahead(view.now, jobs, inside, self._engine(view))[0] == lookahead.OK
 
     def _batch(
         self, view: View, jobs: np.ndarray, guaranteed: list[Progress], best_effort: list[Progress],
         waiting: list[Progress], declined: list[Progress],
-        future: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> Batch:  # fmt: skip
         """Guaranteed tokens by the rule, then drafts, then best effort."""
         share, alive = np.zeros(len(guaranteed)), np.ones(len(guaranteed), np.bool_)
-        engine, rounds = self._engine(view), len(future[1]) > 0
+        engine = self._engine(view)
         seconds = batching.form(view.now, jobs, alive, engine, share)
         drafts, longest_draft = np.zeros(len(jobs), np.int64), 0
         # KV tokens until memory is short
         spare = BUSY * view.total_blocks * view.block_size - jobs[:, COMPUTED].sum()
-        if self.speculate and view.max_drafts > 0 and not rounds:
+        if self.speculate and view.max_drafts > 0:
             drafting = Drafting(view, self.roofline, self._acceptance, engine, bool(spare < 0))
             drafts = drafting.spread(guaranteed, jobs, share, seconds)
         urgent = np.argsort(jobs[:, DUE], kind="stable")
@@ -301,10 +267,7 @@ class SLOsServe:
                 self._acceptance.give(p, n)
         gone = self._started.difference(tokens).union(room.preempted)
         self._started = {p.id for p in guaranteed if p.id in gone} if gone else set()
-        steps, without = (
-            float(REPEAT),
-            (tokens.copy(), list(room.preempted)) if rounds else ({}, []),
-        )
+        steps = float(REPEAT)
         if best_effort or waiting:
             steps = self._fill(
                 view, jobs, share, seconds, spare, room, waiting, tokens, longest_draft
@@ -317,24 +280,6 @@ class SLOsServe:
             and lookahead.steady(view.now, jobs, alive, alive, engine)
         )
         steps = max(1, steps) if calm else 1
-        if rounds:
-            steps = (
-                1
-                if engine.k_ctx
-                else max(1, int((jobs[:, REMAINING] - jobs[:, SWITCH]).min(initial=steps)))
-            )
-            served = [p for p in (*guaranteed, *best_effort, *waiting) if p.id in tokens]
-            seconds = self.roofline.time(used, longest_draft, sum(p.computed for p in served))
-            if len(tokens) > len(without[0]):
-                if steps > 1 and not self._proven(view, *future, seconds=seconds, steps=steps):
-                    steps = 1
-                if steps == 1 and not self._proven(view, *future, seconds=seconds):
-                    tokens, room.preempted = without  # best effort would delay a round to come
-                    context = sum(p.computed for p in served if p.id in tokens)
-                    seconds = self.roofline.time(sum(tokens.values()), 0, context)
-            self._promised.end = view.now
-            for _ in range(steps):  # as the host adds them up
-                self._promised.end += seconds
         return Batch(tokens, tuple(room.preempted), tuple(p.id for p in declined), steps)
 
     def _fill(
@@ -346,12 +291,8 @@ class SLOsServe:
 
         spare: KV tokens until memory is short. For how many steps it may stay so.
         """
-        engine, context, used, steps = (
-            self._engine(view),
-            jobs[:, COMPUTED].sum(),
-            sum(tokens.values()),
-            float(REPEAT),
-        )
+        engine, context, used = self._engine(view), jobs[:, COMPUTED].sum(), sum(tokens.values())
+        steps = float(REPEAT)
         end = view.now + engine.longest
         if len(jobs):
             end = batching.latest_end(view.now, jobs, share, engine, CUSHION)

@@ -105,10 +105,8 @@ class Headline:
 def read_claims(path: Path = PAPER) -> list[Claim]:
     """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and
     on a key twice."""
-    known, needed = (
-        {f.name for f in fields(Claim)},
-        {f.name for f in fields(Claim)} - {"better", "why"},
-    )
+    known = {f.name for f in fields(Claim)}
+    needed = {f.name for f in fields(Claim)} - {"better", "why"}
     claims: dict[str, Claim] = {}
     for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
         require(

@@ -1,5 +1,7 @@
-"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of every run become a table,
-`results/README.md`.
+"""Paper against reproduced: `results/paper.yaml` and the tidy CSV of every run become a table.
+
+A run of `./run_all.sh` has it in `results/<size>/README.md`. The one that the repository holds,
+`results/README.md`, is of `reference` alone: `python -m slos.records` writes it.
 
 A number of ours is a row of `results/<size>/headlines.csv`, written by `upsert_headlines`;
 capacities per scenario and system are rows of `results/<size>/capacity.csv`. A number of the paper
@@ -16,21 +18,23 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from tabulate import tabulate
+
 from slos.core.types import require
 from slos.files import results_dir, write_whole
 from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
 
 SIZES = ("smoke", "quick", "reference", "full")
-LARGEST = SIZES[:0:-1]  # whose number counts, if they have it; smoke's never does
 _INTRO = """# Paper against reproduced
 
-Written by `python -m slos.records` from `paper.yaml` and the CSV files of each run; do not edit.
+Written by `python -m slos.records` from `paper.yaml` and the CSV files of `reference`, or of a run
+by `./run_all.sh`, into its own folder; do not edit.
 
 - *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary
   that nobody checked.
 - *quick*: ours from `./run_all.sh`, as it was run here, or else as it came with the repository.
-  *reference*: from the full run that came with it. *full*: from `./run_all.sh full`, if it was run
-  here. In brackets the interval over seeds (95 %) or repeats, where there are several.
+  *reference*: from the full run that came with it. In brackets the interval over seeds (95 %) or
+  repeats, where there are several.
 - *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS;
   NOT RUN without a row.
 - *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
@@ -39,37 +43,32 @@ Written by `python -m slos.records` from `paper.yaml` and the CSV files of each 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with its columns aligned, so that it reads in a terminal, too."""
-    cells = [[c.replace("|", "\\|") for c in row] for row in (head, *rows)]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(head))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    cells = [[c.replace("|", "\\|") for c in row] for row in rows]
+    return tabulate(cells, head, tablefmt="github", disable_numparse=True)
 
 
-def rows_of_runs() -> dict[str, dict[str, Headline]]:
-    """By size and key what has run, here or, of the reference and of `quick`, where the repository
-    was made."""
-    files = {size: results_dir(size) / "headlines.csv" for size in SIZES}
-    if not files["quick"].exists():
-        files["quick"] = results_dir("reference") / "quick.csv"
-    return {size: {h.key: h for h in read_headlines(path)} for size, path in files.items()}
+def rows_of_runs(size: str) -> dict[str, dict[str, Headline]]:
+    """By size and key what stands beside the paper: the rows of `size`, of the reference, and of
+    `quick`; for the reference only what the repository holds."""
+    reference, quick = results_dir("reference"), results_dir("quick") / "headlines.csv"
+    if size == "reference" or not quick.exists():
+        quick = reference / "quick.csv"
+    files = {"quick": quick, "reference": reference / "headlines.csv"}
+    files.setdefault(size, results_dir(size) / "headlines.csv")
+    return {s: {h.key: h for h in read_headlines(path)} for s, path in files.items()}
 
 
 def headline_table(
-    claims: Sequence[Claim], runs: Mapping[str, Mapping[str, Headline]], size: str = ""
+    claims: Sequence[Claim], runs: Mapping[str, Mapping[str, Headline]], size: str
 ) -> str:
     """A line per claim, then per number that the paper has none for; how many of each verdict; and
     why some fall short.
 
-    runs: by size and key. size: the one whose numbers count; without it that of the largest one
-    that has the number.
+    runs: by size and key. size: the one whose numbers count; where the reference has none, those of
+    `quick` that came with it.
     """
-    counts = (size,) if size else LARGEST
-    columns = [
-        s for s in SIZES if s in ("quick", "reference", size) or (s == "full" and runs.get(s))
-    ]
+    counts = ("reference", "quick") if size == "reference" else (size,)
+    columns = [s for s in SIZES if s in ("quick", "reference", size)]
     rows, whys = [], []
 
     def add(key: str, what: str, claim: Claim | None) -> None:
@@ -107,7 +106,7 @@ def headline_table(
     told = ", ".join(
         f"{sum(row[at] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN")
     )
-    of = f"`{size}`" if size else "the last column that has a number"
+    of = " or else ".join(f"`{s}`" for s in counts)
     parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
     parts += ["Why ours fall short:\n\n" + "\n".join(whys)] if whys else []
     return "\n\n".join(parts)
@@ -186,27 +185,15 @@ def executed(folder: Path) -> str:
     return _table(("notebook", "commit", "minutes", "machine"), rows) if rows else ""
 
 
-def render(size: str = "") -> str:
-    """The table, then the capacities behind it: those of `size`, or of the largest run that is
-    there."""
-    parts = [headline_table(read_claims(), rows_of_runs(), size)]
-    there = [
-        s for s in ((size,) if size else LARGEST) if (results_dir(s) / "capacity.csv").exists()
-    ]
-    parts += [
-        f"## Capacities, `{s}`\n\n{capacity_tables(results_dir(s) / 'capacity.csv')}"
-        for s in there[:1]
-    ]
-    run = next(filter(executed, (results_dir(s) for s in ((size,) if size else LARGEST))), None)
-    parts += [f"## How `{run.name}` was executed\n\n{executed(run)}"] if run else []
+def render(size: str) -> str:
+    """The table, the capacities behind it, and how the run was executed."""
+    folder = results_dir(size)
+    parts = [headline_table(read_claims(), rows_of_runs(size), size)]
+    if (folder / "capacity.csv").exists():
+        parts.append(f"## Capacities, `{size}`\n\n{capacity_tables(folder / 'capacity.csv')}")
+    if how := executed(folder):
+        parts.append(f"## How `{size}` was executed\n\n{how}")
     return "\n\n".join(parts)
-
-
-def write_readme() -> Path:
-    """`README.md` beside the sizes, in which the largest run counts."""
-    path = results_dir("quick").parent / "README.md"
-    write_whole(path, f"{_INTRO}\n{render()}\n")
-    return path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -214,10 +201,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m slos.records", description="The table: paper against reproduced."
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="", help="whose numbers count (the largest that has them)"
+        "--size", choices=SIZES, default="reference", help="whose numbers count (reference)"
     )
     size = parser.parse_args(argv).size
+    # What the repository holds is of the reference; a run's is in its own folder.
+    path = results_dir("" if size == "reference" else size) / "README.md"
     try:
-        print(f"Paper against reproduced\n\n{render(size)}\n\nwritten: {write_readme()}")
+        table = render(size)
     except ValueError as error:
         parser.exit(1, f"report: {error}\n")
+    write_whole(path, f"{_INTRO}\n{table}\n")
+    print(f"Paper against reproduced\n\n{table}\n\nwritten: {path}")

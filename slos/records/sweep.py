@@ -2,7 +2,8 @@
 executed.
 
 The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds
-finished runs only. A row is used again while the code and data that made it are the same.
+finished runs only. A row is used again while the code and data that made it are the same (see
+`provenance`).
 
 Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is
 started on this machine and kept until the process ends. A cluster is sent slos and workloads, and
@@ -27,7 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ import psutil
 from tqdm.auto import tqdm
 
 from slos.files import ROOT, commit, sources_digest, write_whole
+from slos.records.provenance import digests
 
 Case = TypeVar("Case")
 
@@ -51,35 +53,49 @@ def sweep(
     order.
 
     function: importable (it runs in other processes), from a case to its rows. cases: distinct,
-    their `str` is the key in the file. row: the frozen dataclass of a row, of str, int, float and
-    bool fields. workers: runs at a time, by default one per core. One at a time, a single run, or
-    no Ray installed: all in this process. An error of one run stops the sweep; what was finished
-    stays in the file. A run whose worker died is run again, three times at most.
+    their `str` is the key in the file, their `system`, if there is one, a policy. row: the frozen
+    dataclass of a row, of str, int, float and bool fields. workers: runs at a time, by default one
+    per core. One at a time, a single run, or no Ray installed: all in this process. An error of one
+    run stops the sweep; what was finished stays in the file. A run whose worker died is run again,
+    three times at most.
     """
-    path = Path(path)
-    keys = [str(case) for case in cases]
-    digest = sources_digest()
-    done = _read(path, row, digest)
-    todo = {k: case for k, case in zip(keys, cases, strict=True) if k not in done}
+    path, made_from = Path(path), digests(function)
+    by_key = {str(case): case for case in cases}
+    wanted = {k: made_from.get(getattr(c, "system", ""), made_from[""]) for k, c in by_key.items()}
+    done = {
+        k: run
+        for k, run in _read(path, row).items()
+        if run.digest == wanted.get(k, run.digest) and run.digest in made_from.values()
+    }
+    todo = {k: case for k, case in by_key.items() if k not in done}
     report = Bar(len(todo))
     try:
-        with closing(_finished(function, todo, workers, digest)) as finished:
+        with closing(_finished(function, todo, workers)) as finished:
             for k, rows in finished:
-                done[k] = rows
-                _write(path, row, done, digest)
+                done[k] = Run(wanted[k], commit(), rows)
+                _write(path, row, done)
                 report.step(k)
     finally:
         report.close()
-    return [r for k in keys for r in done[k]]
+    return [r for k in by_key for r in done[k].rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The rows of a finished run, and what made them."""
+
+    digest: str
+    commit: str
+    rows: list[Any]
 
 
 def _finished(
     function: Callable[[Case], Sequence[Any]],
     todo: dict[str, Case],
     workers: int | None,
-    digest: str,
 ) -> Generator[tuple[str, list[Any]]]:
     """Keys and rows in the order in which they are ready."""
+    digest = sources_digest()
     ray = _ray(workers, digest) if len(todo) > 1 else None
     if ray is None:
         yield from ((k, list(function(case))) for k, case in todo.items())
@@ -110,7 +126,7 @@ def _finished(
 
 
 def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) -> list[Any]:
-    """In a worker: the rows of a case, if made from what the sweep is made from."""
+    """In a worker: the rows of a case, if its sources and data are those of the sweep."""
     if _digest_of_this_process() != digest:
         raise RuntimeError(
             f"sources or data on {platform.node()} are not those of the sweep, or have changed "
@@ -214,37 +230,37 @@ def _columns(row: type) -> list[str]:
     return ["run", "digest", "commit", *(f.name for f in fields(row))]
 
 
-def _read(path: Path, row: type, digest: str) -> dict[str, list[Any]]:
-    """Rows by run of a file that the present sources made; nothing of another one."""
+def _read(path: Path, row: type) -> dict[str, Run]:
+    """Runs by key of a file of this layout; nothing of another one."""
     if not path.exists():
         return {}
     kinds = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
-    found: dict[str, list[Any]] = {}
+    found: dict[str, Run] = {}
     with path.open(newline="", encoding="utf-8") as f:
         reader = csv.reader(f)
         if next(reader, None) != _columns(row):
             return {}
-        for n, (run, made_from, _, *cells) in enumerate(reader, start=2):
-            if made_from == digest:
-                try:
-                    values = [
-                        kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
-                    ]
-                except ValueError as error:
-                    raise ValueError(
-                        f"{path}, line {n}: {error}; remove the file and run again"
-                    ) from None
-                found.setdefault(run, []).append(row(*values))
+        for n, (key, digest, made_at, *cells) in enumerate(reader, start=2):
+            try:
+                values = [
+                    kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
+                ]
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {n}: {error}; remove the file and run again"
+                ) from None
+            found.setdefault(key, Run(digest, made_at, [])).rows.append(row(*values))
     return found
 
 
-def _write(path: Path, row: type, done: dict[str, list[Any]], digest: str) -> None:
+def _write(path: Path, row: type, done: dict[str, Run]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_columns(row))
-    for run in sorted(done):
-        for r in done[run]:
-            writer.writerow([run, digest, commit(), *(getattr(r, f.name) for f in fields(row))])
+    for key, run in sorted(done.items()):
+        for r in run.rows:
+            cells = (getattr(r, f.name) for f in fields(row))
+            writer.writerow([key, run.digest, run.commit, *cells])
     write_whole(path, text.getvalue())
 
 

@@ -40,10 +40,8 @@ class Tracked:
     @classmethod
     def of(cls, request: Any, objectives: Objectives, roofline: Roofline | None) -> Tracked:
         """Give a request that has just arrived its deadlines."""
-        first, arrival = (
-            objectives.phases[0].slo,
-            min(request.arrival_time, objectives.arrival or inf),
-        )
+        first = objectives.phases[0].slo
+        arrival = min(request.arrival_time, objectives.arrival or inf)
         due = arrival + first.first_token(roofline.time(request.num_tokens) if roofline else 0.0)
         progress = Progress(
             request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value

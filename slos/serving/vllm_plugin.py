@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import vllm
-from llvmlite.binding import ffi
 from packaging.version import Version
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -58,10 +57,6 @@ for _name in HOOKS:
         raise ImportError(
             f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on"
         )
-
-# A second engine in one process would fail: vLLM's CPU worker reads `vars` of everything that it
-# finds in any module, and numba's binding to LLVM takes that for a function of the library.
-getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
 logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
@@ -223,10 +218,8 @@ class SLOScheduler(AsyncScheduler):
         return now
 
     def _blocks(self) -> tuple[int, int]:
-        groups, pool = (
-            max(1, len(self.kv_cache_config.kv_cache_groups)),
-            self.kv_cache_manager.block_pool,
-        )
+        groups = max(1, len(self.kv_cache_config.kv_cache_groups))
+        pool = self.kv_cache_manager.block_pool
         # one is vLLM's null block
         return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
 

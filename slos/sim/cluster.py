@@ -10,12 +10,12 @@ what perfect routing would make of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from slos.core.lengths import FirstToken
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, Progress, require
+from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
 from slos.policies import make_policy
 from slos.sim.replica import Replica
@@ -41,23 +41,6 @@ machines, 3 GB/s."""
 
 POOLED = "pooled"
 SEATS = 256  # requests that an engine runs at once, vLLM's default
-
-
-@dataclass(frozen=True, slots=True)
-class ThisRound:
-    """What is known of a request until it waits for a tool: the next round may go to another
-    replica.
-
-    So no replica can promise it, and none must hold room for it.
-    """
-
-    lengths: LengthPredictor
-
-    def remaining(self, progress: Progress) -> int:
-        return self.lengths.remaining(progress)
-
-    def after_stage(self, progress: Progress) -> int:
-        return self.lengths.after_stage(progress)
 
 
 def roles(topology: str) -> tuple[str, ...]:
@@ -109,9 +92,6 @@ def cluster(
         fields["max_seqs"], hardware, replicas = SEATS * replicas, pooled(hardware, replicas), 1
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
-    # pooled: what routing is compared with
-    apart = len(kinds) > 1 or (topology == POOLED and world.max_seqs > SEATS)
-    lengths = ThisRound(lengths) if apart else lengths
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
         policy = make_policy(system, lengths=expected, **settings)

@@ -32,7 +32,7 @@ from slos.evaluation.grids import (
 )
 from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import interval, mean_of, over, over_each, rows_of, select, told
+from slos.evaluation.stats import interval, mean_of, over, over_each, rows_of, select
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
@@ -257,42 +257,6 @@ def numbers(best: Frame) -> dict[str, Spread]:
     for name, table in others.groupby("against", sort=False):
         found[f"headline_vs_{name}".replace("-", "_")] = mean_of(table)
     return found
-
-
-def what_ablation_shows(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    table, lines = gains(best), []
-    for part, label in PARTS.items():
-        says = []
-        for how in ("off alone", "on alone"):
-            mine = select(table, part=part, how=how)
-            if len(mine):
-                each = ", ".join(f"{r.scenario} {r.ratio:.2f}" for r in rows_of(mine))
-                says.append(f"{how} {told(mine)} ({each})")
-        reported = f"{paper(CLAIMS[part]):g}x" if part in CLAIMS else "no number"
-        found = "; ".join(says) or "no scenario here has a draft model"
-        lines.append(f"- **{label}**: {found}; the paper reports {reported}")
-    whole = over(named(best, "all"), named(best, "base"))
-    return "\n".join([*lines, f"- **all together** over the base: {mean_of(whole)[0]:.2f}x"])
-
-
-def what_rivals_show(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines, table = [], against(best)
-    for name, mine in table.groupby("against", sort=False):
-        mine = mine.sort_values("ratio")
-        worst, top = mine.iloc[0], mine.iloc[-1]
-        lines.append(
-            f"- over **{'the best of them' if name == 'best' else name}**: {told(mine)}, most in "
-            f"{top.scenario} ({top.ratio:.2f}x), least in {worst.scenario} ({worst.ratio:.2f}x)"
-        )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"The paper reports {paper('headline_vs_vllm'):g}x over the baselines together.",
-        ]
-    )
 
 
 def ablation_chart(table: Frame, source: str) -> Figure:

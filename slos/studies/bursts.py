@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,7 +18,7 @@ from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of
 from slos.evaluation.sizes import size_of
 from slos.files import Frame, results_dir
 from slos.hardware.profiles import Profile
-from slos.policies import OURS, POLICIES
+from slos.policies import POLICIES
 from slos.records.sweep import sweep
 from slos.studies.timeline import timeline, windows, with_burst
 from workloads import build
@@ -86,29 +87,19 @@ def watch(case: Bursts) -> list[Window]:
     ]
 
 
-def cases(
-    size: str,
-    scenario: str,
-    systems: Sequence[str],
-    profile: str,
-    rate: float,
-    burst_rate: float,
-    at: Sequence[float],
-    seconds: float,
-    width: float,
-) -> list[Bursts]:
-    """Every system and seed of a size. Raises ValueError for unknown names."""
+def cases(size: str, systems: Sequence[str], **load: Any) -> list[Bursts]:
+    """Every system and seed of a size. load: the other fields of `Bursts`. Raises ValueError for
+    unknown names."""
     seeds = size_of(size).seeds
-    hardware_of(scenario, profile)
     for name in systems:
         require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-    return [
-        Bursts(
-            scenario, name, profile, rate, burst_rate, tuple(at), seconds, width, SPANS[size], seed
-        )
+    found = [
+        Bursts(system=name, span=SPANS[size], seed=seed, **load)
         for name in systems
         for seed in range(seeds)
     ]
+    found[0].hardware  # noqa: B018  an unknown profile is refused before the first run
+    return found
 
 
 def run(size: str, cases: Sequence[Bursts], workers: int | None = None) -> Frame:
@@ -149,29 +140,6 @@ def phases(rows: Frame, case: Bursts) -> Frame:
     for column in ("attained", "best_effort"):
         found[column] = found[column] / found["count"]
     return found.drop(columns="count").reset_index()
-
-
-def what_bursts_show(rows: Frame, case: Bursts) -> str:
-    """The findings in Markdown, from the numbers."""
-    table, lines = phases(rows, case), []
-    for system, group in table.groupby("system", sort=False):
-        by = group.set_index("phase")
-        said = [
-            f"{by.loc[p, 'attained']:.0f} % {p}"
-            for p in ("before", "in bursts", "after")
-            if p in by.index
-        ]
-        line = f"- **{system}** meets every objective of {', '.join(said)}"
-        if "in bursts" in by.index and by["best_effort"].max() > 0:
-            line += f"; in bursts {by.loc['in bursts', 'best_effort']:.0f} % become best effort"
-        line += f". The worst window's P99 TTFT is {by['ttft_p99'].max():.1f}x its objective"
-        lines.append(f"{line}, P99 TPOT {by['tpot_p99'].max():.1f}x.")
-    if table.loc[table["system"] == OURS, "best_effort"].max() > 0:
-        lines.append(
-            "\nThe tail of ours is of requests that it declined into best effort, and lets wait "
-            "for others."
-        )
-    return "\n".join(lines)
 
 
 def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:

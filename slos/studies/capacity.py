@@ -23,7 +23,7 @@ from slos.evaluation.plots import (
     plain_log,
     unique,
 )
-from slos.evaluation.stats import geometric_means, mean_of, over_each, rows_of
+from slos.evaluation.stats import mean_of, over_each, rows_of
 from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
@@ -74,39 +74,6 @@ def numbers(best: Frame) -> dict[str, Spread]:
     return found
 
 
-def what_capacity_shows(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines = []
-    for lengths in dict.fromkeys(best["lengths"]):
-        table = ratios(best, lengths)
-        if table.empty:
-            continue
-        mean = geometric_means(table).set_index("against")
-        strongest = table[table["against"] == "best"].sort_values("ratio")
-        worst, top = strongest.iloc[0], strongest.iloc[-1]
-        r, reported = mean.loc["best"], paper("capacity_vs_vllm")
-        lines += [
-            f"**Lengths from the {lengths}.** SLOs-Serve carries {r.ratio:.2f}x ("
-            + (
-                f"95 % interval {r.low:.2f} to {r.high:.2f}"
-                if r.low < r.high
-                else "one seed, no interval"
-            )
-            + ") of what the best-tuned baseline of each scenario carries, in geometric mean "
-            f"over {int(r.scenarios)}; the paper reports {reported:g}x, with speculation, which "
-            "is not part of this run.",
-            f"- most in {top.scenario}: {top.ratio:.2f}x over {top.system}; "
-            f"least in {worst.scenario}: {worst.ratio:.2f}x over {worst.system}",
-            *(
-                f"- over {name}: {row.ratio:.2f}x"
-                for name, row in mean.iterrows()
-                if name != "best"
-            ),
-            "",
-        ]
-    return "\n".join(lines)
-
-
 def capacity_bars(best: Frame, source: str) -> Figure:
     """Capacity per scenario and system, each scenario relative to ours, with intervals and the
     number on the bar."""
@@ -117,10 +84,8 @@ def capacity_bars(best: Frame, source: str) -> Figure:
         rows = best[best["scenario"] == scenario]
         most = rows["capacity"].max()
         for row in rows.itertuples():
-            i, bounds = (
-                systems.index(row.system),
-                [[row.capacity - row.low], [row.high - row.capacity]],
-            )
+            i = systems.index(row.system)
+            bounds = [[row.capacity - row.low], [row.high - row.capacity]]
             axis.bar(
                 i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black",
                 linewidth=0.6, label=name_of(row.system),
@@ -171,10 +136,8 @@ def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
-    rows, reported = (
-        pd.concat([table, means.assign(scenario="geometric mean")]),
-        paper("capacity_vs_vllm"),
-    )
+    rows = pd.concat([table, means.assign(scenario="geometric mean")])
+    reported = paper("capacity_vs_vllm")
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     groups = {

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, RATIOS
 from slos.evaluation.plots import HATCHES, colors, finish, name_of, panels, unique
-from slos.evaluation.stats import mean_of, over, rows_of, select, strongest, told
+from slos.evaluation.stats import over, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
-from slos.records.claims import paper
 from slos.sim.cluster import roles
 from slos.studies.scaling import checked
 
@@ -56,24 +55,10 @@ def against_distserve(best: Frame) -> Frame:
     return over(ours, best_ratio(best[best["system"] != OURS]))
 
 
-def what_disaggregation_shows(best: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    table = against_distserve(best)
-    lines = [
-        f"SLOs-Serve, side by side, carries {told(table)} of DistServe at its best ratio, on as "
-        f"many GPUs, in geometric mean over {len(table)}; the paper reports "
-        f"{paper('capacity_vs_distserve'):g}x.",
-        *(f"- {r.scenario}: {r.ratio:.2f}x over {r.system} at {r.what}" for r in rows_of(table)),
-        "",
-    ]
+def against_itself(best: Frame) -> Frame:
+    """Each system apart at its best ratio over the same system side by side, on as many GPUs."""
     beside = select(best, topology="")[["scenario", "system", "gpus", "rate"]]
-    for system, gain in over(best_ratio(best, "system"), beside).groupby("system", sort=False):
-        better = [f"{r.scenario} ({r.what}: {r.ratio:.2f}x)" for r in rows_of(gain) if r.ratio > 1]
-        lines.append(
-            f"- **{system}** apart at the best ratio carries {mean_of(gain)[0]:.2f}x of itself "
-            f"side by side; more in {', '.join(better) or 'no scenario'}"
-        )
-    return "\n".join(lines)
+    return over(best_ratio(best, "system"), beside)
 
 
 def disaggregation_bars(best: Frame, source: str) -> Figure:

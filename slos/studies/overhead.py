@@ -1,23 +1,18 @@
 """What the kit itself costs: CPU seconds to simulate, and milliseconds to plan. `python -m
 slos.studies.overhead` prints both.
 
-CPU time, not wall time; medians over repeats. Planning is deciding whom of the new requests to
+CPU time, not wall time; medians over repeats. Planning decides which of the new requests to
 admit, the proof included; a step is all that the policy does at once, from the view to the batch,
-with a planning in it. `--instances FOLDER` compares with what another planner said of given
-instances, and how long it took.
+with a planning in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from math import inf
-from pathlib import Path
 from statistics import median
 
 import matplotlib.pyplot as plt
@@ -25,17 +20,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from slos.core.lengths import Oracle
-from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View, require
 from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, finish, name_of, panels, unique
 from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import profile
 from slos.planning.jobs import NEW, jobs_of
-from slos.planning.planner import Instance, admit
-from slos.planning.rounds import NO_LINKS
 from slos.policies import make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import paper, put
@@ -54,6 +47,8 @@ PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
 
 SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
 """Requests per simulation, plannings of each shape."""
+
+PLAIN = {"headers": "keys", "showindex": False, "floatfmt": ".3f", "tablefmt": "plain"}
 
 PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
 
@@ -96,14 +91,10 @@ def planning_views(
     tpots = np.array([0.05, 0.1, 0.15, 0.2])[:tiers]
     views = []
     for _ in range(count):
-        prompts, outputs = (
-            rng.integers(50, 1500, new + running).tolist(),
-            rng.integers(20, 600, new + running).tolist(),
-        )
-        tier, ahead = (
-            rng.choice(tpots, new + running).tolist(),
-            rng.uniform(0.05, 2.0, new + running).tolist(),
-        )
+        prompts = rng.integers(50, 1500, new + running).tolist()
+        outputs = rng.integers(20, 600, new + running).tolist()
+        tier = rng.choice(tpots, new + running).tolist()
+        ahead = rng.uniform(0.05, 2.0, new + running).tolist()
         records, requests = [], []
         for i in range(new + running):
             id, done = str(i), i < running
@@ -140,7 +131,7 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
             policy = SLOsServe(roofline, lengths)
             policy.step(replace(view, waiting=()))
             start = time.process_time()
-            policy.admit(view, jobs, taken, (jobs, NO_LINKS)) if planning else policy.step(view)
+            policy.admit(view, jobs, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
     (p50, p99), (step_p50, step_p99) = (
         np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)
@@ -194,76 +185,6 @@ def run(size: str) -> tuple[Frame, Frame]:
     return planned, simulated
 
 
-def what_it_shows(planned: Frame, simulated: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    longest = planned.loc[planned["step_p99"].idxmax()]
-    small = planned[(planned["tiers"] == 2) & (planned["new"] == 10)]
-    baselines = simulated[simulated["system"] != "slos-serve"]["cpu_seconds"]
-    return (
-        f"- The longest step, with {longest.tiers:.0f} tiers, {longest.new:.0f} new and "
-        f"{longest.running:.0f} running requests, takes {longest.step_p50:.2f} ms in median and "
-        f"{longest.step_p99:.2f} ms at P99; planning alone {longest.p50:.2f} and {longest.p99:.2f} "
-        f"ms; {PAPER}.\n- Two tiers with 10 new requests: planning takes {small['p99'].max():.2f} "
-        f"ms at P99, the whole step {small['step_p99'].max():.2f}.\n- Simulating 1,000 requests "
-        f"takes {baselines.min():.2f} to {baselines.max():.2f} CPU seconds with a baseline, "
-        f"{simulated['cpu_seconds'].max():.2f} at most with SLOs-Serve."
-    )
-
-
-def instances(folder: Path) -> Iterator[tuple[Instance, Roofline, list[bool], float]]:
-    """Planning instances of the JSON lines in `folder`, and another planner's answer: whom it
-    admits, its seconds.
-
-    One that it did not finish has no answer and infinite seconds.
-    """
-    for path in sorted(folder.glob("*.jsonl.gz")):
-        for raw in map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines()):
-            new = [r for r in raw["requests"] if r["is_new"]]
-            tiers = [r["tier"] for r in raw["requests"] if not r["is_new"]]
-            deadline, prefill, memory, value = (
-                np.array([float(r[key]) for r in new])
-                for key in ("ddl", "input_length", "mem", "profit")
-            )
-            problem = Instance(
-                raw["now"], np.array(raw["tpots"]), np.bincount(tiers, minlength=len(raw["tpots"])),
-                deadline, prefill, memory, value, np.array([r["tier"] for r in new]),
-                np.zeros(len(new), bool), raw["M"],
-            )  # fmt: skip
-            answer = raw["authors"]
-            theirs = set(answer.get("accepted_new", ()))
-            roofline = Roofline(tuple(Plane(*plane) for plane in raw["perf"]))
-            yield (
-                problem,
-                roofline,
-                [r["id"] in theirs for r in new],
-                answer.get("seconds_best", inf),
-            )
-
-
-def compared(folder: Path, repeats: int = 5) -> Frame:
-    """Ours beside the other planner's, a row per number of new requests; both take the best of
-    several calls."""
-    rows = []
-    for problem, roofline, theirs, seconds in instances(folder):
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            found = admit(problem, roofline)
-            times.append(time.perf_counter() - start)
-        rows.append(
-            (len(theirs), found.value >= problem.value[theirs].sum() - 1e-9, min(times), seconds)
-        )  # type: ignore
-    require(len(rows) > 0, "instances", str(folder), "a folder with *.jsonl.gz")
-    table = pd.DataFrame(rows, columns=["new", "value", "ours", "theirs"])
-    table["ratio"] = table["theirs"] / table["ours"]
-    return table.groupby("new").agg(
-        instances=("new", "size"), at_least_their_value=("value", "sum"),
-        faster=("ratio", lambda r: (r > 1).sum()), ours_ms=("ours", lambda s: 1e3 * s.median()),
-        theirs_ms=("theirs", lambda s: 1e3 * s.median()), least_ratio=("ratio", "min"),
-        unfinished_by_them=("theirs", lambda s: (s == inf).sum()),
-    ).reset_index()  # fmt: skip
-
-
 def planning_curves(planned: Frame) -> Figure:
     """P99 of a step against new requests, a panel per number of running ones, a line per number of
     tiers."""
@@ -315,16 +236,9 @@ def simulation_bars(simulated: Frame) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m slos.studies.overhead", description=__doc__)
-    parser.add_argument(
-        "--requests", type=int, default=1000, help="requests per simulation (default: 1000)"
-    )
-    parser.add_argument(
-        "--instances", type=Path, metavar="FOLDER", help="only this: compare plannings with these"
-    )
+    requests = "requests per simulation (default: %(default)s)"
+    parser.add_argument("--requests", type=int, default=1000, help=requests)
     given = parser.parse_args(argv)
-    if given.instances:
-        print(compared(given.instances).to_string(index=False, float_format="{:.3f}".format))
-        return
     start = time.perf_counter()
     planning_cost(2, 1, 1, count=11)
     print(
@@ -332,11 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "unless it was cached"
     )
     print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
-    print(
-        simulations(given.requests).to_string(index=False, float_format="{:.3f}".format), flush=True
-    )
+    print(tabulate(simulations(given.requests), **PLAIN), flush=True)
     print(f"planning, and the whole step that it is part of: milliseconds; {PAPER}")
-    print(plannings(300).to_string(index=False, float_format="{:.3f}".format))
+    print(tabulate(plannings(300), **PLAIN))
 
 
 if __name__ == "__main__":

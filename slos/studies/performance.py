@@ -27,7 +27,7 @@ from slos.files import Frame, results_dir
 from slos.hardware.fit import fit
 from slos.hardware.profiles import profile
 from slos.policies import OURS
-from slos.records.claims import paper, put
+from slos.records.claims import put
 from slos.records.sweep import sweep
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 from workloads.files import locate
@@ -47,10 +47,8 @@ LAYERS, HIDDEN, HEADS = 32, 4096, 32  # Llama-2-7B
 MOST = 4096  # tokens of a step, and the model's context
 DECODES = (0, 16, 64, 256)
 CONTEXTS = (511, 2047)  # KV tokens of each decode
-LINEAR, WIRE = (
-    "gpu_profiles/vidur_{}_Llama-2-7b-hf_mlp.csv",
-    "gpu_profiles/vidur_{}_dgx_all_reduce.csv",
-)
+LINEAR = "gpu_profiles/vidur_{}_Llama-2-7b-hf_mlp.csv"
+WIRE = "gpu_profiles/vidur_{}_dgx_all_reduce.csv"
 ATTENTION = "gpu_profiles/aiconfigurator_{}_sxm_vllm0.14.0_{}_attention_perf.parquet"
 ENGINE = "gpu_profiles/splitwise_perf_model.csv"
 COLUMNS = ["tokens", "draft_steps", "context", "seconds"]
@@ -290,37 +288,6 @@ def save_fits(size: str, table: Frame, notebook: str) -> Frame:
     return put(size, notebook, numbers, "measured", "published GPU profiles", hardware)
 
 
-def what_the_fits_show(table: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    best, lines = best_forms(table), []
-    if "stand-in" in set(table["kind"]):
-        lines += [
-            "**No measurement is here** (set SLOS_DATA): these are the shipped profiles with "
-            "noise, which fit themselves. The numbers say that the code runs, nothing of a GPU.",
-            "",
-        ]  # fmt: skip
-    for kind, group in best.groupby("kind", sort=False):
-        plain = table[(table["kind"] == kind) & ~table["context"] & (table["tile"] == 1)]
-        worst = group.loc[group["max_error"].idxmax()]
-        lines.append(
-            f"- **{kind}**: R2 of {group['r2'].min():.3f} to {group['r2'].max():.3f}, mean error "
-            f"{group['mean_error'].min():.1%} to {group['mean_error'].max():.1%}; in the paper's "
-            f"form, without context and tiles, R2 is {plain['r2'].min():.3f} to "
-            f"{plain['r2'].max():.3f} (the paper: {paper('roofline_r2_min')} to "
-            f"{paper('roofline_r2_max')}). The largest error of a step is "
-            f"{worst['max_error']:.0%}, {worst['gpu'].upper()} TP{worst['tp']}, at up to "
-            f"{worst['worst_tokens']} tokens."
-        )
-    for (kind, gpu), group in table[(table["tp"] == 1) & table["context"]].groupby(
-        ["kind", "gpu"], sort=False
-    ):
-        errors = ", ".join(
-            f"{r.mean_error:.1%} with {r.tile}" for r in group.sort_values("tile").itertuples()
-        )
-        lines.append(f"- tile of the {gpu.upper()}, {kind}, TP1: mean error {errors}")
-    return "\n".join(lines)
-
-
 def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
     """Our policy on a profile with beliefs that are wrong: about all batch times, or about
     tiles."""
@@ -328,31 +295,6 @@ def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool)
     beliefs = list(TILED) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
     changes = [{"belief": b, "precision": precision} for b in beliefs]
     return varied(size, scenarios, (OURS,), changes, profile)
-
-
-def what_beliefs_show(scaled: Frame, tiled: Frame) -> str:
-    """The findings in Markdown. scaled, tiled: capacity over that of the true belief, as `relative`
-    gives it."""
-    lines = []
-    for scenario, group in scaled.groupby("scenario", sort=False):
-        words = [
-            f"{r.ratio:.2f}x when it takes a batch for {float(r.belief.split('=')[1]):g} of its "
-            "time"
-            for r in group.itertuples() if r.belief
-        ]  # fmt: skip
-        lines.append(f"- **{scenario}**, capacity against the true belief: {', '.join(words)}.")
-    for r in tiled.itertuples():
-        if r.belief:
-            gain = (
-                f"{1 / r.ratio:.3f}x of what is carried by"
-                if r.ratio
-                else "something, and nothing is carried by"
-            )
-            lines.append(
-                f"- **tiles, {r.scenario}**: a policy that knows them carries {gain} "
-                f"{TILED[r.belief]}."
-            )
-    return "\n".join(lines)
 
 
 def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:

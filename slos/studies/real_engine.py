@@ -24,16 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from slos.core.attainment import TOLERANCE, Outcome, attainment
 from slos.core.lengths import Oracle
 from slos.core.roofline import scaled
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import capacity
-from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
-from slos.evaluation.stats import select
-from slos.files import Frame, commit, write_whole
+from slos.files import Frame
 from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, make_policy
 from slos.records.sweep import Bar
@@ -286,146 +283,3 @@ def run(
             bar.step(f"{workload}, {rate:g} requests/s")
         bar.close()
     return pd.concat(tables, ignore_index=True), engine
-
-
-def save(table: Frame, folder: Path) -> None:
-    """Write the summary of the runs to engine.csv in `folder`."""
-    write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
-
-
-def what_it_is(engine: Calibrated, frame: Frame) -> str:
-    """The engine in a sentence, and whether the client kept pace with it."""
-    p, r = engine.profile, engine.profile.roofline
-    late = (
-        frame[frame["status"] == "measured"]
-        .groupby(["scenario", "system", "rate", "seed"])["lag"]
-        .max()
-    )
-    planes = " or ".join(f"{1e3 * q.b:.2f} ms + {1e6 * q.k1:.1f} us a token" for q in r.planes)
-    pace = engine_workloads.TIERS["interactive"][0]
-    busy = (
-        " **That is more than a token may take: the machine had other work, and what was measured "
-        "tells little.**"
-    )
-    return (
-        f"{p.source}, on {p.gpu}: a step takes {planes}, and {1e6 * r.k_ctx:.3f} us per token of "
-        f"context; most steps stay below {p.margin:.2f} times that. A step of 16 decodes: "
-        f"{1e3 * engine.step:.1f} ms. Outside of the engine a first token takes "
-        f"{1e3 * engine.outside:.1f} ms. Calibrated anew after {FRESH:g} s, a step took "
-        f"{frame['drift'].min():.2f} to {frame['drift'].max():.2f} times as long as at first. The "
-        f"client was late by at most {1e3 * late.max():.0f} ms, and by {1e3 * late.median():.0f} "
-        f"ms in half of the runs.{busy if late.median() > pace * engine.step else ''}"
-    )
-
-
-def what_it_shows(found: Frame, off: Frame, engine: Calibrated, target: float) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines = []
-    for workload, both in found.groupby("scenario", sort=False):
-        said = {}
-        for status, loads in both.set_index("system").groupby("status"):
-            carried = {
-                system: f"{row['bound']} {row['capacity']:.3g}".strip()
-                for system, row in loads.iterrows()
-            }
-            said[status] = f"{carried[OURS]} and {carried[STOCK]}, {gain(loads, OURS, STOCK)}"
-        lines.append(
-            f"- **{workload}**: SLOs-Serve and vLLM's own scheduler carry {said['measured']}, in "
-            f"requests/s at {target:.0%} attainment, measured on {engine.profile.gpu}; the "
-            f"simulator said {said['simulated']}."
-        )
-    worst = off[["attainment", "ttft", "tpot"]].abs()
-    lines.append(
-        f"- The simulator is off by {worst['attainment'].median():.1f} points of attainment in "
-        f"median over loads and by {worst['attainment'].max():.1f} at most; mean TTFT by "
-        f"{worst['ttft'].median():.0f} % (at most {worst['ttft'].max():.0f} %), mean TPOT by "
-        f"{worst['tpot'].median():.0f} % ({worst['tpot'].max():.0f} %)."
-    )
-    return "\n".join(lines)
-
-
-def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel
-    per workload."""
-    workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
-    figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
-    for axis, workload in zip(axes, workloads, strict=True):
-        for i, (system, color) in enumerate(colors(systems).items()):
-            for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
-                part = select(table, scenario=workload, system=system, status=status).sort_values(
-                    "rate"
-                )
-                axis.plot(
-                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
-                    fillstyle=kind, label=f"{name_of(system)}, {status}",
-                )  # fmt: skip
-        axis.axhline(100 * target, **DASHED)
-        axis.set(xlabel="load (requests/s)", ylim=(0, 105))
-    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
-
-
-def by_load(frame: Frame) -> Frame:
-    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds,
-    requests that failed."""
-    by = ["scenario", "system", "status", "rate"]
-    return frame.groupby(by, sort=False).agg(
-        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"),
-        lag=("lag", "max"), requests=("id", "size"),
-        failed=("failure", lambda f: int((f != "").sum())),
-    ).reset_index()  # fmt: skip
-
-
-def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated.
-
-    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the
-    smallest one if it is below from the start. Attainment is made to fall with the load first, as
-    it does but for chance: neighbours out of order are averaged.
-    """
-    found = []
-    for (workload, status, system), group in table.groupby(
-        ["scenario", "status", "system"], sort=False
-    ):
-        curve = group.sort_values("rate")
-        rates, falling = curve["rate"].tolist(), _falling(curve["attainment"].tolist())
-        i = int((falling >= target).sum())
-        if 0 < i < len(rates):
-            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-            load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
-        else:
-            load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
-        found.append((workload, status, system, float(load), bound))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
-
-
-def gain(found: Frame, ours: str, other: str) -> str:
-    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`,
-    indexed by system."""
-    opposite = {"at least": "at most", "at most": "at least", "": ""}
-    bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
-    if len(bounds) > 1:
-        return "a ratio that these loads do not tell"
-    ratio = found.loc[ours, "capacity"] / found.loc[other, "capacity"]
-    return f"{' '.join(bounds)} {ratio:.2f}x".strip()
-
-
-def errors(table: Frame) -> Frame:
-    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean
-    TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (
-        table[table["status"] == s].set_index(by) for s in ("measured", "simulated")
-    )
-    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
-    for column in ("ttft", "tpot"):
-        off[column] = 100 * (simulated[column] / measured[column] - 1)
-    return off.reset_index()
-
-
-def _falling(values: list[float]) -> np.ndarray:
-    """The nearest sequence that never rises, by least squares: the min-max formula of isotonic
-    regression."""
-    n = len(values)
-    # of all runs that begin at a
-    means = [[np.mean(values[a:b]) for b in range(a + 1, n + 1)] for a in range(n)]
-    return np.array([min(max(means[a][i - a :]) for a in range(i + 1)) for i in range(n)])

@@ -13,7 +13,7 @@ from slos.core.types import require
 from slos.evaluation.capacity_search import Search, hardware_of
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
 from slos.evaluation.plots import DASHED, colors, dots, finish, name_of, panels, unique, whiskers
-from slos.evaluation.stats import capacities, mean_of, over, select, told
+from slos.evaluation.stats import capacities, mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
@@ -144,43 +144,6 @@ def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
         mean, low, high = mean_of(top)
         numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
     return numbers
-
-
-def what_scaling_shows(best: Frame, replicas: int) -> str:
-    """The findings in Markdown, from the numbers."""
-    gains, lines = routing(best, replicas), []
-    for system, what in dict.fromkeys(map(tuple, gains[["system", "what"]].values.tolist())):
-        table = select(gains, system=system, what=what)
-        top = table.loc[table["ratio"].idxmax()]
-        name = "in one engine as large as all" if what == POOLED else what
-        lines.append(
-            f"- **{system}, {name}** over {PLAIN} at {replicas} replicas: {told(table)} in "
-            f"geometric mean, most in {top.scenario} ({top.ratio:.2f}x)"
-        )
-    lines += [
-        f"- the paper reports {paper('ablation_routing'):g}x for routing and "
-        f"{paper('routing_coding'):g}x on coding. One engine with the compute and the memory of "
-        "all replicas is what perfect routing would make of them: where even that carries hardly "
-        "more than round robin, no router can",
-        "",
-    ]
-    ladder = scaling(best)
-    for system, router in product((OURS, BASELINE), (BEST_ROUTER, PLAIN)):
-        table = select(ladder, replicas=replicas, system=system, what=router)
-        if len(table):
-            top, total = table.loc[table["ratio"].idxmax()], replicas * table["ratio"].max()
-            lines.append(
-                f"- **{system}, {router}**: {replicas} replicas carry {total:.1f}x the load of one "
-                f"in {top.scenario}, {replicas * mean_of(table)[0]:.1f}x in geometric mean; the "
-                f"paper's best is {paper('scaling_4_replicas'):g}x"
-            )
-    lines += [
-        "",
-        "What exceeds the number of replicas is statistical multiplexing and, where arrivals are "
-        "of a trace, that its bursts are shorter the higher the rate to which it is compressed; "
-        "a baseline has both as well.",
-    ]
-    return "\n".join(lines)
 
 
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:

@@ -3,7 +3,7 @@ policy believes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,32 +143,13 @@ def relative(table: Frame, by: str, to: Any) -> Frame:
     return over(table[["scenario", "system", by, "rate"]], truth).drop(columns="each")
 
 
-def what_sensitivity_shows(tables: Mapping[str, Frame]) -> str:
-    """The findings in Markdown: ours over the best other at every value. tables: `against`, by what
-    was varied."""
-    words = {
-        "slo_scale": "objectives times",
-        "target": "attainment of",
-        "kv_scale": "KV memory times",
-    }
-    lines = []
-    for by, table in tables.items():
-        for scenario, group in (table.sort_values(by) if by in SENSITIVITY else table).groupby(
-            "scenario", sort=False
-        ):
-            ours = group[group["system"] == OURS].set_index(by)["capacity"]
-            other = group[group["system"] != OURS].groupby(by)["capacity"].max()
-            ratio = [
-                f"{v}: {ours[v] / other[v]:.2f}x" if other.get(
-                    v, 0,
-                ) > 0 else f"{v}: no other carries any"
-                for v in ours.index
-            ]  # fmt: skip
-            lines.append(
-                f"- **{scenario}**, ours over the best other at {words.get(by, by)} "
-                f"{', '.join(ratio)}."
-            )
-    return "\n".join(lines)
+def gain(table: Frame, by: str) -> Frame:
+    """Ours over the other system that carries most, at each value of `by` and per scenario. table:
+    of `against`; infinite where no other carries anything."""
+    ours = table["system"] == OURS
+    most = table[~ours].groupby(["scenario", by], sort=False)["capacity"].max()
+    ratio = table[ours].set_index(["scenario", by])["capacity"] / most
+    return ratio.rename("ours over the best other (x)").reset_index()
 
 
 def sensitivity(

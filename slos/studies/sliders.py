@@ -57,10 +57,8 @@ def corner(scenario: str, hardware: Profile, rate: float) -> VBox:
         )
 
     load = slider("requests/s", rate, rate / 5, 1.6 * rate, rate / 10)
-    slo_scale, burst = (
-        slider("SLOs, times", 1.0, 0.5, 2.0, 0.1),
-        slider("burst, times", 6.0, 1.0, 8.0, 0.5),
-    )
+    slo_scale = slider("SLOs, times", 1.0, 0.5, 2.0, 0.1)
+    burst = slider("burst, times", 6.0, 1.0, 8.0, 0.5)
     policy = Dropdown(
         options=[(name_of(p), p) for p in POLICIES], value="slos-serve", description="policy"
     )

@@ -43,18 +43,6 @@ def source(size: str) -> str:
     )
 
 
-def what_is_reproduced(table: Frame) -> str:
-    """The findings in Markdown, from the numbers."""
-    count = table["verdict"].value_counts()
-    lines = [f"Of {len(table)} numbers of the paper {count.get('OK', 0)} are reached (within 5 %),"
-             f" {count.get('NEAR', 0)} nearly (within 25 %), {count.get('MISS', 0)} are missed and"
-             f" {count.get('NOT RUN', 0)} were not run.", ""]  # fmt: skip
-    for r in table[table["verdict"].isin(("NEAR", "MISS"))].itertuples():
-        why = f": {r.why}" if r.why else "; we have not found out why"
-        lines.append(f"- **{r.what}**, {r.ours:.3g} against {r.paper:g} ({r.verdict}){why}.")
-    return "\n".join(lines)
-
-
 def summary_chart(table: Frame, source: str) -> Figure:
     """Ours over the paper's number, a bar per claim that was run; 1 is the paper's value, right of
     it is better."""

@@ -83,30 +83,6 @@ def summary(runs: Sequence[Timeline]) -> Frame:
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
-def what_the_burst_shows(runs: Sequence[Timeline], at: float) -> str:
-    """The findings in Markdown, from the numbers."""
-    lines = []
-    for run in runs:
-        late = [o for o in run.outcomes if fate(o) == "late"]
-        declined = [o for o in run.outcomes if o.declined]
-        after = [o for o in run.outcomes if o.arrival >= at]
-        kept = sum(o.attained for o in after) / max(1, len(after))
-        line = (
-            f"- **{run.system}** meets the objectives of {kept:.0%} of the requests from the burst "
-            "on"
-        )
-        line += f"; {len(late)} of {len(run.outcomes)} in all are late"
-        if declined:
-            wait = max(o.finish for o in declined) - max(o.arrival for o in run.outcomes)
-            when = f"{wait:.0f} s after the last arrival" if wait > 0 else "before the last arrival"
-            line += (
-                f", {len(declined)} are declined into best effort and the last of those is done "
-                f"{when}"
-            )
-        lines.append(line + ".")
-    return "\n".join(lines)
-
-
 def windows(run: Timeline, requests: Sequence[Request], width: float) -> Frame:
     """One row per window of `width` seconds, by arrival, with its middle as `time`.
 

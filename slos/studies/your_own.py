@@ -44,11 +44,8 @@ BOUNDS = {
 def alone(case: Search, requests: Sequence[Request]) -> float:
     """The share that meets all objectives where each request has a replica to itself, at least if
     it is the target."""
-    spread, hardware, share = (
-        [replace(r, arrival=1e6 * i) for i, r in enumerate(requests)],
-        case.hardware,
-        0.0,
-    )
+    spread, hardware = [replace(r, arrival=1e6 * i) for i, r in enumerate(requests)], case.hardware
+    share = 0.0
     plain = [replace(case, system=name) for name in (BASELINE, OURS)]
     for c in [*plain, *(fixed_drafts(plain[0], case.max_drafts) if case.max_drafts else ())]:
         world = {"max_drafts": c.max_drafts, "acceptance": c.acceptance}
@@ -205,10 +202,8 @@ def posed(case: Search, seeds: int) -> tuple[str, float]:
     Raises ValueError where a request does not fit the hardware, or where the target is out of reach
     at any load.
     """
-    hardware, made = (
-        case.hardware,
-        [build(case.scenario, 1.0, case.num_requests, seed) for seed in range(seeds)],
-    )
+    hardware = case.hardware
+    made = [build(case.scenario, 1.0, case.num_requests, seed) for seed in range(seeds)]
     requests = [r for workload in made for r in scaled_slos(workload.requests, case.slo_scale)]
     longest = max(requests, key=lambda r: r.context)
     most = min(hardware.max_context, hardware.kv_blocks * hardware.block_size - case.max_drafts)

@@ -13,7 +13,6 @@ from slos.planning.batching import Engine, form
 from slos.planning.jobs import COMPUTED, DUE, LATER, LEFT, REMAINING, SWITCH, TPOT
 from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
 from slos.planning.planner import prefill_rates
-from slos.planning.rounds import NO_LINKS
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
@@ -92,7 +91,7 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
     world = replace(FAST, tile=tile)
     alone = np.array([world.time(int(j[LEFT])) <= j[DUE] for j in jobs])
     everybody = np.ones(len(jobs), np.bool_)
-    verdict, blamed = look_ahead(0.0, jobs, NO_LINKS, everybody, engine(world, blocks))
+    verdict, blamed = look_ahead(0.0, jobs, everybody, engine(world, blocks))
     assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
     if verdict != OK:
         return
@@ -117,7 +116,7 @@ def test_verdicts_by_hand() -> None:
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         padded = np.array([(*row, 0.0, 0.0) for row in rows])  # no stage behind
         everybody = np.ones(len(rows), np.bool_)
-        return look_ahead(0.0, padded, NO_LINKS, everybody, engine(FAST, blocks))
+        return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
     assert verdict(prompt) == (OK, -1)

@@ -59,10 +59,8 @@ def test_the_least_loaded_has_the_least_left_to_compute(few: dict, many: dict) -
 
 
 def test_a_few_requests_more_make_nobody_the_busier_one() -> None:
-    router, three = (
-        LeastLoaded(),
-        loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7}),
-    )
+    router = LeastLoaded()
+    three = loads({"running": 14}, {"running": 19}, {"waiting": 3, "running": 7})
     assert [router.rank(X, three) for _ in range(4)] == [["a"], ["b"], ["c"], ["a"]]
 
 

@@ -1,5 +1,6 @@
 """SLOs-Serve: what it guarantees it keeps, and best effort lives on what is left."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -27,11 +28,14 @@ def keeps_its_word(work: list[Request], world: World) -> dict[str, Outcome]:
     watched = Lawful(watch, work, world)
     outcomes = simulate(work, watched, world, 0, watched.observe)
     watched.end(outcomes)
-    for o in outcomes:
-        assert o.attained == (o.id in watch.admitted), (
-            f"{o.id} was promised and not attained: {o.lateness} s late"
-        )
+    assert not broken(watch, outcomes)
     return {o.id: o for o in outcomes}
+
+
+def broken(watch: Watch, outcomes: Sequence[Outcome]) -> list[str]:
+    """Requests that were promised and not attained, or attained without; of one with rounds each
+    is promised by itself, and `Watch` sees to it that none of those is declined."""
+    return [o.id for o in outcomes if o.attained != (o.id in watch.admitted and not o.declined)]
 
 
 def req(
@@ -57,10 +61,9 @@ def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
 
 @settings(max_examples=250)
 @given(data=st.data())
-def test_every_guarantee_is_kept_over_rounds(data: st.DataObject) -> None:
-    """Tools that answer later, turns that follow at once, paces that change: one promise for all of
-    it."""
-    work = data.draw(requests(size=8, of=stages(most=4)))
+def test_every_guarantee_is_kept_while_rounds_come_back(data: st.DataObject) -> None:
+    """Tools that answer later, and paces that change: a promise for every round."""
+    work = data.draw(requests(size=8, of=stages(most=4, kinds=["goes on", "tool", "silent tool"])))
     keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
@@ -75,9 +78,9 @@ def busy_replica(seed: int) -> tuple[list[Request], World]:
         now += dice.choice([0.0, 0.0, 0.05, 0.3, 1.0])
         slo = SLO(dice.choice([0.05, 0.08, 0.15]), slowdown=dice.choice([2.0, 3.0, 5.0]))
         made = [Stage(dice.randint(1, 200), dice.randint(1, 60), slo)]
-        kind = dice.choice(["chat", "reasoning", "tools", "turns"])
+        kind = dice.choice(["chat", "reasoning", "tools"])
         for _ in range(dice.randint(1, 4) if kind != "chat" else 0):
-            prompt = 0 if kind == "reasoning" else dice.randint(0 if kind == "tools" else 1, 80)
+            prompt = 0 if kind == "reasoning" else dice.randint(0, 80)
             pace = SLO(dice.choice([0.05, 0.15])) if kind == "reasoning" else slo
             made.append(
                 Stage(
@@ -93,19 +96,17 @@ def busy_replica(seed: int) -> tuple[list[Request], World]:
 
 
 def test_200_busy_replicas_keep_every_promise() -> None:
-    admitted = rounds = total = 0
+    admitted = agents = total = 0
     for seed in range(200):
         work, world = busy_replica(seed)
         watch = Watch(SLOsServe(world.roofline, Oracle(work)))
-        outcomes = {o.id: o for o in simulate(work, watch, world, seed)}
-        broken = [
-            (o.id, o.lateness) for o in outcomes.values() if o.attained != (o.id in watch.admitted)
-        ]
-        assert not broken, f"seed {seed}: {broken}"
-        admitted += len(watch.admitted)
-        rounds += sum(any(s.wait for s in r.stages) for r in work if r.id in watch.admitted)
+        outcomes = simulate(work, watch, world, seed)
+        assert not broken(watch, outcomes), f"seed {seed}"
+        attained = {o.id for o in outcomes if o.attained}
+        admitted += len(attained)
+        agents += sum(any(s.wait for s in r.stages) for r in work if r.id in attained)
         total += len(work)
-    assert 0.2 * total < admitted < 0.9 * total and rounds > 0.05 * total, (admitted, rounds, total)
+    assert 0.2 * total < admitted < 0.9 * total and agents > 0.05 * total, (admitted, agents, total)
 
 
 @pytest.mark.parametrize("drafts", [0, 8])
@@ -118,7 +119,7 @@ def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
         work = build("mixed", rate, 300, seed).requests
         watch = Watch(SLOsServe(hardware.roofline, Oracle(work)))
         outcomes = simulate(work, watch, World.of(hardware, max_drafts=drafts), seed)
-        assert [o.id for o in outcomes if o.attained != (o.id in watch.admitted)] == []
+        assert not broken(watch, outcomes)
 
 
 @settings(max_examples=200)
@@ -153,7 +154,7 @@ def test_nobody_starves_under_a_load_that_never_ends() -> None:
     work = [req(f"r{i}", 100, 30, slo, arrival=0.08 * i) for i in range(1500)]
     watch = Watch(SLOsServe(FAST, Oracle(work)))
     outcomes = simulate(work, watch, World(FAST, 60))
-    assert all(o.attained == (o.id in watch.admitted) for o in outcomes)
+    assert not broken(watch, outcomes)
     ended = [o.finish for o in outcomes if o.declined and o.finish < 120]
     assert len(ended) > 5 and max(b - a for a, b in pairwise([30.0, *ended, 120.0])) < 30, ended
 

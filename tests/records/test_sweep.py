@@ -265,7 +265,8 @@ def test_changed_sources_or_data_run_everything_again(
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     cases = told(CASES[:2], calls)
     for digest, count in (("one", 2), ("one", 2), ("two", 4), ("two", 4)):
-        monkeypatch.setattr(slos.records.sweep, "sources_digest", lambda digest=digest: digest)
+        made_from = {"": digest}
+        monkeypatch.setattr(slos.records.sweep, "digests", lambda _, found=made_from: found)
         sweep(rows_of, cases, path, Row, workers=1)
         assert len(called(calls)) == count
     with path.open(newline="") as f:
@@ -430,10 +431,8 @@ def killed(
     finally:
         process.kill()
         process.wait()
-    commands, left = (
-        [],
-        psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1],
-    )
+    commands = []
+    left = psutil.wait_procs([child for child in left if child not in agents], timeout=patience)[1]
     for child in agents:
         with suppress(psutil.NoSuchProcess):
             child.kill()

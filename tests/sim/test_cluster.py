@@ -14,9 +14,8 @@ from laws import ABLATED, EVERY, FAST, PATHOLOGICAL, Lawful, Place, build, reque
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Batch, Load, Policy, Progress, Request, Stage, View
+from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.policies.baselines import VLLM
-from slos.sim.cluster import ThisRound
 from slos.sim.replica import Replica, World
 from slos.sim.simulator import Link, simulate, stream
 
@@ -112,11 +111,6 @@ class LawfulCluster:
         return outcomes
 
 
-def one_of(name: str, work: list[Request], world: World) -> Policy:
-    """A policy for a replica among several, which cannot count on rounds to come."""
-    return build(name, work, world, ThisRound(Oracle(work)))
-
-
 TOGETHER = ("", ""), ("", "", "")
 APART = ("prefill", "prefill", "decode", "decode"), ("", "prefill", "decode", "decode")
 
@@ -129,7 +123,7 @@ def cluster(
     world = data.draw(worlds(work, noise=noise, drafts=drafts))
     kinds = data.draw(st.sampled_from(TOGETHER if name in PATHOLOGICAL else TOGETHER + APART))
     nodes = [
-        Replica(f"n{i}", one_of(name, work, world), world, role, Oracle(work))
+        Replica(f"n{i}", build(name, work, world), world, role, Oracle(work))
         for i, role in enumerate(kinds)
     ]
     return nodes, data.draw(st.sampled_from([Link(0.0, 1.0), Link(1.0, 100.0, 0.01)]))
@@ -144,7 +138,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 3))
     first = LawfulCluster(work, nodes, link)
     outcomes = first.run(seed)
-    nodes = [replace(n, policy=one_of(name, work, n.world)) for n in nodes]
+    nodes = [replace(n, policy=build(name, work, n.world)) for n in nodes]
     again = LawfulCluster(work, nodes, link)
     assert again.run(seed) == outcomes and again.seen == first.seen, (
         "not the same for the same seed"
@@ -162,7 +156,7 @@ def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     nodes, link = cluster(data, name, work, noise=0.0, drafts=drafts)
     runs = []
     for repeats in (True, False):
-        fresh = [replace(n, policy=one_of(name, work, n.world)) for n in nodes]
+        fresh = [replace(n, policy=build(name, work, n.world)) for n in nodes]
         watch = LawfulCluster(work, fresh, link, repeats)
         runs.append((sorted(watch.run(0), key=lambda o: (o.finish, o.id)), watch.seen))
     assert runs[0] == runs[1]

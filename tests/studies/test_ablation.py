@@ -2,6 +2,7 @@
 hand."""
 
 from dataclasses import replace
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from slos.core.types import SLO, Batch, Request, Stage, View
 from slos.evaluation.capacity_search import Search, hardware_of, search, serve
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS
 from slos.evaluation.sizes import SCALES
-from slos.evaluation.stats import over
+from slos.evaluation.stats import by_scenario, over
 from slos.policies import OURS
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import read_claims
@@ -250,7 +251,10 @@ def test_gains_and_headlines() -> None:
     assert found["headline_vs_best"] == pytest.approx(4)
     claims = {c.key for c in read_claims() if c.notebook == "02_ablation"}
     assert claims <= found.keys()
-    text = ablation.what_ablation_shows(best)
-    assert "**speculation**: off alone 2.00x [2.00, 2.00] (chatbot 2.00); on alone 1.50x" in text
-    assert "**all together** over the base: 8.00x" in text
-    assert "over **the best of them**: 4.00x" in ablation.what_rivals_show(best)
+    grid = by_scenario(ablation.gains(best), "part", "how")
+    assert grid.loc[("speculation", "off alone"), "geometric mean"] == pytest.approx(2)
+    assert isnan(grid.loc[("speculation", "on alone"), "reasoning"])
+    assert grid.loc[("batching", "off alone"), ["chatbot", "reasoning"]].tolist() == pytest.approx(
+        [2, 8]
+    )
+    assert by_scenario(ablation.against(best)).loc["best", "geometric mean"] == pytest.approx(4)

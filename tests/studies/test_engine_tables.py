@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.studies.real_engine import _falling, capacities, errors, gain
+from slos.studies.engine_tables import _falling, capacities, errors, gain, gains
+from slos.studies.real_engine import OURS, STOCK
 
 
 def table(attained: list[float], status: str = "measured", ttft: float = 1.0) -> pd.DataFrame:
@@ -61,7 +62,10 @@ def test_a_gain_says_so_where_the_loads_do_not_reach_as_far(
     ours: list[float], other: list[float], said: str
 ) -> None:
     both = pd.concat([table(ours), table(other).assign(system="t")])
-    assert gain(capacities(both).set_index("system"), "s", "t") == said
+    found = capacities(both)
+    assert gain(found.set_index("system"), "s", "t") == said
+    names = found["system"].map({"s": OURS, "t": STOCK})
+    assert gains(found.assign(system=names)).iloc[0].tolist() == ["w", "measured", said]
 
 
 def test_errors_are_of_the_simulation_against_the_measurement() -> None:

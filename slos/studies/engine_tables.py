@@ -1,0 +1,145 @@
+"""What is made of the rows of a real engine: capacities, errors of the simulator, the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.stats import select
+from slos.files import Frame, commit, write_whole
+from slos.policies import OURS
+from slos.studies.engine_workloads import TIERS
+from slos.studies.real_engine import STOCK, Calibrated
+
+
+def save(table: Frame, folder: Path) -> None:
+    """Write the summary of the runs to engine.csv in `folder`."""
+    write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
+
+
+def facts(engine: Calibrated, frame: Frame) -> Frame:
+    """The engine as calibrated, its drift, and how late the client was, a row each."""
+    r, late, drift = engine.profile.roofline, _lateness(frame), frame["drift"]
+    planes = "; ".join(f"{1e3 * p.b:.2f} + {1e6 * p.k1:.1f}" for p in r.planes)
+    rows = {
+        "device": engine.profile.gpu,
+        "a step (ms + us a token), the larger of": planes,
+        "and per token of context (us)": f"{1e6 * r.k_ctx:.3f}",
+        "a step of 16 decodes (ms)": f"{1e3 * engine.step:.1f}",
+        "a first token outside of the engine (ms)": f"{1e3 * engine.outside:.1f}",
+        "a step when calibrated anew, times": f"{drift.min():.2f} to {drift.max():.2f}",
+        "client late in half of the runs, at most (ms)": f"{1e3 * late.median():.0f}",
+        "client late in all of the runs, at most (ms)": f"{1e3 * late.max():.0f}",
+    }
+    return pd.Series(rows, name="calibrated").to_frame()
+
+
+def kept_pace(engine: Calibrated, frame: Frame) -> str:
+    """Whether the measured rows can be trusted: not if the client was later than a token's time."""
+    if _lateness(frame).median() <= TIERS["interactive"][0] * engine.step:
+        return "The client kept pace with the engine."
+    return "**The client was late: the machine had other work, and these numbers tell little.**"
+
+
+def _lateness(frame: Frame) -> Frame:
+    """Seconds by which the client was late, of each measured run."""
+    runs = select(frame, status="measured").groupby(["scenario", "system", "rate", "seed"])
+    return runs["lag"].max()
+
+
+def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel
+    per workload."""
+    workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
+    figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
+    for axis, workload in zip(axes, workloads, strict=True):
+        for i, (system, color) in enumerate(colors(systems).items()):
+            for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
+                part = select(table, scenario=workload, system=system, status=status).sort_values(
+                    "rate"
+                )
+                axis.plot(
+                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
+                    fillstyle=kind, label=f"{name_of(system)}, {status}",
+                )  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set(xlabel="load (requests/s)", ylim=(0, 105))
+    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
+
+
+def by_load(frame: Frame) -> Frame:
+    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds,
+    requests that failed."""
+    by = ["scenario", "system", "status", "rate"]
+    return frame.groupby(by, sort=False).agg(
+        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"),
+        lag=("lag", "max"), requests=("id", "size"),
+        failed=("failure", lambda f: int((f != "").sum())),
+    ).reset_index()  # fmt: skip
+
+
+def capacities(table: Frame, target: float = 0.9) -> Frame:
+    """The load at which attainment falls below `target`, interpolated.
+
+    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the
+    smallest one if it is below from the start. Attainment is made to fall with the load first, as
+    it does but for chance: neighbours out of order are averaged.
+    """
+    found = []
+    for (workload, status, system), group in table.groupby(
+        ["scenario", "status", "system"], sort=False
+    ):
+        curve = group.sort_values("rate")
+        rates, falling = curve["rate"].tolist(), _falling(curve["attainment"])
+        i = int((falling >= target).sum())
+        if 0 < i < len(rates):
+            share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
+            load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
+        else:
+            load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
+        found.append((workload, status, system, float(load), bound))
+    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
+
+
+def _falling(values: Sequence[float]) -> np.ndarray:
+    """The nearest sequence that never rises, by least squares."""
+    return isotonic_regression(np.asarray(values, float), increasing=False).x
+
+
+def gain(found: Frame, ours: str, other: str) -> str:
+    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`,
+    indexed by system."""
+    opposite = {"at least": "at most", "at most": "at least", "": ""}
+    bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
+    if len(bounds) > 1:
+        return "a ratio that these loads do not tell"
+    ratio = found.loc[ours, "capacity"] / found.loc[other, "capacity"]
+    return f"{' '.join(bounds)} {ratio:.2f}x".strip()
+
+
+def gains(found: Frame) -> Frame:
+    """Our capacity over that of vLLM's own scheduler, in words, per workload and status."""
+    rows = [
+        (*key, gain(both.set_index("system"), OURS, STOCK))
+        for key, both in found.groupby(["scenario", "status"], sort=False)
+    ]
+    return pd.DataFrame(rows, columns=["scenario", "status", "SLOs-Serve over vLLM's own"])
+
+
+def errors(table: Frame) -> Frame:
+    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean
+    TTFT and TPOT in %."""
+    by = ["scenario", "system", "rate"]
+    measured, simulated = (
+        table[table["status"] == s].set_index(by) for s in ("measured", "simulated")
+    )
+    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
+    for column in ("ttft", "tpot"):
+        off[column] = 100 * (simulated[column] / measured[column] - 1)
+    return off.reset_index()

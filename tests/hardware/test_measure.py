@@ -1,0 +1,112 @@
+"""Measuring a device: fits of measured steps, shapes of models, and a rehearsal on the CPU."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slos.core.roofline import Plane, Roofline
+from slos.hardware import fit
+from slos.hardware.profiles import profile
+from slos.hardware.shapes import SHAPES, write
+from slos.studies import gpu
+
+ROWS = ["tokens", "draft_steps", "context", "seconds"]
+
+
+def rows_of(*names: str) -> list[tuple[float, float, float, float]]:
+    tables = [gpu.steps(name)[ROWS] for name in names]
+    return [tuple(row) for row in pd.concat(tables).itertuples(index=False)]
+
+
+@pytest.mark.parametrize("name", [*gpu.MODELS, "opt-6.7b-draft-h200"])
+def test_shipped_profiles_are_the_fits_of_the_measured_steps(name: str) -> None:
+    plain = name.replace("-draft", "")
+    found = fit.fitted(rows_of(*dict.fromkeys([plain, name])))
+    known = profile(name)
+    assert len(found.fit.roofline.planes) == len(known.roofline.planes)
+    for tokens, context in ((1, 0), (64, 10_000), (512, 0), (4096, 10_000)):
+        mine = found.fit.roofline.time(tokens, 0, context)
+        assert mine == pytest.approx(known.roofline.time(tokens, 0, context), rel=1e-3)
+    assert known.margin == pytest.approx(found.margin, abs=1e-3)
+    assert f"R2 {found.fit.r2:.3f}"[:-1] in known.source
+    assert profile(str(gpu.FOLDER / f"{name}.json")) == known, "the file that the run left"
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-5, 1e-4), st.floats(0.002, 0.02))
+def test_pauses_and_differences_of_a_busy_machine_are_left_out(
+    seed: int, k1: float, b: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    true = Roofline((Plane(k1, 0.0, b),))
+    tokens = rng.choice([1, 2, 8, 32, 128, 512, 2048, 8192], 60)
+    rows = [(float(n), 0.0, 0.0, true.time(n) * rng.uniform(0.98, 1.02)) for n in tokens]
+    rows[3] = (*rows[3][:3], 1e-5)
+    rows[7] = (*rows[7][:3], 5 * rows[7][3])
+    found = fit.fitted(rows).fit.roofline
+    for n in (1, 100, 8000):
+        assert found.time(n) == pytest.approx(true.time(n), rel=0.05)
+
+
+def test_a_profile_of_steps_measured_anywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    steps = tmp_path / "steps.csv"
+    steps.write_text("tokens,seconds\n1,0.005\n64,0.006\n512,0.011\n2048,0.041\n8192,0.16\n")
+    asked = [str(steps), "--model", "mine", "--gpu", "theirs", "--kv-tokens", "100000"]
+    assert fit.main([*asked, "-o", str(tmp_path / "my_gpu.json")]) == 0
+    made = profile(str(tmp_path / "my_gpu.json"))
+    assert made.name == "my_gpu" and made.roofline.time(8192) == pytest.approx(0.16, rel=0.1)
+    steps.write_text("tokens,ms\n1,5\n")
+    assert fit.main([*asked, "-o", str(tmp_path / "other.json")]) == 2
+    assert "with 'seconds'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_are_configurations_that_are_known(shape: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = write(shape, tmp_path)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.hidden_size == SHAPES[shape]["hidden_size"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == SHAPES[shape]["vocab_size"]
+    assert tokenizer.decode(tokenizer.encode("Once upon")) == "Once upon"
+
+
+def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
+    table, _ = gpu.engine()
+    measured = table[table["status"] == "measured"].set_index(["scenario", "rate", "system"])
+    text = (root / "README.md").read_text()
+    for workload, rate in (("steady", 10.0), ("steady", 12.0), ("bursty", 7.0)):
+        for system in gpu.STEPS:
+            assert f"{measured.loc[(workload, rate, system), 'attainment']:.0%}"[:-1] in text
+
+
+@pytest.mark.filterwarnings("ignore:lag = ")  # of a client that shares two cores with both servers
+def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both calls of the script, with a tiny model, on vLLM's engine for CPUs."""
+    pytest.importorskip("vllm")
+    from slos.studies import on_gpu
+
+    monkeypatch.setattr(on_gpu, "STARTING", 210.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    engine = {"enforce_eager": True, "max_num_batched_tokens": 512, "max_num_seqs": 32}
+    monkeypatch.setenv("SLOS_ENGINE", json.dumps(engine))
+    asked = ["profiles", "--models", "tiny", "--minutes", "4", "--out", str(tmp_path)]
+    assert on_gpu.main(asked) == 0, [p.read_text()[-1000:] for p in tmp_path.glob("*.log")]
+    steps = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
+    assert len(steps) >= 8 and (steps["decodes"] > 0).any() and (steps["tokens"] > 100).any()
+    name = str(tmp_path / "tiny-cpu.json")
+    assert "measured" in profile(name).source
+    loads = ["--loads", '{"bursty": [3], "steady": [3]}', "--seconds", "3", "--minutes", "4"]
+    assert on_gpu.main(["engine", "--profile", name, "--out", str(tmp_path), *loads]) == 0
+    measured = pd.read_csv(tmp_path / "measured.csv")
+    assert set(measured["system"]) == set(on_gpu.RECORDED)
+    for system in on_gpu.RECORDED:
+        recorded = pd.read_csv(tmp_path / f"steps-{system}.csv")
+        assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
