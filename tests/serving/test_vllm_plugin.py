@@ -38,6 +38,7 @@ from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.serving import vllm_plugin
+from slos.serving.calibration import Learned
 from slos.serving.load_report import Report
 from slos.serving.objectives import xargs
 from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
@@ -286,17 +287,18 @@ def test_a_policy_that_quits_does_not_end_the_engine(build, log):
 
 def test_a_full_disk_does_not_end_the_engine(build, log, tmp_path, monkeypatch):
     path = tmp_path / "load.json"
-    core, clock = build(slos={"load": str(path)}, blocks=TIGHT)
+    core, clock = build(slos={"load": str(path), "learn": True}, blocks=TIGHT)
     os.utime(path, (0, 0))
 
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Report, "write", full)
-    monkeypatch.setattr(core.scheduler.learned, "observe", full, raising=False)
+    monkeypatch.setattr(Learned, "observe", full)
     requests, prompts = workload(seed=3)
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
-    assert drained(core) and len(log.records) == 1 and "the report of the load" in log.text
+    assert drained(core) and "the report of the load" in log.text and "learning" in log.text
+    assert len(log.records) == 2, "each is said once"
     assert path.stat().st_mtime > 0, "a sign of life"
 
 
