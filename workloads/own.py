@@ -3,7 +3,7 @@ in seconds.
 
 Columns: prompt, output, tpot, and for the first token ttft (seconds) or slowdown (times its
 zero-load time), of which every row has one; arrival (seconds, ascending) or none for Poisson
-arrivals. Any other column is passed over.
+arrivals; kind, by which reports group requests, and value (1). Any other column is passed over.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class Row:
 
     arrival: float | None
     stage: Stage
+    kind: str = ""
+    value: float = 1.0
 
 
 def load(path: Path) -> tuple[Row, ...]:
@@ -43,17 +45,19 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         header,
         "comma-separated, with a column 'ttft' or 'slowdown'",
     )
-    names = ["prompt", "output", "tpot", *first, *(["arrival"] if "arrival" in header else [])]
+    more = [c for c in ("arrival", "kind", "value") if c in header]
+    names = ["prompt", "output", "tpot", *first, *more]
     rows: list[Row] = []
     for n, cells in read_rows(path, names):
         cell = dict(zip(names, cells, strict=True))
         seconds = {
             c: _number(path, n, c, text)
             for c, text in cell.items()
-            if c not in ("prompt", "output") and text
+            if c not in ("prompt", "output", "kind") and text
         }
-        arrival = seconds.pop("arrival", None)
+        arrival, value = seconds.pop("arrival", None), seconds.pop("value", 1.0)
         here = f"{path}, row {n}"
+        require(value > 0, f"{here}: value", value, "positive")
         require(
             len(seconds) == 2 and "tpot" in seconds,
             f"{here}: objectives",
@@ -77,7 +81,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         )
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
-            rows.append(Row(arrival, Stage(prompt, output, SLO(**seconds))))
+            stage = Stage(prompt, output, SLO(**seconds))
+            rows.append(Row(arrival, stage, cell.get("kind", ""), value))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")

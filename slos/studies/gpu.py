@@ -62,7 +62,7 @@ def steps_and_rooflines(names: Sequence[str] = MODELS) -> Figure:
 
 def requests(workload: str, rate: float) -> list[Request]:
     """The requests of a run as they were sent."""
-    table = pd.read_csv(FOLDER / "engine_requests.csv")
+    table: Frame = pd.read_csv(FOLDER / "engine_requests.csv")
     table = select(table, scenario=workload, rate=rate, system=STOCK).sort_values("arrival")
     return [
         Request(
@@ -87,13 +87,13 @@ def simulated(workload: str, rate: float, system: str) -> list[Outcome]:
 def engine() -> tuple[Frame, Frame]:
     """vLLM under load by both schedulers: a row per workload, load, scheduler and status, and how
     far the simulator is off."""
-    measured = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
-    tables = [measured.assign(status="measured", lag=0.0)]
+    measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
+    tables: list[Frame] = [measured.assign(status="measured", lag=0.0)]
     for (workload, rate, system), _ in measured.groupby(["scenario", "rate", "system"]):
         labels = Labels(str(workload), str(system), SERVED, float(rate), status="simulated")
         said = Replayed(simulated(labels.scenario, labels.rate, labels.system), [])
         tables.append(rows(labels, said).assign(lag=0.0))
-    both = pd.concat(tables, ignore_index=True)
+    both: Frame = pd.concat(tables, ignore_index=True)
     both[["ttft", "tpot"]] = both[["ttft", "tpot"]].astype(float)
     table = by_load(both).drop(columns="lag")
     clients = both.groupby(["scenario", "system", "status", "rate"])["attained_client"].mean()
@@ -106,7 +106,7 @@ def planning() -> Frame:
     """Milliseconds per step that each scheduler took to decide, and that the steps lasted."""
     found = []
     for system, name in STEPS.items():
-        table = pd.read_csv(FOLDER / name)
+        table: Frame = pd.read_csv(FOLDER / name)
         ms = 1e3 * table[["planning", "seconds"]]
         p50, p99 = ms.quantile(0.5), ms.quantile(0.99)
         shares = (p50["planning"], p99["planning"], ms["planning"].max(), p50["seconds"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slos.core.roofline import Plane, Roofline
+from slos.files import Frame
 from slos.hardware import fit
 from slos.hardware.profiles import profile
 from slos.hardware.shapes import SHAPES, write
@@ -99,14 +100,48 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLOS_ENGINE", json.dumps(engine))
     asked = ["profiles", "--models", "tiny", "--minutes", "4", "--out", str(tmp_path)]
     assert on_gpu.main(asked) == 0, [p.read_text()[-1000:] for p in tmp_path.glob("*.log")]
-    steps = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
+    steps: Frame = pd.read_csv(tmp_path / "steps-tiny-cpu.csv")
     assert len(steps) >= 8 and (steps["decodes"] > 0).any() and (steps["tokens"] > 100).any()
     name = str(tmp_path / "tiny-cpu.json")
     assert "measured" in profile(name).source
     loads = ["--loads", '{"bursty": [3], "steady": [3]}', "--seconds", "3", "--minutes", "4"]
     assert on_gpu.main(["engine", "--profile", name, "--out", str(tmp_path), *loads]) == 0
-    measured = pd.read_csv(tmp_path / "measured.csv")
+    measured: Frame = pd.read_csv(tmp_path / "measured.csv")
     assert set(measured["system"]) == set(on_gpu.RECORDED)
     for system in on_gpu.RECORDED:
-        recorded = pd.read_csv(tmp_path / f"steps-{system}.csv")
+        recorded: Frame = pd.read_csv(tmp_path / f"steps-{system}.csv")
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
+
+
+def test_the_sample_profile_is_made_of_the_sample_steps(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my_gpu.json"
+    asked = ["--model", "OPT-13B", "--gpu", "H200", "--kv-tokens", "134000"]
+    asked += ["--max-context", "2048", "-o", str(out)]
+    assert fit.main([str(root / "docs" / "my_steps.csv"), *asked]) == 0
+    mine, sample = profile(str(out)), profile(str(root / "docs" / "my_gpu.json"))
+    assert mine.roofline.time(700, 0, 100) == pytest.approx(sample.roofline.time(700, 0, 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "must be one profile"),
+        ('{"a": 1}', "must be one profile"),
+        ("{", "it is no JSON"),
+        ('{"x": {"planes": [[1, 2]]}}', "lacking|add model"),
+    ],
+)
+def test_a_file_that_holds_no_profile_is_told_how_one_looks(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        profile(str(path))
+
+
+def test_an_entry_without_a_name_is_named_by_its_file(root: Path, tmp_path: Path) -> None:
+    [(_, entry)] = json.loads((root / "docs" / "my_gpu.json").read_text()).items()
+    path = tmp_path / "eight.json"
+    path.write_text("\ufeff" + json.dumps(entry))
+    assert profile(str(path)).name == "eight"

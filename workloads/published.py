@@ -1,0 +1,211 @@
+"""Traces in the layouts in which they are published, as a CSV of one's own requests.
+
+Known by their columns: Azure's LLM inference traces (TIMESTAMP, ContextTokens, GeneratedTokens),
+BurstGPT (Timestamp, Request tokens, Response tokens), Mooncake (a JSON object a line: timestamp in
+milliseconds, input_length, output_length), ShareGPT (a JSON list of conversations, as text: tokens
+are estimated), and the columns of `workloads.own`. Each also as .gz or .zst.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TextIO, cast
+
+from slos.core.types import SLO, require
+from workloads.files import tokens
+
+KNOWN = ("prompt", "output", "tpot", "ttft", "slowdown", "arrival", "kind", "value")
+TIMES = ("timestamp", "time", "arrived_at", "arrival_time", "arrivals")  # what `arrival` is called
+LAYOUTS = {
+    "Azure": {"TIMESTAMP": "arrival", "ContextTokens": "prompt", "GeneratedTokens": "output"},
+    "BurstGPT": {
+        "Timestamp": "arrival", "Request tokens": "prompt", "Response tokens": "output",
+        "Log Type": "kind",
+    },
+    "Mooncake": {"timestamp": "arrival", "input_length": "prompt", "output_length": "output"},
+}  # fmt: skip
+CHARACTERS = 4.0  # of English text in a token, where a data set has text and no counts
+TOO_MANY = 0.05  # share of requests that may be left out for their length
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """Of the requests of a file that has none: seconds per token, and to the first token seconds or
+    times its zero load."""
+
+    tpot: float | None = None
+    ttft: float | None = None
+    slowdown: float | None = None
+
+    def cells(self, path: Path) -> dict[str, float]:
+        """As columns. Raises ValueError naming the options that are lacking."""
+        lacking = [] if self.tpot else ["--tpot"]
+        lacking += [] if self.ttft or self.slowdown else ["--ttft or --slowdown"]
+        cure = f"give {' and '.join(lacking)}: seconds a token, seconds to the first token"
+        require(not lacking, f"{path}: objectives", None, "in the file or given", cure)
+        given = SLO(cast(float, self.tpot), self.ttft, self.slowdown)
+        cells = {"tpot": given.tpot, "ttft": given.ttft, "slowdown": given.slowdown}
+        return {name: x for name, x in cells.items() if x is not None}
+
+
+@dataclass(slots=True)
+class Table:
+    """Requests as rows of `KNOWN` columns, and what is to be said about them, in words."""
+
+    columns: list[str]
+    rows: list[dict[str, object]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A file as text, whatever it is compressed by."""
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        with pa.input_stream(str(path), compression="zstd") as raw:
+            yield io.TextIOWrapper(cast(io.BufferedReader, raw), encoding="utf-8-sig", newline="")
+        return
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as f:
+        yield cast(TextIO, f)
+
+
+def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
+    """The layout's name, and (row number, cells by column)."""
+    plain = path.name.removesuffix(".gz").removesuffix(".zst")
+    with _text(path) as f:
+        if plain.endswith(".jsonl"):
+            lines = [(n, line) for n, line in enumerate(f, start=1) if line.strip()]
+            found = [(n, {k: str(v) for k, v in json.loads(t).items()}) for n, t in lines]
+            return _layout(path, list(found[0][1]) if found else []), found
+        if plain.endswith(".json"):
+            return "ShareGPT", list(_conversations(path, json.load(f)))
+        reader = csv.reader(f, skipinitialspace=True)
+        header = next(reader, [])
+        twice = [c for c in header if header.count(c) > 1]
+        require(not twice, f"{path}, row 1: header", header, "without a column twice", f"{twice}")
+        layout = _layout(path, header)
+        found = []
+        for n, cells in enumerate(reader, start=2):
+            if cells:
+                fields = f"{len(header)} fields"
+                require(len(cells) == len(header), f"{path}, row {n}", cells, f"of {fields}")
+                found.append((n, dict(zip(header, cells, strict=True))))
+        return layout, found
+
+
+def _layout(path: Path, header: Sequence[str]) -> str:
+    for name, names in LAYOUTS.items():
+        if {"prompt", "output"} <= {names[c] for c in header if c in names}:
+            return name
+    close = {
+        c: [h for h in header if h.lower() == c or get_close_matches(c, [h], 1, 0.8)]
+        for c in KNOWN
+        if c not in header
+    }
+    if "arrival" in close:
+        close["arrival"] += [h for h in header if h.lower() in TIMES]
+    for name, others in close.items():
+        cure = f"rename it to {name!r}, or drop it"
+        require(not others, f"{path}, row 1: column", others[:1], "of a known name", cure)
+    needed = "prompt and output (tokens), tpot (seconds a token), ttft (seconds) or slowdown"
+    known = f"comma-separated with {needed}; or in the layout of {', '.join(LAYOUTS)}, ShareGPT"
+    require({"prompt", "output"} <= set(header), f"{path}, row 1: header", header, known)
+    return "own"
+
+
+def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str]]]:
+    """A request for each answer of a conversation, with all that was said before as its prompt."""
+    require(isinstance(raw, list), f"{path}: content", type(raw).__name__, "a list")
+    for n, talk in enumerate(cast(list, raw), start=1):
+        before = 0.0
+        for turn in talk.get("conversations") or ():
+            size = len(str(turn.get("value", ""))) / CHARACTERS
+            if turn.get("from") in ("gpt", "assistant", "chatgpt"):
+                yield n, {"prompt": str(round(before)), "output": str(round(size))}
+            before += size
+
+
+def _seconds(path: Path, n: int, text: str, layout: str) -> float:
+    try:
+        return float(text) * (1e-3 if layout == "Mooncake" else 1.0)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text.strip()[:26]).timestamp()
+    except ValueError:
+        raise ValueError(f"{path}, row {n}: arrival = {text!r} must be seconds or a date") from None
+
+
+def read(path: Path | str, objectives: Objectives, max_context: int | None = None) -> Table:
+    """The requests of a file in any of the layouts.
+
+    Left out, and told in the remarks: rows without a token of prompt or output, and requests longer
+    than `max_context`, unless these are more than 5 %. Raises FileNotFoundError, or ValueError
+    naming file, row, column and value of what is wrong, and the cure.
+    """
+    path = Path(path)
+    layout, records = _records(path)
+    require(len(records) > 0, f"{path}: rows", 0, "at least 1")
+    names = {c: c for c in KNOWN} | LAYOUTS.get(layout, {})
+    used = {c: names[c] for c in records[0][1] if c in names}
+    own = [c for c in ("tpot", "ttft", "slowdown") if c in used.values()]
+    default = {} if "tpot" in own and len(own) > 1 else objectives.cells(path)
+    table = Table([c for c in KNOWN if c in {*used.values(), *default}])
+    empty = long = 0
+    for n, cells in records:
+        row: dict[str, object] = {used[c]: text for c, text in cells.items() if c in used}
+        counts = [tokens(path, n, c, str(row[c]), low=0) for c in ("prompt", "output")]
+        if min(counts) == 0 or (max_context and sum(counts) > max_context):
+            empty, long = empty + (min(counts) == 0), long + (min(counts) > 0)
+            continue
+        if "arrival" in row:
+            row["arrival"] = _seconds(path, n, str(row["arrival"]), layout)
+        table.rows.append(row | default)
+    share = long / len(records)
+    cure = f"give --max-context above {max_context}, or another profile"
+    require(
+        share <= TOO_MANY, f"{path}: share of requests over {max_context} tokens",
+        f"{share:.1%}", f"at most {TOO_MANY:.0%}", cure,
+    )  # fmt: skip
+    require(len(table.rows) > 0, f"{path}: rows with tokens", 0, "at least 1")
+    table.remarks += _remarks(layout, records[0][1].keys() - used.keys(), table, len(records))
+    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
+    said = f"{long} of {len(records)} longer than {max_context} tokens: left out, counted as lost"
+    table.remarks += [said] * (long > 0)
+    if "arrival" in table.columns:
+        start = min(cast(float, row["arrival"]) for row in table.rows)
+        table.rows.sort(key=lambda row: cast(float, row["arrival"]))
+        for row in table.rows:
+            row["arrival"] = round(cast(float, row["arrival"]) - start, 6)
+    return table
+
+
+def _remarks(layout: str, left: set[str], table: Table, count: int) -> list[str]:
+    """Where arrivals come from, what was passed over, and what the layout is."""
+    arrivals = "arrivals of the file" if "arrival" in table.columns else "Poisson arrivals"
+    why = "" if "arrival" in table.columns else ": no column arrival"
+    passed = f"; passed over: {', '.join(sorted(left))}" if left else ""
+    kind = "" if layout == "own" else f" in the layout of {layout}"
+    guessed = ", tokens estimated from text" if layout == "ShareGPT" else ""
+    return [f"{count} rows{kind}{guessed}, {arrivals}{why}{passed}"]
+
+
+def write(table: Table, path: Path) -> Path:
+    """Write the requests as a CSV of `workloads.own`; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as out:
+        writer = csv.DictWriter(out, table.columns)
+        writer.writeheader()
+        writer.writerows(table.rows)
+    return path
