@@ -93,7 +93,7 @@ class Replica:
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
-            env = os.environ | {SECRET: secret()}
+            env = os.environ | {SECRET: secret(), launch.LEASHED: self.folder.name}
             self.engine = subprocess.Popen(command, start_new_session=True, env=env, **pipes)
         try:
             launch.wait(self.url, self.engine, log, own=True)
@@ -255,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # ms, s: a busy machine takes longer than Ray waits by itself
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
     ray.init(log_to_driver=False, **here)  # type: ignore[arg-type]
     gpus = (

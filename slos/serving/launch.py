@@ -14,11 +14,13 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -32,6 +34,7 @@ SCHEDULER = (
     "--scheduler-cls",
     "slos.serving.vllm_plugin.SLOScheduler",
 )  # unless another is named, such as a subclass
+LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
@@ -173,15 +176,21 @@ def free_port() -> int:
 
 
 def _leash() -> None:
-    """End this group of processes when whoever holds its standard input ends, however that happens.
+    """End this group of processes when its standard input ends, however that happens.
 
     A process of its own looks after that, since this one may be killed first and leave an engine
-    behind.
+    behind. It removes the folder that `LEASHED` names as well.
     """
+    group = os.getpgrp()
     if os.fork() == 0:
+        os.setpgid(0, 0)
         while os.read(0, 1024):
             pass
-        os.killpg(0, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        if folder := os.environ.get(LEASHED):
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
 
 
 def on_cpu() -> bool:

@@ -248,6 +248,9 @@ def test_a_hung_engine_is_replaced(served: Served) -> None:
 
 def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served) -> None:
     everything, said = served.children(), []
+    arguments = [served.arguments(p) for p in served.engines()]
+    folders = [Path(a[a.index("--load") + 1]).parent for a in arguments]
+    assert all(folder.is_dir() for folder in folders)
     assert len(served.engines()) == 2 and len(everything) > 6
 
     def stream() -> None:
@@ -264,7 +267,7 @@ def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served)
     assert b"shuts down" in said[0] and said[0].endswith(b"data: [DONE]\n\n")
     assert took < 10, f"{took:.1f} s"
     _, left = psutil.wait_procs(everything, timeout=60)
-    assert not left
+    assert not left and not any(folder.exists() for folder in folders)
 
 
 @pytest.mark.parametrize(
