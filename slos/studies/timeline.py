@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import serve
 from slos.evaluation.plots import DASHED, finish, name_of
+from slos.evaluation.runs import serve
 from slos.files import Frame
 from slos.hardware.profiles import Profile
 from slos.sim.replica import Replica, Step
