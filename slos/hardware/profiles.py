@@ -95,17 +95,31 @@ def profiles() -> dict[str, Profile]:
     return {name: _parse(name, entry) for name, entry in raw.items()}
 
 
+def _of_file(path: Path) -> Profile:
+    """The one profile of a file: an object with its name as the key, or an entry without one, which
+    is named by the file."""
+    shape = 'one profile, {"NAME": {"model": ..., "planes": [[k1, k2, b]], ...}}'
+    cure = "python -m slos.hardware.fit writes one, docs/my_gpu.json is one"
+    try:
+        raw = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} must hold {shape}; it is no JSON: {error}") from None
+    if isinstance(raw, dict) and "planes" in raw:
+        raw = {path.stem: raw}
+    entries = list(raw.values()) if isinstance(raw, dict) else []
+    good = len(entries) == 1 and isinstance(entries[0], dict)
+    require(good, f"{path}: content", str(raw)[:80], shape, cure)
+    try:
+        return _parse(*next(iter(raw.items())))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def profile(name: str) -> Profile:
     """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path
     to one."""
     if name.endswith(".json") and Path(name).is_file():
-        try:
-            [(inner, entry)] = json.loads(Path(name).read_text()).items()
-            return _parse(inner, entry)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name} must hold one entry like those of slos/hardware/profiles.json: {error}"
-            ) from error
+        return _of_file(Path(name))
     known = profiles()
     if name not in known:
         raise ValueError(

@@ -111,3 +111,37 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for system in on_gpu.RECORDED:
         recorded: Frame = pd.read_csv(tmp_path / f"steps-{system}.csv")
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
+
+
+def test_the_sample_profile_is_made_of_the_sample_steps(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my_gpu.json"
+    asked = ["--model", "OPT-13B", "--gpu", "H200", "--kv-tokens", "134000"]
+    asked += ["--max-context", "2048", "-o", str(out)]
+    assert fit.main([str(root / "docs" / "my_steps.csv"), *asked]) == 0
+    mine, sample = profile(str(out)), profile(str(root / "docs" / "my_gpu.json"))
+    assert mine.roofline.time(700, 0, 100) == pytest.approx(sample.roofline.time(700, 0, 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "must be one profile"),
+        ('{"a": 1}', "must be one profile"),
+        ("{", "it is no JSON"),
+        ('{"x": {"planes": [[1, 2]]}}', "lacking|add model"),
+    ],
+)
+def test_a_file_that_holds_no_profile_is_told_how_one_looks(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        profile(str(path))
+
+
+def test_an_entry_without_a_name_is_named_by_its_file(root: Path, tmp_path: Path) -> None:
+    [(_, entry)] = json.loads((root / "docs" / "my_gpu.json").read_text()).items()
+    path = tmp_path / "eight.json"
+    path.write_text("\ufeff" + json.dumps(entry))
+    assert profile(str(path)).name == "eight"
