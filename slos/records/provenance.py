@@ -26,10 +26,9 @@ def digests(function: Callable[..., Any], root: Path = ROOT) -> dict[str, str]:
     A function that is not of slos or workloads depends on all of them: it may import anything.
     """
     code, data, found = Code(root), data_digest(), {}
+    if function.__module__ not in code.paths:
+        return dict.fromkeys(("", *code.policies), sources_digest(root))
     for policy in ("", *code.policies):
-        if function.__module__ not in code.paths:
-            found[policy] = sources_digest(root)
-            continue
         sha = hashlib.sha256(data.encode())
         for name, text in sorted(code.behind(function.__module__, function.__name__, policy)):
             sha.update(f"\0{name}\0".encode() + text)

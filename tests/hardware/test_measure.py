@@ -88,6 +88,7 @@ def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
             assert f"{measured.loc[(workload, rate, system), 'attainment']:.0%}"[:-1] in text
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:lag = ")  # of a client that shares two cores with both servers
 def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both calls of the script, with a tiny model, on vLLM's engine for CPUs."""
