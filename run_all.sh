@@ -10,7 +10,7 @@ usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
   quick   small runs of every notebook, minutes on two cores (the default)
   full    the paper's sizes
   smoke   the smallest runs that still touch everything
-  test    lint, types and the whole test suite; further words go to pytest
+  test    lint, types and the whole test suite; further words go to pytest: with -m "not slow" it takes two minutes
 
 What is done already is skipped. Ctrl-C loses only the run in flight: the same command goes on from there.
 
@@ -78,6 +78,9 @@ if [[ ! -x $venv/bin/python || $(stamp) != "$(cat "$venv/.slos-stamp" 2>/dev/nul
     [[ -t 2 ]] || install+=(-q)
     rm -f "$venv/.slos-stamp" # an install that is cut short is done again
     [[ -x $venv/bin/python ]] || "$uv" venv -q --allow-existing --python "$python" "$venv"
+    if [[ ${install[1]} == install && $extra == cpu ]]; then # environment.yml put the GPU's vllm in; theirs is one module
+        "$uv" pip uninstall -q --python "$venv/bin/python" vllm
+    fi
     say "installing $(grep -c == "$lock") packages"
     "$uv" "${install[@]}" --compile-bytecode --python "$venv/bin/python"
     "$uv" pip install -q --no-deps --python "$venv/bin/python" -e .

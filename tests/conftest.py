@@ -1,14 +1,38 @@
 """What every test shares: no deadlines, since the machine may be busy, and none of the caller's
-settings."""
+settings; and which tests are slow.
+
+Slow is what starts an engine, Ray, a browser or a notebook. Of engines that is told here: a file
+that is skipped without vLLM, or a test that asks for a `model`; of the rest a mark tells.
+"""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("slos", deadline=None, derandomize="CI" in os.environ)
-settings.load_profile("slos")
+settings.register_profile("quick", settings.get_profile("slos"), max_examples=25)
+QUICK = "not slow"
+ENGINE = re.compile(r'^pytest\.importorskip\(\s*"vllm"', re.MULTILINE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("quick" if config.option.markexpr == QUICK else "slos")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The quick loop does not even import the files that import an engine."""
+    if config.option.markexpr != QUICK or collection_path.suffix != ".py":
+        return None
+    return bool(ENGINE.search(collection_path.read_text())) or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "model" in getattr(item, "fixturenames", ()) or ENGINE.search(item.path.read_text()):
+            item.add_marker("slow")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from slos.core.attainment import Outcome
@@ -21,6 +22,13 @@ from slos.policies import POLICIES, make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import Replica, Step, World
 from slos.sim.simulator import simulate
+
+
+def examples(most: int) -> settings:
+    """Of a property that takes long: `most` examples, a fifth of them in the quick loop."""
+    quick = settings.get_current_profile_name() == "quick"
+    return settings(max_examples=most // 5 if quick else most)
+
 
 EVERYTHING = attrgetter(*(f.name for f in fields(Progress)))
 WHERE = attrgetter("stage", "generated", "tokens", "computed")

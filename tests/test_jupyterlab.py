@@ -106,6 +106,7 @@ def jupyterlab(root: Path, folder: Path, scratch: Path) -> Iterator[str]:
         server.wait()
 
 
+@pytest.mark.slow
 def test_the_quick_start_runs_in_jupyterlab(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,7 @@ upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """
 
 
+@pytest.mark.slow
 def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     root: Path, kit: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     assert (made / "01_first.ipynb").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_stops_the_rest_with_its_name_and_error(root: Path, kit: Path) -> None:
     notebook(kit / "notebooks" / "01_bad.ipynb", "x = 1", "1 / (x - 1)")
     notebook(kit / "notebooks" / "02_next.ipynb")
@@ -128,6 +130,7 @@ def test_a_failing_notebook_stops_the_rest_with_its_name_and_error(root: Path, k
     ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
     root: Path, kit: Path
 ) -> None:
@@ -161,6 +164,7 @@ def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
     assert (status, "01_slow: done (" in out) == (0, True), out + err
 
 
+@pytest.mark.slow
 def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_refused(
     root: Path, kit: Path
 ) -> None:
@@ -332,13 +336,16 @@ def test_the_engine_that_the_machine_can_run_comes_with_it(
 
 
 def test_an_active_conda_environment_is_added_to_and_never_cleared(
-    tmp_path: Path, bare: dict[str, str]
+    root: Path, tmp_path: Path, bare: dict[str, str]
 ) -> None:
     (tmp_path / "conda" / "bin").mkdir(parents=True)
     (tmp_path / "conda" / "bin" / "python").symlink_to(sys.executable)
     conda = bare | {"CONDA_DEFAULT_ENV": "slos-serve", "CONDA_PREFIX": str(tmp_path / "conda")}
     assert run_all(tmp_path, **conda).returncode == 0
     assert told(tmp_path) == ["pip install", "pip install"] and not (tmp_path / ".venv").exists()
+    shutil.copy(root / "requirements-cpu.txt", tmp_path / "requirements-cpu.txt")
+    assert run_all(tmp_path, **conda | {"SLOS_EXTRA": "cpu"}).returncode == 0
+    assert told(tmp_path) == ["pip uninstall", "pip install", "pip install"]
 
 
 def test_no_python_that_fits_is_said_clearly(tmp_path: Path, bare: dict[str, str]) -> None:

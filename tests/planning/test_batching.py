@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from laws import FAST
+from laws import FAST, examples
 
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
@@ -59,7 +59,7 @@ def test_kernels_agree_with_the_roofline(
     )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(jobs, tiles)
 def test_every_batch(jobs: np.ndarray, tile: int) -> None:
     world = replace(FAST, tile=tile)
@@ -81,7 +81,7 @@ def test_every_batch(jobs: np.ndarray, tile: int) -> None:
         )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(jobs, st.sampled_from([10, 40, 1000]), tiles)
 def test_what_the_look_ahead_passes_is_in_time_to_the_end(
     jobs: np.ndarray, blocks: int, tile: int

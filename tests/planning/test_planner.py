@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import examples
 
 from slos.core.roofline import Plane, Roofline
 from slos.planning import planner
@@ -144,19 +145,19 @@ def numbers_of(draw: st.DrawFn, n: int, values: st.SearchStrategy[int]) -> np.nd
     return np.array(draw(st.lists(values, min_size=n, max_size=n)), int)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(instances())
 def test_equals_brute_force(problem: Instance) -> None:
     check(problem, DYADIC)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(instances(unequal=False))
 def test_equals_brute_force_with_equal_values(problem: Instance) -> None:
     check(problem, DYADIC)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(instances(), st.floats(0.5, 2.0), st.sampled_from([0.0, 1e-5]))
 def test_equals_brute_force_off_the_grid(problem: Instance, scale: float, k_ctx: float) -> None:
     """Any numbers: the value lies between the brute force's with a little less and a little more to

@@ -6,9 +6,9 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from laws import FAST, Lawful, Watch, requests, slos, stages, worlds
+from laws import FAST, Lawful, Watch, examples, requests, slos, stages, worlds
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
@@ -44,14 +44,14 @@ def req(
     return Request(id, arrival, (Stage(prompt, output, slo), *after))
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(data=st.data())
 def test_every_guarantee_is_kept(data: st.DataObject) -> None:
     work = data.draw(requests(size=14, of=stages(most=1)))
     keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
     """Thinking, then a response at another pace."""
@@ -59,7 +59,7 @@ def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
     keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
-@settings(max_examples=250)
+@examples(250)
 @given(data=st.data())
 def test_every_guarantee_is_kept_while_rounds_come_back(data: st.DataObject) -> None:
     """Tools that answer later, and paces that change: a promise for every round."""
@@ -122,7 +122,7 @@ def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
         assert not broken(watch, outcomes)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(data=st.data())
 def test_best_effort_delays_nobody(data: st.DataObject) -> None:
     hopeless = st.builds(Stage, st.integers(1, 80), st.integers(1, 60), st.just(HOPELESS))

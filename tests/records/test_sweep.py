@@ -114,6 +114,7 @@ def told(cases: list[Case], calls: Path, **changes: float) -> list[Case]:
 # The same bytes
 
 
+@pytest.mark.slow
 def test_the_file_does_not_depend_on_workers_or_order(tmp_path: Path) -> None:
     alone = sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
     together = sweep(rows_of, CASES, tmp_path / "together.csv", Row, workers=2)
@@ -149,6 +150,7 @@ def test_parts_of_a_grid_add_up_to_the_file_of_the_whole(tmp_path: Path) -> None
     assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_ray_it_runs_in_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     paths = os.pathsep.join(
@@ -247,6 +250,7 @@ def never(case: Case) -> list[Row]:
 # What is run again and what is not
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again(tmp_path: Path) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     sweep(rows_of, told(CASES[:3], calls), path, Row, workers=1)
@@ -343,7 +347,7 @@ def test_a_file_of_another_layout_is_not_used(tmp_path: Path, head: str) -> None
 # Errors and interruptions
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_keeps_what_was_finished_before_it(tmp_path: Path, workers: int) -> None:
     path, calls = tmp_path / "rows.csv", tmp_path / "calls"
     cases = told(CASES, calls)
@@ -372,6 +376,7 @@ def test_a_ray_that_does_not_start_is_done_without(
     assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_worker_killed_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     calls = tmp_path / "calls"
     cases = [replace(case, dies=str(tmp_path / f"dead {case.name}")) for case in told(CASES, calls)]
@@ -444,6 +449,7 @@ def killed(
     return commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "seconds", "stops"), [(1, 0.005, (2, 6, 11)), (2, 0.15, (7,))])
 def test_kill_leaves_whole_rows_and_the_next_call_runs_what_is_missing(
     tmp_path: Path, workers: int, seconds: float, stops: tuple[int, ...]
@@ -472,10 +478,12 @@ def test_kill_leaves_whole_rows_and_the_next_call_runs_what_is_missing(
     assert path.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_workers_end_with_who_started_them(tmp_path: Path) -> None:
     assert not killed(tmp_path / "rows.csv", tmp_path / "calls", 0.1, 2, 4, patience=PATIENCE)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_sweep_and_its_workers(tmp_path: Path) -> None:
     assert not killed(tmp_path / "rows.csv", tmp_path / "calls", 0.2, 2, 4, PATIENCE, signal.SIGINT)
 
@@ -491,7 +499,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 # Progress
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_progress_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setenv("SLOS_PROGRESS", str(tmp_path / "progress"))
     path = tmp_path / "rows.csv"

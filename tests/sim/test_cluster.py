@@ -7,9 +7,20 @@ from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from laws import ABLATED, EVERY, FAST, PATHOLOGICAL, Lawful, Place, build, requests, worlds
+from laws import (
+    ABLATED,
+    EVERY,
+    FAST,
+    PATHOLOGICAL,
+    Lawful,
+    Place,
+    build,
+    examples,
+    requests,
+    worlds,
+)
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
@@ -130,7 +141,7 @@ def cluster(
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_laws(name: str, data: st.DataObject) -> None:
     work = data.draw(requests())
@@ -146,7 +157,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     """Nor what the router sees; only the order of requests that finish in the same instant may
@@ -163,7 +174,7 @@ def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=15)
+@examples(15)
 @given(data=st.data())
 def test_one_replica_is_the_plain_simulation(name: str, data: st.DataObject) -> None:
     work = data.draw(requests())

@@ -4,9 +4,9 @@ rule by hand."""
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from laws import EVERY, FAST, Lawful, requests, run, worlds
+from laws import EVERY, FAST, Lawful, examples, requests, run, worlds
 
 from slos.core.attainment import Live, Outcome
 from slos.core.roofline import Plane, Roofline
@@ -26,7 +26,7 @@ def req(id: str, *stages: tuple[int, int], arrival: float = 0.0, wait: float = 0
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=80)
+@examples(80)
 @given(data=st.data())
 def test_laws(name: str, data: st.DataObject) -> None:
     work = data.draw(requests())
@@ -36,7 +36,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=80)
+@examples(80)
 @given(data=st.data())
 def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     """To the last bit; only the order of requests that finish in the same instant may differ."""
