@@ -18,7 +18,7 @@ import pandas as pd
 
 from slos.core.attainment import attainment
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, scaled_slos, search, serve
+from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
 from slos.evaluation.grids import (
     BASELINE,
     BEST_ROUTER,
@@ -27,6 +27,7 @@ from slos.evaluation.grids import (
     fixed_drafts,
     typical,
 )
+from slos.evaluation.runs import scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of
 from slos.files import Frame, commit, results_dir
 from slos.hardware.profiles import Profile, profile

@@ -16,15 +16,8 @@ from hypothesis import strategies as st
 from slos import ask
 from slos.core.attainment import attainment
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import (
-    Probe,
-    Search,
-    capacity,
-    hardware_of,
-    scaled_slos,
-    search,
-    serve,
-)
+from slos.evaluation.capacity_search import Probe, Search, capacity, search
+from slos.evaluation.runs import hardware_of, scaled_slos, serve
 from slos.evaluation.stats import rows_of
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES
