@@ -35,7 +35,8 @@ HOMES = {
     "slos.policies": "POLICIES make_policy",
     "slos.policies.routers": "ROUTERS make_router",
     "slos.sim.simulator": "World simulate stream",
-    "slos.evaluation.capacity_search": "Search capacity search serve",
+    "slos.evaluation.capacity_search": "Search capacity search",
+    "slos.evaluation.runs": "serve",
     "workloads": "SCENARIOS build",
 }
 """The modules whose names can be had from here."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES
-from slos.studies.your_own import Question, answer, described, in_words, table
+from slos.studies.your_own import Mine, Question, answer, described, in_words, table
 from workloads import SCENARIOS
 
 HELP = {
@@ -26,13 +26,24 @@ HELP = {
     "seeds": "runs of every load",
 }
 
+OWN = {
+    "tpot": "objective of --requests that have none: seconds per token",
+    "ttft": "and seconds to the first token",
+    "slowdown": "or times the zero-load time of the prompt",
+    "max_context": "leave out longer ones of --requests (what the profile takes)",
+}
+
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.ask", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     mix = f"NAME=SHARE,... of {', '.join(SCENARIOS)} (mixed)"
     what.add_argument("--mix", default="mixed", help=mix)
-    what.add_argument("--requests", default="", help="your own, a CSV: see workloads/own.py")
+    layouts = "your own, in a layout of workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ..."
+    what.add_argument("--requests", default="", metavar="FILE", help=layouts)
+    for name, text in OWN.items():
+        kind = int if name == "max_context" else float
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=0, help=text)
     for f in fields(Question):
         if f.name in HELP:
             name = f"--{f.name.replace('_', '-')}"
@@ -48,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = options().parse_args(argv)
     mine, out = given.requests, given.csv
     try:
-        require(mine.endswith(".csv") or not mine, "requests", mine, "a .csv file")
         require(not (out and out.is_dir()), "csv", str(out), "a file, not a folder")
         rest = {name: getattr(given, name) for name in (*HELP, "systems")}
-        asked = Question(mine or given.mix, **rest)
-        print(described(asked), flush=True)
+        work, said = given.mix, ""
+        if mine:
+            own = {name: getattr(given, name) for name in (*OWN, "profile", "drafts")}
+            work, said = Mine(mine, **own).workload()
+        asked = Question(work, **rest)
+        print(described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
         best = answer(asked, "ask")
         print(f"\n{table(best, asked.rate).to_string(index=False)}\n\n{in_words(best, asked)}")
         if out:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import yaml
+from test_setup import declared
 
 import slos
 
@@ -68,3 +70,12 @@ def test_what_is_named_is_there(name: str) -> None:
         assert re.search(rf"^{table}\b", (ROOT / path).read_text(), re.MULTILINE), table
     for word in ("/root", "/home", "/work", "http://"):
         assert word not in text
+
+
+def test_hooks_are_local_and_of_tools_that_come_with_the_environment() -> None:
+    tools = {r.name for r in declared("dev")}
+    for repository in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]:
+        assert repository["repo"] == "local"
+        for hook in repository["hooks"]:
+            found = re.match(r"\.venv/bin/(\w+)", hook["entry"])
+            assert found and found[1] in tools and hook["language"] == "system"

@@ -73,7 +73,7 @@ def test_the_policy_is_short_and_runs_by_its_name(
 
 
 def test_the_policy_serves_every_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slos.evaluation.capacity_search import hardware_of, serve
+    from slos.evaluation.runs import hardware_of, serve
     from workloads import build
 
     monkeypatch.delenv("SLOS_DATA", raising=False)

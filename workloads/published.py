@@ -12,7 +12,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,15 +46,17 @@ class Objectives:
     ttft: float | None = None
     slowdown: float | None = None
 
-    def cells(self, path: Path) -> dict[str, float]:
-        """As columns. Raises ValueError naming the options that are lacking."""
-        lacking = [] if self.tpot else ["--tpot"]
-        lacking += [] if self.ttft or self.slowdown else ["--ttft or --slowdown"]
+    def cells(self, path: Path, own: Collection[str]) -> dict[str, float]:
+        """As columns, beside those of its `own`. Raises ValueError naming what is lacking."""
+        lacking = [] if self.tpot or "tpot" in own else ["--tpot"]
+        first = self.ttft or self.slowdown or {"ttft", "slowdown"} & set(own)
+        lacking += [] if first else ["--ttft or --slowdown"]
         cure = f"give {' and '.join(lacking)}: seconds a token, seconds to the first token"
         require(not lacking, f"{path}: objectives", None, "in the file or given", cure)
-        given = SLO(cast(float, self.tpot), self.ttft, self.slowdown)
-        cells = {"tpot": given.tpot, "ttft": given.ttft, "slowdown": given.slowdown}
-        return {name: x for name, x in cells.items() if x is not None}
+        cells = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
+        SLO(self.tpot or 1.0, self.ttft, self.slowdown)  # refuses what is out of bounds
+        taken = {*own, *(("ttft", "slowdown") if {"ttft", "slowdown"} & set(own) else ())}
+        return {name: x for name, x in cells.items() if x is not None and name not in taken}
 
 
 @dataclass(slots=True)
@@ -118,8 +120,8 @@ def _layout(path: Path, header: Sequence[str]) -> str:
     for name, others in close.items():
         cure = f"rename it to {name!r}, or drop it"
         require(not others, f"{path}, row 1: column", others[:1], "of a known name", cure)
-    needed = "prompt and output (tokens), tpot (seconds a token), ttft (seconds) or slowdown"
-    known = f"comma-separated with {needed}; or in the layout of {', '.join(LAYOUTS)}, ShareGPT"
+    known = "comma-separated, with a column prompt and one output (tokens), tpot (seconds a token)"
+    known += f", ttft (seconds) or slowdown; or a layout of {', '.join(LAYOUTS)}, ShareGPT"
     require({"prompt", "output"} <= set(header), f"{path}, row 1: header", header, known)
     return "own"
 
@@ -150,9 +152,9 @@ def _seconds(path: Path, n: int, text: str, layout: str) -> float:
 def read(path: Path | str, objectives: Objectives, max_context: int | None = None) -> Table:
     """The requests of a file in any of the layouts.
 
-    Left out, and told in the remarks: rows without a token of prompt or output, and requests longer
-    than `max_context`, unless these are more than 5 %. Raises FileNotFoundError, or ValueError
-    naming file, row, column and value of what is wrong, and the cure.
+    Left out, and told in the remarks: rows without a token of prompt or output, and requests over
+    `max_context`, which are refused where they are more than 5 %. Raises FileNotFoundError, or
+    ValueError naming file, row, column and value of what is wrong, and the cure.
     """
     path = Path(path)
     layout, records = _records(path)
@@ -160,29 +162,30 @@ def read(path: Path | str, objectives: Objectives, max_context: int | None = Non
     names = {c: c for c in KNOWN} | LAYOUTS.get(layout, {})
     used = {c: names[c] for c in records[0][1] if c in names}
     own = [c for c in ("tpot", "ttft", "slowdown") if c in used.values()]
-    default = {} if "tpot" in own and len(own) > 1 else objectives.cells(path)
+    default = objectives.cells(path, own)
     table = Table([c for c in KNOWN if c in {*used.values(), *default}])
-    empty = long = 0
+    empty, long = 0, []
     for n, cells in records:
         row: dict[str, object] = {used[c]: text for c, text in cells.items() if c in used}
         counts = [tokens(path, n, c, str(row[c]), low=0) for c in ("prompt", "output")]
-        if min(counts) == 0 or (max_context and sum(counts) > max_context):
-            empty, long = empty + (min(counts) == 0), long + (min(counts) > 0)
+        if min(counts) == 0:
+            empty += 1
+            continue
+        if max_context and sum(counts) > max_context:
+            long.append(sum(counts))
             continue
         if "arrival" in row:
             row["arrival"] = _seconds(path, n, str(row["arrival"]), layout)
         table.rows.append(row | default)
-    share = long / len(records)
-    cure = f"give --max-context above {max_context}, or another profile"
-    require(
-        share <= TOO_MANY, f"{path}: share of requests over {max_context} tokens",
-        f"{share:.1%}", f"at most {TOO_MANY:.0%}", cure,
-    )  # fmt: skip
+    share = len(long) / len(records)
+    cure = f"{share:.0%} are longer: leave them out (--max-context), or name another profile"
+    name, most = f"longest request of {path.name.split('.')[0]}", max(long, default=0)
+    require(share <= TOO_MANY, name, most, f"at most {max_context} tokens", cure)
     require(len(table.rows) > 0, f"{path}: rows with tokens", 0, "at least 1")
     table.remarks += _remarks(layout, records[0][1].keys() - used.keys(), table, len(records))
     table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
-    said = f"{long} of {len(records)} longer than {max_context} tokens: left out, counted as lost"
-    table.remarks += [said] * (long > 0)
+    said = f"{len(long)} of {len(records)} longer than {max_context} tokens: left out"
+    table.remarks += [said] * bool(long)
     if "arrival" in table.columns:
         start = min(cast(float, row["arrival"]) for row in table.rows)
         table.rows.sort(key=lambda row: cast(float, row["arrival"]))

@@ -7,37 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from slos.core.attainment import Outcome, attainment
-from slos.core.lengths import Oracle
-from slos.core.roofline import Roofline, scaled
-from slos.core.types import SLO, Request, require
-from slos.hardware.profiles import Profile, profile, profiles
+from slos.core.attainment import attainment
+from slos.core.types import require
+from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
+from slos.hardware.profiles import Profile, profiles
 from slos.policies import POLICIES
-from slos.policies.routers import make_router
-from slos.sim.cluster import cluster, link, roles
-from slos.sim.simulator import Observer, stream
+from slos.sim.cluster import roles
 from workloads import build
-from workloads.scenarios import by_name
-
-
-def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
-    """The profile of that name, or the scenario's own, with its draft model if asked for;
-    ValueError if unknown."""
-    own = by_name(scenario)
-    name = name or (own.drafting if drafts else "") or own.profile
-    require(
-        bool(name),
-        "profile",
-        name,
-        f"given for {own.name}",
-        f"one of {', '.join(profiles())}, or a JSON file",
-    )
-    return profile(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,92 +128,6 @@ class Probe:
     status: str
 
 
-def parse_setting(text: str) -> dict[str, Any]:
-    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
-    pairs = [part.split("=") for part in text.split(",") if part]
-    try:
-        return {
-            name.strip(): int(value) if value.strip().isdigit() else float(value)
-            for name, value in pairs
-        }
-    except ValueError:
-        raise ValueError(
-            f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'"
-        ) from None
-
-
-def serve(
-    requests: Sequence[Request],
-    system: str,
-    hardware: Profile,
-    setting: str = "",
-    replicas: int = 1,
-    router: str = "",
-    topology: str = "",
-    seed: int = 0,
-    observe: Observer | None = None,
-    belief: Roofline | None = None,
-    **drafts: float,
-) -> list[Outcome]:
-    """Simulate one system on replicas that believe what is true, or have another `belief` of the
-    roofline.
-
-    drafts: `max_drafts` and `acceptance` of the world.
-    """
-    lengths = Oracle(requests)
-    nodes = cluster(
-        system, hardware, lengths, replicas, topology, belief, drafts, **parse_setting(setting)
-    )
-    chosen = make_router(router, hardware.roofline, lengths) if router else None
-    wire = link(hardware) if ":" in topology else None
-    return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
-
-
-def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
-    """The same requests with objectives `factor` times as long."""
-    require(factor > 0, "slo_scale", factor, "positive")
-
-    def loose(slo: SLO) -> SLO:
-        tightest = 1 / (slo.slowdown or inf)
-        require(
-            factor >= tightest,
-            "slo_scale",
-            factor,
-            f"at least {tightest:.3g} for a slowdown of {slo.slowdown}",
-        )
-        times = {
-            name: t * factor
-            for name in ("tpot", "ttft", "slowdown")
-            if (t := getattr(slo, name)) is not None
-        }
-        return replace(slo, **times)
-
-    return [
-        replace(r, stages=tuple(replace(s, slo=loose(s.slo)) for s in r.stages)) for r in requests
-    ]
-
-
-def believed(true: Roofline, text: str) -> Roofline:
-    """What `text` makes of the true roofline.
-
-    "scale=0.7" takes batches for so much shorter; "tile=1" does not know tiles, nor does
-    "smooth=1", which is right on the average; "k_ctx=0" knows no context. Raises ValueError for
-    unknown names.
-    """
-    changes, known = parse_setting(text), ("k_ctx", "scale", "smooth", "tile")
-    require(
-        changes.keys() <= set(known),
-        "belief",
-        text,
-        f"made of {', '.join(known)}",
-        "write name=number",
-    )
-    if changes.pop("smooth", 0):
-        planes = tuple(replace(p, b=p.b + p.k1 * (true.tile - 1) / 2) for p in true.planes)
-        true = replace(true, planes=planes, tile=1)
-    return replace(scaled(true, changes.pop("scale", 1.0)), **changes)
-
-
 def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
@@ -253,8 +147,9 @@ def search(case: Search) -> list[Probe]:
             else scaled_slos(workload.requests, case.slo_scale)
         )
         outcomes = serve(
-            asked, case.system, hardware, case.setting, case.replicas, case.router, case.topology,
-            belief=belief, max_drafts=case.max_drafts, acceptance=case.acceptance,
+            asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
+            topology=case.topology, belief=belief, max_drafts=case.max_drafts,
+            acceptance=case.acceptance,
         )  # fmt: skip
         accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
         rows.append(

@@ -10,7 +10,8 @@ from itertools import product
 import pandas as pd
 
 from slos.core.types import require
-from slos.evaluation.capacity_search import Probe, Search, hardware_of, search
+from slos.evaluation.capacity_search import Probe, Search, search
+from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.files import Frame, results_dir
 from slos.policies import POLICIES

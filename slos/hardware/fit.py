@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
@@ -130,17 +131,9 @@ def _alternate(
 def _nonnegative(
     a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None
 ) -> np.ndarray:
-    """Weighted least squares with coefficients at least 0, but that of column `free`: drop the most
-    negative one and solve again."""
-    columns, x = list(range(a.shape[1])), np.zeros(a.shape[1])
-    while columns:
-        solution = np.linalg.lstsq(a[:, columns] * weight[:, None], y * weight, rcond=None)[0]
-        held = np.where(np.array(columns) == free, 0.0, solution)
-        if (held >= 0).all():
-            x[columns] = solution
-            break
-        columns.pop(int(held.argmin()))
-    return x
+    """Weighted least squares with coefficients at least 0, but that of column `free`."""
+    low = np.where(np.arange(a.shape[1]) == free, -np.inf, 0.0)
+    return lsq_linear(a * weight[:, None], y * weight, (low, np.inf), "bvls").x
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,14 @@ class Code:
         files = [p for top in ("slos", "workloads") for p in sorted((root / top).rglob("*.py"))]
         names = (".".join(p.relative_to(root).with_suffix("").parts) for p in files)
         self.paths = {n.removesuffix(".__init__"): p for n, p in zip(names, files, strict=True)}
-        self._trees: dict[str, ast.Module] = {}
+        self.tree = cache(lambda name: ast.parse(self.paths[name].read_bytes()))
+        self.whole = cache(lambda name: self.imported([self.tree(name)]))
         self.policies: dict[str, ast.expr] = {}  # what stands for each in the registry
         for statement in self.tree(REGISTRY).body if REGISTRY in self.paths else ():
             table = getattr(statement, "value", None)
             if TABLE in _binds(statement) and isinstance(table, ast.Dict):
                 keys = [ast.literal_eval(key) for key in table.keys if key]
                 self.policies |= zip(keys, table.values, strict=True)
-
-    def tree(self, name: str) -> ast.Module:
-        if name not in self._trees:
-            self._trees[name] = ast.parse(self.paths[name].read_bytes())
-        return self._trees[name]
 
     def behind(self, module: str, function: str, policy: str) -> Iterator[tuple[str, bytes]]:
         """Names and texts of the modules that a run imports, and of the JSON beside them that they
@@ -77,9 +74,10 @@ class Code:
             elif name == REGISTRY and entries:
                 own = [b for s in self.tree(name).body if not _imports(s) for b in _binds(s)]
                 part = [*entries, *used(self.tree(name), [*own, *registered], TABLE)]
-            todo += self.imported(part or [self.tree(name)])
-            text = self.paths[name].read_bytes()
-            if part is not None:
+            if part is None:
+                todo, text = [*todo, *self.whole(name)], self.paths[name].read_bytes()
+            else:
+                todo += self.imported(part)
                 text = "\n".join(map(ast.unparse, part)).encode()
             yield name, text
             for file in sorted(set(re.findall(rb"[\w-]+\.json", text))):

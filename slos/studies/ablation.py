@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from slos.core.types import require
 from slos.evaluation import plots
-from slos.evaluation.capacity_search import Search, hardware_of, parse_setting
+from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import (
     BEST_ROUTER,
     MAX_DRAFTS,
@@ -31,6 +31,7 @@ from slos.evaluation.grids import (
     typical,
 )
 from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
+from slos.evaluation.runs import hardware_of, parse_setting
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import interval, mean_of, over, over_each, rows_of, select
 from slos.files import Frame

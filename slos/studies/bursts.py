@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from slos.core.types import Request, require
 from slos.evaluation import plots
-from slos.evaluation.capacity_search import hardware_of
 from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of
+from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.files import Frame, results_dir
 from slos.hardware.profiles import Profile

@@ -21,7 +21,7 @@ from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import searches
 from slos.evaluation.plots import finish, panels
 from slos.evaluation.stats import capacities, select
-from slos.files import ROOT, Frame
+from slos.files import ROOT, Frame, commit, results_dir, write_whole
 from slos.hardware.profiles import profile
 from slos.policies import OURS, make_policy
 from slos.replay.results import Labels, Replayed, rows
@@ -122,9 +122,9 @@ def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) ->
     return [case for name in names for case in searches(size, scenarios, systems, name)]
 
 
-def capacity_table(probes: Frame) -> Frame:
+def capacity_table(probes: Frame, size: str) -> Frame:
     """Requests per second that each system carries, by profile and scenario, and ours over the
-    best other one with a 95 % interval over seeds."""
+    best other one with a 95 % interval over seeds; written to gpu_capacity.csv of the size."""
     best = capacities(probes)
     tables = []
     for name, group in best.groupby("profile", sort=False):
@@ -133,4 +133,7 @@ def capacity_table(probes: Frame) -> Frame:
         gains = gains[gains["against"] == "best"].set_index("scenario")
         gained = gains[["ratio", "low", "high"]].round(2)
         tables.append(carried.join(gained).reset_index().assign(profile=name))
-    return pd.concat(tables).set_index(["profile", "scenario"])
+    whole = pd.concat(tables).set_index(["profile", "scenario"])
+    told = whole.assign(seeds=best["seeds"].min(), status="simulated on a measured profile")
+    write_whole(results_dir(size) / "gpu_capacity.csv", told.assign(commit=commit()).to_csv())
+    return whole

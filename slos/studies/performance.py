@@ -1,18 +1,10 @@
-"""The performance model against measurements: files of times become steps, steps are fitted, and
-fits are judged.
-
-`engine` steps are Splitwise's: prompts and decodes of Llama-2-70B, from whole runs. `kernels` steps
-are Llama-2-7B (the shape of ToolLLaMA-2-7B) put together from operators that were each measured
-alone: Vidur's linear layers, norms and all-reduces, by tokens, and AIConfigurator's attention of
-vLLM. The output layer and the host are not among them.
-"""
+"""The performance model against published measurements: fits of their steps, and what wrong ones
+cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,151 +17,22 @@ from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import select
 from slos.files import Frame, results_dir
 from slos.hardware.fit import fit
-from slos.hardware.profiles import profile
 from slos.policies import OURS
 from slos.records.claims import put
 from slos.records.sweep import sweep
+from slos.studies.published_steps import (
+    GPUS,
+    engine_steps,
+    kernel_steps,
+    measured,
+    stand_in_steps,
+)
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
-from workloads.files import locate
 
-TILED = {
-    "": "the truth",
-    "tile=1": "one that takes the same planes without tiles",
-    "smooth=1": "one that is right on the average",
-    "smooth=1,scale=1.15": "one that is right on the average and plans 15 % more",
-}
-
-GPUS = ("a100", "h100")
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
 TILES = (1, 64, 128, 256)
+BLIND = ("", "tile=1", "smooth=1", "smooth=1,scale=1.15")  # beliefs of one who knows no tiles
 PLANES = 3  # a third one where long prompts take more than their tokens' share
-LAYERS, HIDDEN, HEADS = 32, 4096, 32  # Llama-2-7B
-MOST = 4096  # tokens of a step, and the model's context
-DECODES = (0, 16, 64, 256)
-CONTEXTS = (511, 2047)  # KV tokens of each decode
-LINEAR = "gpu_profiles/vidur_{}_Llama-2-7b-hf_mlp.csv"
-WIRE = "gpu_profiles/vidur_{}_dgx_all_reduce.csv"
-ATTENTION = "gpu_profiles/aiconfigurator_{}_sxm_vllm0.14.0_{}_attention_perf.parquet"
-ENGINE = "gpu_profiles/splitwise_perf_model.csv"
-COLUMNS = ["tokens", "draft_steps", "context", "seconds"]
-
-
-def measured() -> bool:
-    """Whether the files of measurements are here, in SLOS_DATA or the cache."""
-    names = [ENGINE, *(n.format(gpu) for gpu in GPUS for n in (LINEAR, WIRE))]
-    names += [ATTENTION.format(gpu, kind) for gpu in GPUS for kind in ("context", "generation")]
-    return all(locate([name]) for name in names)
-
-
-def _file(name: str) -> Path:
-    if path := locate([name]):
-        return path
-    raise FileNotFoundError(
-        f"{name} must be in the data folder; set SLOS_DATA to a folder with gpu_profiles/"
-    )
-
-
-@cache
-def _linear(gpu: str, tp: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of all layers without attention, by tokens: both ascending in tokens."""
-    table: Frame = pd.read_csv(_file(LINEAR.format(gpu)))
-    table = table[table["num_tensor_parallel_workers"] == tp]
-    parts = [c for c in table if c.endswith(".median") and ".emb." not in c]
-    sums = (
-        (table[parts].sum(axis=1) * LAYERS + table["time_stats.emb.median"])
-        .groupby(table["num_tokens"])
-        .median()
-    )
-    tokens, seconds = sums.index.to_numpy(float), 1e-3 * sums.to_numpy()
-    if tp > 1:
-        wire: Frame = pd.read_csv(_file(WIRE.format(gpu)))
-        wire = wire[(wire["num_workers"] == tp) & (wire["devices_per_node"] == tp)]
-        times = wire.groupby("size")["time_stats.all_reduce.median"].median()
-        seconds = seconds + 2e-3 * LAYERS * np.interp(
-            tokens * HIDDEN * 2, times.index, times.to_numpy()
-        )
-    return tokens, seconds
-
-
-@cache
-def _attention(gpu: str, kind: str, tp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds of all layers' attention, [batch, length], with both axes.
-
-    Decodes of several heads are measured with up to 8 KV heads only; a batch four times as large of
-    a quarter of the heads reads the same bytes in as many thread blocks.
-    """
-    table: Frame = pd.read_parquet(_file(ATTENTION.format(gpu, kind)))
-    heads = HEADS // tp
-    share = 1 if kind == "context" else heads // 8
-    table = table[(table["attn_dtype"] == "bfloat16") & (table["kv_cache_dtype"] == "bfloat16")]
-    table = table[
-        (table["num_heads"] == heads // share) & (table["num_key_value_heads"] == heads // share)
-    ]
-    length = table["isl"] if kind == "context" else table["step"]
-    grid = table.assign(length=length).pivot_table(
-        "latency", "batch_size", "length", aggfunc="median"
-    )
-    grid = grid.loc[:, grid.columns <= MOST].dropna()
-    return (
-        grid.index.to_numpy(float) / share,
-        grid.columns.to_numpy(float),
-        1e-3 * LAYERS * grid.to_numpy(),
-    )
-
-
-def _decode_seconds(gpu: str, tp: int, batch: int, context: int) -> float:
-    batches, lengths, seconds = _attention(gpu, "generation", tp)
-    by_batch = [np.interp(context, lengths, row) for row in seconds]
-    return float(np.interp(batch, batches, by_batch)) if batch else 0.0
-
-
-def _prefill_seconds(gpu: str, tp: int, tokens: int) -> float:
-    _, lengths, seconds = _attention(gpu, "context", tp)
-    return float(np.interp(tokens, lengths, seconds[0])) if tokens else 0.0
-
-
-def kernel_steps(gpu: str, tp: int) -> Frame:
-    """One row per step of Llama-2-7B: a prompt, decodes, or both, for every measured number of
-    tokens.
-
-    Columns: tokens, draft_steps, context (KV tokens that the decodes read), seconds.
-    """
-    rows = []
-    for n, linear in zip(*_linear(gpu, tp), strict=True):
-        for decodes in {d for d in (*DECODES, int(n)) if d <= min(n, DECODES[-1])}:
-            seconds = linear + _prefill_seconds(gpu, tp, n - decodes)
-            for context in CONTEXTS if decodes else (0,):
-                rows.append(
-                    (n, 0, decodes * context, seconds + _decode_seconds(gpu, tp, decodes, context))
-                )
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def engine_steps(gpu: str, tp: int) -> Frame:
-    """Steps of Llama-2-70B with the same columns: all prompts of a batch at once, and its mean
-    decode step."""
-    table: Frame = pd.read_csv(_file(ENGINE))
-    table = table[(table["model"] == "llama2-70b") & (table["hardware"] == f"{gpu}-80gb")]
-    table = table[(table["tensor_parallel"] == tp) & (table["prompt_size"] <= MOST)]
-    batch = table["batch_size"]
-    prompts = pd.DataFrame(
-        {"tokens": batch * table["prompt_size"], "context": 0, "seconds": table["prompt_time"]}
-    )
-    read = batch * (table["prompt_size"] + table["token_size"] / 2)
-    decodes = pd.DataFrame({"tokens": batch, "context": read, "seconds": table["token_time"]})
-    both = pd.concat([prompts[prompts["tokens"] <= 2 * MOST], decodes]).assign(draft_steps=0)
-    return both.assign(seconds=1e-3 * both["seconds"])[COLUMNS].reset_index(drop=True)
-
-
-def stand_in_steps(gpu: str, tp: int) -> Frame:
-    """Instead of `kernel_steps` where the files are not: the shipped profile with noise of 5 %, no
-    measurement."""
-    r, rng = profile(f"llama-2-7b-{gpu}").roofline, np.random.default_rng(tp)
-    sizes = (1, 2, 4, *range(8, 1024, 8), *range(1024, MOST, 64))
-    shapes = [(n, 0, decodes * CONTEXTS[0]) for n in sizes for decodes in (0, min(n, 64))]
-    return pd.DataFrame(
-        [(*s, r.time(*s) / tp * rng.lognormal(0, 0.05)) for s in shapes], columns=COLUMNS
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +47,12 @@ class FitCase:
     tile: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} {self.gpu} TP{self.tp}, tile "
-            f"{self.tile}{', context' if self.context else ''}"
-        )
+        context = ", context" if self.context else ""
+        return f"{self.kind} {self.gpu} TP{self.tp}, tile {self.tile}{context}"
 
     def steps(self) -> Frame:
-        make = {"kernels": kernel_steps, "engine": engine_steps, "stand-in": stand_in_steps}[
-            self.kind
-        ]
-        return make(self.gpu, self.tp)
+        makes = {"kernels": kernel_steps, "engine": engine_steps, "stand-in": stand_in_steps}
+        return makes[self.kind](self.gpu, self.tp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +151,7 @@ def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool)
     """Our policy on a profile with beliefs that are wrong: about all batch times, or about
     tiles."""
     precision = max(PRECISION, size_of(size).precision)
-    beliefs = list(TILED) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
+    beliefs = list(BLIND) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
     changes = [{"belief": b, "precision": precision} for b in beliefs]
     return varied(size, scenarios, (OURS,), changes, profile)
 

@@ -10,9 +10,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from slos.core.types import require
-from slos.evaluation.capacity_search import Search, hardware_of
+from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
 from slos.evaluation.plots import DASHED, colors, dots, finish, name_of, panels, unique, whiskers
+from slos.evaluation.runs import hardware_of
 from slos.evaluation.stats import capacities, mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS, POLICIES

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.evaluation.capacity_search import NoCapacity, Search, hardware_of, search
+from slos.evaluation.capacity_search import NoCapacity, Search, search
 from slos.evaluation.grids import searches
 from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
+from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
 from slos.files import Frame, results_dir

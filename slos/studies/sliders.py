@@ -9,8 +9,8 @@ from IPython.display import DisplayHandle, Image
 from ipywidgets import Dropdown, FloatSlider, VBox
 from matplotlib.figure import Figure
 
-from slos.evaluation.capacity_search import scaled_slos
 from slos.evaluation.plots import name_of
+from slos.evaluation.runs import scaled_slos
 from slos.hardware.profiles import Profile
 from slos.policies import POLICIES
 from slos.studies.timeline import burst_timeline, timeline, with_burst

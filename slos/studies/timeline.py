@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import serve
 from slos.evaluation.plots import DASHED, finish, name_of
+from slos.evaluation.runs import serve
 from slos.files import Frame
 from slos.hardware.profiles import Profile
 from slos.sim.replica import Replica, Step
@@ -129,15 +129,10 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
     against its SLO."""
     span = max(s.end for run in runs for s in run.steps)
     edges = np.linspace(0, span, 121)
-    middle = (edges[1:] + edges[:-1]) / 2
+    middle, shared = (edges[1:] + edges[:-1]) / 2, {"sharex": True, "sharey": "row"}
+    size = 5.2 * len(runs), 8.2
     figure, axes = plt.subplots(
-        4,
-        len(runs),
-        figsize=(5.2 * len(runs), 8.2),
-        layout="constrained",
-        sharex=True,
-        sharey="row",
-        squeeze=False,
+        4, len(runs), figsize=size, layout="constrained", squeeze=False, **shared
     )
     kinds = (("decode", "decode", "0.35", ""), ("prefill", "prefill", "#56B4E9", "//"),
              ("best_effort", "best effort", "#E69F00", ".."))  # fmt: skip

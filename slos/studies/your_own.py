@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, nan
 from pathlib import Path
+from zlib import crc32
 
 import pandas as pd
 
 from slos.core.attainment import attainment
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, scaled_slos, search, serve
+from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
 from slos.evaluation.grids import (
     BASELINE,
     BEST_ROUTER,
@@ -26,11 +27,13 @@ from slos.evaluation.grids import (
     fixed_drafts,
     typical,
 )
+from slos.evaluation.runs import scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of
 from slos.files import Frame, commit, results_dir
+from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
-from workloads import build
+from workloads import build, published
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 BOUNDS = {
@@ -83,6 +86,37 @@ class Question:
         return [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
 
 
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """Requests of one's own, in any layout of `workloads.published`: a file, objectives for those
+    that have none (seconds; 0: none), and the most tokens of one (0: what the hardware takes)."""
+
+    path: str
+    profile: str
+    tpot: float = 0.0
+    ttft: float = 0.0
+    slowdown: float = 0.0
+    max_context: int = 0
+    drafts: int = 0
+
+    def workload(self) -> tuple[str, str]:
+        """The same as a CSV that can be simulated, and what there is to say: where arrivals come
+        from, what was passed over, what was left out. Raises ValueError as `published.read`."""
+        limit, path = self.max_context, Path(self.path)
+        if self.profile and not limit:
+            limit = most_tokens(profile(self.profile), self.drafts)
+        given = (x or None for x in (self.tpot, self.ttft, self.slowdown))
+        table = published.read(path, published.Objectives(*given), limit or None)
+        key = crc32(repr((path.resolve(), self)).encode())
+        out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
+        return str(published.write(table, out)), "; ".join(table.remarks)
+
+
+def most_tokens(hardware: Profile, drafts: int = 0) -> int:
+    """Tokens that the longest request may have."""
+    return min(hardware.max_context, hardware.kv_blocks * hardware.block_size - drafts)
+
+
 def described(asked: Question) -> str:
     """The question in words: workload, objectives by kind of request, hardware."""
     made, hardware, requests = build(asked.workload, 1.0, 1), asked.case.hardware, asked.requests()
@@ -115,7 +149,7 @@ def in_service(asked: Question) -> float:
     """
     case, hardware, requests = asked.case, asked.case.hardware, asked.requests()
     longest = max(requests, key=lambda r: r.context)
-    most = min(hardware.max_context, hardware.kv_blocks * hardware.block_size - asked.drafts)
+    most = most_tokens(hardware, asked.drafts)
     require(
         longest.context <= most, f"longest request of {longest.kind}", longest.context,
         f"at most {most} tokens on {hardware.name}",

@@ -146,3 +146,11 @@ def test_an_entry_without_a_name_is_named_by_its_file(root: Path, tmp_path: Path
     path = tmp_path / "eight.json"
     path.write_text("\ufeff" + json.dumps(entry))
     assert profile(str(path)).name == "eight"
+
+
+def test_the_gains_on_measured_profiles_are_what_the_readme_says(root: Path) -> None:
+    table: Frame = pd.read_csv(gpu.FOLDER / "capacity.csv")
+    text = " ".join((root / "README.md").read_text().split())
+    for name, label in zip(gpu.MODELS, ("OPT-6.7B", "OPT-13B", "Llama-3.1-8B"), strict=True):
+        gain = float(np.exp(np.log(table[table["profile"] == name]["ratio"]).mean()))
+        assert f"{gain:.2f}x with {label}" in text.replace("what the best other one does ", "")

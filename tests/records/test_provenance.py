@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_layout import loaded
 
 from slos.evaluation.capacity_search import search
 from slos.policies import OURS, POLICIES
-from slos.records.provenance import digests
+from slos.records.provenance import Code, digests
 
 ALL = {"", *POLICIES}
 PATIENCE = 600.0
@@ -103,6 +104,13 @@ def test_baselines_do_not_depend_on_our_algorithm(kit: Path) -> None:
     shutil.rmtree(kit / "slos" / "planning")
     after = digests(search, kit)
     assert {name for name in before if after[name] != before[name]} == {"", OURS}
+
+
+def test_whatever_a_run_loads_is_behind_its_rows(root: Path) -> None:
+    code, module = Code(root), search.__module__
+    ours = {name for name in loaded(root, f"import {module}") if name in code.paths}
+    packages = {name for name, path in code.paths.items() if path.name == "__init__.py"}
+    assert ours - packages <= {name for name, _ in code.behind(module, search.__name__, "")}
 
 
 def test_code_from_elsewhere_depends_on_everything(kit: Path) -> None:

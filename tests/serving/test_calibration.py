@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from laws import examples
 
 from slos.core.roofline import Plane, Roofline, scaled
 from slos.hardware.profiles import Profile, profile, save
@@ -68,7 +69,7 @@ def worst(mine: Roofline | None, true: Roofline, drafts: int = 0) -> float:
     return max(abs(mine.time(*x) / true.time(*x) - 1) for x in where)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(rooflines, st.booleans(), st.integers(0, 1000))
 def test_the_truth_is_found_under_noise(roofline, bent, seed):
     true = two(roofline) if bent else roofline
@@ -76,13 +77,13 @@ def test_the_truth_is_found_under_noise(roofline, bent, seed):
     assert worst(it.roofline, true) < 0.15, "three times the noise"
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(rooflines, st.integers(0, 1000))
 def test_without_noise_it_is_exact(true, seed):
     assert worst(learned(measured(true, 200, noise=0.0, seed=seed)).roofline, true) < 1e-6
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(rooflines, st.integers(0, 1000), st.floats(5, 100))
 def test_pauses_of_the_machine_do_not_bend_the_fit(true, seed, factor):
     rng = np.random.default_rng(seed)

@@ -20,7 +20,8 @@ import pytest
 
 from slos.core.attainment import Outcome, attainment
 from slos.core.types import Request
-from slos.evaluation.capacity_search import believed, capacity, hardware_of, scaled_slos, serve
+from slos.evaluation.capacity_search import capacity
+from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
 from slos.evaluation.stats import geometric_mean
 from slos.studies.timeline import with_burst
 from workloads import build
@@ -129,8 +130,9 @@ def outcomes(case: Case) -> list[Outcome]:
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     hardware = replace(hardware, kv_tokens=round(hardware.kv_tokens * case.kv_scale))
     return serve(
-        scaled_slos(requests, case.slo_scale), case.system, hardware, case.setting, case.replicas,
-        case.router, case.topology, belief=belief, noise=case.noise, max_drafts=case.drafts,
+        scaled_slos(requests, case.slo_scale), case.system, hardware, case.setting,
+        replicas=case.replicas, router=case.router, topology=case.topology, belief=belief,
+        noise=case.noise, max_drafts=case.drafts,
     )  # fmt: skip
 
 

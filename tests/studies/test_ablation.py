@@ -12,8 +12,9 @@ from laws import FAST, Lawful, Watch
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
 from slos.core.types import SLO, Batch, Request, Stage, View
-from slos.evaluation.capacity_search import Search, hardware_of, search, serve
+from slos.evaluation.capacity_search import Search, search
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS
+from slos.evaluation.runs import hardware_of, serve
 from slos.evaluation.sizes import SCALES
 from slos.evaluation.stats import by_scenario, over
 from slos.policies import OURS, make_policy

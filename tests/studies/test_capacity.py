@@ -14,8 +14,9 @@ import pytest
 
 from slos import files
 from slos.evaluation import grids, stats
-from slos.evaluation.capacity_search import Probe, Search, hardware_of, parse_setting, search, serve
+from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.grids import SETTINGS, searches
+from slos.evaluation.runs import hardware_of, parse_setting, serve
 from slos.evaluation.sizes import SIZES, Size, size_of
 from slos.evaluation.stats import capacities, geometric_means
 from slos.files import ROOT

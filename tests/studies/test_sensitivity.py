@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import Search, believed, scaled_slos
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.runs import believed, scaled_slos
 from slos.records.claims import Headline, upsert_headlines
 from slos.studies import bursts, performance, sensitivity, summary
 from slos.studies.timeline import Timeline, windows

@@ -8,8 +8,8 @@ import pytest
 from ipywidgets import VBox
 from traitlets import TraitError
 
-from slos.evaluation.capacity_search import hardware_of
 from slos.evaluation.plots import name_of
+from slos.evaluation.runs import hardware_of
 from slos.policies import POLICIES
 from slos.studies import sliders
 

@@ -1,0 +1,118 @@
+"""One simulated run of requests, a system with its setting, and hardware; and what may be changed:
+objectives, and what the policy believes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+from slos.core.attainment import Outcome
+from slos.core.lengths import Oracle
+from slos.core.roofline import Roofline, scaled
+from slos.core.types import SLO, Request, require
+from slos.hardware.profiles import Profile, profile, profiles
+from slos.policies.routers import make_router
+from slos.sim.cluster import cluster, link
+from slos.sim.simulator import Observer, stream
+from workloads.scenarios import by_name
+
+WHERE = {"replicas": 1, "topology": "", "router": "", "seed": 0, "belief": None}
+"""Where a system runs, unless said otherwise: see `slos.sim.cluster`, `slos.policies.routers`; and
+what the policies believe of the roofline, if not what is true."""
+
+
+def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
+    """The profile of that name, or the scenario's own, with its draft model if asked for;
+    ValueError if unknown."""
+    own = by_name(scenario)
+    name = name or (own.drafting if drafts else "") or own.profile
+    require(
+        bool(name),
+        "profile",
+        name,
+        f"given for {own.name}",
+        f"one of {', '.join(profiles())}, or a JSON file",
+    )
+    return profile(name)
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`"chunk=512,watermark=0.02"` to keyword arguments; numbers only."""
+    pairs = [part.split("=") for part in text.split(",") if part]
+    try:
+        return {
+            name.strip(): int(value) if value.strip().isdigit() else float(value)
+            for name, value in pairs
+        }
+    except ValueError:
+        raise ValueError(
+            f"setting {text!r} must read name=number, comma-separated, as in 'chunk=512'"
+        ) from None
+
+
+def serve(
+    requests: Sequence[Request],
+    system: str,
+    hardware: Profile,
+    setting: str = "",
+    observe: Observer | None = None,
+    **where: Any,
+) -> list[Outcome]:
+    """Simulate one system on a cluster.
+
+    where: as in `WHERE`, the others are fields of the worlds, as `max_drafts` and `acceptance`.
+    """
+    lengths = Oracle(requests)
+    replicas, topology, router, seed, belief = (where.pop(n, d) for n, d in WHERE.items())
+    settings = parse_setting(setting) | ({"roofline": belief} if belief else {})
+    nodes = cluster(system, hardware, lengths, replicas, topology, where, **settings)
+    chosen = make_router(router, hardware.roofline, lengths) if router else None
+    wire = link(hardware) if ":" in topology else None
+    return list(stream(requests, nodes, chosen, seed, wire, observe))
+
+
+def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
+    """The same requests with objectives `factor` times as long."""
+    require(factor > 0, "slo_scale", factor, "positive")
+
+    def loose(slo: SLO) -> SLO:
+        tightest = 1 / (slo.slowdown or inf)
+        require(
+            factor >= tightest,
+            "slo_scale",
+            factor,
+            f"at least {tightest:.3g} for a slowdown of {slo.slowdown}",
+        )
+        times = {
+            name: t * factor
+            for name in ("tpot", "ttft", "slowdown")
+            if (t := getattr(slo, name)) is not None
+        }
+        return replace(slo, **times)
+
+    return [
+        replace(r, stages=tuple(replace(s, slo=loose(s.slo)) for s in r.stages)) for r in requests
+    ]
+
+
+def believed(true: Roofline, text: str) -> Roofline:
+    """What `text` makes of the true roofline.
+
+    "scale=0.7" takes batches for so much shorter; "tile=1" does not know tiles, nor does
+    "smooth=1", which is right on the average; "k_ctx=0" knows no context. Raises ValueError for
+    unknown names.
+    """
+    changes, known = parse_setting(text), ("k_ctx", "scale", "smooth", "tile")
+    require(
+        changes.keys() <= set(known),
+        "belief",
+        text,
+        f"made of {', '.join(known)}",
+        "write name=number",
+    )
+    if changes.pop("smooth", 0):
+        planes = tuple(replace(p, b=p.b + p.k1 * (true.tile - 1) / 2) for p in true.planes)
+        true = replace(true, planes=planes, tile=1)
+    return replace(scaled(true, changes.pop("scale", 1.0)), **changes)
