@@ -194,7 +194,7 @@ class Lawful:
             for id in [id for id in spoke if id in self.here and self.left(id) == 1]:
                 self.sends(id, step.end, self.here.pop(id))
         assert {o.id for o in done} == finished and len(done) == len(finished)
-        self.check(step.end, replica.waiting, replica.running, replica.free, replica.lent)
+        self.check(step.end, replica.waiting, replica.running, replica.kv.free, replica.kv.lent)
 
     def end(self, outcomes: Sequence[Outcome]) -> None:
         assert not self.here and not self.away and not self.fetched, "somebody was left behind"

@@ -57,7 +57,6 @@ class Live:
 
     request: Request
     progress: Progress
-    blocks: int = 0
     first: float = 0.0
     ttft: float = 0.0
     ttft_slo: float = 0.0

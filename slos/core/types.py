@@ -14,6 +14,7 @@ from inspect import signature
 from math import inf
 from typing import Any, Protocol
 
+QUOTED = 200  # characters of a value in a message, at the most
 NEVER = inf
 """A time that does not come."""
 
@@ -21,7 +22,9 @@ NEVER = inf
 def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
     """Raise `ValueError` naming the value, its bound and the cure unless `ok`."""
     if not ok:
-        raise ValueError(f"{name} = {value!r} must be {bound}{'; ' + cure if cure else ''}")
+        shown = repr(value)
+        shown = shown if len(shown) <= QUOTED else shown[: QUOTED - 3] + "..."
+        raise ValueError(f"{name} = {shown} must be {bound}{'; ' + cure if cure else ''}")
 
 
 def make(

@@ -66,11 +66,11 @@ def serve(
     """
     lengths = Oracle(requests)
     replicas, topology, router, seed, belief = (where.pop(n, d) for n, d in WHERE.items())
-    settings = parse_setting(setting)
-    nodes = cluster(system, hardware, lengths, replicas, topology, belief, where, **settings)
+    settings = parse_setting(setting) | ({"roofline": belief} if belief else {})
+    nodes = cluster(system, hardware, lengths, replicas, topology, where, **settings)
     chosen = make_router(router, hardware.roofline, lengths) if router else None
     wire = link(hardware) if ":" in topology else None
-    return list(stream(requests, nodes, chosen, seed, wire, observe, hardware.roofline))
+    return list(stream(requests, nodes, chosen, seed, wire, observe))
 
 
 def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -21,14 +23,16 @@ from typing import Any
 
 import aiohttp
 
-from slos.core.types import Load
-from slos.policies.routers import make_router
+from slos.core.types import Load, require
+from slos.policies.routers import LeastLoaded, make_router
+from slos.serving.calls import FROM
 from slos.serving.load_report import Report
 from slos.serving.middleware import fields_of, refusal
 from slos.serving.objectives import parse
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
+logger = logging.getLogger(__name__)
 GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
@@ -97,6 +101,7 @@ class Fleet:
         lengths: Any = SimpleNamespace(remaining=lambda progress: self.routed.max_tokens)
         self.make = partial(make_router, router, lengths=lengths, **options)
         self.router: Any = None
+        self.fallback, self.failed = LeastLoaded(), False
         self.routed: Any = None  # the call for which the router is asked
         self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
 
@@ -113,17 +118,23 @@ class Fleet:
         roofline = next((r.roofline for r in reports.values() if r and r.roofline), None)
         if roofline is None or None in reports.values():  # until the engines know themselves
             return [min(reports, key=lambda name: len(self.open[name]))]
-        if self.router is None:
-            self.router = self.make(roofline)
-        elif getattr(self.router, "roofline", roofline) != roofline:
-            self.router = replace(self.router, roofline=roofline)
-        self.routed = asked
-        progress = Tracked.of(
-            asked, parse(asked.fields.get("vllm_xargs"), self.default), roofline
-        ).progress
-        return list(
-            self.router.rank(progress, [self.load(n, r, now) for n, r in reports.items() if r])
-        )
+        objectives = parse(asked.fields.get("vllm_xargs"), self.default)
+        progress = Tracked.of(asked, objectives, roofline).progress
+        loads = [self.load(name, report, now) for name, report in reports.items() if report]
+        try:
+            if self.router is None:
+                self.router = self.make(roofline)
+            elif getattr(self.router, "roofline", roofline) != roofline:
+                self.router = replace(self.router, roofline=roofline)
+            self.routed = asked
+            route = list(self.router.rank(progress, loads))
+            require(bool(route) and reports.keys() >= set(route), "route", route, "of replicas")
+            return route
+        except Exception:  # a request that waits for a router waits for ever
+            if not self.failed:
+                logger.exception("the router failed: such requests go to the least loaded")
+            self.failed = True
+            return self.fallback.rank(progress, loads)
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
@@ -159,12 +170,15 @@ def declined(text: bytes) -> bool | None:
     return None
 
 
-async def answered(session: aiohttp.ClientSession, url: str, asked: Asked) -> AsyncIterator[Any]:
+async def answered(
+    session: aiohttp.ClientSession, url: str, asked: Asked, secret: str = ""
+) -> AsyncIterator[Any]:
     """An engine's answer: status and content type, then bytes, of a stream whole events; or
-    `PASSED`."""
+    `PASSED`. secret: by which the engine knows that objectives come from its router."""
     leaves = len(asked.route) > 1
+    headers = asked.headers | ({FROM: secret} if asked.fields and secret else {})
     async with session.request(
-        asked.method, url + asked.path, data=asked.sent(), headers=asked.headers
+        asked.method, url + asked.path, data=asked.sent(), headers=headers
     ) as response:
         head = response.status, response.headers.get("content-type", "application/json")
         if not head[1].startswith("text/event-stream"):
@@ -237,6 +251,35 @@ async def relay(
             asked.route.clear()
         finally:
             await parts.aclose()  # type: ignore[attr-defined]
+
+
+async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """An answer that ends with an error when the server closes."""
+    closed, begun, why = (
+        asyncio.ensure_future(closing.wait()),
+        False,
+        failure("the server shuts down"),
+    )
+    part: asyncio.Future[Any] = closed
+    try:
+        while True:
+            part = asyncio.ensure_future(anext(parts, None))  # type: ignore[arg-type]
+            await asyncio.wait((part, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not part.done():
+                break
+            if (found := part.result()) is None:
+                return
+            begun = True
+            yield found
+        if not begun:
+            yield 503, "application/json"
+        yield b"data: " + why + b"\n\ndata: [DONE]\n\n" if begun else why
+    finally:
+        for future in (closed, part):
+            future.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await part
+        await parts.aclose()  # type: ignore[attr-defined]
 
 
 def failure(message: str) -> bytes:

@@ -10,6 +10,7 @@ machines have the kit installed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import signal
 import subprocess
@@ -32,14 +33,19 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from slos.core.types import require
-from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
+from slos.serving.calls import SECRET, secret
 from slos.serving.load_report import Report
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
+# seconds that an engine may be silent while a request waits for it; then it is taken for hung
+SILENT = 20.0
+FAILED = "~~~ engine ~~~\n"  # before and after them
+LINES = 15  # of an engine that does not start, which are shown
 # requests that a replica may be sent at once: to hold some back is its scheduler's affair
 MANY = 100_000
 
@@ -82,26 +88,23 @@ class Replica:
         log = Path(self.folder.name) / "engine.log"
         port = str(launch.free_port())
         self.url = f"http://127.0.0.1:{port}"
-        own = [
-            "--load",
-            str(self.report),
-            "--port",
-            port,
-            "--host",
-            "127.0.0.1",
-            "--no-calibrate",
-            "--leash",
-        ]
+        own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1"]
+        own += ["--no-calibrate", "--leash"]
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
-            self.engine = subprocess.Popen(command, start_new_session=True, **pipes)
-        launch.wait(self.url, self.engine, log)
+            env = os.environ | {SECRET: secret(), launch.LEASHED: self.folder.name}
+            self.engine = subprocess.Popen(command, start_new_session=True, env=env, **pipes)
+        try:
+            launch.wait(self.url, self.engine, log, own=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"{FAILED}{last_lines(log)}{FAILED}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
-        *_, calibrated = launch.arguments(argv)
-        if calibrated:
-            launch.calibrate(self.url)
+        started = launch.arguments(argv)
+        if started.calibrates:
+            launch.calibrate(self.url, key=started.key, own=True)
         self.session: aiohttp.ClientSession | None = None
+        self.waits: dict[str, float] = {}  # since when a call waits for the engine's next word
 
     def _end_with_engine(self) -> None:
         self.engine.wait()
@@ -118,8 +121,14 @@ class Replica:
         if self.session is None:
             never, unlimited = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
             self.session = aiohttp.ClientSession(timeout=never, connector=unlimited)
-        async for part in answered(self.session, self.url, asked):
-            yield part
+        try:
+            self.waits[asked.request_id] = time.time()
+            async for part in answered(self.session, self.url, asked, secret()):
+                self.waits.pop(asked.request_id, None)  # now it waits for its client
+                yield part
+                self.waits[asked.request_id] = time.time()
+        finally:
+            self.waits.pop(asked.request_id, None)
 
     def record_routing_stats(self) -> dict[str, Any]:
         return {"report": Report.parse(self.report.read_text())} if self.report.exists() else {}
@@ -127,6 +136,14 @@ class Replica:
     def check_health(self) -> None:
         with urlopen(f"{self.url}/health", timeout=20):
             pass
+        self.hears_from_engine()
+
+    def hears_from_engine(self) -> None:
+        """Raises ValueError where requests wait for an engine that schedules no more."""
+        if self.waits and self.report.exists():
+            heard = max(min(self.waits.values()), self.report.stat().st_mtime)
+            silent = time.time() - heard
+            require(silent < SILENT, "engine: seconds of silence", silent, f"under {SILENT:g}")
 
 
 class Gateway:
@@ -134,6 +151,10 @@ class Gateway:
 
     def __init__(self, replicas: Any, patience: float) -> None:
         self.replicas, self.patience = replicas.options(stream=True), patience
+        self.closing = asyncio.Event()
+
+    async def end_streams(self) -> None:
+        self.closing.set()
 
     async def ask(self, asked: Asked) -> AsyncIterator[Any]:
         answer = self.replicas.answer.remote(asked)
@@ -149,7 +170,7 @@ class Gateway:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
         except ValueError as error:
             return refusal(str(error))
-        parts = relay(asked, self.ask, self.patience)
+        parts = until(self.closing, relay(asked, self.ask, self.patience))
         status, kind = await anext(parts)
         told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
         return StreamingResponse(parts, status, {"content-type": kind} | told)
@@ -169,12 +190,28 @@ def application(
         Replica, num_replicas=replicas, max_ongoing_requests=MANY,
         request_router_config=RequestRouterConfig(**routing),
         ray_actor_options={"num_cpus": 0, "num_gpus": gpus}, health_check_period_s=5,
-        health_check_timeout_s=30, graceful_shutdown_timeout_s=10,
+        health_check_timeout_s=30, graceful_shutdown_timeout_s=3, max_constructor_retry_count=1,
     )  # fmt: skip
     gateway = serve.deployment(
-        Gateway, max_ongoing_requests=MANY, ray_actor_options={"num_cpus": 0}
-    )
+        Gateway, max_ongoing_requests=MANY, ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=3,
+    )  # fmt: skip
     return gateway.bind(engines.bind(list(argv)), patience)
+
+
+def last_lines(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-LINES:])
+
+
+def why_not_started() -> str:
+    """The last lines of an engine that did not start, as its replica had them."""
+    app = serve.status().applications.get("slos")
+    for deployment in app.deployments.values() if app else ():
+        if deployment.message.count(FAILED) >= 2:
+            return (
+                "an engine did not start; its last lines:\n" + deployment.message.split(FAILED)[1]
+            )
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
         require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
-        _, settings, _ = launch.arguments(rest)
+        started = launch.arguments(rest)
+        for option in ("--uds", "--ssl-certfile"):
+            cure = "leave it out: replicas are reached on this machine"
+            require(option not in started.argv, "option", option, "one of a single server", cure)
+        launch.require_free(given.host, given.port)
+        settings = started.settings
         default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
         hops = {} if given.hops is None else {"hops": given.hops}
         router = {"router": given.router, "options": hops, "default": default}
@@ -213,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # ms, s: a busy machine takes longer than Ray waits by itself
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
     ray.init(log_to_driver=False, **here)  # type: ignore[arg-type]
     gpus = (
@@ -221,15 +266,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve.start(http_options={"host": given.host, "port": given.port})
-        serve.run(
-            application([given.model, *rest], given.replicas, router, gpus, given.patience),
-            name="slos",
-        )
+        app = application([given.model, *rest], given.replicas, router, gpus, given.patience)
+        try:
+            handle = serve.run(app, name="slos")
+        except RuntimeError as error:
+            print(f"slos.fleet: {why_not_started() or error}", file=sys.stderr)
+            return 1
         print(
             f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}",
             flush=True,
         )
-        threading.Event().wait()
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            handle.end_streams.remote().result(timeout_s=3)
+            raise
     except KeyboardInterrupt:
         return 0
     finally:

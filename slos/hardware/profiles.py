@@ -7,12 +7,15 @@ import json
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 from slos.files import write_whole
+
+SLOWEST = 2.0  # seconds that a step of one token may take; in milliseconds it would be more
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +82,20 @@ def _parse(name: str, raw: dict) -> Profile:
         fits = type(value).__name__ in (kinds[k], "int" if kinds[k] == "float" else "")
         require(fits, f"{name}: {k}", value, f"of type {kinds[k]}")
     for p in raw["planes"]:
-        good = isinstance(p, list) and len(p) == 3 and all(isinstance(x, int | float) for x in p)
-        require(good, f"{name}: plane", p, "three numbers", "give k1, k2 and b in seconds")
-    planes = tuple(Plane(*p) for p in raw["planes"])
+        good = isinstance(p, list) and len(p) == 3 and all(_finite(x) for x in p)
+        require(good, f"{name}: plane", p, "three finite numbers", "give k1, k2 and b in seconds")
+    k_ctx = raw.get("k_ctx", 0.0)
+    require(_finite(k_ctx), f"{name}: k_ctx", k_ctx, "a finite number")
+    roofline = Roofline(tuple(Plane(*p) for p in raw["planes"]), k_ctx, raw.get("tile", 1))
+    step = roofline.time(1)
+    bound = f"at most {SLOWEST:g} s"
+    require(step <= SLOWEST, f"{name}: the step of one token", step, bound, "planes in seconds?")
     rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
-    return Profile(
-        name, roofline=Roofline(planes, raw.get("k_ctx", 0.0), raw.get("tile", 1)), **rest
-    )
+    return Profile(name, roofline=roofline, **rest)
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and isfinite(x)
 
 
 @cache

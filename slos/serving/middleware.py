@@ -1,36 +1,65 @@
-"""Objectives in HTTP: bodies, headers and refusals."""
+"""Objectives in HTTP: bodies, headers and refusals; and who may say what."""
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from slos.core.types import SLO
-from slos.serving.objectives import PREFIX, Objectives, Phase, parse
+from slos.core.types import SLO, require
+from slos.serving.calls import FROM, PROVE, proof, secret
+from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
+
+OTHERS = ("/tokenize", "/detokenize")  # calls that generate nothing
+ELSEWHERE = ("extra_body", "extra_args", "sampling_params", "xargs")  # where they do not belong
+NEAR = re.compile(r"\s*(x[-_ ])?slos?([-_ .].*|ttft|tpot)?", re.IGNORECASE | re.DOTALL)
+DEFAULT = Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),))
 
 
-def fields_of(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+def fields_of(body: bytes, headers: Mapping[str, str], router: bool = False) -> dict[str, Any]:
     """The fields of a call, with the objectives of its `x-slo-*` headers among its `vllm_xargs`.
 
-    Raises ValueError for malformed ones; of what is no JSON object there are none, and the server
-    says what is wrong.
+    router: whether it comes from the router that started this server. Raises ValueError for
+    objectives that are malformed or out of place; of what is no JSON object there are no fields,
+    and the server says what is wrong.
     """
-    given = {
-        k.removeprefix("x-").replace("-", "_"): v
-        for k, v in headers.items()
-        if k.startswith("x-slo-")
-    }
     try:
         fields = json.loads(body)
-        xargs = (fields.get("vllm_xargs") or {}) | given
-    except (ValueError, AttributeError, TypeError, RecursionError):
+        xargs = fields.get("vllm_xargs") or {}
+        given = xargs | _of_headers(headers)
+    except (AttributeError, TypeError, RecursionError, UnicodeError, json.JSONDecodeError):
         return {}
-    parse(xargs, Objectives((Phase(SLO(tpot=1.0, ttft=1.0)),)))
-    return fields | {"vllm_xargs": xargs}
+    inner = fields.get("sampling_params")
+    inner = inner.get("extra_args") if isinstance(inner, dict) else None
+    for name, value in fields.items():
+        _refuse_near((name,), "a place in vllm_xargs, or an x-slo-* header")
+        if isinstance(value, dict) and name in ELSEWHERE:
+            _refuse_near(value, "a place in vllm_xargs, or an x-slo-* header")
+    for some in (given, inner if isinstance(inner, dict) else {}):
+        _refuse_near(set(some) - set(FIELDS), f"one of {', '.join(FIELDS)}")
+        for name in () if router else ROUTERS:
+            require(name not in some, name, some.get(name), "left out", "it is a router's to say")
+        parse(some, DEFAULT)
+    return fields | {"vllm_xargs": given}
+
+
+def _of_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    found = {k: v for k, v in headers.items() if NEAR.fullmatch(k)}
+    for name in found:
+        known = name.startswith("x-slo-") and "_" not in name
+        require(known, "header", name, "one such as x-slo-ttft")
+    return {k.removeprefix("x-").replace("-", "_"): v for k, v in found.items()}
+
+
+def _refuse_near(names: Iterable[str], bound: str) -> None:
+    """Objectives that would be overlooked are refused."""
+    for name in names:
+        require(not NEAR.fullmatch(name), "field", name, bound)
 
 
 def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
@@ -52,31 +81,66 @@ class CheckObjectives:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if (
-            scope["type"] != "http"
-            or scope["method"] != "POST"
-            or not scope["path"].startswith("/v1/")
-        ):
+        if scope["type"] != "http" or scope["path"].endswith(OTHERS):
             return await self.app(scope, receive, send)
         request = Request(scope, receive)
+        if challenge := request.headers.get(PROVE):
+            send = _with_header(send, PROVE, proof(secret(), challenge))
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        shown = request.headers.get(FROM, "").encode()
         try:
             body = await request.body()
-            if PREFIX.encode() in body or any(
-                name.startswith("x-slo-") for name in request.headers
-            ):
-                fields = fields_of(body, request.headers)
-                body = json.dumps(fields).encode() if fields else body
+            router = hmac.compare_digest(shown, secret().encode())
+            fields = fields_of(body, request.headers, router)
         except ValueError as error:
-            return await refusal(str(error))(scope, receive, send)
+            return await self._refuse(str(error), scope, send)
         except ClientDisconnect:
             return
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        if fields and any(NEAR.fullmatch(name) for name in request.headers):
+            body = json.dumps(fields).encode()
+        await self.app(_sized(scope, body), _once(body, receive), send)
 
-        async def replay() -> Any:
-            return messages.pop() if messages else await receive()
+    async def _refuse(self, message: str, scope: Any, send: Any) -> None:
+        """HTTP 400; but an answer of 401 or 403 where the server would not look at the caller."""
+        held: list[Any] = []
 
-        length = (b"content-length", str(len(body)).encode())
-        headers = [header for header in scope["headers"] if header[0] != b"content-length"] + [
-            length
-        ]
-        await self.app(scope | {"headers": headers}, replay, send)
+        async def hold(message: Any) -> None:
+            held.append(message)
+
+        await self.app(_sized(scope, b""), _once(b"", _gone), hold)
+        if held and held[0].get("status") in (401, 403):
+            for part in held:
+                await send(part)
+        else:
+            await refusal(message)(scope, _gone, send)
+
+
+async def _gone() -> Any:
+    return {"type": "http.disconnect"}
+
+
+def _sized(scope: Any, body: bytes) -> Any:
+    """The scope of the same call with another body."""
+    headers = [header for header in scope["headers"] if header[0] != b"content-length"]
+    return scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
+
+
+def _once(body: bytes, then: Any) -> Any:
+    """Receives a body that is already here, then what `then` does."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await then()
+
+    return receive
+
+
+def _with_header(send: Any, name: str, value: str) -> Any:
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            extra = (name.encode(), value.encode())
+            message = message | {"headers": [*message.get("headers", ()), extra]}
+        await send(message)
+
+    return sent

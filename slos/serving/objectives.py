@@ -4,10 +4,10 @@
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
 per token), `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
-`tokens` tokens. What stands before several servers may add `slo_arrival` (seconds since the epoch:
-when the request first came) and `slo_elsewhere` (1: rather than as best effort, end it with
-`finish_reason` "abort", since another server is asked). Over HTTP, headers such as `x-slo-ttft: 2`
-say the same, where the server runs `CheckObjectives`.
+`tokens` tokens. The router before several servers, and over HTTP it alone, may add `slo_arrival`
+(seconds since the epoch: when the request first came) and `slo_elsewhere` (1: rather than as best
+effort, end it with `finish_reason` "abort", since another server is asked). Over HTTP, headers such
+as `x-slo-ttft: 2` say the same, where the server runs `CheckObjectives`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ from typing import Any
 from slos.core.types import SLO, Stage, require
 
 PREFIX = "slo_"
-FIELDS = (
-    "slo_ttft",
-    "slo_slowdown",
-    "slo_tpot",
-    "slo_value",
-    "slo_stages",
-    "slo_arrival",
-    "slo_elsewhere",
-)
+ROUTERS = ("slo_arrival", "slo_elsewhere")  # fields that are a router's to say
+FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages", *ROUTERS)
+LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
+STAGES = 64  # of one request, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ class Objectives:
     elsewhere: bool = False
 
     def __post_init__(self) -> None:
-        require(self.value > 0, "slo_value", self.value, "positive")
+        require(0 < self.value <= MOST, "slo_value", self.value, f"positive, at most {MOST:g}")
 
     def later_tpot(self, phase: int) -> float:
         """The smallest TPOT of the phases after `phase`, infinite if there are none."""
@@ -89,8 +84,9 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
         )
         phases = _stages(given["slo_stages"])
     elif "slo_tpot" in given:
-        phases = (Phase(_slo(PREFIX, numbers["slo_tpot"])),)
-    phases = (replace(phases[0], slo=_slo(PREFIX, phases[0].slo.tpot, ttft, slowdown)), *phases[1:])
+        phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)
+    slo = bounded(PREFIX, phases[0].slo.tpot, ttft, slowdown)
+    phases = (replace(phases[0], slo=slo), *phases[1:])
     value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
     return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere)
 
@@ -127,7 +123,16 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _slo(prefix: str, tpot: float, ttft: float | None = None, slowdown: float | None = None) -> SLO:
+def bounded(
+    prefix: str, tpot: float, ttft: float | None = None, slowdown: float | None = None
+) -> SLO:
+    """Objectives as a client may have them. Raises ValueError that names `prefix` and the field."""
+    seconds = f"positive, {LEAST:g} to {MOST:g} seconds"
+    for name, value in (("tpot", tpot), ("ttft", ttft)):
+        require(value is None or LEAST <= value <= MOST, f"{prefix}{name}", value, seconds)
+    times = f"at least 1 (times zero load), at most {MOST:g}"
+    good = slowdown is None or 1 <= slowdown <= MOST
+    require(good, f"{prefix}slowdown", slowdown, times)
     try:
         return SLO(tpot, ttft, slowdown)
     except ValueError as error:
@@ -143,6 +148,7 @@ def _stages(text: Any) -> tuple[Phase, ...]:
         isinstance(raw, list) and len(raw) > 0 and all(isinstance(fields, dict) for fields in raw)
     )
     require(objects, "slo_stages", text, "a JSON list of at least one object")
+    require(len(raw) <= STAGES, "slo_stages", text, f"at most {STAGES} stages")
     return tuple(
         _phase(f"slo_stages[{i}]", fields, i + 1 == len(raw)) for i, fields in enumerate(raw)
     )
@@ -168,7 +174,7 @@ def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
     )
     require(last == (len(fields) == 1), name, fields, bound)
     return Phase(
-        _slo(f"{name}.", _number(f"{name}.tpot", fields["tpot"])),
+        bounded(f"{name}.", _number(f"{name}.tpot", fields["tpot"])),
         fields.get("until"),
         fields.get("tokens"),
     )

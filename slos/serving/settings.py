@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from slos.core.types import SLO, require
-from slos.serving.objectives import Objectives, Phase
+from slos.core.types import require
+from slos.serving.objectives import Objectives, Phase, bounded
 
 NUMBER = (int, float)
 
@@ -82,4 +82,4 @@ class Settings:
     @property
     def objectives(self) -> Objectives:
         slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
-        return Objectives((Phase(SLO(self.tpot, self.ttft, slowdown)),), self.value)
+        return Objectives((Phase(bounded("", self.tpot, self.ttft, slowdown)),), self.value)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 VOCABULARY = 512
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"  # a template
 
 
 def write(
@@ -56,7 +57,9 @@ def write(
         show_progress=False,
     )
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, chat_template=CHAT, **special
+    ).save_pretrained(folder)
     return folder
 
 

@@ -10,10 +10,12 @@ vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from operator import attrgetter, index
@@ -88,6 +90,7 @@ class SLOScheduler(AsyncScheduler):
         # start, tokens, draft steps, context of steps
         self.flying: deque[tuple[float, int, int, int]] = deque()
         self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
+        self.warned: set[str] = set()  # of what failed beside scheduling
         self.passed: list[Request] = []  # declined before they started, for another replica
         start = profile(self.settings.profile) if self.settings.profile else None
         self.learned = Learned(
@@ -152,12 +155,27 @@ class SLOScheduler(AsyncScheduler):
     def _tell(self, now: float) -> None:
         """Write the load for a router, if one is there: at once where all is done, else every
         `TELL` seconds."""
-        if self.settings.load and (now >= self.told + TELL or not self.tracked):
-            flown, self.told = self._flown(now), now
+        if not self.settings.load or (now < self.told + TELL and self.tracked):
+            return
+        self.told, path = now, Path(self.settings.load)
+        with self._beside("the report of the load"):
+            if path.exists():
+                os.utime(path)  # a sign of life, even where the disk is full
             load = load_of(
-                self.tracked.values(), len(self.running), flown, *self._blocks(), self.block_size
-            )
-            Report(load, now, self.learned.cautious).write(Path(self.settings.load))
+                self.tracked.values(), len(self.running), self._flown(now), *self._blocks(),
+                self.block_size,
+            )  # fmt: skip
+            Report(load, now, self.learned.cautious).write(path)
+
+    @contextmanager
+    def _beside(self, what: str) -> Iterator[None]:
+        """Around what is not scheduling: a failure there is logged once, and the engine goes on."""
+        try:
+            yield
+        except Exception:
+            if what not in self.warned:
+                logger.exception("%s failed; the engine goes on without", what)
+            self.warned.add(what)
 
     def _decide(self, now: float) -> Batch | None:
         """The policy's answer, checked; None where vLLM is to schedule this step by itself, or
@@ -182,7 +200,9 @@ class SLOScheduler(AsyncScheduler):
                 min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each"
             )
             return replace(batch, tokens={id: n for id, n in tokens.items() if n})
-        except Exception:
+        except BaseException as error:  # a policy may raise SystemExit and its like as well
+            if isinstance(error, KeyboardInterrupt):
+                raise
             if not self.failed:
                 logger.exception(
                     "the policy %s failed: vLLM schedules such steps by itself",
@@ -296,8 +316,9 @@ class SLOScheduler(AsyncScheduler):
         if scheduler_output.num_scheduled_tokens and self.flying:
             begin, tokens, drafts, context = self.flying.popleft()
             seconds, self.last_end = now - max(begin, self.last_end), now
-            if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
-                self.fitter.submit(self._refit, self.learned.steps)
+            with self._beside("learning from steps"):
+                if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
+                    self.fitter.submit(self._refit, self.learned.steps)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:
             if id in self.tracked:
@@ -306,7 +327,8 @@ class SLOScheduler(AsyncScheduler):
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
             out.setdefault(r.client_index, EngineCoreOutputs()).outputs.append(end)
-        self._believe()
+        with self._beside("planning with what was learned"):
+            self._believe()
         return out
 
     def _refit(self, steps: list[Measured]) -> None:

@@ -18,8 +18,9 @@ from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
 from slos.policies import make_policy
-from slos.sim.replica import Replica, World
+from slos.sim.replica import Replica
 from slos.sim.simulator import Link
+from slos.sim.world import World
 
 KV_BYTES = {
     "OPT-6.7B": 2 * 2 * 32 * 4096,
@@ -77,24 +78,23 @@ def cluster(
     lengths: LengthPredictor,
     replicas: int = 1,
     topology: str = "",
-    belief: Roofline | None = None,
-    changes: Mapping[str, float] | None = None,
+    changes: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Replica]:
-    """`replicas` times a topology, each of the replicas with a fresh policy that believes what is
-    true, or `belief`.
+    """`replicas` times a topology, each of the replicas with a fresh policy.
 
-    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies.
+    changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies;
+    `roofline` among them is what they believe, by default what is true.
     """
     require(replicas >= 1, "replicas", replicas, "at least 1")
-    seats = 1
+    fields = {"max_seqs": SEATS, "zero_load": hardware.roofline, **(changes or {})}
     if topology == POOLED:
-        hardware, replicas, seats = pooled(hardware, replicas), 1, replicas
-    nodes, world = [], World.of(hardware, max_seqs=SEATS * seats, **(changes or {}))
-    kinds = roles(topology) * replicas
+        fields["max_seqs"], hardware, replicas = SEATS * replicas, pooled(hardware, replicas), 1
+    world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
+    nodes, kinds = [], roles(topology) * replicas
     for i, role in enumerate(kinds):
         expected = FirstToken() if role == "prefill" else lengths
-        policy = make_policy(system, belief or hardware.roofline, expected, **settings)
+        policy = make_policy(system, lengths=expected, **settings)
         nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
 

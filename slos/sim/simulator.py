@@ -8,7 +8,6 @@ arrive and forgotten when they are served: memory grows with those that are live
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,10 @@ from itertools import count
 from math import inf
 from random import Random
 
-import numpy as np
-
 from slos.core.attainment import Live, Outcome
-from slos.core.roofline import Roofline
 from slos.core.types import Load, Policy, Progress, Request, Router, require
-from slos.sim.replica import Replica, Step, World
+from slos.sim.replica import Replica
+from slos.sim.world import Step, World
 
 __all__ = ["Link", "Observer", "Replica", "Step", "World", "simulate", "stream"]
 Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
@@ -68,19 +65,15 @@ def stream(
     seed: int = 0,
     link: Link | None = None,
     observe: Observer | None = None,
-    zero_load: Roofline | None = None,
 ) -> Iterator[Outcome]:
     """Serve `requests`, sorted by arrival, on fresh replicas that share one clock; outcomes as they
     finish.
 
     router: asked at every arrival, at that of a stage after a wait, and at every hand-over; one
     replica needs none. link: between prefill and decode replicas, without it a hand-over takes no
-    time. zero_load: by which objectives that are slowdowns become seconds, by default the first
-    replica's.
+    time. Objectives that are slowdowns become seconds by the first replica's world.
     """
-    return _Run(replicas, router, seed, link or Link(0.0, 1.0), observe, zero_load).outcomes(
-        requests
-    )
+    return _Run(replicas, router, seed, link or Link(0.0, 1.0), observe).outcomes(requests)
 
 
 class _Loads(Sequence[Load]):
@@ -98,40 +91,29 @@ class _Loads(Sequence[Load]):
 
 
 class _Run:
-    """The clock, the heaps of what is to come, and who lives where."""
+    """The clock, the heaps of what is to come, and which replica a request goes to."""
 
     def __init__(
         self, replicas: Sequence[Replica], router: Router | None, seed: int, link: Link,
-        observe: Observer | None, zero_load: Roofline | None,
+        observe: Observer | None,
     ) -> None:  # fmt: skip
-        self.replicas, self.router, self.seed, self.link = replicas, router, seed, link
-        self.observe = observe
+        self.replicas, self.router, self.seed = replicas, router, seed
+        self.link, self.observe = link, observe
         self.index = {r.name: i for i, r in enumerate(replicas)}
         names, roles = [r.name for r in replicas], {r.role for r in replicas}
-        require(
-            0 < len(names) == len(self.index), "replicas", names, "at least one, of different names"
-        )
-        require(
-            roles >= {"prefill", "decode"} or roles == {""},
-            "roles",
-            roles,
-            "prefill beside decode",
-            "add one",
-        )
+        distinct = 0 < len(names) == len(self.index)
+        require(distinct, "replicas", names, "at least one, of different names")
+        whole = roles >= {"prefill", "decode"} or roles == {""}
+        require(whole, "roles", roles, "prefill beside decode", "add one")
         self.entry = [r for r in replicas if r.role != "decode"]
         self.decode = [r for r in replicas if r.role == "decode"]
-        choice = len(self.entry) > 1 or len(self.decode) > 1
-        require(
-            router is not None or not choice,
-            "router",
-            router,
-            "given where there are several to choose from",
-        )
+        routed = router is not None or max(len(self.entry), len(self.decode)) == 1
+        require(routed, "router", router, "given where there are several to choose from")
         for i, r in enumerate(replicas):
-            r.rng = np.random.default_rng([seed, i] if i else seed)
-        self.roofline = zero_load or self.entry[0].world.roofline
+            r.seed([seed, i] if i else seed)
+        self.zero_load = self.entry[0].world.zero_load or self.entry[0].world.roofline
         self.caches = {(r.world.kv_blocks, r.world.block_size) for r in replicas}
-        # a heap; an entry holds while that replica's step still ends then
+        # a heap; an entry holds while that replica's flight still ends then
         self.ends: list[tuple[float, int]] = []
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
         self.order = count()
@@ -173,71 +155,92 @@ class _Run:
     def _next_end(self) -> float:
         while self.ends:
             time, i = self.ends[0]
-            ends = self.replicas[i].ends
+            ends = self.replicas[i].flight.ends
             if ends and ends[-1] == time:
                 return time
             heapq.heappop(self.ends)
         return inf
 
     def _touch(self, replica: Replica) -> None:
+        """Its policy is asked when its flight ends, which may be earlier than it was."""
         i = self.index[replica.name]
         self.touched.add(i)
-        if replica.ends:
-            heapq.heappush(self.ends, (replica.ends[-1], i))
+        if replica.flight.ends:
+            heapq.heappush(self.ends, (replica.flight.end, i))
+
+    def _at(self, time: float, action: Callable[[float], None]) -> None:
+        heapq.heappush(self.later, (time, next(self.order), action))
+
+    # Steps
 
     def _end_steps(self, now: float) -> list[tuple[Replica, Step, tuple[Outcome, ...]]]:
-        """Account for all steps that end now, those within a run of repeated ones included; what to
-        observe."""
+        """Account for all steps that end now, those within a leap included; what to observe."""
         if len(self.replicas) > 1:
             for r in self.replicas:
-                if len(r.ends) > 1 and r.ends[bisect_left(r.ends, now)] == now:
-                    r.cut(now)
+                if r.flight.ends_within(now):
+                    r.flight.cut(now)
                     self._touch(r)
         observed = []
         while self._next_end() == now:
             r = self.replicas[heapq.heappop(self.ends)[1]]
             step, before = r.describe() if self.observe else None, len(self.done)
-            sent = r.batch.tokens.items() if r.role == "prefill" else ()
+            sent = r.flight.tokens.items() if r.role == "prefill" else ()
             first = [r.live[id] for id, n in sent if n >= r.live[id].progress.left]
             for live in r.finish():
-                stages, following = live.request.stages, live.progress.stage + 1
-                if following == len(stages):
-                    r.release(live)
-                    self.ids.remove(live.request.id)
-                    self.done.append(live.outcome(now))
-                elif stages[following].wait:
-                    r.release(live)
-                    self._at(now + stages[following].wait, partial(self._arrive, live, following))
-                else:
-                    live.start_stage(following, now, self.roofline)
-            self._hand_over(r, first, now)
+                self._end_stage(live, r, now)
+            for live in first:
+                if live.request.id in r.live and live.progress.left == 1:
+                    self._hand_over(live, r, now)
             self._touch(r)
             if step:
                 observed.append((r, step, tuple(self.done[before:])))
         return observed
 
-    def _at(self, time: float, action: Callable[[float], None]) -> None:
-        heapq.heappush(self.later, (time, next(self.order), action))
+    def _end_stage(self, live: Live, replica: Replica, now: float) -> None:
+        stages, following = live.request.stages, live.progress.stage + 1
+        if following == len(stages):
+            replica.release(live)
+            self.ids.remove(live.request.id)
+            self.done.append(live.outcome(now))
+        elif stages[following].wait:
+            replica.release(live)
+            self._at(now + stages[following].wait, partial(self._arrive, live, following))
+        else:
+            live.start_stage(following, now, self.zero_load)
+
+    def _begin_steps(self, now: float) -> None:
+        while self.touched:
+            i = min(self.touched)
+            self.touched.remove(i)
+            r = self.replicas[i]
+            if r.flight.ends:
+                continue
+            for live, source in r.fetch() if r.offered else ():
+                sent = source.send(self.link.seconds(live.progress.computed), now)
+                self._at(sent, partial(self._land, live, source, r))
+            for live in r.begin(now) if r.live else ():
+                live.hops += 1
+                self._ask(live, now)
+            if r.flight.ends:
+                heapq.heappush(self.ends, (r.flight.end, i))
+
+    # Requests on their way
 
     def _enter(self, request: Request, now: float) -> None:
-        require(
-            request.id not in self.ids, "request id", request.id, "different from those in service"
-        )
+        known = request.id in self.ids
+        require(not known, "request id", request.id, "different from those in service")
         for most, size in self.caches:
-            need = -(-request.context // size)
-            require(
-                need <= most,
+            what, need = (
                 f"{request.id}: KV blocks of the whole request",
-                need,
-                f"at most {most}",
-                "drop it",
+                -(-request.context // size),
             )
+            require(need <= most, what, need, f"at most {most}", "drop it")
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
         self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
 
     def _arrive(self, live: Live, stage: int, now: float) -> None:
-        live.start_stage(stage, now, self.roofline)
+        live.start_stage(stage, now, self.zero_load)
         live.route = self._rank(live, self.entry, now)
         self._ask(live, now)
 
@@ -256,53 +259,15 @@ class _Run:
         replica.arrive(live, now)
         self._touch(replica)
 
-    def _begin_steps(self, now: float) -> None:
-        while self.touched:
-            i = min(self.touched)
-            self.touched.remove(i)
-            r = self.replicas[i]
-            if r.ends:
-                continue
-            self._pull(r, now)
-            for live in r.begin(now) if r.live else ():
-                live.hops += 1
-                self._ask(live, now)
-            if r.ends:
-                heapq.heappush(self.ends, (r.ends[-1], i))
-
-    def _hand_over(self, source: Replica, first: list[Live], now: float) -> None:
-        """Requests that have their first token leave; their blocks stay until the KV cache is
+    def _hand_over(self, live: Live, source: Replica, now: float) -> None:
+        """A request that has its first token leaves; its blocks stay until its KV cache is
         fetched."""
-        for live in first:
-            if live.request.id in source.live and live.progress.left == 1:
-                source.lend(live)
-                target = self.replicas[self.index[self._rank(live, self.decode, now)[0]]]
-                target.offered.append((live, source))
-                target.cut(now)
-                self._touch(target)
+        source.lend(live)
+        target = self.replicas[self.index[self._rank(live, self.decode, now)[0]]]
+        target.offer(live, source, now)
+        self._touch(target)
 
-    def _pull(self, target: Replica, now: float) -> None:
-        """Fetch KV caches in turn, as far as memory and seats go; who was preempted here comes
-        first."""
-        while (
-            target.offered
-            and not target.waiting
-            and len(target.running) + target.coming < target.world.max_seqs
-        ):
-            live, source = target.offered[0]
-            need = -(-live.progress.computed // target.world.block_size)
-            if need > target.free:
-                break
-            target.offered.popleft()
-            target.coming += 1
-            target.free, target.lent = target.free - need, target.lent + need
-            source.sends = max(now, source.sends) + self.link.seconds(live.progress.computed)
-            self._at(source.sends, partial(self._land, live, source, target, need))
-
-    def _land(self, live: Live, source: Replica, target: Replica, blocks: int, now: float) -> None:
-        source.free, source.lent = source.free + live.blocks, source.lent - live.blocks
-        target.lent, live.blocks, target.coming = target.lent - blocks, blocks, target.coming - 1
-        target.arrive(live, now)
-        source.cut(now)
+    def _land(self, live: Live, source: Replica, target: Replica, now: float) -> None:
+        target.land(live, source, now)
         self._touch(source)
         self._touch(target)

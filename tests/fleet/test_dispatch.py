@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from slos.core.roofline import scaled
 from slos.core.types import Load
-from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
 from slos.hardware.profiles import profile
 from slos.serving.load_report import Report
 
@@ -318,6 +319,61 @@ def test_the_cheapest_is_asked_first_and_keeps_what_nobody_takes() -> None:
     faster = replace(ROOFLINE, k_ctx=1e-9)
     fleet.choose(asked(), {n: replace(r, roofline=faster) for n, r in reports.items()}, 100.0)
     assert fleet.router.roofline == faster
+
+
+def test_a_router_that_raises_is_the_least_loaded_and_says_so_once(caplog) -> None:
+    class Raises:
+        def rank(self, request: Any, loads: Any) -> list[str]:
+            raise ZeroDivisionError("a router of a newcomer")
+
+    class Nowhere(Raises):
+        def rank(self, request: Any, loads: Any) -> list[str]:
+            return ["elsewhere"]
+
+    reports = {"a": report("a", prefill_tokens=5000), "b": report("b")}
+    for router in (Raises(), Nowhere()):
+        fleet = Fleet("cheapest", {}, DEFAULT)
+        fleet.router = router
+        caplog.clear()
+        assert [fleet.choose(asked(), reports, 100.0) for _ in range(3)] == ["b"] * 3
+        assert [record.name for record in caplog.records] == ["slos.fleet.dispatch"]
+
+
+@pytest.mark.parametrize("xargs", [{"slo_ttft": 1e-4}, {"slo_tpot": 1e6}, {"slo_tpot": 1e-4}])
+@pytest.mark.parametrize("slow", [1.0, 100.0])
+def test_no_objective_and_no_roofline_is_too_much_for_the_router(xargs: Any, slow: float) -> None:
+    fleet = Fleet("cheapest", {}, DEFAULT)
+    engines = {n: replace(report(n), roofline=scaled(ROOFLINE, slow)) for n in "ab"}
+    assert fleet.choose(asked(vllm_xargs=xargs), engines, 100.0) in ("a", "b") and not fleet.failed
+
+
+def test_a_client_cannot_date_itself() -> None:
+    for xargs in ({"slo_arrival": 0}, {"slo_elsewhere": 1}):
+        with pytest.raises(ValueError, match="it is a router's to say"):
+            asked(vllm_xargs=xargs)
+
+
+def test_a_server_that_closes_ends_answers_with_an_error() -> None:
+    async def answer(*parts: Any) -> AsyncIterator[Any]:
+        try:
+            for part in parts:
+                yield part
+            await asyncio.sleep(600)
+        finally:
+            left.append(len(parts))
+
+    async def closed(*parts: Any) -> list[Any]:
+        closing = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, closing.set)
+        return [part async for part in until(closing, answer(*parts))]
+
+    left: list[int] = []
+    head = (200, "text/event-stream")
+    *begun, last = asyncio.run(closed(head, event()))
+    assert begun == [head, event()]
+    assert last.startswith(b"data: ") and b"shuts down" in last and last.endswith(DONE)
+    status, why = asyncio.run(closed())
+    assert status == (503, "application/json") and b"shuts down" in why and left == [2, 0]
 
 
 def test_until_engines_know_themselves_the_fewest_calls_count() -> None:

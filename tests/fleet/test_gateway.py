@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -34,6 +35,7 @@ from slos.studies.real_engine import ON_CPU
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
+    from slos.fleet import gateway
     from slos.fleet.gateway import main
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
@@ -181,7 +183,7 @@ def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
     served: Served, path: str, stream: bool
 ) -> None:
     answer, text = ask(
-        served.url, path, stream=stream, vllm_xargs={"slo_ttft": 1e-6, "slo_tpot": 0.1}
+        served.url, path, stream=stream, vllm_xargs={"slo_ttft": 1e-4, "slo_tpot": 0.1}
     )
     assert answer.status == 200 and b"abort" not in text and b'"length"' in text
     assert answer.getheader("x-slo-hops") == "2", "to the other one, and back to the first"
@@ -227,13 +229,45 @@ def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(
     assert not again.failures and all(o.attained for o in again.outcomes)
 
 
-def test_a_stopped_server_leaves_nothing_behind(served: Served) -> None:
-    everything = served.children()
+def test_a_hung_engine_is_replaced(served: Served) -> None:
+    wait(lambda: len(replicas(served)) == 2, "replaced", served.log)
+    engines = {p.pid for p in served.engines()}
+    core = [c for c in served.engines()[0].children(recursive=True) if "EngineCore" in c.name()]
+    for process in core or served.engines()[:1]:
+        process.suspend()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: ask(served.url, prompt=[i + 7] * 200), range(8)))
+    wait(
+        lambda: (
+            len({p.pid for p in served.engines()} - engines) == 1 and len(replicas(served)) == 2
+        ),
+        "replaced",
+        served.log,
+    )
+
+
+def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served) -> None:
+    everything, said = served.children(), []
+    arguments = [served.arguments(p) for p in served.engines()]
+    folders = [Path(a[a.index("--load") + 1]).parent for a in arguments]
+    assert all(folder.is_dir() for folder in folders)
     assert len(served.engines()) == 2 and len(everything) > 6
+
+    def stream() -> None:
+        said.append(ask(served.url, prompt=[7] * 50, max_tokens=900, stream=True)[1])
+
+    reader = threading.Thread(target=stream)
+    reader.start()
+    time.sleep(1.0)
     served.process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
     assert served.process.wait(LONG) == 0, served.log.read_text()[-3000:]
+    took = time.monotonic() - begun
+    reader.join(LONG)
+    assert b"shuts down" in said[0] and said[0].endswith(b"data: [DONE]\n\n")
+    assert took < 10, f"{took:.1f} s"
     _, left = psutil.wait_procs(everything, timeout=60)
-    assert not left
+    assert not left and not any(folder.exists() for folder in folders)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +281,8 @@ def test_a_stopped_server_leaves_nothing_behind(served: Served) -> None:
         ),
         (["--patience", "0"], "--patience = 0.0 must be positive"),
         (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
+        (["--uds", "/tmp/s"], "option = '--uds' must be one of a single server"),
+        (["--scheduling-policy", "priority"], "'priority' must be fcfs"),
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(
@@ -254,3 +290,29 @@ def test_a_wrong_argument_is_refused_at_once(
 ) -> None:
     assert main(["model", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_silence_is_ill_only_while_a_request_waits_for_the_engine(tmp_path: Path) -> None:
+    replica = object.__new__(gateway.Replica)
+    replica.folder = tempfile.TemporaryDirectory(dir=tmp_path)
+    replica.report, now = tmp_path / "load.json", time.time()
+    replica.waits = {}
+    replica.hears_from_engine()  # there is no report yet
+    replica.report.write_text("{}")
+    os.utime(replica.report, (now - 99, now - 99))
+    replica.hears_from_engine()
+    replica.waits = {"x": now - 1}
+    replica.hears_from_engine()
+    replica.waits = {"x": now - 1, "y": now - 50}
+    with pytest.raises(ValueError, match="seconds of silence = 5"):
+        replica.hears_from_engine()
+    os.utime(replica.report, (now - 5, now - 5))
+    replica.hears_from_engine()
+
+
+def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "slos.fleet", str(tmp_path / "no-such-model"), "--replicas"]
+    command += ["1", "--port", str(launch.free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert done.returncode == 1 and "its last lines" in done.stderr
+    assert "no-such-model" in done.stderr, done.stderr

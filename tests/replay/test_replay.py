@@ -73,6 +73,7 @@ class Fake:
     runner: Any = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "tiny", "max_model_len": self.max_model_len}]})
@@ -80,6 +81,7 @@ class Fake:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
         self.times.append(time.monotonic())
+        self.keys.add(request.headers.get("Authorization"))
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         out.enable_chunked_encoding()
         await out.prepare(request)
@@ -474,6 +476,14 @@ def test_nobody_there(answer: str | None, monkeypatch: pytest.MonkeyPatch) -> No
         run(chats(1), fake.url)
     with pytest.raises(OSError, match="/v1/models lists no models"):
         run(chats(1), fake.url)
+
+
+def test_the_key_of_the_environment_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, sent in (("", None), ("k", "Bearer k")):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with serving() as fake:
+            run(chats(1), fake.url)
+        assert fake.keys == {sent}
 
 
 def test_no_requests() -> None:

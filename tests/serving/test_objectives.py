@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from slos.core.types import SLO, Stage
+from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
 from slos.serving.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
 
-paces = st.floats(1e-6, 1e3)
+paces = st.floats(1e-4, 1e3)
 firsts = st.one_of(
     st.builds(SLO, paces, ttft=paces),
     st.builds(SLO, paces, slowdown=st.floats(1, 1e3)),
@@ -159,9 +160,11 @@ def test_stages_with_a_call_between_them_do_not_fit_one_call() -> None:
             xargs(stages)
 
 
-def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions") -> tuple[int, Any]:
+def through(
+    body: bytes, headers: dict[str, str], path: str = "/v1/completions", looks: bool = True
+) -> tuple[int, Any]:
     """What the server behind the middleware is sent, as (0, its body), or the refusal as (status,
-    error)."""
+    error). looks: whether the server looks at the caller at all, or answers 401."""
     sent: list[dict[str, Any]] = []
     parts = [{"type": "http.request", "body": body[:9], "more_body": True}]
     parts += [{"type": "http.request", "body": body[9:], "more_body": False}]
@@ -176,7 +179,11 @@ def through(body: bytes, headers: dict[str, str], path: str = "/v1/completions")
         request = Request(scope, receive)
         body = await request.body()
         assert int(request.headers["content-length"]) == len(body)
-        await send({"type": "seen", "body": body})
+        if looks:
+            await send({"type": "seen", "body": body})
+        else:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
 
     raw = [
         (k.encode(), v.encode()) for k, v in ({"content-length": str(len(body))} | headers).items()
@@ -214,3 +221,68 @@ def test_the_middleware_reads_headers_refuses_what_is_malformed_and_leaves_the_r
         assert through(other, {"x-slo-ttft": "1"}) == (0, other), "the server says what is wrong"
     bad = b'{"vllm_xargs": {"slo_value": 0}}'
     assert through(bad, {}, "/tokenize") == (0, bad)
+
+
+BAD = {"vllm_xargs": {"slo_ttft": -1}}
+ESCAPED = b'{"vllm_xargs": {"\\u0073lo_ttft": -1}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "path"),
+    [
+        (json.dumps(BAD).encode(), {}, "/invocations"),
+        (json.dumps(BAD).encode(), {}, "/inference/v1/generate"),
+        (ESCAPED, {}, "/v1/completions"),
+        (json.dumps(BAD).encode("utf-16"), {}, "/v1/completions"),
+        (json.dumps(BAD).encode("utf-32"), {}, "/v1/completions"),
+        (b"{}", {"x-slo_ttft": "2"}, "/v1/completions"),
+        (b"{}", {"slo-ttft": "2"}, "/v1/completions"),
+        (b'{"slo_ttft": 2}', {}, "/v1/completions"),
+        (b'{"vllm_xargs": {"slo-ttft": 2}}', {}, "/v1/completions"),
+        (b'{"vllm_xargs": {"SLO_TTFT": 2}}', {}, "/v1/completions"),
+        (b'{"extra_body": {"slo_ttft": 2}}', {}, "/v1/completions"),
+        (b'{"sampling_params": {"extra_args": {"slo_ttft": -1}}}', {}, "/inference/v1/generate"),
+        (b'{"vllm_xargs": {"slo_tpot": 1e308}}', {}, "/v1/completions"),
+        (b'{"vllm_xargs": {"slo_ttft": 1e-9}}', {}, "/v1/completions"),
+    ],
+)
+def test_objectives_that_would_be_overlooked_are_refused(
+    body: bytes, headers: dict[str, str], path: str
+) -> None:
+    status, error = through(body, headers, path)
+    assert status == 400 and "slo" in error["message"].lower()
+
+
+def test_a_refusal_is_short_and_stages_are_few() -> None:
+    for fields in ({"slo_stages": "x" * 9000}, {"slo_" + "x" * 9000: 1}, {"slo_tpot": "1" * 4000}):
+        status, error = through(json.dumps({"vllm_xargs": fields}).encode(), {})
+        assert status == 400 and len(error["message"]) < 500
+    many = [{"tpot": 0.1, "tokens": 1}] * 64 + [{"tpot": 0.1}]
+    with pytest.raises(ValueError, match="at most 64 stages"):
+        parse({"slo_stages": json.dumps(many)}, DEFAULT)
+    assert len(parse({"slo_stages": json.dumps(many[1:])}, DEFAULT).phases) == 64
+
+
+def test_the_key_is_looked_at_before_the_objectives() -> None:
+    status, error = through(json.dumps(BAD).encode(), {}, looks=False)
+    assert (status, error) == (401, "Unauthorized")
+
+
+def test_only_its_router_may_date_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, "made at start")
+    for fields in ({"slo_arrival": 0}, {"slo_elsewhere": 1}):
+        body = json.dumps({"vllm_xargs": fields}).encode()
+        for headers in ({}, {FROM: ""}, {FROM: "guessed"}):
+            status, error = through(body, headers)
+            assert status == 400 and "it is a router's to say" in error["message"]
+        assert through(body, {FROM: "made at start"}) == (0, body)
+    assert through(b"{}", {"x-slo-arrival": "0"})[0] == 400
+
+
+@pytest.mark.parametrize("field", ["slo_ttft", "slo_tpot"])
+def test_seconds_are_bounded(field: str) -> None:
+    for value in (1e-9, 0.9e-4, 1.1e6, 1e308):
+        with pytest.raises(ValueError, match=rf"{field} = .* 0.0001 to 1e\+06 seconds"):
+            parse({field: value}, DEFAULT)
+    for value in (1e-4, 1e6):
+        parse({field: value}, DEFAULT)

@@ -11,6 +11,7 @@ import ast
 import inspect
 import json
 import logging
+import os
 import runpy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +38,7 @@ from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.serving import vllm_plugin
+from slos.serving.calibration import Learned
 from slos.serving.load_report import Report
 from slos.serving.objectives import xargs
 from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
@@ -269,6 +271,37 @@ def test_where_a_policy_raises_vllm_schedules_and_says_so_once(build, log, share
     assert "slos-serve failed" in record.getMessage() and "a policy of a newcomer" in log.text
 
 
+class Quits(Sometimes):
+    def step(self, view: View) -> Batch:
+        if self.dice.random() < self.share:
+            raise SystemExit(3)
+        return self.policy.step(view)
+
+
+def test_a_policy_that_quits_does_not_end_the_engine(build, log):
+    requests, prompts = workload(seed=3)
+    core, clock = build(Quits(Chaos(3), 0.3), blocks=TIGHT)
+    assert serve(core, clock, requests, prompts) == answers(requests, prompts)
+    assert drained(core) and len(log.records) == 1
+
+
+def test_a_full_disk_does_not_end_the_engine(build, log, tmp_path, monkeypatch):
+    path = tmp_path / "load.json"
+    core, clock = build(slos={"load": str(path), "learn": True}, blocks=TIGHT)
+    os.utime(path, (0, 0))
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Report, "write", full)
+    monkeypatch.setattr(Learned, "observe", full)
+    requests, prompts = workload(seed=3)
+    assert serve(core, clock, requests, prompts) == answers(requests, prompts)
+    assert drained(core) and "the report of the load" in log.text and "learning" in log.text
+    assert len(log.records) == 2, "each is said once"
+    assert path.stat().st_mtime > 0, "a sign of life"
+
+
 def whole(view: View, **more: Any) -> Batch:
     return Batch({p.id: p.left for p in (*view.running, *view.waiting)} | more)
 
@@ -430,13 +463,11 @@ def test_malformed_objectives_are_the_defaults_with_a_warning_and_kill_nobody(bu
 
 def test_extreme_objectives_fail_no_policy(build, log):
     extreme = [
-        {field: value}
-        for field in ("slo_tpot", "slo_ttft", "slo_value")
-        for value in (1e-300, 1e300)
+        {field: value} for field in ("slo_tpot", "slo_ttft", "slo_value") for value in (1e-4, 1e6)
     ]
     extreme += [
-        {"slo_slowdown": 1e300},
-        {"slo_tpot": 1e300, "slo_ttft": 1e-300, "slo_value": 1e300},
+        {"slo_slowdown": 1e6},
+        {"slo_tpot": 1e6, "slo_ttft": 1e-4, "slo_value": 1e6},
     ]
     core, clock = build(blocks=TIGHT)
     requests, prompts = workload(seed=10, size=2 * len(extreme), rate=100)

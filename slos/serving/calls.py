@@ -1,0 +1,109 @@
+"""Calls to a server of one's own: whether it is ready, whether it is one's own, and a calibration.
+
+A secret, made at start, is known to a process and to the servers that it starts. By it a server
+proves whose it is, and a router that a call comes from it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import random
+import secrets
+import ssl
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+READY = 600.0  # seconds that a server may take to start
+# tokens, alone and then four at once, as far as the model's context goes
+PROMPTS = (8, 16, 32, 64, 128, 256, 512)
+# requests that decode at the same time, with contexts as they are met in practice
+TOGETHER = (1, 4, 16, 48)
+ROUNDS = 4
+SECRET = "SLOS_SECRET"  # environment variable: of a server and of the process that started it
+FROM = "x-router-secret"  # header: by it a router shows that it started the server
+PROVE = "x-router-proof"  # header: asks the server to show that it was started by the caller
+
+
+def secret() -> str:
+    """Of this process and of the servers that it starts; made when it is first asked for."""
+    return os.environ.setdefault(SECRET, secrets.token_hex(16))
+
+
+def proof(secret: str, challenge: str) -> str:
+    """What a server answers to a challenge that has been told the secret."""
+    return hmac.new(secret.encode(), challenge.encode(), "sha256").hexdigest()
+
+
+def wait(
+    url: str, process: subprocess.Popen | None = None, log: Path | None = None, own: bool = False
+) -> None:
+    """Until a server is ready at `url`. own: it must have been started by this process or those
+    that it started.
+
+    Raises RuntimeError with the end of its log if it ends, takes too long, or is another one.
+    """
+    deadline, challenge = time.monotonic() + READY, secrets.token_hex(16)
+    expected = proof(secret(), challenge) if own else None
+    while True:
+        with suppress(OSError), _open(f"{url}/health", {PROVE: challenge}, timeout=5) as answer:
+            if own and answer.headers.get(PROVE) != expected:
+                raise RuntimeError(f"another server answers at {url}: it is left alone")
+            return
+        ended = process and process.poll()
+        if ended is not None or time.monotonic() > deadline:
+            why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
+            raise RuntimeError(
+                f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}"
+            )
+        time.sleep(0.25)
+
+
+def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) -> None:
+    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from,
+    in seconds.
+
+    key: the server's, if it has one. own: see `wait`.
+    """
+    wait(url, own=own)
+    headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+
+    def fetch(path: str, fields: dict[str, Any] | None = None) -> Any:
+        body = None if fields is None else json.dumps(fields).encode()
+        with _open(url + path, headers, body) as answer:
+            return json.load(answer)
+
+    served = fetch("/v1/models")["data"][0]
+    rng, longest = random.Random(0), served.get("max_model_len") or 1024
+
+    def ask(prompt: int, output: int) -> None:
+        output = min(output, longest // 2)
+        count = max(1, min(prompt, longest - output - 1))
+        tokens = [rng.randint(5, 200) for _ in range(count)]
+        fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
+        fetch("/v1/completions", fields)
+
+    with ThreadPoolExecutor(max(TOGETHER)) as pool:
+        for _ in range(rounds):
+            for n in TOGETHER:
+                prompts = [rng.randint(min(16, longest // 3), longest // 3) for _ in range(n)]
+                list(pool.map(ask, prompts, [12] * n))
+            for prompt in PROMPTS:
+                ask(prompt, 3)
+                list(pool.map(ask, [prompt] * 4, [3] * 4))
+        list(pool.map(ask, [longest // 2] * 4, [24] * 4))  # long contexts
+
+
+def _open(
+    url: str, headers: dict[str, str], body: bytes | None = None, timeout: float = 600
+) -> Any:
+    """Whose certificate it is does not matter on the way to one's own server."""
+    trust = ssl._create_unverified_context() if url.startswith("https") else None
+    return urlopen(Request(url, body, headers), timeout=timeout, context=trust)

@@ -1,0 +1,57 @@
+"""The KV ledger of one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Ledger:
+    """`total` KV blocks of `block_size` tokens. Each is free, held by a request here, or lent.
+
+    Lent are those of KV caches on their way to another replica or from it; no policy sees them. A
+    request holds `blocks(computed)` as long as it is here. Nothing here may take more than is free:
+    who takes has looked.
+    """
+
+    total: int
+    block_size: int
+    free: int = field(init=False)
+    lent: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.free = self.total
+
+    @property
+    def held(self) -> int:
+        return self.total - self.free - self.lent
+
+    def blocks(self, tokens: int) -> int:
+        """Blocks that `tokens` tokens of KV cache occupy."""
+        return -(-tokens // self.block_size)
+
+    def take(self, blocks: int) -> None:
+        """What requests here have come to hold."""
+        self.free -= blocks
+
+    def release(self, tokens: int) -> None:
+        """A request gives back what it held."""
+        self.free += self.blocks(tokens)
+
+    def lend(self, tokens: int) -> None:
+        """A request leaves; its cache stays until it is fetched."""
+        self.lent += self.blocks(tokens)
+
+    def fetched(self, tokens: int) -> None:
+        """Its cache has left."""
+        self.lent -= self.blocks(tokens)
+        self.free += self.blocks(tokens)
+
+    def reserve(self, tokens: int) -> None:
+        """Room for a cache that is on its way here."""
+        self.free -= self.blocks(tokens)
+        self.lent += self.blocks(tokens)
+
+    def landed(self, tokens: int) -> None:
+        """That cache is here, and its request holds it."""
+        self.lent -= self.blocks(tokens)

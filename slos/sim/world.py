@@ -1,0 +1,57 @@
+"""What a simulation rests on: the hardware; and what it shows: the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slos.core.roofline import Roofline
+from slos.core.types import require
+from slos.hardware.profiles import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The hardware that requests really run on. `max_seqs` as in vLLM; `noise`: log-normal sigma of
+    step times.
+
+    max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
+    those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
+    roofline unless given.
+    """
+
+    roofline: Roofline
+    kv_blocks: int
+    block_size: int = 16
+    max_seqs: int = 256
+    noise: float = 0.0
+    max_drafts: int = 0
+    acceptance: float = 0.7
+    zero_load: Roofline | None = None
+
+    def __post_init__(self) -> None:
+        require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
+        require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
+        require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
+        require(self.noise >= 0, "noise", self.noise, "at least 0")
+        require(self.max_drafts >= 0, "max_drafts", self.max_drafts, "at least 0")
+        require(0 <= self.acceptance <= 1, "acceptance", self.acceptance, "in [0, 1]")
+
+    @classmethod
+    def of(cls, profile: Profile, **changes: float) -> World:
+        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One executed batch, or `count` equal ones in a row, from `start` to `end`, for timelines and
+    laws."""
+
+    start: float
+    end: float
+    count: int
+    prefill: int
+    decode: int
+    best_effort: int
+    waiting: int
+    running: int
+    free_blocks: int
