@@ -211,9 +211,11 @@ class Replica:
 
     def _growth(self, steps: int) -> int:
         """KV blocks that `steps` decodes of each request in flight take."""
-        computed = (self.live[id].progress.computed for id in self.flight.tokens)
-        size = self.world.block_size
-        return sum(-(-(n + steps) // size) + -n // size for n in computed)
+        live, size, blocks = self.live, self.world.block_size, 0
+        for id in self.flight.tokens:
+            computed = live[id].progress.computed
+            blocks += -(-(computed + steps) // size) + -computed // size
+        return blocks
 
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
