@@ -44,7 +44,7 @@ from slos.serving.middleware import refusal
 REPORTS = 0.1  # seconds between two looks at a replica's load
 # seconds that an engine may be silent while a request waits for it; then it is taken for hung
 SILENT = 20.0
-FAILED = "~~~ engine ~~~\n"  # before and after them
+FAILED = "~~~ engine ~~~"  # before and after them
 LINES = 15  # of an engine that does not start, which are shown
 # requests that a replica may be sent at once: to hold some back is its scheduler's affair
 MANY = 100_000
@@ -98,7 +98,7 @@ class Replica:
         try:
             launch.wait(self.url, self.engine, log, own=True)
         except RuntimeError as error:
-            raise RuntimeError(f"{FAILED}{last_lines(log)}{FAILED}") from error
+            raise RuntimeError(f"{FAILED}\n{last_lines(log)}\n{FAILED}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
         started = launch.arguments(argv)
         if started.calibrates:
@@ -208,9 +208,7 @@ def why_not_started() -> str:
     app = serve.status().applications.get("slos")
     for deployment in app.deployments.values() if app else ():
         if deployment.message.count(FAILED) >= 2:
-            return (
-                "an engine did not start; its last lines:\n" + deployment.message.split(FAILED)[1]
-            )
+            return "an engine did not start; its last lines:" + deployment.message.split(FAILED)[1]
     return ""
 
 

@@ -39,26 +39,12 @@ class Claim:
     why: str = ""
 
     def __post_init__(self) -> None:
-        good = isinstance(self.value, (int, float)) and isfinite(self.value) and self.value > 0
-        require(
-            good,
-            f"{self.key}: value",
-            self.value,
-            "a positive number",
-            "give the paper's number in its unit",
-        )
-        require(
-            self.confidence in ("A", "B", "C"),
-            f"{self.key}: confidence",
-            self.confidence,
-            "A, B or C",
-        )
-        require(
-            self.better in ("higher", "lower"),
-            f"{self.key}: better",
-            self.better,
-            "higher or lower",
-        )
+        value, sure, better = self.value, self.confidence, self.better
+        good = isinstance(value, (int, float)) and isfinite(value) and value > 0
+        cure = "give the paper's number in its unit"
+        require(good, f"{self.key}: value", value, "a positive number", cure)
+        require(sure in ("A", "B", "C"), f"{self.key}: confidence", sure, "A, B or C")
+        require(better in ("higher", "lower"), f"{self.key}: better", better, "higher or lower")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +66,12 @@ class Headline:
     command: str
 
     def __post_init__(self) -> None:
-        numbers = (self.value, self.low, self.high)
-        require(
-            all(map(isfinite, numbers)),
-            f"{self.key}: value, low, high",
-            numbers,
-            "finite",
-            "else leave it out",
-        )
-        require(
-            self.low <= self.value <= self.high,
-            f"{self.key}: value",
-            self.value,
-            f"in [{self.low}, {self.high}]",
-        )
-        require(
-            self.status in ("simulated", "measured"),
-            f"{self.key}: status",
-            self.status,
-            "simulated or measured",
-        )
+        value, low, high, made = self.value, self.low, self.high, self.status
+        finite, names = all(map(isfinite, (value, low, high))), f"{self.key}: value, low, high"
+        require(finite, names, (value, low, high), "finite", "else leave it out")
+        require(low <= value <= high, f"{self.key}: value", value, f"in [{low}, {high}]")
+        known = "simulated", "measured"
+        require(made in known, f"{self.key}: status", made, " or ".join(known))
 
 
 def read_claims(path: Path = PAPER) -> list[Claim]:
@@ -109,25 +81,12 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
     needed = {f.name for f in fields(Claim)} - {"better", "why"}
     claims: dict[str, Claim] = {}
     for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
-        require(
-            isinstance(raw, dict) and bool(raw.get("key")),
-            f"{path}: entry {n}",
-            raw,
-            "a mapping with a `key`",
-        )
-        key = raw["key"]
-        require(
-            raw.keys() <= known,
-            f"{path}: {key}: fields",
-            sorted(raw.keys() - known),
-            f"among {sorted(known)}",
-        )
-        require(
-            raw.keys() >= needed,
-            f"{path}: {key}: fields",
-            sorted(raw),
-            f"also {sorted(needed - raw.keys())}",
-        )
+        good = isinstance(raw, dict) and bool(raw.get("key"))
+        require(good, f"{path}: entry {n}", raw, "a mapping with a `key`")
+        key, given = raw["key"], raw.keys()
+        where, lacks = f"{path}: {key}: fields", sorted(needed - given)
+        require(given <= known, where, sorted(given - known), f"among {sorted(known)}")
+        require(not lacks, where, sorted(raw), f"also {lacks}")
         require(key not in claims, f"{path}: key", key, "there once")
         claims[key] = Claim(**raw)
     return list(claims.values())

@@ -92,16 +92,8 @@ def headline_table(
     for key in dict.fromkeys(key for s in counts for key in runs.get(s, ())):
         if key not in {c.key for c in claims}:
             add(key, f"`{key}`", None)
-    head = (
-        "what",
-        "paper",
-        *columns,
-        "ratio",
-        "verdict",
-        "simulated/measured",
-        "source",
-        "made by",
-    )
+    head = ["what", "paper", *columns, "ratio", "verdict"]
+    head += ["simulated/measured", "source", "made by"]
     at = head.index("verdict")
     told = ", ".join(
         f"{sum(row[at] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN")
@@ -126,18 +118,8 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
     import pandas as pd  # half a second that the notebooks' `upsert_headlines` need not wait for
 
     frame: Any = pd.read_csv(path, keep_default_na=False)
-    needed = (
-        "scenario",
-        "lengths",
-        "system",
-        "setting",
-        "profile",
-        "capacity",
-        "low",
-        "high",
-        "source",
-        "status",
-    )
+    needed = ["scenario", "lengths", "system", "setting", "profile"]
+    needed += ["capacity", "low", "high", "source", "status"]
     require(set(needed) <= set(frame), f"{path}: columns", list(frame), f"with {', '.join(needed)}")
     tables = []
     for (lengths, status), rows in frame.groupby(["lengths", "status"], sort=False):

@@ -197,16 +197,11 @@ def measured(
     rows = []
     for (scenario, name), case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
-        where = (
-            case.setting,
-            case.replicas,
-            case.topology,
-            case.router,
-            case.max_drafts,
-            case.hardware.name,
-        )
+        where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
         each = [row.rate for row in mine]
-        rows.append((scenario, name, *where, mine[0].source, *interval(each), each))
+        rows.append(
+            (scenario, name, *where, case.hardware.name, mine[0].source, *interval(each), each)
+        )
     where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
     return pd.DataFrame(
         rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"]

@@ -141,17 +141,8 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
 
 def simulations(num_requests: int) -> Frame:
     """CPU seconds per 1,000 requests of every policy near its capacity, a row each."""
-    rows = [
-        (
-            scenario,
-            lengths,
-            system,
-            rate,
-            simulation_cost(scenario, lengths, system, rate, num_requests),
-        )
-        for (scenario, lengths), rates in NEAR_CAPACITY.items()
-        for system, rate in rates.items()
-    ]
+    cases = [(*of, *each) for of, rates in NEAR_CAPACITY.items() for each in rates.items()]
+    rows = [(*case, simulation_cost(*case, num_requests)) for case in cases]
     return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
 
 

@@ -20,13 +20,7 @@ from slos.hardware.fit import fit
 from slos.policies import OURS
 from slos.records.claims import put
 from slos.records.sweep import sweep
-from slos.studies.published_steps import (
-    GPUS,
-    engine_steps,
-    kernel_steps,
-    measured,
-    stand_in_steps,
-)
+from slos.studies.published_steps import GPUS, engine_steps, kernel_steps, measured, stand_in_steps
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
@@ -181,14 +175,8 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
     for axis, gpu in zip(axes, gpus, strict=True):
         steps = FitCase(kind, gpu, 1, False, 1).steps()
         steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
-        axis.plot(
-            steps["tokens"],
-            1e3 * steps["seconds"],
-            ".",
-            color="0.55",
-            markersize=3,
-            label="steps of prompts",
-        )
+        gray = {"color": "0.55", "markersize": 3, "label": "steps of prompts"}
+        axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", **gray)
         n = np.arange(1, most + 1)
         looks = (
             ("no context, tile 1", "#0072B2", "--"),
@@ -196,14 +184,8 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
         )
         for name, color, style in looks:
             roofline = _rooflines(table, kind, gpu)[name]
-            axis.plot(
-                n,
-                [1e3 * roofline.time(int(t)) for t in n],
-                style,
-                color=color,
-                linewidth=1.3,
-                label=name,
-            )
+            ms = [1e3 * roofline.time(int(t)) for t in n]
+            axis.plot(n, ms, style, color=color, linewidth=1.3, label=name)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=8)
     return finish(figure, source)

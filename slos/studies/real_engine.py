@@ -94,16 +94,8 @@ def starting(
         str(BUDGET),
         *(ON_CPU if launch.on_cpu() else ON_GPU),
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "slos.serving.launch",
-        "serve",
-        str(model),
-        "--port",
-        port,
-        *which,
-    ]
+    command = [sys.executable, "-m", "slos.serving.launch", "serve", str(model), "--port", port]
+    command += which
     ones = "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"
     log = Path(folder) / f"server-{system}.log"
     with log.open("w") as out:
@@ -204,12 +196,8 @@ def predict(requests: Sequence[Request], system: str, engine: Calibrated) -> Rep
     """What the simulator says a client will see."""
     p = engine.profile
     belief = scaled(p.roofline, p.margin)
-    policy = make_policy(
-        system,
-        belief,
-        Oracle(requests),
-        **({"max_batched_tokens": BUDGET} if system == STOCK else {}),
-    )
+    settings = {"max_batched_tokens": BUDGET} if system == STOCK else {}
+    policy = make_policy(system, belief, Oracle(requests), **settings)
     outcomes = simulate(requests, policy, World.of(p))
     return Replayed([_seen(o, engine.outside) for o in outcomes], [])
 
@@ -219,13 +207,8 @@ def _seen(o: Outcome, later: float) -> Outcome:
     ttft, lateness = o.ttft + later, o.lateness + later
     in_time = ttft <= o.ttft_slo + TOLERANCE
     attained = o.attained and in_time and lateness <= TOLERANCE
-    return replace(
-        o,
-        ttft=ttft,
-        lateness=lateness,
-        attained=attained,
-        attained_client=o.attained_client and in_time,
-    )
+    client = o.attained_client and in_time
+    return replace(o, ttft=ttft, lateness=lateness, attained=attained, attained_client=client)
 
 
 def run(

@@ -197,14 +197,8 @@ def scaling_chart(table: Frame, source: str) -> Figure:
             }
             whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
         if most >= 4:
-            axis.plot(
-                4,
-                reported,
-                marker="_",
-                markersize=16,
-                color="black",
-                label=f"paper's best at 4: {reported:g}x",
-            )
+            said = f"paper's best at 4: {reported:g}x"
+            axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
     said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"
