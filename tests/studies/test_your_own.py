@@ -507,9 +507,9 @@ def test_a_request_as_long_as_the_cache(tmp_path: Path, capsys: pytest.CaptureFi
         ({"kv_tokens": "5"}, "mine: kv_tokens = '5' must be of type int"),
         (
             {"planes": [[1e-4, 0]]},
-            "mine: plane = [0.0001, 0] must be three numbers; give k1, k2 and b in seconds",
+            "mine: plane = [0.0001, 0] must be three finite numbers; give k1, k2 and b in seconds",
         ),
-        ({"planes": [1e-4, 0, 1]}, "mine: plane = 0.0001 must be three numbers"),
+        ({"planes": [1e-4, 0, 1]}, "mine: plane = 0.0001 must be three finite numbers"),
         ({"planes": [[-1, 0, 1]]}, "k1 = -1 must be positive"),
         ({"block_size": 0}, "block_size = 0 must be at least 1"),
     ],
