@@ -49,7 +49,7 @@ def add_policy(kit: Path) -> None:
     (kit / "slos" / "policies" / f"{name}.py").write_text(policy)
     [kind] = re.findall(r"class (\w+)", policy)
     registry = "slos/policies/__init__.py"
-    own = "from slos.policies.slos_serve import"
+    own = "from slos.policies.baselines import"
     replace(kit, registry, own, f"from slos.policies.{name} import {kind}\n{own}")
     replace(kit, registry, f'    "{OURS}":', f'    {line}\n    "{OURS}":')
 
