@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import os
 import re
 import zlib
@@ -129,6 +130,13 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
+    """A file as text: plain, .gz or .zst."""
+    if path.suffix == ".zst":
+        import pyarrow as pa  # a second that nobody else need wait for
+
+        with _named(path), pa.input_stream(str(path), compression="zstd") as raw:
+            yield io.TextIOWrapper(cast(io.BufferedReader, raw), "utf-8-sig", newline="")
+        return
     kind = gzip.open if path.suffix == ".gz" else open
     # spreadsheets put a mark in front
     with _named(path), kind(path, "rt", newline="", encoding="utf-8-sig") as f:

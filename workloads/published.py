@@ -9,19 +9,16 @@ are estimated), and the columns of `workloads.own`. Each also as .gz or .zst.
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
 from slos.core.types import SLO, require
-from workloads.files import tokens
+from workloads.files import open_text, tokens
 
 KNOWN = ("prompt", "output", "tpot", "ttft", "slowdown", "arrival", "kind", "value")
 TIMES = ("timestamp", "time", "arrived_at", "arrival_time", "arrivals")  # what `arrival` is called
@@ -68,24 +65,10 @@ class Table:
     remarks: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def _text(path: Path) -> Iterator[TextIO]:
-    """A file as text, whatever it is compressed by."""
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        with pa.input_stream(str(path), compression="zstd") as raw:
-            yield io.TextIOWrapper(cast(io.BufferedReader, raw), encoding="utf-8-sig", newline="")
-        return
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as f:
-        yield cast(TextIO, f)
-
-
 def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     """The layout's name, and (row number, cells by column)."""
     plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    with _text(path) as f:
+    with open_text(path) as f:
         if plain.endswith(".jsonl"):
             lines = [(n, line) for n, line in enumerate(f, start=1) if line.strip()]
             found = [(n, {k: str(v) for k, v in json.loads(t).items()}) for n, t in lines]
@@ -157,7 +140,10 @@ def read(path: Path | str, objectives: Objectives, max_context: int | None = Non
     ValueError naming file, row, column and value of what is wrong, and the cure.
     """
     path = Path(path)
-    layout, records = _records(path)
+    try:
+        layout, records = _records(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: content must be JSON: {error}") from None
     require(len(records) > 0, f"{path}: rows", 0, "at least 1")
     names = {c: c for c in KNOWN} | LAYOUTS.get(layout, {})
     used = {c: names[c] for c in records[0][1] if c in names}

@@ -108,6 +108,13 @@ def test_a_column_twice_or_of_no_layout_is_refused(tmp_path: Path) -> None:
         read(path, Objectives())
 
 
+def test_what_is_no_json_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("{nothing\n")
+    with pytest.raises(ValueError, match=r"mine\.jsonl: content must be JSON"):
+        read(path, ASKED)
+
+
 def test_kind_and_value_are_honoured(tmp_path: Path) -> None:
     path = tmp_path / "requests.csv"
     path.write_text("prompt,output,tpot,ttft,kind,value\n9,5,0.1,1,gold,3\n8,5,0.1,1,free,1\n")
