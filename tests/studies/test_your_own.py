@@ -81,7 +81,8 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     assert ours.to_ours == 1 and list(rows["to_ours"]) == pytest.approx(
         list(rows["capacity"] / ours.capacity)
     )
-    rows_told = text[text.index("best setting") : text.index(" requests per second on")].splitlines()
+    end = text.index(" requests per second on")
+    rows_told = text[text.index("best setting") : end].splitlines()
     lines = {line.split()[0]: line.split() for line in rows_told[1:-1] if line}
     for system, each, ratio in zip(rows["system"], rows["capacity"], rows["to_ours"], strict=True):
         line = lines[system]
