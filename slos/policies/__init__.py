@@ -1,4 +1,5 @@
-"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`."""
+"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`; those of
+`AS_PUBLISHED` can be named as well, and are in no table but those of the paper's comparison."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Policy, make
 from slos.policies.ablated import slos_serve
+from slos.policies.as_published import SarathiAuthors, SarathiCapped, VLLMAuthors
 from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 
 OURS = "slos-serve"
@@ -19,8 +21,15 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "slos-serve": slos_serve,
 }
 
+AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
+    "vllm-authors": VLLMAuthors,
+    "sarathi-authors": SarathiAuthors,
+    "sarathi-capped": SarathiCapped,
+}
+
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
     """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
     or lengths."""
-    return make("policy", POLICIES, name, settings, roofline=roofline, lengths=lengths)
+    table = AS_PUBLISHED if name in AS_PUBLISHED else POLICIES
+    return make("policy", table, name, settings, roofline=roofline, lengths=lengths)

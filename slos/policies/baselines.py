@@ -64,7 +64,7 @@ def _serve(
     return tokens, preempted, free
 
 
-def _admit(
+def admit(
     view: View, tokens: dict[str, int], budget: int, free: int, watermark: float,
     whole: bool = False,
 ) -> bool:  # fmt: skip
@@ -89,6 +89,24 @@ def _admit(
     return len(tokens) > before
 
 
+def decodes_first(view: View, drafts: int) -> tuple[dict[str, int], list[str], int]:
+    """A batch of all decodes, the blocks of prompts under way set aside whole: its tokens, the ids
+    preempted, and the blocks left free."""
+    decoding = [p for p in view.running if p.tokens - p.computed == 1]
+    prefilling = [p for p in view.running if p.tokens - p.computed > 1]
+    set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
+    tokens, preempted, free = _serve(
+        view, decoding, prefilling, view.free_blocks - set_aside, drafts
+    )
+    # prompts that go on after an answer, which no admission foresaw
+    if prefilling and free < 0:
+        keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
+        free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
+        preempted += victims
+        tokens = {id: n for id, n in tokens.items() if id not in victims}
+    return tokens, preempted, free
+
+
 @final
 @dataclass(slots=True)
 class VLLM:
@@ -111,7 +129,7 @@ class VLLM:
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
         most, free = self.max_batched_tokens, view.free_blocks
-        if _admit(view, tokens, most, free, self.watermark, whole=True):
+        if admit(view, tokens, most, free, self.watermark, whole=True):
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
@@ -139,7 +157,7 @@ class VLLMV1:
         most, free = self.max_batched_tokens, view.free_blocks
         tokens, preempted, free = _serve(view, view.running, (), free, self.drafts, most)
         total = sum(tokens.values())
-        admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
+        admitted = not preempted and admit(view, tokens, most - total, free, watermark=0.0)
         # a token each: all decode
         steady = not preempted and not admitted and total == len(view.running) < most
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
@@ -164,23 +182,13 @@ class Sarathi:
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
-        decoding = [p for p in view.running if p.tokens - p.computed == 1]
-        prefilling = [p for p in view.running if p.tokens - p.computed > 1]
-        set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-        tokens, preempted, free = _serve(
-            view, decoding, prefilling, view.free_blocks - set_aside, self.drafts
-        )
-        # prompts that go on after an answer, which no admission foresaw
-        if prefilling and free < 0:
-            keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
-            free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
-            preempted += victims
-            tokens = {id: n for id, n in tokens.items() if id not in victims}
+        tokens, preempted, free = decodes_first(view, self.drafts)
         budget = self.chunk - sum(tokens.values())
+        prefilling = [p for p in view.running if p.left > 1]
         for p in prefilling:
             if budget > 0 and p.id not in preempted:
                 tokens[p.id] = n = min(p.left, budget)
                 budget -= n
-        admitted = not preempted and _admit(view, tokens, budget, free, self.watermark)
+        admitted = not preempted and admit(view, tokens, budget, free, self.watermark)
         steady = not (prefilling or preempted or admitted)
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
