@@ -1,5 +1,4 @@
-"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`; those of
-`AS_PUBLISHED` can be named as well, and are in no table but those of the paper's comparison."""
+"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "slos-serve": slos_serve,
 }
 
+# known by name as well, and in no table but those of the paper's own comparison
 AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
     "vllm-authors": VLLMAuthors,
     "sarathi-authors": SarathiAuthors,

@@ -85,11 +85,11 @@ class SarathiAuthors:
         return self.split(view) if self.paged else set_aside(view, self.lengths, self.split)
 
     def split(self, view: View) -> Batch:
-        tokens, preempted, free = decodes_first(view, 0)
+        tokens, preempted, prompts, free = decodes_first(view)
         new: dict[str, int] = {}
         if not preempted:
-            admit(view, new, maxsize, free, watermark=0.01 if self.paged else 0.0)
-        prompts = [p for p in view.running if p.left > 1 and p.id not in preempted]
+            watermark = 0.01 if self.paged else 0.0
+            admit(view, new, view.waiting, (maxsize, free), watermark)
         prompts += [p for p in view.waiting if p.id in new]
         share = maxsize
         if tokens and prompts:

@@ -1,7 +1,7 @@
 """What a row of results was made from: the code that its run imports, and the data.
 
 A row stays valid while these are the same. It depends on its own policy and on no other one: an
-entry of `POLICIES` or `AS_PUBLISHED` leads to a policy's module for the runs of that policy alone. All of it is found
+entry of `TABLES` leads to a policy's module for the runs of that policy alone. All of it is found
 by reading imports, those in functions too; nothing is imported for it.
 """
 
