@@ -111,12 +111,11 @@ class Kernels:
         shape = table["num_heads"] == heads // share
         shape &= table["num_key_value_heads"] == kv_heads // share
         table = table[plain & shape]
-        measured = sorted(set(zip(self.prompts["num_heads"], self.prompts["num_key_value_heads"])))  # noqa: B905
-        require(len(table) > 0, "heads", (heads, kv_heads), f"one of {measured}")
+        require(len(table) > 0, "heads and KV heads", (heads, kv_heads), "in the tables")
         length = table["isl"] if kind == "prompts" else table["isl"] + table["step"] - 1
         grid: Frame = table.assign(length=length).pivot_table("latency", "batch_size", "length")
-        filled = grid.interpolate(axis=0, method="index").to_numpy()
-        return grid.index.to_numpy(float) / share, grid.columns.to_numpy(float), 1e-3 * filled
+        batches, lengths = grid.index.to_numpy(float) / share, grid.columns.to_numpy(float)
+        return batches, lengths, 1e-3 * grid.to_numpy()
 
     def prompt_attention(self, heads: int, kv_heads: int, chunk: int, prefix: int) -> float:
         """Of one layer: of the whole prompt so far the share that is this chunk's part of the
@@ -128,9 +127,10 @@ class Kernels:
     def decode_attention(self, heads: int, kv_heads: int, batch: float, length: int) -> float:
         """Of one layer."""
         batches, lengths, seconds = self.grid("decodes", heads, kv_heads)
-        known = [(b, _at(length, lengths[ok], row[ok])) for b, row in zip(batches, seconds, strict=True)
-                 for ok in [~np.isnan(row)] if ok.sum() > 1]  # fmt: skip
-        return _at(batch, *np.array(known).T)
+        known = ~np.isnan(seconds)  # large batches of long requests do not fit a GPU
+        rows = [i for i in range(len(batches)) if known[i].sum() > 1]
+        times = [_at(length, lengths[known[i]], seconds[i][known[i]]) for i in rows]
+        return _at(batch, batches[rows], np.array(times))
 
     def all_reduce(self, gpus: int, size: float) -> float:
         table = self.wire[self.wire["num_gpus"] == gpus]

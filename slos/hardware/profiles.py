@@ -1,6 +1,7 @@
-"""Named profiles: a model on hardware, its roofline and its KV cache. `profiles.json` has the
-authors' and measured ones of the kit, `kernel_profiles.json` those of `slos.studies.kernel_profiles`.
-"""
+"""Named profiles: a model on hardware, its roofline and its KV cache.
+
+`profiles.json` has those of the paper and those that were measured, `kernel_profiles.json` those
+that `slos.studies.kernel_profiles` makes of tables of kernels."""
 
 from __future__ import annotations
 

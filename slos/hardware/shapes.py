@@ -83,6 +83,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Hugging Face configurations by name; `tiny` is of no published model and runs on a CPU."""
+GATED = tuple(name for name, c in SHAPES.items() if c.get("hidden_act") == "silu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,7 @@ class Shape:
 
 def shape_of(name: str) -> Shape:
     """Raises ValueError for one that is unknown, or whose layers are not gated."""
-    gated = [n for n, c in SHAPES.items() if c.get("hidden_act") == "silu"]
-    require(name in gated, "shape", name, f"one of {', '.join(gated)}")
+    require(name in GATED, "shape", name, f"one of {', '.join(GATED)}")
     c = SHAPES[name]
     heads = c["num_attention_heads"]
     return Shape(

@@ -3,7 +3,7 @@
 `python -m slos.studies.kernel_profiles` makes `slos/hardware/kernel_profiles.json` again, from the
 files of `gpu_profiles/` in the data folder. Steps are put together by `slos.hardware.kernel_tables`
 and a roofline is fitted to them as to measured steps; how far both are from whole steps that were
-measured is in `checks`.
+measured is told by `slos.studies.kernel_checks`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil
 
+from slos.core.roofline import Plane, Roofline
 from slos.files import ROOT, write_whole
-from slos.hardware.fit import Judged, fitted
+from slos.hardware.fit import fitted
 from slos.hardware.kernel_tables import FILE, GPUS, KINDS, Composition, Kernels
 from slos.hardware.profiles import KERNELS, Profile, entry_of
 from slos.hardware.shapes import SHAPES, shape_of
+from slos.studies.kernel_checks import told
 from workloads.files import locate
 
 SHARE = 0.9  # of the GPU's memory that vLLM takes (gpu_memory_utilization)
@@ -96,10 +97,13 @@ def steps(tables: Kernels, wanted: Wanted) -> list[tuple[float, float, float, fl
     return rows
 
 
-def made(tables: Kernels, wanted: Wanted) -> tuple[Profile, Judged]:
-    """A profile, and how well its roofline says what the kernels take."""
+def made(tables: Kernels, wanted: Wanted) -> Profile:
+    """A profile; its source says how well the roofline fits the steps."""
     rows, gpu = steps(tables, wanted), GPUS[wanted.gpu]
     found = fitted(rows)
+    fit = found.fit.roofline
+    planes = (Plane(*(float(f"{x:.4g}") for x in (p.k1, p.k2, p.b))) for p in fit.planes)
+    roofline = Roofline(tuple(planes), float(f"{fit.k_ctx:.4g}"), fit.tile)
     label = wanted.model + (f" + {wanted.draft} draft" if wanted.draft else "")
     source = (
         f"{len(rows)} steps put together from {ORIGIN}, without the host's time, by "
@@ -108,10 +112,10 @@ def made(tables: Kernels, wanted: Wanted) -> tuple[Profile, Judged]:
     )
     longest = min(LONGEST, SHAPES[wanted.model]["max_position_embeddings"])
     profile = Profile(
-        wanted.name, label, gpu.name, wanted.gpus, found.fit.roofline, kv_tokens(wanted), longest,
+        wanted.name, label, gpu.name, wanted.gpus, roofline, kv_tokens(wanted), longest,
         source, max_seqs=gpu.max_seqs,
     )  # fmt: skip
-    return profile, found
+    return replace(profile, source=source + told(profile))
 
 
 def main() -> None:
@@ -120,7 +124,7 @@ def main() -> None:
         tables = kernels(wanted.gpu)
         if tables is None:
             raise SystemExit(f"gpu_profiles/ of the data folder lacks tables of {wanted.gpu}")
-        profile, _ = made(tables, wanted)
+        profile = made(tables, wanted)
         entries[profile.name] = entry_of(profile)
         print(f"{profile.name}: {profile.roofline}\n  {profile.source}", flush=True)
     write_whole(ROOT / "slos" / "hardware" / KERNELS, json.dumps(entries, indent=1) + "\n")
