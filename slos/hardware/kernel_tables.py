@@ -92,7 +92,7 @@ class Kernels:
             _between(grid, min(x, LARGEST)) for grid, x in zip(sizes, (n, k), strict=True)
         )
         parts = [self.products[a, b] * (x * y * beyond) for a, x in wide for b, y in deep]
-        table: Frame = sum(parts[1:], parts[0]).dropna()
+        table: Frame = pd.concat(parts, axis=1).sum(axis=1, skipna=False).dropna()
         return table.index.to_numpy(float), 1e-3 * table.to_numpy()
 
     def product(self, m: float, n: int, k: int) -> float:
