@@ -3,14 +3,19 @@ made."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]  # of the repository
+ANSWERS = 10.0  # seconds within which a cluster's address must answer
 Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 
@@ -30,6 +35,34 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time: others wait. The lock is on the folder, so that no file is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(at, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(at)
+
+
+def ray_address() -> str:
+    """The Ray cluster that RAY_ADDRESS names, "" if none. Raises ValueError where nobody listens
+    there: Ray itself tries for minutes."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS).close()
+        except OSError as error:
+            raise ValueError(
+                f"RAY_ADDRESS = {address!r} must be a cluster that answers ({error}); start one by "
+                "`ray start --head`, or unset it"
+            ) from None
+    return "" if address == "local" else address
 
 
 def sources_digest(root: Path | None = None) -> str:

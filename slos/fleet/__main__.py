@@ -1,4 +1,9 @@
+import os
 import sys
+
+if not os.environ.get("RAY_ADDRESS"):
+    # Ray of this machine alone binds loopback, as on Windows, by what it reads when it is imported.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 from slos.fleet.gateway import main
 

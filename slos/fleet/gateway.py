@@ -33,6 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from slos.core.types import require
+from slos.files import ray_address
 from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
@@ -248,16 +249,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         router = {"router": given.router, "options": hops, "default": default}
         # which refuses what is wrong before Ray starts
         Fleet(**router).make(profile("opt-6.7b-a100").roofline)
+        cluster = ray_address()
     except ValueError as error:
         print(f"slos.fleet: {error}", file=sys.stderr)
         return 2
-    here = {} if "RAY_ADDRESS" in os.environ else {"address": "local", "include_dashboard": False}
+    here = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # ms, s: a busy machine takes longer than Ray waits by itself
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
-    ray.init(log_to_driver=False, **here)  # type: ignore[arg-type]
+    ray.init(log_to_driver=False, **({} if cluster else here))  # type: ignore[arg-type]
     gpus = (
         given.gpus if given.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 
 import numpy as np
 
@@ -23,14 +22,13 @@ from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import Engine, engine_of, slowness
-from slos.planning.fluid import fluid, prefill_rates
+from slos.planning.fluid import MOST, STATES, fluid, planned_first, prefill_rates, tiers, vectors
 from slos.planning.jobs import jobs_of, needed
 from slos.planning.planner import sweep
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
 
 REPEAT = 64  # steps for which a steady batch is promised
-STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
 # Seconds below are those of usual hardware: `slowness` multiplies them on a slower one.
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
@@ -139,10 +137,15 @@ class SLOsServe:
             if late:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
-        for p in view.waiting:
+        most, end = 0, view.now  # the longest prompt yet, and when it would end
+        for p in view.waiting:  # of which there may be very many
             if p.best_effort:
                 plan.waiting.append(p)
-            elif self.hopeless(p.due + EPS, view.now + self.roofline.least_time(p.left)):
+                continue
+            left, due = p.tokens - p.computed, p.t0 + p.generated * p.tpot + EPS
+            if left > most:
+                most, end = left, view.now + self.roofline.least_time(left)
+            if due < end and self.hopeless(due, view.now + self.roofline.least_time(left)):
                 plan.declined.append(p)
                 plan.waiting += () if p.elsewhere else (p,)
             else:
@@ -156,14 +159,15 @@ class SLOsServe:
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """As many as one planning takes, those admitted already and then the most urgent first; and
         the others."""
-        counts = Counter(p.tpot for p in candidates)
-        if prod(n + 1 for n in counts.values()) <= STATES:
-            return candidates, []
-        candidates = sorted(candidates, key=lambda p: (p.id not in self._admitted, p.due))
-        last = len(candidates)
-        while prod(n + 1 for n in counts.values()) > STATES:
-            last -= 1
-            counts[candidates[last].tpot] -= 1
+        if len(candidates) <= MOST:
+            counts = Counter(p.tpot for p in candidates)
+            if vectors(counts.values()) <= STATES:
+                return candidates, []
+        admitted = self._admitted
+        new = np.array([p.id not in admitted for p in candidates])
+        due = np.array([p.t0 + p.generated * p.tpot for p in candidates])
+        candidates = [candidates[i] for i in np.lexsort((due, new)).tolist()]
+        last = planned_first([p.tpot for p in candidates[:MOST]])
         return candidates[:last], candidates[last:]
 
     def _age(self, plan: Plan) -> None:
@@ -216,6 +220,8 @@ class SLOsServe:
         [candidates]. The planner proposes, the look ahead proves."""
         now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
+        jobs = jobs.copy()
+        jobs["tpot"] = tiers(jobs["tpot"], new)
         paces = np.unique(jobs["tpot"])
         tau = np.append(paces, 2 * paces[-1])
         decoding = jobs[:old][jobs["left"][:old] == 1]
@@ -224,6 +230,7 @@ class SLOsServe:
         if self.batch_tokens:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
         proposed = sweep(fluid(now, jobs, tau, rates, engine, max(0, seats)))[0][-new:]
+        jobs = plan.jobs
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own

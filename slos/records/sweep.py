@@ -2,8 +2,8 @@
 executed.
 
 The file is rewritten whole after every run, so a reader, or a sweep that was cut short, finds
-finished runs only. A row is used again while the code and data that made it are the same (see
-`provenance`).
+finished runs only; of two sweeps that write to it at once it keeps the rows of both. A row is used
+again while the code and data that made it are the same (see `provenance`).
 
 Ray is the one that this process is connected to, else the cluster at RAY_ADDRESS, else one is
 started on this machine and kept until the process ends. A cluster is sent slos and workloads, and
@@ -27,7 +27,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,7 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.files import ROOT, commit, sources_digest, write_whole
+from slos.files import ROOT, commit, locked, ray_address, sources_digest, write_whole
 from slos.records.provenance import digests
 
 Case = TypeVar("Case")
@@ -62,18 +62,22 @@ def sweep(
     path, made_from = Path(path), digests(function)
     by_key = {str(case): case for case in cases}
     wanted = {k: made_from.get(getattr(c, "system", ""), made_from[""]) for k, c in by_key.items()}
-    done = {
-        k: run
-        for k, run in _read(path, row).items()
-        if run.digest == wanted.get(k, run.digest) and run.digest in made_from.values()
-    }
+
+    def usable(key: str, run: Run) -> bool:
+        return run.digest == wanted.get(key, run.digest) and run.digest in made_from.values()
+
+    done = {k: run for k, run in _read(path, row).items() if usable(k, run)}
     todo = {k: case for k, case in by_key.items() if k not in done}
     report = Bar(len(todo))
     try:
         with closing(_finished(function, todo, workers)) as finished:
             for k, rows in finished:
                 done[k] = Run(wanted[k], commit(), rows)
-                _write(path, row, done)
+                with locked(path.parent):
+                    # another sweep may have added to the file
+                    others = _read(path, row).items() if path.exists() else ()
+                    done = {key: run for key, run in others if usable(key, run)} | done
+                    _write(path, row, done)
                 report.step(k)
     finally:
         report.close()
@@ -108,7 +112,7 @@ def _finished(
             cores = int(ray.cluster_resources().get("CPU", 1))
             while waiting and len(running) < (workers or 2 * cores):
                 k, case = waiting.pop()
-                running[call.remote(function, case, digest)] = k
+                running[call.remote(function, case, digest, os.getcwd())] = k
             ray.wait([*running])
             failed = None
             for ref in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
@@ -125,13 +129,18 @@ def _finished(
             ray.cancel(ref, force=True)
 
 
-def _call(function: Callable[[Case], Sequence[Any]], case: Case, digest: str) -> list[Any]:
-    """In a worker: the rows of a case, if its sources and data are those of the sweep."""
+def _call(
+    function: Callable[[Case], Sequence[Any]], case: Case, digest: str, folder: str
+) -> list[Any]:
+    """In a worker: the rows of a case, if its sources and data are those of the sweep; a path in it
+    is relative to the sweep's `folder`."""
     if _digest_of_this_process() != digest:
         raise RuntimeError(
             f"sources or data on {platform.node()} are not those of the sweep, or have changed "
             "since"
         )
+    with suppress(OSError):  # another machine may not have it
+        os.chdir(folder)
     return list(function(case))
 
 
@@ -142,7 +151,7 @@ _own: dict[str, Any] = {}
 
 def _ray(workers: int | None, digest: str) -> Any:
     """Ray, connected; None where runs are to be made in this process."""
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = ray_address() or "local"
     cores = workers or os.cpu_count() or 1
     if workers == 1 or (cores == 1 and address == "local"):
         return None
@@ -150,13 +159,8 @@ def _ray(workers: int | None, digest: str) -> Any:
         import ray
     except ImportError:
         return None
-    wanted = {
-        "cores": cores,
-        "digest": digest,
-        "folder": os.getcwd(),
-        "path": [*sys.path],
-        **_settings(),
-    }
+    wanted = {"cores": cores, "digest": digest, "folder": os.getcwd(), "path": [*sys.path]}
+    wanted |= _settings()
     if ray.is_initialized() and _own in ({}, wanted):
         return ray
     _end()  # its workers hold other sources, data or settings
@@ -234,22 +238,25 @@ def _read(path: Path, row: type) -> dict[str, Run]:
     """Runs by key of a file of this layout; nothing of another one."""
     if not path.exists():
         return {}
-    kinds = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
+    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+    kinds["bool"] = lambda text: bool(("False", "True").index(text))
     found: dict[str, Run] = {}
-    with path.open(newline="", encoding="utf-8") as f:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.reader(f)
         if next(reader, None) != _columns(row):
             return {}
-        for n, (key, digest, made_at, *cells) in enumerate(reader, start=2):
-            try:
+        try:
+            for key, digest, made_at, *cells in reader:
                 values = [
                     kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
                 ]
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {n}: {error}; remove the file and run again"
-                ) from None
-            found.setdefault(key, Run(digest, made_at, [])).rows.append(row(*values))
+                ",".join((key, *cells)).encode()  # refuses what was no UTF-8
+                found.setdefault(key, Run(digest, made_at, [])).rows.append(row(*values))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {error}; remove that line, or the file, and run "
+                "again"
+            ) from None
     return found
 
 
@@ -284,12 +291,8 @@ class Bar:
 
     def _tell(self, label: str, left: float) -> None:
         if self._path:
-            line = {
-                "done": self._done,
-                "total": self._total,
-                "label": label,
-                "left_s": round(left, 1),
-            }
+            line = {"done": self._done, "total": self._total, "label": label}
+            line["left_s"] = round(left, 1)
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
 

@@ -9,6 +9,7 @@ is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package o
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import importlib.metadata
 import importlib.util
@@ -18,6 +19,7 @@ import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -193,6 +195,14 @@ def _leash() -> None:
         os._exit(0)
 
 
+def _own_folder() -> None:
+    """A folder for what vLLM leaves among temporary files; it goes with this process."""
+    folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-")
+    os.environ["TMPDIR"], tempfile.tempdir = folder, None
+    if LEASHED not in os.environ:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
 def on_cpu() -> bool:
     """Whether vLLM is the build for CPUs."""
     return importlib.util.find_spec("vllm") is not None and not any(
@@ -226,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"slos.serving.launch: {error}", file=sys.stderr)
             sys.exit(2)
         argv = started.argv
+        _own_folder()
         secret()  # made here, so that every process of the server knows it
         if started.calibrates:
             threading.Thread(target=_when_ready, args=(started,), daemon=True).start()

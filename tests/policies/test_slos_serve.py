@@ -1,5 +1,7 @@
 """SLOs-Serve: what it guarantees it keeps, and best effort lives on what is left."""
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +17,8 @@ from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
+from slos.planning.fluid import MOST, STATES, TIERS, vectors
+from slos.planning.planner import sweep
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
@@ -331,3 +335,22 @@ def test_a_roofline_without_a_cost_per_batch_is_planned_with() -> None:
     work = [req("a", 90, 20, SLO(tpot=0.1, ttft=1e-6))]
     policy = SLOsServe(Roofline((Plane(1e-4, 0.0, 0.0),)), Oracle(work))
     assert policy.step(view_of(Progress("a", 0.0, 90, 1e-6, 0.1))).tokens == {"a": 90}
+
+
+@pytest.mark.parametrize("distinct", [1, 4, 2000])
+def test_a_planning_of_any_size_and_any_paces_has_a_bound(
+    distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,000 candidates: as many of them and of their count vectors as one planning takes."""
+    paces = [0.05 + 0.15 * (i % distinct) / distinct for i in range(2000)]
+    crowd = [req(f"r{i}", 40, 3, SLO(tpot, ttft=60.0)) for i, tpot in enumerate(paces)]
+    problems = []
+    monkeypatch.setattr(
+        sys.modules[SLOsServe.__module__], "sweep", lambda p: problems.append(p) or sweep(p)
+    )
+    waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
+    batch = SLOsServe(FAST, Oracle(crowd)).step(View(0.0, waiting, (), 9000, 9000))
+    assert batch.tokens and not batch.decline
+    new = problems[0].tier[~problems[0].forced]
+    assert 20 < len(new) <= MOST and vectors(Counter(new.tolist()).values()) <= STATES
+    assert len(problems[0].tau) <= TIERS + 1

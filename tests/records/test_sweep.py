@@ -8,11 +8,14 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,15 +204,16 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
                 SCRIPT,
                 str(Path(__file__).parent),
                 str(path),
-                str(calls),
+                calls.name,  # relative to the sweep's folder, not to a worker's
                 "0",
                 "0",
             ]
             for part in ("once", "again"):
                 path.unlink(missing_ok=True)
                 subprocess.run(
-                    command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE
-                )
+                    command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE,
+                    cwd=tmp_path,
+                )  # fmt: skip
                 assert sorted(called(calls)) == sorted(case.name for case in MANY), part
                 logs = [log.stem for log in Path(temp).glob("session_latest/logs/worker-*.out")]
                 assert processes(calls) <= {int(log.split("-")[-1]) for log in logs}, (
@@ -222,11 +226,38 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
 
 
 def test_a_worker_with_other_sources_is_refused() -> None:
+    here, call = os.getcwd(), slos.records.sweep._call
     with pytest.raises(RuntimeError, match="not those of the sweep"):
-        slos.records.sweep._call(rows_of, CASES[0], "another")
-    assert slos.records.sweep._call(
-        rows_of, CASES[0], slos.records.sweep.sources_digest()
-    ) == rows_of(CASES[0])
+        call(rows_of, CASES[0], "another", here)
+    known = slos.records.sweep.sources_digest()
+    assert call(rows_of, CASES[0], known, here) == rows_of(CASES[0])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_dead_cluster_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("RAY_ADDRESS", address.format(nobody.getsockname()[1]))
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"RAY_ADDRESS = .* must be a cluster that answers"):
+            sweep(rows_of, CASES, tmp_path / "rows.csv", Row)
+        assert time.monotonic() - start < 15
+
+
+def test_two_sweeps_on_one_file_keep_the_rows_of_both(tmp_path: Path) -> None:
+    path, barrier = tmp_path / "rows.csv", threading.Barrier(2)
+
+    def run(cases: list[Case]) -> None:
+        barrier.wait(PATIENCE)
+        sweep(rows_of, [replace(c, seconds=0.02) for c in cases], path, Row, workers=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (CASES[:3], CASES[2:])))
+    sweep(rows_of, CASES, tmp_path / "alone.csv", Row, workers=1)
+    assert path.read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["alone.csv", "rows.csv"]
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"))
@@ -491,9 +522,14 @@ def test_an_interrupt_ends_the_sweep_and_its_workers(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     sweep(rows_of, CASES[:2], path, Row, workers=1)
-    path.write_text(path.read_text()[:-8])
-    with pytest.raises(ValueError, match=r"rows\.csv"):
-        sweep(rows_of, CASES[:2], path, Row, workers=1)
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:-8], whole + b"x\n", whole + b"\xff,\n", whole.replace(b"True", b"Tru"),
+        whole.replace(b",0,", b",zero,"), whole + b"x" * 200_000,
+    ):  # fmt: skip
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"rows\.csv, line \d+: .*remove that line"):
+            sweep(rows_of, CASES[:2], path, Row, workers=1)
 
 
 # Progress
