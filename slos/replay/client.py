@@ -40,7 +40,7 @@ async def find(url: str, model: str | None = None) -> Server:
         url.startswith(("http://", "https://")),
         "url",
         url,
-        "an address such as http://127.0.0.1:8000",
+        "an address such as http://127.0.0.1:8000; a server at a socket (--uds) is not reached",
     )
     url = url.rstrip("/").removesuffix("/v1")
     try:
@@ -54,7 +54,7 @@ async def find(url: str, model: str | None = None) -> Server:
         told = str(error) or type(error).__name__
         raise OSError(
             f"{url}/v1/models lists no models ({told}); start a server there, or give another url, "
-            "or the key in OPENAI_API_KEY"
+            "or the key in OPENAI_API_KEY, or a certificate of one's own in SSL_CERT_FILE"
         ) from None
     name = next(iter(cards), "") if model is None else model
     require(name in cards, "model", name, f"one that {url} serves: {', '.join(cards) or 'none'}")

@@ -123,7 +123,7 @@ def arguments(argv: Sequence[str]) -> Launch:
     host, port = str(given.get("host", "127.0.0.1")), int(given.get("port", 8000))
     whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
     for name in VLLMS:
-        if (value := getattr(typed, name)) is not None:
+        if (value := (given if name == "uds" else vars(typed)).get(name)) is not None:
             values = value if isinstance(value, list) else [value]
             whole += [f"--{name.replace('_', '-')}", *values]
     whole += ["--host", host, "--port", str(port)]
@@ -133,7 +133,7 @@ def arguments(argv: Sequence[str]) -> Launch:
     reached = f"[{reached}]" if ":" in reached else reached
     url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
     keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]
-    calibrates = not (typed.stock or typed.no_calibrate or "uds" in given)
+    calibrates = not (typed.stock or typed.no_calibrate)
     return Launch(whole, settings, url, keys[0] if isinstance(keys, list) else keys, calibrates)
 
 
@@ -212,6 +212,7 @@ def on_cpu() -> bool:
 
 def _when_ready(started: Launch) -> None:
     try:
+        require("--uds" not in started.argv, "address", "a socket", "TCP", "leave --uds out")
         calibrate(started.url, key=started.key, own=True)
         said = f"calibrated {started.url}"
     except (OSError, RuntimeError, ValueError, LookupError) as error:

@@ -83,7 +83,7 @@ def test_where_a_server_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments(["tiny", "--host", "0.0.0.0"]).url == "http://127.0.0.1:8000"
     tls = arguments(["tiny", "--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem"])
     assert tls.url == "https://127.0.0.1:8000" and "k.pem" in tls.argv and "c.pem" in tls.argv
-    assert not arguments(["tiny", "--uds", "/tmp/s"]).calibrates
+    assert "--uds" in arguments(["tiny", "--uds", "/tmp/s"]).argv
     monkeypatch.setenv("VLLM_API_KEY", "from-env")
     assert arguments(["tiny"]).key == "from-env"
 
@@ -189,3 +189,10 @@ def test_planes_that_are_no_seconds_are_refused(tmp_path: Path, planes: list, sa
     path.write_text(json.dumps({"mine": {**entry, "planes": planes, "source": "a test"}}))
     with pytest.raises(ValueError, match=said):
         profile(str(path))
+
+
+def test_a_socket_is_not_calibrated_and_says_so(capsys: pytest.CaptureFixture) -> None:
+    started = arguments(["tiny", "--uds", "/tmp/s"])
+    launch._when_ready(started)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "not calibrated" in said and "leave --uds out" in said
