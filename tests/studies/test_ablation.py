@@ -23,7 +23,9 @@ from slos.records.claims import read_claims
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 from slos.studies import ablation
-from slos.studies.ablation import PARTS, case_of, named, numbers, rivals, variants
+from slos.studies import rivals as rivals_module
+from slos.studies.ablation import PARTS, case_of, named, numbers, variants
+from slos.studies.rivals import rivals
 from workloads import SCENARIOS, build
 
 pytestmark = pytest.mark.usefixtures("no_data")
@@ -183,7 +185,7 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
             rows[c] = pd.Series({"rate": rate})
         return rows
 
-    monkeypatch.setattr(ablation, "carried", carried)
+    monkeypatch.setattr(rivals_module, "carried", carried)
     cases, s = variants("full"), SCALES["full"]
     assert len(cases) == len(SCENARIOS) * (2 + 2 * len(PARTS))
     assert all(
