@@ -36,7 +36,8 @@ by `./run_all.sh`, into its own folder; do not edit.
   *reference*: from the full run that came with it. In brackets the interval over seeds (95 %) or
   repeats, where there are several.
 - *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS;
-  NOT RUN without a row.
+  NOT RUN without a row. Only numbers of the paper's own setting have one, as far as it is known;
+  the settings are listed below. Those that the paper has no number for follow without.
 - *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
 """
 
@@ -70,6 +71,8 @@ def headline_table(
     counts = ("reference", "quick") if size == "reference" else (size,)
     columns = [s for s in SIZES if s in ("quick", "reference", size)]
     rows, whys = [], []
+    settings = [f"- {c}: {c.setting}" for c in claims if c.setting]
+    notes = [f"- {c}: {c.note}" for c in claims if c.note]
 
     def add(key: str, what: str, claim: Claim | None) -> None:
         found = {s: runs[s][key] for s in columns if key in runs.get(s, ())}
@@ -85,10 +88,10 @@ def headline_table(
         elif claim:
             rows.append([*row, "-", "-", f"notebooks/{claim.notebook}.ipynb"])
         if claim and claim.why and row[-1] in ("NEAR", "MISS"):
-            whys.append(f"- {what}: {claim.why}")
+            whys.append(f"- {claim}: {claim.why}")
 
     for c in claims:
-        add(c.key, c.what, c)
+        add(c.key, str(c), c)
     for key in dict.fromkeys(key for s in counts for key in runs.get(s, ())):
         if key not in {c.key for c in claims}:
             add(key, f"`{key}`", None)
@@ -100,7 +103,12 @@ def headline_table(
     )
     of = " or else ".join(f"`{s}`" for s in counts)
     parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
-    parts += ["Why ours fall short:\n\n" + "\n".join(whys)] if whys else []
+    said = {
+        "Why ours fall short": whys,
+        "The setting in which ours is compared": settings,
+        "What the paper's sources leave open": notes,
+    }
+    parts += [f"{title}:\n\n" + "\n".join(lines) for title, lines in said.items() if lines]
     return "\n\n".join(parts)
 
 

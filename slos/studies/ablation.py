@@ -1,5 +1,4 @@
-"""What each part of SLOs-Serve is worth, and all of them against the baselines, with speculation,
-on several replicas.
+"""What each part of SLOs-Serve is worth, with speculation, on several replicas.
 
 A part is off alone (the whole system without it) or on alone (added to a base that has none of
 them). The base starts whoever's prompt fits the KV cache, in order of arrival, in batches of a
@@ -18,14 +17,14 @@ from matplotlib.figure import Figure
 from slos.core.types import require
 from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS, can_draft
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft
 from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
 from slos.evaluation.runs import hardware_of, parse_setting
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import mean_of, over, over_each, select
+from slos.evaluation.stats import mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS
-from slos.records.claims import Spread, paper
+from slos.records.claims import Spread, claim
 from slos.studies.rivals import tuned
 from workloads import SCENARIOS
 
@@ -129,23 +128,15 @@ def gains(best: Frame) -> Frame:
     return pd.concat(tables, ignore_index=True)
 
 
-def against(best: Frame) -> Frame:
-    """The whole system over each baseline and over the best of them: scenario, against, ratio, low,
-    high, each."""
-    theirs = best[best["name"].isin(RIVALS)]
-    return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
-
-
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
-    parts, others = gains(best), against(best)
-    found = {}
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high, of the
+    scenario that it is about."""
+    parts, found = gains(best), {}
     for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
         table = select(parts, part=part, how="off alone")
+        table = select(table, scenario=claim(CLAIMS[part]).scenario)
         if len(table):
             found[CLAIMS[part]] = mean_of(table)
-    for name, table in others.groupby("against", sort=False):
-        found[f"headline_vs_{name}".replace("-", "_")] = mean_of(table)
     return found
 
 
@@ -170,9 +161,10 @@ def ablation_chart(table: Frame, source: str) -> Figure:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
         if part in CLAIMS:
-            said = paper(CLAIMS[part])
-            axis.axvline(said, **DASHED)
-            axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
+            said = claim(CLAIMS[part])
+            axis.axvline(said.value, **DASHED)
+            of = f", {said.scenario}" if said.scenario else ""
+            axis.annotate(f" paper{of}: {said.value:g}x", (said.value, -0.45), fontsize=7)
         axis.set_xscale("log")
         plots.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
         axis.set_xlabel("capacity, with over without")

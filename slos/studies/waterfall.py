@@ -189,7 +189,8 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
             _scenarios(axis, len(labels), r, select(each, step=step))
             labels.append(TOTALS[str(step)])
         before = r.ratio
-    axis.axvline(paper("authors_vs_best"), **DASHED, label="the paper's 2.2x")
+    reported = paper("authors_vs_best")
+    axis.axvline(reported, **DASHED, label=f"the paper's {reported:g}x")
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
