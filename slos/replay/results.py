@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from slos.core.attainment import Outcome, attainment
+from slos.core.pace import RULES, other
 from slos.files import Frame, commit
 
 
@@ -63,9 +64,10 @@ def rows(labels: Labels, run: Replayed) -> Frame:
 def table(run: Replayed) -> str:
     """The figures for a terminal, with the reasons of failures; latencies are those of the requests
     answered."""
-    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
+    rule = run.outcomes[0].rule
+    shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
     lines = [
-        f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
+        f"attainment {shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}",
         f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
     ]
     for name, times in {
