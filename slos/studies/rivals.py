@@ -79,7 +79,7 @@ def rivals(
     replicas: int = 0,
     profile: str = "",
 ) -> Cases:
-    """By scenario and name: each baseline at its best on as many GPUs.
+    """By scenario and name: each baseline at its best on as many GPUs, by the paper's rule of pace.
 
     First the token budget or the topology is chosen, and the router, drafting as is `typical` where
     there is a draft model; then the draft length, none among them.

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from slos.core.pace import CLIENT, PAPER
 from slos.core.types import require
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import (
@@ -44,6 +45,7 @@ from workloads import SCENARIOS
 
 OURS_IS = "ours"
 PUBLISHED, TODAY = "vLLM drafts 3 tokens", "all draft, at the best length"
+CLIENTS = "the clients' rule of pace"
 BESIDE: dict[str, Any] = {
     "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8,
 }  # fmt: skip
@@ -92,6 +94,7 @@ TOTALS = {
     STEPS[0].name: "as the authors simulate them",
     PUBLISHED: "as the paper had the engines",
     TODAY: "at their best today",
+    CLIENTS: "the same by the clients' rule",
 }
 """Where the whole ratio is told, and what it is called."""
 
@@ -111,11 +114,11 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
             behind_each = [c for case in plain for c in behind(case, step.routers)]
             groups[scenario, f"{step.name}|{name}"] = behind_each
     found = at_scale(tuned(size, groups, workers), size)
-    for step in (TODAY,):
-        best = rivals(size, scenarios, workers, replicas)
-        for scenario in scenarios:
-            best[scenario, OURS_IS] = found[scenario, f"{STEPS[-1].name}|{OURS_IS}"]
-        found |= {(scenario, f"{step}|{name}"): case for (scenario, name), case in best.items()}
+    best = rivals(size, scenarios, workers, replicas)
+    best |= {(name, OURS_IS): found[name, f"{STEPS[-1].name}|{OURS_IS}"] for name in scenarios}
+    for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
+        ruled = {key: replace(case, rule=rule) for key, case in best.items()}
+        found |= {(name, f"{step}|{system}"): case for (name, system), case in ruled.items()}
     return found
 
 
@@ -154,7 +157,7 @@ def falls(table: Frame) -> Frame:
 def numbers(table: Frame) -> dict[str, Spread]:
     """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
     found = {}
-    for start, step in (("published", PUBLISHED), ("today", TODAY)):
+    for start, step in (("published", PUBLISHED), ("today", TODAY), ("clients", CLIENTS)):
         for name, rows in select(table, step=step).groupby("against", sort=False):
             found[f"{start}_vs_{name}"] = mean_of(rows)
     found["authors_vs_best"] = mean_of(select(table, step=STEPS[0].name, against="best"))
