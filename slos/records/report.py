@@ -24,6 +24,13 @@ from slos.core.types import require
 from slos.files import results_dir, write_whole
 from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
 
+AGAINST = {
+    "vLLM": ("published", "vllm"),
+    "Sarathi-Serve": ("published", "sarathi"),
+    "DistServe": ("published", "distserve"),
+    "the best of them; as published, the better of two in their simulation": ("authors", "best"),
+}
+"""Rows of `against_table`: how the keys of `results/paper.yaml` begin and end."""
 SIZES = ("smoke", "quick", "reference", "full")
 _INTRO = """# Paper against reproduced
 
@@ -46,6 +53,25 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with its columns aligned, so that it reads in a terminal, too."""
     cells = [[c.replace("|", "\\|") for c in row] for row in rows]
     return tabulate(cells, head, tablefmt="github", disable_numparse=True)
+
+
+def against_table(claims: Sequence[Claim], rows: Sequence[Headline]) -> str:
+    """Ours over each baseline: the paper's number, as the paper had them, at their best today, and
+    the same by the clients' rule of pace; "-" where there is none. The README's block."""
+    papers = {c.key: f"{c.value:g}x" for c in claims}
+    ours = {
+        h.key: f"{h.value:.2f}x" + f" [{h.low:.2f}, {h.high:.2f}]" * (h.low < h.high) for h in rows
+    }
+    lines = [
+        "| SLOs-Serve against | paper | as the paper had them | at their best today | the same by "
+        "the clients' rule |",
+        "|---|---|---|---|---|",
+    ]
+    for what, (first, name) in AGAINST.items():
+        keys = [f"{way}_vs_{name}" for way in (first, "today", "clients")]
+        cells = [papers.get(keys[0], "-"), *(ours.get(key, "-") for key in keys)]
+        lines.append(f"| {' | '.join([what, *cells])} |")
+    return "\n".join(lines)
 
 
 def rows_of_runs(size: str) -> dict[str, dict[str, Headline]]:

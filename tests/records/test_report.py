@@ -335,3 +335,15 @@ def test_a_bad_row_stops_the_report_with_one_line(
     with pytest.raises(SystemExit) as stopped:
         report.main(["--size", "quick"])
     assert stopped.value.code == 1 and capsys.readouterr().err.startswith("report: ")
+
+
+def test_the_readmes_block_has_a_row_per_baseline() -> None:
+    def row(key: str, value: float) -> Headline:
+        return replace(ROW, key=key, value=value, low=value - 0.1, high=value)
+
+    rows = [row("published_vs_vllm", 1.7), row("today_vs_vllm", 1.3), row("authors_vs_best", 2.1)]
+    head, _, vllm, sarathi, _, best = report.against_table(read_claims(), rows).splitlines()
+    assert head.count("|") == vllm.count("|") == 6
+    assert vllm == "| vLLM | 1.76x | 1.70x [1.60, 1.70] | 1.30x [1.20, 1.30] | - |"
+    assert sarathi == "| Sarathi-Serve | 1.94x | - | - | - |"
+    assert best.endswith("| 2.2x | 2.10x [2.00, 2.10] | - | - |")
