@@ -212,4 +212,13 @@ def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
         looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.4}
         x = float(select(each, scenario=name)["ratio"].iloc[0])
         label = None if y else name
-        axis.plot(x, y, MARKERS[i], markersize=6, label=label, linestyle="none", **looks)
+        # side by side: some are alike
+        axis.plot(
+            x,
+            y + 0.09 * (i - 2.5),
+            MARKERS[i],
+            markersize=6,
+            label=label,
+            linestyle="none",
+            **looks,
+        )
