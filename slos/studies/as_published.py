@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from slos.evaluation.grids import (
     AS_PUBLISHED,
@@ -27,7 +28,7 @@ LENGTHS = (1, 3, 5)  # of drafts
 def strict(size: str, workers: int | None = None, replicas: int = 0) -> Frame:
     """Ours over each baseline as the paper had it, in chatbot, where nearly all requests must
     attain: against, ratio, low, high, each."""
-    s, where = scale_of(size, replicas), {"target": STRICT}
+    s, where = scale_of(size, replicas), dict[str, Any](target=STRICT)
     groups = {("chatbot", "ours"): [case_of("chatbot", PARTS, replicas=s.replicas, **where)]}
     for name, tries in AS_PUBLISHED.items():
         plain = [replace(case_of_rival("chatbot", r, s.replicas), **where) for r in tries]

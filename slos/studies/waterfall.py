@@ -107,7 +107,7 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
     for step, scenario in product(STEPS, scenarios):
         hardware = hardware_of(scenario)
         share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens
-        where = {"kv_scale": share or 1.0}
+        where: dict[str, Any] = {"kv_scale": share or 1.0}
         ours = case_of(scenario, PARTS, replicas=s.replicas, **where)
         groups[scenario, f"{step.name}|{OURS_IS}"] = [ours]
         for name, tries in step.tries.items():
@@ -199,7 +199,7 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     for tick in axis.get_yticklabels():
-        tick.set_weight("bold" if tick.get_text() in TOTALS.values() else "normal")
+        tick.set_fontweight("bold" if tick.get_text() in TOTALS.values() else "normal")
     axis.set_xlabel("capacity of SLOs-Serve over the best baseline (x)")
     said = f"{source}; bars: geometric mean of the scenarios (marks); lines: 95 % over seeds"
     return finish(figure, said, axis, ncols=4, fontsize=8)
@@ -210,6 +210,7 @@ def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
     axis.plot([mean.low, mean.high], [y, y], color="black", linewidth=2)
     for i, (name, color) in enumerate(colors(list(each["scenario"])).items()):
         looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.4}
+        looks |= {"markersize": 6, "linestyle": "none"}
         x = float(select(each, scenario=name)["ratio"].iloc[0])
         label = None if y else name
         # side by side: some are alike
