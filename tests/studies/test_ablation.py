@@ -204,7 +204,7 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert settings == {
         # first the budget, while drafting
-        *(f"chunk={n},drafts=3" for n in (256, 512, 1024, 2048)),
+        *(f"chunk={n},drafts=3" for n in (512, 1024, 2048)),
         *("chunk=1024", *(f"chunk=1024,drafts={n}" for n in (1, 2, 5))),
     }
     assert {c.replicas for c in asked if not c.topology} == {s.replicas} and {
