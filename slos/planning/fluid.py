@@ -11,6 +11,7 @@ import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, tokens_in
+from slos.planning.jobs import slack_per_token
 
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
 MOST = 256  # candidates of a planning at the most
@@ -100,7 +101,7 @@ def fluid(now, jobs, tau, rates, engine, seats):
             some[count] = j
             count += 1
         else:
-            pace = job.tpot + max(0.0, job.due - job.tpot - now) / job.remaining
+            pace = job.tpot + slack_per_token(job, now)
             while tier + 1 < len(tau) and tau[tier + 1] <= pace:
                 tier += 1
             n[tier] += 1
