@@ -29,6 +29,7 @@ from slos.serving.calls import FROM
 from slos.serving.load_report import Report
 from slos.serving.middleware import fields_of, refusal
 from slos.serving.objectives import parse
+from slos.serving.refused import declined
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
@@ -145,29 +146,6 @@ class Fleet:
             load, waiting=load.waiting + len(since), prefill_tokens=load.prefill_tokens + tokens,
             claimed_blocks=load.claimed_blocks + claimed,
         )  # fmt: skip
-
-
-def declined(text: bytes) -> bool | None:
-    """Whether a stream that begins so is a refusal, None while that is open: the first event may
-    have no token yet.
-
-    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
-    about the answer.
-    """
-    for line in text.split(b"\n"):
-        if not line.startswith(b"data:"):
-            continue
-        done = line[5:].strip() == b"[DONE]"
-        event = {} if done else json.loads(line[5:])
-        choices = event.get("choices") or []
-        deltas = [c.get("delta") or {} for c in choices]
-        ends = {c.get("finish_reason") for c in choices}
-        if done or "abort" in ends:
-            return True
-        only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
-        if "error" in event or not only_roles or ends - {None}:
-            return False
-    return None
 
 
 async def answered(

@@ -242,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("--uds", "--ssl-certfile"):
             cure = "leave it out: replicas are reached on this machine"
             require(option not in started.argv, "option", option, "one of a single server", cure)
+        reject, cure = started.settings.reject, "leave it out: the last replica keeps a request"
+        require(not reject, "option", "--slo-reject", "one of a single server", cure)
         launch.require_free(given.host, given.port)
         settings = started.settings
         default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}

@@ -59,6 +59,13 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--slo-tpot", type=float, dest="tpot", help="and: seconds per token (default: 0.1)"
     )
+    parser.add_argument(
+        "--slo-reject",
+        action="store_true",
+        default=None,
+        dest="reject",
+        help="HTTP 429 with Retry-After for who cannot be in time, instead of best effort",
+    )
     parser.add_argument("--load", metavar="FILE", help="keep the engine's load there, for a router")
     parser.add_argument(
         "--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own"
@@ -80,7 +87,16 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "load")  # settings with an option
+OWN = (
+    "policy",
+    "profile",
+    "save",
+    "ttft",
+    "slowdown",
+    "tpot",
+    "reject",
+    "load",
+)  # settings with an option
 VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
 
 

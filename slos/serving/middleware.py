@@ -6,6 +6,8 @@ import hmac
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
+from math import ceil
 from typing import Any, final
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +16,7 @@ from starlette.responses import JSONResponse
 from slos.core.types import SLO, require
 from slos.serving.calls import FROM, PROVE, proof, secret
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
+from slos.serving.refused import refusing
 
 OTHERS = ("/tokenize", "/detokenize")  # calls that generate nothing
 ELSEWHERE = ("extra_body", "extra_args", "sampling_params", "xargs")  # where they do not belong
@@ -99,6 +102,8 @@ class CheckObjectives:
             return
         if fields and any(NEAR.fullmatch(name) for name in request.headers):
             body = json.dumps(fields).encode()
+        if fields and not router:
+            send = refusing(send, partial(_too_late(fields), scope, _gone, send))
         await self.app(_sized(scope, body), _once(body, receive), send)
 
     async def _refuse(self, message: str, scope: Any, send: Any) -> None:
@@ -114,6 +119,14 @@ class CheckObjectives:
                 await send(part)
         else:
             await refusal(message)(scope, _gone, send)
+
+
+def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
+    """HTTP 429 for who cannot be in time; to come again when the first token would have been due."""
+    answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
+    after = float(fields["vllm_xargs"].get("slo_ttft") or 1.0)
+    answer.headers["retry-after"] = str(ceil(after))
+    return answer
 
 
 async def _gone() -> Any:

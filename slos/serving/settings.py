@@ -29,7 +29,9 @@ class Settings:
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
     fitting it. save: file to keep it in. slowdown or ttft, tpot, value: objectives of a request
-    that brings none. load: file for a router to read it from.
+    that brings none. reject: whether a request that
+    cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router to
+    read it from.
     """
 
     policy: str = "slos-serve"
@@ -42,6 +44,7 @@ class Settings:
     slowdown: float | None = None
     tpot: float = 0.1
     value: float = 1.0
+    reject: bool = False
     load: str = ""
 
     def __post_init__(self) -> None:

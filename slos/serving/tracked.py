@@ -56,6 +56,11 @@ class Tracked:
         flying = self.request.num_output_placeholders
         return flying > 0 and self.request.num_output_tokens + flying >= self.request.max_tokens
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it has not started."""
+        return not (self.request.num_computed_tokens or self.request.num_output_tokens)
+
     def sync(self) -> Progress:
         """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself
         counts them."""
@@ -64,7 +69,7 @@ class Tracked:
         p.computed = r.num_computed_tokens
         p.generated = r.num_output_tokens + r.num_output_placeholders - self.phase_start
         # only before it starts
-        p.elsewhere = p.elsewhere and not (r.num_computed_tokens or r.num_output_tokens)
+        p.elsewhere = p.elsewhere and self.untouched
         return p
 
     def emitted(self, now: float) -> None:

@@ -249,7 +249,10 @@ class SLOScheduler(AsyncScheduler):
     def _apply(self, batch: Batch) -> None:
         """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will
         go."""
-        leave = {id for id in batch.decline if self.tracked[id].progress.elsewhere}
+        leave = {
+            id for id in batch.decline
+            if (t := self.tracked[id]).progress.elsewhere or (self.settings.reject and t.untouched)
+        }  # fmt: skip
         for id in set(batch.decline) - leave:
             self.tracked[id].progress.best_effort = True
         self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []

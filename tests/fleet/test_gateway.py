@@ -288,6 +288,7 @@ def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served)
         (["--patience", "0"], "--patience = 0.0 must be positive"),
         (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
         (["--uds", "/tmp/s"], "option = '--uds' must be one of a single server"),
+        (["--slo-reject"], "option = '--slo-reject' must be one of a single server"),
         (["--scheduling-policy", "priority"], "'priority' must be fcfs"),
     ],
 )

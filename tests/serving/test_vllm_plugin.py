@@ -511,12 +511,13 @@ def test_the_declined_become_best_effort_and_are_served_after_the_others(build, 
         assert sum(ranks[0]) / len(ranks[0]) < sum(ranks[1]) / len(ranks[1])
 
 
+@pytest.mark.parametrize("reject", [False, True])
 @pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
-def test_the_declined_leave_for_another_replica_before_they_start(build, loop):
+def test_the_declined_leave_for_another_replica_before_they_start(build, loop, reject):
     """A front-end sees an end by abort without a token; who has started, or has nowhere to go,
-    stays."""
+    stays, unless the server rejects."""
     requests, prompts = workload(seed=11, size=60, rate=60)
-    core, clock = build(blocks=TIGHT, **loop)
+    core, clock = build(slos={"reject": True} if reject else {}, blocks=TIGHT, **loop)
     step, ends = core.step_fn, {}
 
     def watched():
@@ -531,7 +532,8 @@ def test_the_declined_leave_for_another_replica_before_they_start(build, loop):
         add(core, r, prompts[r.id], extra_args=fields)
     said = serve(core, clock, [], prompts)
     left = {id for id, end in ends.items() if end == FinishReason.ABORT}
-    assert left and left <= {r.id for r in requests[1::2]} and not any(said[id] for id in left)
+    assert left and not any(said[id] for id in left)
+    assert (left <= {r.id for r in requests[1::2]}) != reject
     assert {id: tokens for id, tokens in said.items() if id not in left} == {
         id: tokens for id, tokens in answers(requests, prompts).items() if id not in left
     }

@@ -1,0 +1,80 @@
+"""A request that cannot be in time: HTTP 429 before any of it is answered, where the engine let it
+go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from slos.serving.calls import FROM, secret
+from slos.serving.middleware import CheckObjectives
+
+STREAM, JSON = b"text/event-stream; charset=utf-8", b"application/json"
+
+
+def event(**choice: Any) -> bytes:
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+ROLE = event(delta={"role": "assistant", "content": ""}, finish_reason=None)
+GONE = event(delta={}, finish_reason="abort")
+WORD = event(delta={"content": "x"}, finish_reason=None)
+DONE = b"data: [DONE]\n\n"
+WHOLE = json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode()
+GOOD = json.dumps({"choices": [{"text": "x", "finish_reason": "length"}]}).encode()
+
+
+def answered(kind: bytes, parts: list[bytes], status: int = 200, **headers: str) -> list[Any]:
+    """What a client is sent of an answer in these parts."""
+    body, sent = json.dumps({"prompt": "x", "vllm_xargs": {"slo_ttft": 2.5}}).encode(), []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        head = {"type": "http.response.start", "status": status}
+        await send(head | {"headers": [(b"content-type", kind)]})
+        for part in parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    raw = [(k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": raw}
+    asyncio.run(CheckObjectives(server)(scope, receive, send))
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [(STREAM, [ROLE, GONE, DONE]), (STREAM, [GONE[:20], GONE[20:] + DONE]), (STREAM, [DONE]),
+     (JSON, [WHOLE]), (JSON, [WHOLE[:9], WHOLE[9:]])],
+)  # fmt: skip
+def test_who_is_let_go_gets_429_and_when_to_come_again(kind: bytes, parts: list[bytes]) -> None:
+    start, body = answered(kind, parts)
+    assert start["status"] == 429 and (b"retry-after", b"3") in start["headers"]
+    assert "in time" in json.loads(body["body"])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [(STREAM, [ROLE, WORD, GONE, DONE]), (STREAM, [b'data: {"error": {}}\n\n', DONE]),
+     (JSON, [GOOD]), (JSON, [b"[1]"]), (JSON, [b"no JSON"]), (b"audio/wav", [b"data: \xff"]),
+     (STREAM, [b"data: no JSON\n\n"]), (STREAM, [])],
+)  # fmt: skip
+def test_any_other_answer_is_sent_on_as_it_is(kind: bytes, parts: list[bytes]) -> None:
+    start, *bodies = answered(kind, parts)
+    assert start["status"] == 200
+    assert b"".join(b["body"] for b in bodies) == b"".join(parts)
+
+
+def test_a_router_and_an_error_are_left_alone() -> None:
+    assert answered(JSON, [WHOLE], **{FROM: secret()})[0]["status"] == 200
+    assert answered(JSON, [WHOLE], status=500)[0]["status"] == 500
