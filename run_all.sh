@@ -84,6 +84,10 @@ if [[ ! -x $venv/bin/python || $(stamp) != "$(cat "$venv/.slos-stamp" 2>/dev/nul
     say "installing $(grep -c == "$lock") packages"
     "$uv" "${install[@]}" --compile-bytecode --python "$venv/bin/python"
     "$uv" pip install -q --no-deps --python "$venv/bin/python" -e .
+    if [[ $extra != none ]] && ! why=$("$venv/bin/python" -c 'import torch, vllm' 2>&1); then
+        refuse "vLLM does not import (${why##*$'\n'}); set SLOS_EXTRA=none to leave it out, or SLOS_PYTHON to a Python for which" \
+            "there are wheels of torch for this machine (a folder of local wheels may lack them: unset PIP_FIND_LINKS)"
+    fi
     stamp >"$venv/.slos-stamp"
     say "$venv is ready ($SECONDS s)"
 fi

@@ -354,7 +354,9 @@ class Watch:
 
     def step(self, view: View) -> Batch:
         batch = self.policy.step(view)
-        effort = [p.id for p in view.running if p.best_effort or p.id in batch.decline]
+        aged = self.policy._aged  # best effort that is promised an easy pace
+        low = [p for p in view.running if p.best_effort or p.id in batch.decline]
+        effort = [p.id for p in low if p.id not in aged]
         gone = [id for id in batch.preempt if id in effort]
         assert gone == effort[::-1][: len(gone)], "not the newest first"
         if len(gone) < len(batch.preempt):

@@ -280,12 +280,16 @@ echo "$*" >> {tmp_path}/log
 for last; do :; done
 if [ "$1" = venv ]; then
     mkdir -p "$last/bin"
-    printf '#!/bin/sh\\nexec {sys.executable} "$@"\\n' > "$last/bin/python"
-    chmod +x "$last/bin/python"
+    cp {tmp_path}/tools/python "$last/bin/python"
 fi
 exit 0
 """)
     (tools / "uv").chmod(0o755)
+    (tools / "python").write_text(f"""#!/bin/sh
+case "$2" in *vllm*) echo "ImportError: no libcudnn" >&2; [ ! -e {tmp_path}/no-engine ]; exit;; esac
+exec {sys.executable} "$@"
+""")
+    (tools / "python").chmod(0o755)
     return {
         "PATH": f"{tools}:{os.environ['PATH']}", "CONDA_DEFAULT_ENV": "",
         "SLOS_PYTHON": sys.executable, "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "",
@@ -335,11 +339,24 @@ def test_the_engine_that_the_machine_can_run_comes_with_it(
         assert done.returncode == 0 and f"from {lock}" in done.stdout, done.stdout
 
 
+def test_an_engine_that_does_not_import_is_said_in_a_line(
+    root: Path, tmp_path: Path, bare: dict[str, str]
+) -> None:
+    shutil.copy(root / "requirements-cpu.txt", tmp_path / "requirements-cpu.txt")
+    (tmp_path / "no-engine").touch()
+    for _ in range(2):
+        done = run_all(tmp_path, "smoke", **bare | {"SLOS_EXTRA": "cpu"})
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "(ImportError: no libcudnn)" in done.stderr and "SLOS_EXTRA=none" in done.stderr
+    (tmp_path / "no-engine").unlink()
+    assert run_all(tmp_path, "smoke", **bare | {"SLOS_EXTRA": "cpu"}).returncode == 0
+
+
 def test_an_active_conda_environment_is_added_to_and_never_cleared(
     root: Path, tmp_path: Path, bare: dict[str, str]
 ) -> None:
     (tmp_path / "conda" / "bin").mkdir(parents=True)
-    (tmp_path / "conda" / "bin" / "python").symlink_to(sys.executable)
+    shutil.copy(tmp_path / "tools" / "python", tmp_path / "conda" / "bin" / "python")
     conda = bare | {"CONDA_DEFAULT_ENV": "slos-serve", "CONDA_PREFIX": str(tmp_path / "conda")}
     assert run_all(tmp_path, **conda).returncode == 0
     assert told(tmp_path) == ["pip install", "pip install"] and not (tmp_path / ".venv").exists()

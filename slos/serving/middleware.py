@@ -122,7 +122,7 @@ class CheckObjectives:
 
 
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
-    """HTTP 429 for who cannot be in time; to come again when the first token would have been due."""
+    """HTTP 429 for who cannot be in time; to come again when its first token would be due."""
     answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
     after = float(fields["vllm_xargs"].get("slo_ttft") or 1.0)
     answer.headers["retry-after"] = str(ceil(after))

@@ -1,5 +1,5 @@
-"""An answer that is none: a request that left the engine before it started, since it could not be in
-time."""
+"""An answer that is none: of a request that left the engine before it started, since it could not
+be in time."""
 
 from __future__ import annotations
 
