@@ -30,8 +30,11 @@ class Mine:
         limit, path = self.max_context, Path(self.path)
         if self.profile and not limit:
             limit = most_tokens(profile(self.profile), self.drafts)
-        given = (x or None for x in (self.tpot, self.ttft, self.slowdown))
-        table = published.read(path, published.Objectives(*given), limit or None)
+        objectives = published.Objectives(
+            self.tpot or None, self.ttft or None, self.slowdown or None
+        )
+        left_out = 1.0 if self.max_context else published.TOO_MANY
+        table = published.read(path, objectives, limit or None, left_out)
         key = crc32(repr((path.resolve(), self)).encode())
         out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
         return str(published.write(table, out)), "; ".join(table.remarks)
