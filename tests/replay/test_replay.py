@@ -706,10 +706,7 @@ def test_a_session_s_rounds_begin_with_what_was_said(tmp_path: Path) -> None:
     with serving() as fake:
         told = ["--url", fake.url, "--requests", str(mine), "--ttft", "9", "--tpot", "5"]
         assert main(told) == 0
-    first, other, second, third = (
-        sorted((b["prompt"] for b in fake.bodies), key=len)[1::-1]
-        + (sorted((b["prompt"] for b in fake.bodies), key=len)[2:])
-    )
+    other, first, second, third = sorted((b["prompt"] for b in fake.bodies), key=len)
     assert [len(p) for p in (first, other, second, third)] == [8, 5, 15, 20]
     assert second[:11] == [*first, 7000, 7001, 7002], "the prompt, and the answer that came"
     assert third[:18] == [*second, 7000, 7001, 7002] and other[:5] != first[:5]
