@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from slos.core.types import require
 from slos.files import results_dir
 from slos.hardware.profiles import Profile, profile
 from workloads import published
@@ -23,6 +24,9 @@ class Mine:
     slowdown: float = 0.0
     max_context: int = 0
     drafts: int = 0
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.path, str), "requests", self.path, "the name of a file")
 
     def workload(self) -> tuple[str, str]:
         """The same as a CSV that can be simulated, and what there is to say: where arrivals come
