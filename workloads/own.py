@@ -109,7 +109,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         )
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
-            stage = Stage(prompt, output, SLO(**seconds))
+            slo = SLO(seconds["tpot"], seconds.get("ttft"), seconds.get("slowdown"))
+            stage = Stage(prompt, output, slo)
             rows.append(Row(arrival, stage, cell.get("kind", ""), value, n, session, prefix))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
