@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
 from random import Random
+from typing import Any
 
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, Request, require
@@ -70,6 +71,7 @@ class Live:
     replica: str = ""
     hops: int = 0
     dice: Random = field(default_factory=Random)
+    content: Any = None  # names of its KV blocks, where there is a prefix cache
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""

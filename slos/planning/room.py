@@ -13,6 +13,7 @@ class Room:
         self.view, self.evictable = view, list(best_effort)
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
         self.preempted: list[str] = []
+        self.shared = 0  # blocks that starts count on running requests for
 
     def give_all(
         self, requests: list[Progress], wanted: list[int], need: float, starts: int
@@ -37,17 +38,23 @@ class Room:
         none."""
         if p.id in self.preempted:
             return False
-        blocks = self.view.blocks
-        starts, need = not p.computed, blocks(p.computed + tokens) - blocks(p.computed)
+        starts, need, shared = not p.computed, self.view.needs(p, tokens), 0
         if not starts:
             self.evictable.remove(p)
+        elif self.preempted:
+            need += p.shared
+        else:
+            shared = p.shared
         while self.evictable and (need > self.free or (starts and not self.seats)):
             victim = self.evictable.pop()
-            self.free += blocks(victim.computed)
+            # perhaps it was the one that had what they share
+            need, shared, self.free, self.shared = need + shared, 0, self.free - self.shared, 0
+            self.free += self.view.frees(victim)
             self.seats += 1
             self.preempted.append(victim.id)
         if need > self.free or (starts and not self.seats):
             return False
         self.free -= need
         self.seats -= starts
+        self.shared += shared
         return True

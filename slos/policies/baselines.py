@@ -26,7 +26,8 @@ def _evict(
     preempted: list[str] = []
     while need > free:
         victim = running.pop()
-        free += view.blocks(victim.tokens if whole and victim.left > 1 else victim.computed)
+        set_aside = whole and victim.left > 1
+        free += view.blocks(victim.tokens) - victim.shared if set_aside else view.frees(victim)
         preempted.append(victim.id)
         if victim is p:
             break
@@ -101,7 +102,7 @@ def admit(
         if budget <= 0 or (whole and tokens and p.left > budget):
             break
         if not p.computed:
-            need, alone = view.blocks(p.left), not view.running and not tokens
+            need, alone = view.needs(p, p.left), not view.running and not tokens
             closed = closed or seats <= 0 or need > free - (0 if alone else reserve)
             if closed:
                 continue
