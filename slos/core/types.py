@@ -214,7 +214,7 @@ class View:
         return self.blocks(p.cached + tokens) - p.shared
 
     def frees(self, p: Progress) -> int:
-        """KV blocks that a running request gives back, or more."""
+        """KV blocks that come free if a running request is preempted, at the least."""
         return self.blocks(p.computed) - p.shared
 
 

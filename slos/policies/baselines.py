@@ -102,8 +102,10 @@ def admit(
         if budget <= 0 or (whole and tokens and p.left > budget):
             break
         if not p.computed:
+            if closed:
+                continue
             need, alone = view.needs(p, p.left), not view.running and not tokens
-            closed = closed or seats <= 0 or need > free - (0 if alone else reserve)
+            closed = seats <= 0 or need > free - (0 if alone else reserve)
             if closed:
                 continue
             seats, free, started = seats - 1, free - need, True

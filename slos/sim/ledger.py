@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from slos.core.attainment import Live
-from slos.core.types import Progress
 
 
 @dataclass(slots=True)
@@ -59,6 +57,3 @@ class Ledger:
     def landed(self, live: Live) -> None:
         """That cache is here, and its request holds it."""
         self.lent -= self.blocks(live.progress.computed)
-
-    def show(self, waiting: Sequence[Live], running: Sequence[Progress]) -> None:
-        """Write down what requests have in the cache and what they share: nothing."""

@@ -1,236 +1,238 @@
 """The KV ledger of an engine with a prefix cache, as vLLM V1 has it (`vllm/v1/core` of 0.32).
 
-Full blocks have names that stand for all tokens up to their ends. What a request has computed stays
-behind in the free blocks, and one that starts later takes from there what its context begins with:
-a hit. Free blocks with nothing in them are taken first, then the least recently used; the blocks of
-a request are given back last one first, so that beginnings stay longest. Two requests that compute
-the same at the same time have a copy each, as there.
+What a request has computed in full blocks stays behind when it gives them back, and one that starts
+later takes from there what its context begins with: a hit. Free blocks with nothing in them are
+taken first, then the least recently used; the blocks of a request are given back last one first, so
+that beginnings stay longest. Two requests that compute the same at the same time have a copy each,
+and a hit finds the older one. Blocks that are computed, held and given back together are one `Run`
+here, which is why a simulation hardly takes longer.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import count
 from sys import maxsize
 
 from slos.core.attainment import Live
 from slos.core.types import Progress, Request
 from slos.sim.ledger import Ledger
 
-BLOCKS = 1 << 32  # more than any context has: names of different contents stay apart
-
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The names of a request's blocks. The blocks up to `ends[i]` that are not in a piece before
-    are named bases[i] + their number; shared: whether others may have the same ones."""
+    """What a request's blocks hold: pieces, each a number, and the block at which each ends. Others
+    may have the same ones, but never the last."""
 
+    pieces: tuple[int, ...]
     ends: tuple[int, ...]
-    bases: tuple[int, ...]
 
     @property
     def shared(self) -> bool:
-        return len(self.bases) > 1
-
-    def name(self, block: int) -> int:
-        return self.bases[bisect_left(self.ends, block + 1)] + block
-
-    def names(self, start: int, end: int) -> Sequence[int]:
-        """Of blocks `start` to `end`, the last one not included."""
-        if len(self.bases) == 1:
-            return range(self.bases[0] + start, self.bases[0] + end)
-        pieces, low = [], start
-        for stop, base in zip(self.ends, self.bases, strict=True):
-            high = min(stop, end)
-            if low < high:
-                pieces.append(range(base + low, base + high))
-                low = high
-        return [*chain(*pieces)]
+        return len(self.pieces) > 1
 
 
 @dataclass(slots=True)
 class Contents:
-    """Names for what requests are made of, the same for the same content on all replicas."""
+    """Numbers for what requests are made of, the same for the same content on all replicas."""
 
     block_size: int
     _known: dict[tuple[int, int, str | int], int] = field(default_factory=dict)
-    _fresh: Iterable[int] = field(default_factory=lambda: count(0, BLOCKS))
+    _fresh: Iterator[int] = field(default_factory=count)
 
     def of(self, request: Request) -> Content:
-        """The end of a block says in which piece it is: that piece, and all before, are its
-        tokens."""
-        ends, bases, end, last = [], [], 0, (-1, 0)
+        """A block is of the piece in which it ends. A piece stands for all tokens before it, too,
+        as the hash of a block does."""
+        pieces, ends, end, last = [], [], 0, (-1, 0)
         for name, tokens in request.prefix:
-            base = self._known.get((*last, name))
-            if base is None:
-                base = self._known[*last, name] = next(self._fresh)  # type: ignore[call-overload]
-            end, last = end + tokens, (base, tokens)
-            ends.append(end // self.block_size)
-            bases.append(base)
-        return Content((*ends, maxsize), (*bases, next(self._fresh)))  # type: ignore[call-overload]
+            key = (*last, name)
+            if key not in self._known:
+                self._known[key] = next(self._fresh)
+            end, last = end + tokens, (self._known[key], tokens)
+            if end // self.block_size > (ends[-1] if ends else 0):
+                pieces.append(last[0])
+                ends.append(end // self.block_size)
+        return Content((*pieces, next(self._fresh)), (*ends, maxsize))
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Blocks `start` to `end`, the last one not included, of a piece; held: by so many requests."""
+
+    piece: int
+    start: int
+    end: int
+    held: int = 1
+
+    @property
+    def blocks(self) -> int:
+        return self.end - self.start
 
 
 @dataclass(slots=True)
 class PrefixCache(Ledger):
     """A `Ledger` whose free blocks keep what they hold until they are taken.
 
-    A block goes by the name of its content, a second copy of that by a number below 0. tables: the
-    full blocks of each request here; idle: free blocks that hold something, least recently used
-    first; cached: the block that a hit finds, by name; copies: other blocks of that name, in the
-    order in which they were computed; holders: of each block that more than one request holds, how
-    many; leaving: tables of those lent, and how many blocks count as that. hits: tokens found.
+    cached: all runs by piece, in the order in which they were computed; tables: those of each
+    request here, in order; idle: those that nobody holds, least recently used first, and how many
+    blocks they have; leaving: the runs of requests that are lent, and how many blocks count as
+    that; waiting: requests that may find something. hits, evicted: tokens and blocks so far.
     """
 
-    tables: dict[str, list[int]] = field(init=False, default_factory=dict)
-    idle: OrderedDict[int, None] = field(init=False, default_factory=OrderedDict)
-    cached: dict[int, int] = field(init=False, default_factory=dict)
-    copies: dict[int, dict[int, None]] = field(init=False, default_factory=dict)
-    names: dict[int, int] = field(init=False, default_factory=dict)  # of copies
-    holders: dict[int, int] = field(init=False, default_factory=dict)
-    leaving: dict[str, tuple[list[int], int]] = field(init=False, default_factory=dict)
+    cached: dict[int, list[Run]] = field(init=False, default_factory=dict)
+    tables: dict[str, list[Run]] = field(init=False, default_factory=dict)
+    idle: dict[Run, None] = field(init=False, default_factory=dict)
+    idle_blocks: int = field(init=False, default=0)
+    leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
+    waiting: dict[str, Live] = field(init=False, default_factory=dict)
     hits: int = field(init=False, default=0)
     evicted: int = field(init=False, default=0)
-    _copied: int = field(init=False, default=0)
     _sharing: bool = field(init=False, default=False)  # changed since requests were told
 
     # What a request finds
 
-    def found(self, live: Live) -> int:
-        """Blocks of its context that are cached, from its beginning on. At least one token is left
-        to compute, from which the next one comes. Where a block is cached, so are those before it:
-        whoever holds one holds them too, and gives them back after it."""
-        content, cached = live.content, self.cached
-        most = (live.progress.tokens - 1) // self.block_size
-        if most == 0 or content.name(0) not in cached:
-            return 0
-        if content.name(most - 1) in cached:
-            return most
-        return bisect_left(range(most), True, key=lambda i: content.name(i) not in cached)
+    def _found(self, live: Live, start: int = 0) -> Iterator[tuple[Run, int, int]]:
+        """What is cached of a request's context from block `start` on: runs, and from which block
+        to which each is found. At least one token is left to compute, from which the next comes."""
+        most, at = (live.progress.tokens - 1) // self.block_size, start
+        for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
+            end = min(end, most)
+            while at < end:
+                runs = self.cached.get(piece, ())
+                found = next((i for i, r in enumerate(runs) if r.start <= at < r.end), -1)
+                if found < 0:
+                    return
+                to = min(runs[found].end, end)
+                for older in runs[:found]:
+                    to = min(to, older.start) if older.start > at else to
+                yield runs[found], at, to
+                at = to
 
-    def start(self, live: Live) -> None:
-        """Hold what is found for a request that starts, or is about to."""
-        p, table = live.progress, self.tables.setdefault(live.request.id, [])
-        for name in live.content.names(len(table), self.found(live)):
-            block = self.cached[name]
-            if block in self.idle:
-                del self.idle[block]
-                self.free -= 1
-            else:
-                self.holders[block] = self.holders.get(block, 1) + 1
-                self._sharing = True
-            table.append(block)
-        p.computed = len(table) * self.block_size
+    def expect(self, live: Live) -> None:
+        """A request waits. One that finds nothing now, and shares with no other, never will."""
+        if live.content.shared or live.content.pieces[0] in self.cached:
+            self.waiting[live.request.id] = live
 
-    def show(self, waiting: Sequence[Live], running: Sequence[Progress]) -> None:
+    def forget(self, live: Live) -> None:
+        """It waits no longer."""
+        self.waiting.pop(live.request.id, None)
+        live.progress.cached = live.progress.shared = 0
+
+    def show(self, running: Sequence[Progress]) -> None:
         """Write down what would be found for those that wait, and what all share with running
         ones."""
-        for live in waiting:
-            p, found = live.progress, self.found(live)
-            p.cached = found * self.block_size
-            p.shared = self._count_held(live.content.names(0, found)) if found else 0
+        for live in self.waiting.values():
+            end = held = 0
+            if live.content.pieces[0] in self.cached:
+                for run, start, end in self._found(live):
+                    held += end - start if run.held else 0
+            live.progress.cached, live.progress.shared = end * self.block_size, held
         if self._sharing:
             self._sharing = False
             for p in running:
-                p.shared = self._shared(self.tables[p.id])
+                p.shared = sum(r.blocks for r in self.tables[p.id] if r.held > 1)
 
-    def _count_held(self, names: Sequence[int]) -> int:
-        """How many of the blocks that would be found are held: whoever holds one, holds those
-        before it, if there is one of each."""
-        if not self.copies:
-            return bisect_left(names, True, key=self.idle.__contains__)
-        return sum(self.cached[name] not in self.idle for name in names)
+    def start(self, live: Live) -> None:
+        """Hold what is found for a request that starts, beyond what it holds already."""
+        p, table = live.progress, self.tables.setdefault(live.request.id, [])
+        for run, start, end in [*self._found(live, table[-1].end if table else 0)]:
+            if run.start < start:
+                self._split(run, start)
+            found = self._split(run, end) if end < run.end else run
+            if not found.held:
+                del self.idle[found]
+                self.idle_blocks -= found.blocks
+                self.free -= found.blocks
+            self._sharing |= found.held > 0
+            found.held += 1
+            table.append(found)
+        p.computed = table[-1].end * self.block_size if table else 0
 
-    def _shared(self, table: list[int]) -> int:
-        """How many blocks of a request others hold, too."""
-        holders = self.holders
-        if not self.copies:
-            return bisect_left(table, True, key=lambda block: block not in holders)
-        return sum(map(holders.__contains__, table))
+    def _split(self, run: Run, at: int) -> Run:
+        """Let a run begin at a block within it; the new run of what lies before."""
+        before = Run(run.piece, run.start, at, run.held)
+        run.start = at
+        runs = self.cached[run.piece]
+        runs.insert(runs.index(run), before)
+        if run.held:
+            for table in (*self.tables.values(), *(runs for runs, _ in self.leaving.values())):
+                if run in table:
+                    table.insert(table.index(run), before)
+        else:  # the end goes first
+            both = {run: (run, before)}
+            self.idle = {r: None for old in self.idle for r in both.get(old, (old,))}
+        return before
 
     # What becomes of blocks
 
     def fill(self, live: Live, tokens: int) -> None:
         """A request has computed so many tokens, or will have after this step: blocks that are full
         then can be found from now on."""
-        table, end = self.tables[live.request.id], tokens // self.block_size
-        if end <= len(table):
-            return
-        names = live.content.names(len(table), end)
-        if self.cached.keys().isdisjoint(names):
-            self.cached.update(zip(names, names, strict=True))
-            table += names
-            return
-        for name in names:
-            block = name
-            if name in self.cached:
-                self._copied -= 1
-                block = self._copied
-                self.names[block] = name
-                self.copies.setdefault(name, {})[block] = None
-            else:
-                self.cached[name] = name
-            table.append(block)
+        table, full = self.tables[live.request.id], tokens // self.block_size
+        at = table[-1].end if table else 0
+        for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
+            end = min(end, full)
+            if at < end:
+                runs = self.cached.setdefault(piece, [])
+                last = table[-1] if table else None
+                if last and last.held == 1 and runs and runs[-1] is last:
+                    last.end = end
+                else:
+                    runs.append(Run(piece, at, end))
+                    table.append(runs[-1])
+                at = end
 
     def take(self, blocks: int) -> None:
         self.free -= blocks
-        idle, cached = self.idle, self.cached
-        gone = len(idle) - self.free
+        gone = self.idle_blocks - self.free
         if gone <= 0:
             return
         self.evicted += gone
-        for _ in range(gone):
-            block = idle.popitem(last=False)[0]
-            if self.names:
-                self._forget(block)
-            else:
-                del cached[block]
-
-    def _forget(self, block: int) -> None:
-        """Where there are copies: the next one takes its place."""
-        name = self.names.pop(block, block)
-        others = self.copies.get(name)
-        if others is None:
-            del self.cached[name]
-            return
-        if self.cached[name] == block:
-            block = self.cached[name] = next(iter(others))
-        del others[block]
-        if not others:
-            del self.copies[name]
+        self.idle_blocks -= gone
+        while gone:
+            run = next(iter(self.idle))
+            if run.blocks > gone:
+                run.end -= gone
+                return
+            gone -= run.blocks
+            del self.idle[run]
+            runs = self.cached[run.piece]
+            runs.remove(run)
+            if not runs:
+                del self.cached[run.piece]
 
     def release(self, live: Live) -> None:
-        table = self.tables.pop(live.request.id)
-        self._give_back(table, self.blocks(live.progress.computed))
+        self._give_back(live, self._table(live))
 
-    def _give_back(self, table: list[int], blocks: int) -> None:
-        """The full ones, and all; those that others hold stay with them."""
-        holders, gone = self.holders, table
-        if holders and not holders.keys().isdisjoint(table):
-            gone, self._sharing = [], True
-            for block in table:
-                held = holders.pop(block, 1) - 1
-                if held > 1:
-                    holders[block] = held
-                if not held:
-                    gone.append(block)
-        self.idle.update(dict.fromkeys(reversed(gone)))
-        self.free += blocks - len(table) + len(gone)
+    def _table(self, live: Live) -> list[Run]:
+        """Of one that leaves. What is its own can be asked for from now on only."""
+        self.fill(live, live.progress.computed)
+        return self.tables.pop(live.request.id)
+
+    def _give_back(self, live: Live, table: list[Run]) -> None:
+        self.free += self.blocks(live.progress.computed) - (table[-1].end if table else 0)
+        for run in reversed(table):
+            run.held -= 1
+            self._sharing |= run.held > 0
+            if not run.held:
+                self.idle[run] = None
+                self.idle_blocks += run.blocks
+                self.free += run.blocks
 
     def lend(self, live: Live) -> None:
-        table = self.tables.pop(live.request.id)
-        alone = self.blocks(live.progress.computed) - self._shared(table)
+        table = self._table(live)
+        alone = self.blocks(live.progress.computed) - sum(r.blocks for r in table if r.held > 1)
         self.leaving[live.request.id] = table, alone
         self.lent += alone
 
     def fetched(self, live: Live) -> None:
         table, alone = self.leaving.pop(live.request.id)
         self.lent -= alone
-        self._give_back(table, self.blocks(live.progress.computed))
+        self._give_back(live, table)
 
     def landed(self, live: Live) -> None:
         self.lent -= self.blocks(live.progress.computed)
         self.tables[live.request.id] = []
-        self.fill(live, live.progress.computed)
+        if live.content.shared:
+            self.fill(live, live.progress.computed)

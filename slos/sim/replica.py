@@ -66,6 +66,8 @@ class Replica:
         self.live[p.id], live.replica = live, self.name
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
         (self.running if p.computed else self.waiting).append(p)
+        if isinstance(self.kv, PrefixCache) and not p.computed:
+            self.kv.expect(live)
         self.flight.cut(now)
 
     def release(self, live: Live) -> None:
@@ -125,7 +127,7 @@ class Replica:
         another replica."""
         w, kv, passed = self.world, self.kv, []
         if isinstance(kv, PrefixCache):
-            kv.show([self.live[p.id] for p in self.waiting], self.running)
+            kv.show(self.running)
         batch = self.policy.step(
             View(now, self.waiting, self.running, kv.free, kv.total - kv.lent, kv.block_size,
                  w.max_seqs, w.max_drafts)
@@ -133,7 +135,8 @@ class Replica:
         for id in batch.decline:
             p = self._find(id).progress
             if p.elsewhere:
-                p.cached = p.shared = 0
+                if isinstance(kv, PrefixCache):
+                    kv.forget(self.live[id])
                 passed.append(self.live.pop(id))
                 self.waiting.remove(p)
             else:
@@ -147,6 +150,8 @@ class Replica:
             self._stop(live)
             self.waiting.insert(0, live.progress)
             live.preemptions += 1
+            if isinstance(kv, PrefixCache):
+                kv.expect(live)
         if batch.tokens:
             self._start(now, batch)
         return passed
@@ -155,8 +160,7 @@ class Replica:
         kv, leap, size, tokens = self.kv, batch.repeat, self.world.block_size, batch.tokens
         context = need = drafts = 0
         started: list[Progress] = []
-        caching = isinstance(kv, PrefixCache)
-        if caching:
+        if isinstance(kv, PrefixCache) and self.waiting:
             tokens, started = self._take_hold(tokens, kv)
         for id, n in tokens.items():
             live = self._find(id)
@@ -170,7 +174,7 @@ class Replica:
                 leap, drafts = 1, max(drafts, self._drafts(p, n))
                 need += -(-(computed + n) // size) + -computed // size
             context += computed
-            if not computed and not caching:
+            if not computed and p not in started:
                 started.append(p)
         if need > kv.free:
             raise ValueError(
@@ -196,21 +200,27 @@ class Replica:
     ) -> tuple[Mapping[str, int], list[Progress]]:
         """Let those that start hold what is found for them, first of all; then, in vLLM's order,
         what others of the batch compute, too. The tokens that are left, and who starts."""
-        starts = {id: live for id in tokens if not (live := self._find(id)).progress.computed}
+        starts = [self.live[p.id] for p in self.waiting if p.id in tokens]
         if not starts:
             return tokens, []
-        for live in starts.values():
+        place, left = {id: i for i, id in enumerate(tokens)}, dict(tokens)
+        starts.sort(key=lambda live: place[live.request.id])
+        for live in starts:
             kv.start(live)
-        left, runs = dict(tokens), (id for id in tokens if id not in starts)
-        for id in (*runs, *starts):
-            live, p = self.live[id], self.live[id].progress
-            if id in starts:
-                kv.start(live)
-                if p.computed > p.cached:  # more than the view said
-                    left[id] = min(left[id], p.tokens - p.computed)
-                kv.hits, p.cached = kv.hits + p.computed, 0
+        if any(live.content.shared for live in starts):
+            for live in map(self._find, tokens):
+                p = live.progress
+                if p.computed and live not in starts:
+                    kv.fill(live, min(p.computed + tokens[p.id], p.tokens))
+        for live in starts:
+            p, id = live.progress, live.request.id
+            kv.start(live)
+            if p.computed > p.cached:  # more than the view said
+                left[id] = min(left[id], p.tokens - p.computed)
+            kv.hits += p.computed
+            kv.forget(live)
             kv.fill(live, min(p.computed + left[id], p.tokens))
-        return left, [live.progress for live in starts.values()]
+        return left, [live.progress for live in starts]
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
@@ -232,7 +242,7 @@ class Replica:
         ids = {p.id for p in started}
         self.waiting = [p for p in self.waiting if p.id not in ids]
         for p in started:
-            p.elsewhere, p.cached, p.shared = False, 0, 0
+            p.elsewhere = False
         self.running += started
         if len(self.running) > self.world.max_seqs:
             raise ValueError(
@@ -266,7 +276,7 @@ class Replica:
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
-            if caching and p.computed // size > before // size:
+            if caching and live.content.shared and p.computed // size > before // size:
                 kv.fill(live, p.computed)
             if finished:
                 ended.append(live)
