@@ -13,7 +13,6 @@ from operator import attrgetter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-
 from pool import Pool
 
 from slos.core.attainment import Outcome
@@ -138,8 +137,8 @@ class Lawful:
             if id in starts:
                 seen, place.computed = place.seen, pool.start(r, place.tokens)
                 assert place.computed >= seen, "what the view said was not found"
-                left = place.tokens - place.computed
-                tokens[id] = min(tokens[id], left) if place.computed > seen else tokens[id]
+                if place.computed > seen:  # by the batch itself: so much less is left to do
+                    tokens[id] = max(1, tokens[id] - (place.computed - seen))
             drafted = tokens[id] > 1 and self.left(id) == 1
             self.keep(id, place.computed + (1 if drafted else tokens[id] * count))
         return tokens

@@ -213,9 +213,17 @@ class View:
             return self.blocks(p.computed + tokens) - self.blocks(p.computed)
         return self.blocks(p.cached + tokens) - p.shared
 
-    def frees(self, p: Progress) -> int:
-        """KV blocks that come free if a running request is preempted, at the least."""
-        return self.blocks(p.computed) - p.shared
+    def frees(self, *victims: Progress) -> int:
+        """KV blocks that come free if these running requests are preempted, at the least."""
+        held, shared = 0, 0
+        for p in victims:
+            held, shared = held + self.blocks(p.computed), shared + p.shared
+        if not shared or len(victims) == 1:
+            return held - shared
+        # where they hold more than all share with others, they share it with each other
+        twice = sum(self.blocks(p.computed) for p in self.running)
+        twice -= self.total_blocks - self.free_blocks
+        return held - min(shared, twice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +232,8 @@ class Batch:
     drafts 1 + drafts.
 
     What is found in a prefix cache is not computed, and counts as no token of the batch. It is held
-    before anything else is taken; one that finds more than the view said, because another of the
-    batch computes it, has so much less to do.
+    before anything else is taken. One that finds more than the view said, because another of the
+    batch computes it, is given so much less, but a token at least.
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
     best effort, or leave for another replica where `Progress.elsewhere` says so. `repeat` is the

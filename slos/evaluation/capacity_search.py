@@ -29,7 +29,8 @@ class Search:
     replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`,
     "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
-    cache; belief: of the policy about the roofline, see `believed`.
+    cache; belief: of the policy about the roofline, see `believed`. prefix_cache: whether what was
+    computed is found again, which in the paper's setting it is not.
     """
 
     scenario: str
@@ -49,6 +50,7 @@ class Search:
     slo_scale: float = 1.0
     kv_scale: float = 1.0
     belief: str = ""
+    prefix_cache: bool = False
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -75,6 +77,7 @@ class Search:
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")
+        parts = (*parts, "prefix cache" if self.prefix_cache else "")
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -149,7 +152,7 @@ def search(case: Search) -> list[Probe]:
         outcomes = serve(
             asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
             topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-            acceptance=case.acceptance,
+            acceptance=case.acceptance, prefix_cache=case.prefix_cache,
         )  # fmt: skip
         accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
         rows.append(

@@ -23,15 +23,15 @@ def _evict(
 
     whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
     """
-    preempted: list[str] = []
+    victims, before = list[Progress](), free
     while need > free:
-        victim = running.pop()
-        set_aside = whole and victim.left > 1
-        free += view.blocks(victim.tokens) - victim.shared if set_aside else view.frees(victim)
-        preempted.append(victim.id)
+        victims.append(victim := running.pop())
+        if whole and victim.left > 1:
+            before += view.blocks(victim.tokens) - view.blocks(victim.computed)
+        free = before + view.frees(*victims)
         if victim is p:
             break
-    return free, preempted
+    return free, [victim.id for victim in victims]
 
 
 def _serve(

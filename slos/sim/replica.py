@@ -216,7 +216,7 @@ class Replica:
             p, id = live.progress, live.request.id
             kv.start(live)
             if p.computed > p.cached:  # more than the view said
-                left[id] = min(left[id], p.tokens - p.computed)
+                left[id] = max(1, left[id] - (p.computed - p.cached))
             kv.hits += p.computed
             kv.forget(live)
             kv.fill(live, min(p.computed + left[id], p.tokens))
