@@ -190,9 +190,8 @@ class Lawful:
         place.times.append([])
         place.arrived.append((now, place.tokens - place.computed))
 
-    def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
-        assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
-        tokens = self.cache(step.count)
+    def ends(self, step: Step, tokens: dict[str, int]) -> list[float]:
+        """Of each of the steps that were taken at once."""
         total = sum(tokens.values())
         drafts = max(n - 1 if self.left(id) == 1 else 0 for id, n in tokens.items())
         context = sum(self.here[id].computed for id in tokens)
@@ -203,6 +202,12 @@ class Lawful:
         if self.world.noise:
             ends = [step.end]
         assert ends[-1] == step.end, "a step must last as the roofline says"
+        return ends
+
+    def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
+        assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
+        tokens = self.cache(step.count)
+        ends = self.ends(step, tokens)
         finished, spoke, leave = set(), [], []
         for id, n in tokens.items():
             place, stages, left = self.here[id], self.by_id[id].stages, self.left(id)
@@ -456,9 +461,10 @@ def worlds(
     k_ctx: float = 2e-5,
     noise: float = 0.3,
     drafts: int = 3,
+    caching: bool = False,
 ) -> World:
-    """A world whose KV cache just holds the longest request, or a few times that; with a prefix
-    cache or without."""
+    """A world whose KV cache just holds the longest request, or a few times that; caching: with a
+    prefix cache or without."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
     roofline = replace(
@@ -466,6 +472,5 @@ def worlds(
     )
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
-    return World(
-        roofline, blocks, size, seqs, sigma, drafts, accepted, prefix_cache=draw(st.booleans())
-    )
+    cache = caching and draw(st.booleans())
+    return World(roofline, blocks, size, seqs, sigma, drafts, accepted, prefix_cache=cache)
