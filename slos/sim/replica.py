@@ -261,7 +261,7 @@ class Replica:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
         kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
-        caching, size = isinstance(kv, PrefixCache), kv.block_size
+        cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
         taken = self.flight.need if count == 1 else self._growth(count)
         for id, n in self.flight.tokens.items():
             live = self.live[id]
@@ -276,8 +276,8 @@ class Replica:
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
-            if caching and live.content.shared and p.computed // size > before // size:
-                kv.fill(live, p.computed)
+            if cache and live.content.shared and p.computed // size > before // size:
+                cache.fill(live, p.computed)
             if finished:
                 ended.append(live)
         kv.take(taken)
