@@ -19,8 +19,8 @@ tokens still to be generated; computed: tokens in the KV cache; new: 1 while not
 value. Of one whose stages go on without a prompt, switch: remaining when the next begins, and
 later: the TPOT then. opens: how many of the next tokens set the schedule anew, 1 at the beginning
 of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the next stage
-begins, infinite where others follow that one, since it is not known here when they begin. shared: its KV
-blocks that others hold too, which the engine's `blocks` leave out."""
+begins, infinite where others follow that one, since it is not known here when they begin. shared:
+its KV blocks that others hold too, which the engine's `blocks` leave out."""
 
 
 def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0) -> np.ndarray:
