@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from slos.core.attainment import attainment
+from slos.core.attainment import Outcome, attainment
 from slos.core.pace import CLIENT, PAPER
 from slos.core.types import require
 from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
@@ -32,6 +32,7 @@ class Search:
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`.
+    prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     """
 
     scenario: str
@@ -52,6 +53,7 @@ class Search:
     kv_scale: float = 1.0
     belief: str = ""
     rule: str = PAPER
+    prefix_cache: bool = False
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -79,6 +81,7 @@ class Search:
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
         parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "", rule)
+        parts = (*parts, "prefix cache" if self.prefix_cache else "")
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -139,8 +142,8 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
-def probe(case: Search, rate: float) -> Probe:
-    """What a case comes to at a load of `rate` requests per second in all."""
+def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
+    """What becomes of a case's requests at `rate` per second in all, and their source."""
     hardware = case.hardware
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
@@ -150,11 +153,17 @@ def probe(case: Search, rate: float) -> Probe:
     outcomes = serve(
         asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
         topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-        acceptance=case.acceptance,
+        acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
+    return outcomes, workload.source
+
+
+def probe(case: Search, rate: float) -> Probe:
+    """What a case comes to at a load of `rate` requests per second in all."""
+    outcomes, source = outcomes_at(case, rate)
     accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
     return Probe(
-        case.scenario, case.lengths, case.system, case.setting, hardware.name,
+        case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
         case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
         attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
         len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
@@ -162,7 +171,7 @@ def probe(case: Search, rate: float) -> Probe:
         _quantile(0.99, [o.tpot for o in outcomes]),
         _quantile(0.99, [o.ttft for o in accepted]),
         _quantile(0.99, [o.tpot for o in accepted]),
-        _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+        _quantile(0.5, [o.ttft for o in declined]), False, source, "simulated",
     )  # fmt: skip
 
 
