@@ -86,7 +86,7 @@ def build(
     if chosen.name.endswith(".csv"):
         origin, requests = _of_file(Path(chosen.name), rate, num_requests, seed, limit)
         return Workload(requests, chosen.name, rate, seed, lengths, "own requests", (origin,))
-    parts = [SCENARIOS[p] for p in chosen.parts] or [chosen]
+    parts = [by_name(p) for p in chosen.parts] or [chosen]
     source = _source(parts, lengths)
     made: list[tuple[float, Scenario, Turns]] = []
     origins: dict[str, None] = {}

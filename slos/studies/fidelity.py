@@ -173,6 +173,8 @@ def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
     scales = unique(rows["scale"]) if len(rows) else []
     text = "no measured requests at hand; set SLOS_DATA"
     if scales:
-        text = f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {max(scales):g}, fitted to "
+        text = (
+            f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {max(scales):g}, fitted to "
+        )
         text += f"{FITTED} alone, with prefix cache"
     return finish(figure, text, axes[0], ncols=2)

@@ -1,0 +1,164 @@
+"""Does it hold today? The scenarios with contexts of 8k and more, on models and GPUs of today.
+
+Llama 3.1, Qwen3 and a draft model on profiles of `slos.studies.kernel_profiles`, and one that was
+measured. Objectives are the paper's: a first token is due in so many times its zero load, which is
+shorter here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.evaluation.capacity_search import NoCapacity, Search, search
+from slos.evaluation.grids import fixed_drafts
+from slos.evaluation.plots import DASHED, finish, panels, unique
+from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_of, select
+from slos.files import Frame, results_dir
+from slos.policies import OURS
+from slos.records.sweep import sweep
+from workloads.scenarios import LONGER
+
+MAIN, DRAFTING = "llama-3.1-8b-h100", "llama-3.1-8b-draft-h100"
+OTHERS = ("llama-3.1-8b-a100", "llama-3.1-8b-h200", "qwen3-8b-h100", "llama-3.1-70b-h100x4")
+TRACED = ("coding-8k", "mixed-8k")  # lengths of the Azure traces: those of HumanEval are short
+ELSEWHERE = ("chatbot-8k", "mixed-8k")  # tried on the other profiles, too
+SETTINGS = {
+    "vllm-v1": ("max_batched_tokens=512", "max_batched_tokens=2048", "max_batched_tokens=8192"),
+    "sarathi": ("chunk=512", "chunk=2048"),
+    OURS: ("",),
+}
+TARGETS = (0.9, 0.98)
+DRAFTS = 5  # the longest
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: requests, seeds, precision, scenarios."""
+
+    num_requests: int
+    seeds: int
+    precision: float
+    scenarios: Sequence[str] = tuple(LONGER)
+
+
+SCALES = {
+    "smoke": Scale(40, 1, 0.5, ("chatbot-8k",)),
+    "quick": Scale(240, 1, 0.1, ("chatbot-8k", "coding-8k", "summarization-8k", "mixed-8k")),
+    "full": Scale(1000, 3, 0.05),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a search found, in requests per second and GPU; rate 0 where no load meets the target.
+    Latencies in seconds, declined as a share: of the requests at that load."""
+
+    scenario: str
+    lengths: str
+    system: str
+    setting: str
+    profile: str
+    drafts: int
+    target: float
+    seed: int
+    rate: float
+    declined: float
+    ttft_p99: float
+    tpot_p99: float
+    source: str
+    status: str
+
+
+def carried(case: Search) -> list[Carried]:
+    said = (0.0, 0.0, 0.0, 0.0, "")
+    try:
+        [p] = [p for p in search(case) if p.capacity]
+        said = (p.rate, p.declined, p.accepted_ttft_p99, p.accepted_tpot_p99, p.source)
+    except NoCapacity:
+        pass
+    return [
+        Carried(
+            case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
+            case.max_drafts, case.target, case.seed, *said, "simulated",
+        )
+    ]  # fmt: skip
+
+
+def cases(size: str) -> Iterator[Search]:
+    """Every scenario, system and setting on `MAIN` by each target; some of them on `OTHERS`, and
+    with drafts."""
+    s = SCALES[size]
+    systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
+    for scenario, (system, setting), seed in product(s.scenarios, systems, range(s.seeds)):
+        lengths = "trace" if scenario in TRACED else "dataset"
+        case = Search(
+            scenario, system, setting, MAIN, lengths, seed, s.num_requests, precision=s.precision
+        )
+        yield from (replace(case, target=target) for target in TARGETS)
+        if size == "full" and scenario in ELSEWHERE:
+            yield from (replace(case, profile=name) for name in OTHERS)
+            yield from drafting(case)
+
+
+def drafting(case: Search) -> list[Search]:
+    """The same with a draft model: ours picks its drafts, a baseline has each fixed length."""
+    case = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
+    return [case] if case.system == OURS else fixed_drafts(case, DRAFTS)
+
+
+def run(size: str, workers: int | None = None) -> Frame:
+    """Rows of `Carried`, from results/<size>/today.csv where they lie already."""
+    path = results_dir(size) / "today.csv"
+    return pd.DataFrame(sweep(carried, [*cases(size)], path, Carried, workers))
+
+
+BY = ["profile", "drafts", "target", "scenario"]
+
+
+def table(rows: Frame) -> Frame:
+    """Capacities of the best setting of each system, by profile, drafts, target and scenario; and
+    ours over the best other one with its interval over seeds."""
+    best = best_settings(rows, [*BY, "system", "setting"])
+    out = []
+    for key, group in best.groupby(BY, sort=False):
+        each = {r.system: r for r in rows_of(group)}
+        ours = each.pop(OURS)
+        rival = max(each.values(), key=lambda r: r.capacity)
+        gains = (np.nan,) * 3
+        if ours.capacity and rival.capacity:
+            gains = interval([a / b for a, b in zip(ours.rate, rival.rate, strict=True)])
+        rates = [ours.capacity, rival.capacity, rival.system, rival.setting]
+        out.append((*key, *rates, *gains))
+    columns = [*BY, "ours", "best other", "which", "setting", "gain", "low", "high"]
+    return pd.DataFrame(out, columns=columns)
+
+
+def means(found: Frame) -> Frame:
+    """The geometric mean of the gain over scenarios where both carry something, and of how many,
+    by profile, drafts and target."""
+    by = ["profile", "drafts", "target"]
+    gains = found.dropna(subset=["gain"]).groupby(by, sort=False)["gain"]
+    return gains.agg([geometric_mean, "size"]).rename(
+        columns={"geometric_mean": "gain", "size": "scenarios"}
+    )  # fmt: skip
+
+
+def bars(found: Frame, source: str) -> Figure:
+    """Ours over the best other system by scenario, a panel per target, on `MAIN` without drafts."""
+    mine = select(found, profile=MAIN, drafts=0)
+    titles = [f"{100 * target:g} % in time" for target in TARGETS]
+    figure, axes = panels(titles, (4.4, 3.2), (0, 0), "SLOs-Serve over the best other (x)")
+    for axis, target in zip(axes, TARGETS, strict=True):
+        rows = select(mine, target=target)
+        names = unique(rows["scenario"])
+        error = np.maximum(0, [rows["gain"] - rows["low"], rows["high"] - rows["gain"]])
+        axis.bar(names, rows["gain"], yerr=error, color="#0072B2", edgecolor="black", capsize=3)
+        axis.axhline(1, **DASHED)
+        axis.tick_params(axis="x", rotation=30)
+    return finish(figure, f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds")
