@@ -13,7 +13,7 @@ import numpy as np
 from slos.core.types import Request, Stage, require
 from workloads import arrivals, lengths, own, synthetic
 from workloads.files import DATA, data_folder, locate
-from workloads.scenarios import SCENARIOS, Scenario, by_name
+from workloads.scenarios import Scenario, by_name
 
 TOOL_LATENCY = (0.5, 0.8)
 """Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Any
 
 from slos.core.types import SLO, require
 
@@ -124,23 +123,35 @@ SCENARIOS = {
 }
 
 
-def _longer(name: str, most: int, **changes: Any) -> Scenario:
-    """A scenario with contexts as the models of today take them, on one of those."""
-    own = replace(SCENARIOS[name], profile="llama-3.1-8b-h100", max_context=most, reported=())
-    drafts = "llama-3.1-8b-draft-h100"
-    return replace(own, name=f"{name}-{most // 1024}k", drafting=drafts, **changes)
+INTERACTIVE, SERVER = SLO(tpot=0.03, ttft=0.5), SLO(tpot=0.1, ttft=2.0)
+"""Of Llama-3.1-8B in MLPerf Inference 5.1 (mlcommons.org/2025/09/small-llm-inference-5-1), in
+seconds: its interactive and its server scenario."""
+
+
+def _longer(name: str, most: int, slos: tuple[SLO, ...] = ()) -> Scenario:
+    """A scenario with contexts as the models of today take them, on one of those; with objectives
+    in seconds if they are given."""
+    end = f"-{most // 1024}k{'-mlperf' if slos else ''}"
+    own = replace(SCENARIOS[name], name=name + end, max_context=most, reported=())
+    parts = {part + end: share for part, share in own.parts.items()}
+    where = {"profile": "llama-3.1-8b-h100", "drafting": "llama-3.1-8b-draft-h100"}
+    return replace(own, parts=parts, slos=slos or own.slos, **where)
 
 
 LONGER = {
     s.name: s
+    for slos in ((), (INTERACTIVE,))
     for s in (
-        *(_longer(n, 8192) for n in ("chatbot", "coding", "summarization", "tool-calling")),
-        _longer("reasoning", 32768),
-        _longer("mixed", 8192, parts={f"{n}-8k": 1.0 for n in SCENARIOS["mixed"].parts}),
+        _longer("chatbot", 8192, slos),
+        _longer("coding", 8192, slos),
+        _longer("summarization", 8192, slos and (SERVER,)),
+        _longer("tool-calling", 8192, slos and (INTERACTIVE, INTERACTIVE)),
+        _longer("reasoning", 32768, slos and (INTERACTIVE, SLO(tpot=INTERACTIVE.tpot))),
+        _longer("mixed", 8192, slos),
     )
 }
 """Beside the paper's, by name alone: no table or figure of the paper's scenarios has them. The
-summaries of arXiv stay below 4,096 tokens, as its lengths were published."""
+summaries of arXiv stay below 4,096 tokens, as their lengths were published."""
 
 
 def by_name(name: str) -> Scenario:
