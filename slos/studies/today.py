@@ -19,6 +19,7 @@ from slos.core.pace import CLIENT
 from slos.evaluation.capacity_search import NoCapacity, Search, search
 from slos.evaluation.grids import fixed_drafts
 from slos.evaluation.plots import DASHED, HATCHES, finish, panels, plain_log, unique
+from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_of, select
 from slos.files import Frame, results_dir
 from slos.policies import OURS
@@ -126,6 +127,7 @@ def drafting(case: Search) -> list[Search]:
 
 def run(size: str, workers: int | None = None) -> Frame:
     """Rows of `Carried`, from results/<size>/today.csv where they lie already."""
+    size_of(size)
     path = results_dir(size) / "today.csv"
     return pd.DataFrame(sweep(carried, [*cases(size)], path, Carried, workers))
 
