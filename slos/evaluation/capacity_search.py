@@ -139,38 +139,42 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
+def probe(case: Search, rate: float) -> Probe:
+    """What a case comes to at a load of `rate` requests per second in all."""
+    hardware = case.hardware
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
+    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+    asked = by_rule(workload.requests, case.rule)
+    if case.slo_scale != 1:
+        asked = scaled_slos(asked, case.slo_scale)
+    outcomes = serve(
+        asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
+        topology=case.topology, belief=belief, max_drafts=case.max_drafts,
+        acceptance=case.acceptance,
+    )  # fmt: skip
+    accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
+    return Probe(
+        case.scenario, case.lengths, case.system, case.setting, hardware.name,
+        case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
+        attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
+        len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+        _quantile(0.99, [o.ttft for o in outcomes]),
+        _quantile(0.99, [o.tpot for o in outcomes]),
+        _quantile(0.99, [o.ttft for o in accepted]),
+        _quantile(0.99, [o.tpot for o in accepted]),
+        _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+    )  # fmt: skip
+
+
 def search(case: Search) -> list[Probe]:
     """Capacity of one case: every load that was tried, the capacity marked."""
-    hardware, rows = case.hardware, []
-    belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     known = case.system in POLICIES or case.system in AS_PUBLISHED
     require(known, "system", case.system, f"one of {', '.join(POLICIES)}")
+    rows: list[Probe] = []
 
     def attained_at(rate: float) -> float:
-        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
-        asked = by_rule(workload.requests, case.rule)
-        if case.slo_scale != 1:
-            asked = scaled_slos(asked, case.slo_scale)
-        outcomes = serve(
-            asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-            topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-            acceptance=case.acceptance,
-        )  # fmt: skip
-        accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
-        rows.append(
-            Probe(
-                case.scenario, case.lengths, case.system, case.setting, hardware.name,
-                case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
-                attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
-                len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-                _quantile(0.99, [o.ttft for o in outcomes]),
-                _quantile(0.99, [o.tpot for o in outcomes]),
-                _quantile(0.99, [o.ttft for o in accepted]),
-                _quantile(0.99, [o.tpot for o in accepted]),
-                _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
-            )
-        )  # fmt: skip
+        rows.append(probe(case, rate))
         return rows[-1].attainment
 
     start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(

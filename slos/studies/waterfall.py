@@ -213,13 +213,5 @@ def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
         looks |= {"markersize": 6, "linestyle": "none"}
         x = float(select(each, scenario=name)["ratio"].iloc[0])
         label = None if y else name
-        # side by side: some are alike
-        axis.plot(
-            x,
-            y + 0.09 * (i - 2.5),
-            MARKERS[i],
-            markersize=6,
-            label=label,
-            linestyle="none",
-            **looks,
-        )
+        at = y + 0.09 * (i - 2.5)  # some are alike
+        axis.plot(x, at, MARKERS[i], label=label, **looks)

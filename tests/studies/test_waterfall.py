@@ -97,6 +97,9 @@ def test_what_is_made_of_the_rows() -> None:
     assert (found["published_coding"], found["published_reasoning"]) == (2, 4)
     falls = waterfall.falls(levels)
     assert list(falls["times"])[1:] == pytest.approx([1, 1, 1])
+    [axis] = waterfall.waterfall_chart(levels, "made up").axes
+    names = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert [name for name in names if name in TOTALS.values()] == list(TOTALS.values())
     strict = pd.DataFrame({"against": ["vllm", "best"], "each": [[2.0, 2.0], [1.5, 1.5]]})
     numbers = as_published.numbers(strict)
     assert numbers["strict_vs_vllm"] == pytest.approx((2, 2, 2))
