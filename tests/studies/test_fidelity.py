@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slos.files import Frame
 from slos.studies import fidelity
 
 
 @pytest.fixture
-def told(root: Path) -> pd.DataFrame:
+def told(root: Path) -> Frame:
     return pd.read_csv(root / "results" / "reference" / "fidelity.csv")
 
 
-def test_the_rows_that_ship_are_within_the_aim(told: pd.DataFrame) -> None:
+def test_the_rows_that_ship_are_within_the_aim(told: Frame) -> None:
     """Means within 10 % and P90 within 20 % of what was measured, by kernels scaled on one
     experiment; first tokens of short steps excepted, which the figure beside them explains."""
     scaled = told[(told["scale"] != 1) & (told["quantity"] != "first token in the engine (s)")]
