@@ -58,7 +58,7 @@ class Scale:
 SCALES = {
     "smoke": Scale(40, 1, 0.5, ("chatbot-8k",)),
     "quick": Scale(200, 1, 0.15, ("chatbot-8k", "mixed-8k", "mixed-8k-mlperf")),
-    "full": Scale(300, 2, 0.1),
+    "full": Scale(300, 1, 0.1),
 }
 
 
@@ -108,15 +108,20 @@ def cases(size: str) -> Iterator[Search]:
     `OTHERS`, and with drafts."""
     s = SCALES[size]
     systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
-    for scenario, (system, setting), seed in product(s.scenarios, systems, range(s.seeds)):
-        lengths = "trace" if scenario.startswith(TRACED) else "dataset"
-        case = Search(
-            scenario, system, setting, MAIN, lengths, seed, s.num_requests, precision=s.precision
-        )
-        yield from (replace(case, **change) for change in CHANGES)
-        if size == "full" and scenario in ELSEWHERE:
-            yield from (replace(case, profile=name) for name in OTHERS)
-            yield from drafting(case)
+    known = {"num_requests": s.num_requests, "precision": s.precision}
+    for seed in range(s.seeds):
+        plain = [
+            Search(
+                scenario, system, setting, MAIN,
+                "trace" if scenario.startswith(TRACED) else "dataset", seed, **known,
+            )
+            for scenario, (system, setting) in product(s.scenarios, systems)
+        ]  # fmt: skip
+        yield from (replace(case, **change) for change in CHANGES for case in plain)
+        for case in plain if size == "full" else ():
+            if case.scenario in ELSEWHERE:
+                yield from (replace(case, profile=name) for name in OTHERS)
+                yield from drafting(case)
 
 
 def drafting(case: Search) -> list[Search]:
