@@ -77,27 +77,26 @@ def measured() -> Frame:
     )  # fmt: skip
 
 
-def requests(table: Frame, found: int) -> list[Request]:
-    """Those of one experiment; of all prompts but the first one, `found` tokens are in the prefix
-    cache."""
+def requests(table: Frame, prefix: int) -> list[Request]:
+    """Those of one experiment; `prefix` tokens of all prompts are the same."""
+    shared = (("system", prefix),) if prefix else ()
     rows = zip(table["arrival_s"], table["prompt_tokens"], table["completion_tokens"], strict=True)
     return [
-        Request(str(i), at, (Stage(prompt - (found if i else 0), output, ANY),))
+        Request(str(i), at, (Stage(prompt, output, ANY),), prefix=shared)
         for i, (at, prompt, output) in enumerate(rows)
     ]
 
 
 def replayed(table: Frame, served: Served, scale: float = 1.0, cache: bool = True) -> Frame:
-    """The quantities of the same requests as simulated. cache: what all prompts begin with is
-    computed once and held for good, as it is where vLLM's prefix cache always finds it."""
-    found = served.prefix if cache else 0
-    known = replace(profile(served.profile), kv_tokens=served.kv_tokens - found)
+    """The quantities of the same requests as simulated. cache: with vLLM's prefix cache."""
+    known = replace(profile(served.profile), kv_tokens=served.kv_tokens)
     known = replace(known, roofline=scaled(known.roofline, scale))
-    sent, settings = requests(table, found), table.iloc[0]
+    sent, settings = requests(table, served.prefix), table.iloc[0]
     most, seats = int(settings["max_num_batched_tokens"]), int(settings["max_num_seqs"])
     policy = make_policy("vllm-v1", known.roofline, Oracle(sent), max_batched_tokens=most)
-    out = {o.id: o for o in simulate(sent, policy, World.of(known, max_seqs=seats))}
-    rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (out[r.id] for r in sent)]
+    world = World.of(known, max_seqs=seats, prefix_cache=cache)
+    found = {o.id: o for o in simulate(sent, policy, world)}
+    rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (found[r.id] for r in sent)]
     return pd.DataFrame(rows, columns=[*QUANTITIES], index=table.index)
 
 

@@ -40,7 +40,8 @@ CHANGES = (
     {"target": 0.98},
     {"rule": CLIENT},
 )
-"""What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace."""
+"""What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
+asked for with vLLM's prefix cache, too: each call brings its whole context again."""
 DRAFTS = 5  # the longest
 COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73")
 
@@ -100,7 +101,8 @@ def carried(case: Search) -> list[Carried]:
 
 def asked(case: Search) -> str:
     """What of the `CHANGES` is asked for, in words."""
-    return f"{100 * case.target:g} %" + ", clients' rule" * (case.rule == CLIENT)
+    words = f"{100 * case.target:g} %" + ", clients' rule" * (case.rule == CLIENT)
+    return words + ", prefix cache" * case.prefix_cache
 
 
 def cases(size: str) -> Iterator[Search]:
@@ -118,6 +120,8 @@ def cases(size: str) -> Iterator[Search]:
             for scenario, (system, setting) in product(s.scenarios, systems)
         ]  # fmt: skip
         yield from (replace(case, **change) for change in CHANGES for case in plain)
+        again = (case for case in plain if case.scenario.startswith("tool-calling"))
+        yield from (replace(case, prefix_cache=True) for case in again)
         for case in plain if size == "full" else ():
             if case.scenario in ELSEWHERE:
                 yield from (replace(case, profile=name) for name in OTHERS)
