@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from slos.core.roofline import Roofline
 from slos.core.types import require
@@ -50,10 +51,10 @@ class World:
         return max(step, planning) if self.overlapped else step + planning
 
     @classmethod
-    def of(cls, profile: Profile, **changes: float) -> World:
+    def of(cls, profile: Profile, **changes: Any) -> World:
         """The hardware of a profile, but for the `changes`."""
         own = {"max_seqs": profile.max_seqs}
-        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))  # type: ignore[arg-type]
+        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))
 
 
 @dataclass(frozen=True, slots=True)
