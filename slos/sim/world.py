@@ -53,7 +53,7 @@ class World:
     @classmethod
     def of(cls, profile: Profile, **changes: Any) -> World:
         """The hardware of a profile, but for the `changes`."""
-        own = {"max_seqs": profile.max_seqs}
+        own: dict[str, Any] = {"max_seqs": profile.max_seqs}
         return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))
 
 
