@@ -32,6 +32,7 @@ class Search:
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`.
+    prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     """
 
     scenario: str
@@ -52,6 +53,7 @@ class Search:
     kv_scale: float = 1.0
     belief: str = ""
     rule: str = PAPER
+    prefix_cache: bool = False
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -79,6 +81,7 @@ class Search:
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
         parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "", rule)
+        parts = (*parts, "prefix cache" if self.prefix_cache else "")
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -150,7 +153,7 @@ def probe(case: Search, rate: float) -> Probe:
     outcomes = serve(
         asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
         topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-        acceptance=case.acceptance,
+        acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
     accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
     return Probe(
