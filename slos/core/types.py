@@ -143,6 +143,10 @@ class Progress:
     TPOT of the stages that follow without a wait, infinite if there are none. `elsewhere`: if it is
     declined before it starts, another replica is asked; so a policy that would not start it in time
     had better say so at once than let it wait.
+
+    For predictors of lengths: `kind`, the class of the request. In tokens of context: `limit`, to
+    which it may grow, and `told`, to which the client says it will, 0 where nothing is said;
+    `told_stage` are the output tokens of this stage, where they are said.
     """
 
     id: str
@@ -157,6 +161,10 @@ class Progress:
     best_effort: bool = False
     later_tpot: float = inf
     elsewhere: bool = False
+    kind: str = ""
+    limit: float = inf
+    told: int = 0
+    told_stage: int = 0
 
     @property
     def left(self) -> int:
@@ -258,9 +266,12 @@ class LengthPredictor(Protocol):
     back.
 
     `remaining` counts all of them, `after_stage` those of the stages that follow the present one
-    without a wait.
+    without a wait. What it says is at least 1 and may change from step to step. The host tells it
+    of every stage that `ended`, `progress` being as it was then; `last`: the blocks came back.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
+
+    def ended(self, progress: Progress, last: bool) -> None: ...

@@ -55,7 +55,8 @@ def simulate(
     `observe` is called after every executed step. Raises ValueError for an illegal batch and
     RuntimeError if the policy leaves requests unserved for ever.
     """
-    return list(stream(requests, [Replica("", policy, world)], seed=seed, observe=observe))
+    replica = Replica("", policy, world, lengths=getattr(policy, "lengths", None))
+    return list(stream(requests, [replica], seed=seed, observe=observe))
 
 
 def stream(
@@ -198,6 +199,9 @@ class _Run:
 
     def _end_stage(self, live: Live, replica: Replica, now: float) -> None:
         stages, following = live.request.stages, live.progress.stage + 1
+        last = following == len(stages) or stages[following].wait > 0
+        if replica.lengths:
+            replica.lengths.ended(live.progress, last)
         if following == len(stages):
             replica.release(live)
             self.ids.remove(live.request.id)
@@ -236,7 +240,10 @@ class _Run:
             )
             require(need <= most, what, need, f"at most {most}", "drop it")
         self.ids.add(request.id)
-        progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
+        progress = Progress(
+            request.id, now, 0, 0.0, 1.0, request.value, kind=request.kind,
+            limit=self.entry[0].world.max_context,
+        )  # fmt: skip
         self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
 
     def _arrive(self, live: Live, stage: int, now: float) -> None:

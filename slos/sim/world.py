@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from slos.core.roofline import Roofline
 from slos.core.types import require
@@ -16,7 +17,7 @@ class World:
 
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
-    roofline unless given.
+    roofline unless given. max_context: tokens to which a request may grow.
     """
 
     roofline: Roofline
@@ -27,6 +28,7 @@ class World:
     max_drafts: int = 0
     acceptance: float = 0.7
     zero_load: Roofline | None = None
+    max_context: float = inf
 
     def __post_init__(self) -> None:
         require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
@@ -38,6 +40,7 @@ class World:
 
     @classmethod
     def of(cls, profile: Profile, **changes: float) -> World:
+        changes = {"max_context": profile.max_context} | changes
         return cls(profile.roofline, profile.kv_blocks, profile.block_size, **changes)  # type: ignore[arg-type]
 
 
