@@ -8,6 +8,7 @@ from typing import Any
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Policy, make
 from slos.policies.ablated import slos_serve
+from slos.policies.as_published import SarathiAuthors, SarathiCapped, VLLMAuthors
 from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 
 OURS = "slos-serve"
@@ -19,8 +20,16 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "slos-serve": slos_serve,
 }
 
+# known by name as well, and in no table but those of the paper's own comparison
+AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
+    "vllm-authors": VLLMAuthors,
+    "sarathi-authors": SarathiAuthors,
+    "sarathi-capped": SarathiCapped,
+}
+
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
     """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
     or lengths."""
-    return make("policy", POLICIES, name, settings, roofline=roofline, lengths=lengths)
+    table = AS_PUBLISHED if name in AS_PUBLISHED else POLICIES
+    return make("policy", table, name, settings, roofline=roofline, lengths=lengths)

@@ -64,29 +64,51 @@ def _serve(
     return tokens, preempted, free
 
 
-def _admit(
-    view: View, tokens: dict[str, int], budget: int, free: int, watermark: float,
-    whole: bool = False,
-) -> bool:  # fmt: skip
-    """Add waiting requests in turn whose prompts fit the free blocks, as chunks within the budget;
-    whether any was.
+def decodes_first(
+    view: View, drafts: int = 0
+) -> tuple[dict[str, int], list[str], list[Progress], int]:
+    """A token, and `drafts`, for every decode, the oldest first: the tokens, the ids preempted, the
+    prompts under way, and the blocks free beside those that are set aside for these."""
+    decoding = [p for p in view.running if p.tokens - p.computed == 1]
+    prefilling = [p for p in view.running if p.tokens - p.computed > 1]
+    set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
+    tokens, preempted, free = _serve(
+        view, decoding, prefilling, view.free_blocks - set_aside, drafts
+    )
+    # prompts that go on after an answer, which no admission foresaw
+    if prefilling and free < 0:
+        keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
+        free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
+        preempted += victims
+        tokens = {id: n for id, n in tokens.items() if id not in victims}
+    return tokens, preempted, [p for p in prefilling if p.id not in preempted], free
 
-    `watermark` of all blocks stay free, but for one that would be alone. whole: no chunks, a longer
-    prompt goes alone.
+
+def admit(
+    view: View, tokens: dict[str, int], queue: Sequence[Progress], left: tuple[int, int],
+    watermark: float = 0.0, whole: bool = False,
+) -> bool:  # fmt: skip
+    """Add chunks of the prompts in `queue`, in turn; whether any of them starts.
+
+    left: of the step's tokens, and the blocks that are free beside those set aside for prompts
+    under way, which may be in the queue too. One that starts has its own set aside, and
+    `watermark` of all blocks stay free then, but for one that would be alone; none overtakes the
+    first that finds no room. whole: no chunks, a longer prompt goes alone.
     """
     seats, reserve = view.max_seqs - len(view.running), int(watermark * view.total_blocks)
-    before = len(tokens)
-    for p in view.waiting:
-        need, alone = view.blocks(p.left), not view.running and not tokens
-        if seats <= 0 or budget <= 0 or (whole and tokens and p.left > budget):
+    (budget, free), started, closed = left, False, False
+    for p in queue:
+        if budget <= 0 or (whole and tokens and p.left > budget):
             break
-        if need > free - (0 if alone else reserve):
-            break
+        if not p.computed:
+            need, alone = view.blocks(p.left), not view.running and not tokens
+            closed = closed or seats <= 0 or need > free - (0 if alone else reserve)
+            if closed:
+                continue
+            seats, free, started = seats - 1, free - need, True
         tokens[p.id] = n = p.left if whole else min(p.left, budget)
-        seats -= 1
         budget -= n
-        free -= need
-    return len(tokens) > before
+    return started
 
 
 @final
@@ -111,7 +133,7 @@ class VLLM:
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
         most, free = self.max_batched_tokens, view.free_blocks
-        if _admit(view, tokens, most, free, self.watermark, whole=True):
+        if admit(view, tokens, view.waiting, (most, free), self.watermark, whole=True):
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
@@ -139,7 +161,7 @@ class VLLMV1:
         most, free = self.max_batched_tokens, view.free_blocks
         tokens, preempted, free = _serve(view, view.running, (), free, self.drafts, most)
         total = sum(tokens.values())
-        admitted = not preempted and _admit(view, tokens, most - total, free, watermark=0.0)
+        admitted = not preempted and admit(view, tokens, view.waiting, (most - total, free))
         # a token each: all decode
         steady = not preempted and not admitted and total == len(view.running) < most
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
@@ -164,23 +186,9 @@ class Sarathi:
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
-        decoding = [p for p in view.running if p.tokens - p.computed == 1]
-        prefilling = [p for p in view.running if p.tokens - p.computed > 1]
-        set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-        tokens, preempted, free = _serve(
-            view, decoding, prefilling, view.free_blocks - set_aside, self.drafts
-        )
-        # prompts that go on after an answer, which no admission foresaw
-        if prefilling and free < 0:
-            keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
-            free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
-            preempted += victims
-            tokens = {id: n for id, n in tokens.items() if id not in victims}
-        budget = self.chunk - sum(tokens.values())
-        for p in prefilling:
-            if budget > 0 and p.id not in preempted:
-                tokens[p.id] = n = min(p.left, budget)
-                budget -= n
-        admitted = not preempted and _admit(view, tokens, budget, free, self.watermark)
-        steady = not (prefilling or preempted or admitted)
+        tokens, preempted, prompts, free = decodes_first(view, self.drafts)
+        queue = prompts if preempted else [*prompts, *view.waiting]
+        left = self.chunk - sum(tokens.values()), free
+        admitted = admit(view, tokens, queue, left, self.watermark)
+        steady = not (prompts or preempted or admitted)
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
