@@ -1,8 +1,13 @@
-"""Predictors of lengths that learn from requests that have finished, and all predictors by name.
+"""Predictors of lengths that learn from requests that have finished; and all predictors by name.
 
-A class is a request's kind, and of each of its stages the lengths are learned apart: what is
-expected of a request that has generated g tokens is told by those of its class that generated
-more. Until one of them is known, all classes stand for it, and then Lindy's law: as much again.
+A class is a request's kind, and the stages of its requests are learned apart. What is expected of a
+request that has generated g tokens is told by those of its class that generated more. Until one
+such is known all classes stand for it, and at first nothing does.
+
+What is predicted is planned with as if it were true, and anew at every step; a request that
+outlives what was expected of it is then like one that is longer. Nothing else is reserved. A low
+quantile carries most: the look ahead lets requests of which the same is expected end, and be
+largest, at one moment, while their true ends are scattered and give blocks back before.
 """
 
 from __future__ import annotations
@@ -11,20 +16,23 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
+from typing import final
 
 from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle, Told
 from slos.core.types import LengthPredictor, Progress, Request, require
 
 WINDOW = 512  # finished requests of a class that are remembered
+LEVEL = 0.25
 
 
 @dataclass(slots=True)
 class Window:
-    """The newest lengths, and the same ascending."""
+    """The newest lengths of a class, and the same ascending."""
 
     newest: deque[int] = field(default_factory=deque)
     ascending: list[int] = field(default_factory=list)
-    answers: dict[int, int] = field(default_factory=dict)  # by tokens generated, while none is new
+    known: dict[int, int] = field(default_factory=dict)  # answers until the next one is added
 
     def add(self, length: int) -> None:
         if len(self.newest) == WINDOW:
@@ -32,45 +40,46 @@ class Window:
             del self.ascending[bisect_right(self.ascending, oldest) - 1]
         self.newest.append(length)
         insort(self.ascending, length)
-        self.answers.clear()
-
-    def longer(self, than: int) -> list[int]:
-        return self.ascending[bisect_right(self.ascending, than) :]
+        self.known.clear()
 
 
 class Learned(Told):
     """What `estimate` makes of the lengths of those that generated more."""
 
-    def __init__(self, classes: bool = True) -> None:
-        self._classes = classes
+    classes = True  # whether they are told apart
+
+    def __init__(self) -> None:
         self._own: dict[tuple[str, int], Window] = {}
         self._later: dict[tuple[str, int], Window] = {}
         self._all = Window()
-        # by id, the stages that have ended and the context then
+        # by id, the stages that have ended, and the context then
         self._ended: dict[str, list[tuple[tuple[str, int], int]]] = {}
 
-    def estimate(self, longer: Sequence[int]) -> int:
-        """The length of a request that is one of these, ascending and at least one."""
+    def estimate(self, ascending: Sequence[int], first: int) -> int:
+        """The length of a request that is one of these, from the `first` on, at least one."""
         raise NotImplementedError
 
     def in_stage(self, progress: Progress) -> int:
         g = progress.generated
         window = self._own.get((progress.kind, progress.stage), self._all)
-        known = window.answers.get(g)
-        if known is None:
-            longer = window.longer(g)
-            known = self.estimate(longer) - g if longer else g + UNKNOWN
-            window.answers[g] = known
-        return known
+        if g not in window.known:
+            first = bisect_right(window.ascending, g)
+            longer = first < len(window.ascending)
+            window.known[g] = self.estimate(window.ascending, first) if longer else 2 * g + UNKNOWN
+        return window.known[g] - g
 
     def later(self, progress: Progress) -> int:
         window = self._later.get((progress.kind, progress.stage))
-        return self.estimate(window.ascending) if window else UNKNOWN
+        if window is None:
+            return UNKNOWN
+        if 0 not in window.known:
+            window.known[0] = self.estimate(window.ascending, 0)
+        return window.known[0]
 
     def ended(self, progress: Progress, last: bool) -> None:
         p, key = progress, (progress.kind, progress.stage)
         self._all.add(p.generated)
-        if self._classes:
+        if self.classes:
             self._own.setdefault(key, Window()).add(p.generated)
         before = self._ended.pop(p.id, [])
         if not last:
@@ -80,63 +89,51 @@ class Learned(Told):
             self._later.setdefault(key, Window()).add(p.tokens - tokens)
 
 
+@final
 class Mean(Learned):
-    """The mean over all answers that went on for longer, whatever their class."""
+    """The mean of all that went on for longer, whatever their class."""
 
-    def __init__(self) -> None:
-        super().__init__(classes=False)
+    classes = False
 
-    def estimate(self, longer: Sequence[int]) -> int:
-        return -(-sum(longer) // len(longer))
+    def estimate(self, ascending: Sequence[int], first: int) -> int:
+        return -(-sum(ascending[first:]) // (len(ascending) - first))
 
 
+@final
 class Quantile(Learned):
-    """The empirical quantile of those of its class that went on for longer."""
+    """The empirical quantile of those of its class that went on for longer. level: in (0, 1)."""
 
-    def __init__(self, level: float = 0.9) -> None:
+    def __init__(self, level: float = LEVEL) -> None:
         require(0 < level < 1, "level", level, "in (0, 1)")
         super().__init__()
         self._level = level
 
-    def estimate(self, longer: Sequence[int]) -> int:
-        return longer[int(self._level * len(longer))]
+    def estimate(self, ascending: Sequence[int], first: int) -> int:
+        return ascending[first + int(self._level * (len(ascending) - first))]
 
 
-class ClassMean(Learned):
-    def estimate(self, longer: Sequence[int]) -> int:
-        return -(-sum(longer) // len(longer))
-
-
-PREDICTORS: dict[str, Callable[..., LengthPredictor]] = {
-    "oracle": Oracle,
-    "noisy": Noisy,
-    "max-tokens": lambda requests: MaxTokens(),
-    "mean": lambda requests: Mean(),
-    "quantile": lambda requests, level=0.9: Quantile(level),
-    "class-mean": lambda requests: ClassMean(),
+TRUE: dict[str, Callable[..., LengthPredictor]] = {"oracle": Oracle, "noisy": Noisy}
+"""Those that are shown the truth: in a simulation only."""
+BLIND: dict[str, Callable[..., LengthPredictor]] = {
+    "quantile": Quantile,
+    "mean": Mean,
+    "max-tokens": MaxTokens,
 }
 
 
-def make_predictor(text: str, requests: Sequence[Request] = ()) -> LengthPredictor:
-    name, _, dial = text.partition(":")
-    require(name in PREDICTORS, "predictor", name, f"one of {', '.join(PREDICTORS)}")
-    return PREDICTORS[name](requests, *([float(dial)] if dial else []))
+def make_predictor(text: str, requests: Sequence[Request] | None = None) -> LengthPredictor:
+    """A fresh predictor, named as in "mean", or with its dial as in "quantile:0.9".
 
-
-class Sampled(Quantile):
-    """Each request at a level of its own."""
-
-    def __init__(self, low: float = 0.0) -> None:
-        super().__init__(0.5)
-        self._low = low
-
-    def in_stage(self, progress: Progress) -> int:
-        from zlib import crc32
-        g = progress.generated
-        window = self._own.get((progress.kind, progress.stage), self._all)
-        longer = window.longer(g)
-        u = self._low + (1 - self._low) * crc32(progress.id.encode()) / 2**32
-        return longer[int(u * len(longer))] - g if longer else g + UNKNOWN
-
-
-PREDICTORS["sampled"] = lambda requests, low=0.0: Sampled(low)
+    requests: the truth, without it those that need it are unknown. Raises ValueError for unknown
+    names and dials that are none.
+    """
+    name, colon, dial = text.partition(":")
+    known = BLIND if requests is None else TRUE | BLIND
+    require(name in known, "predictor", name, f"one of {', '.join(known)}")
+    truth = () if name in BLIND else (requests,)
+    dials = list(signature(known[name]).parameters)[len(truth) :]
+    require(bool(dials) or not colon, "predictor", text, f"without a dial: {name} has none")
+    try:
+        return known[name](*truth, *([float(dial)] if colon else []))
+    except ValueError as error:
+        raise ValueError(f"predictor {text!r}: {error}") from None

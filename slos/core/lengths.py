@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, inf
 from random import Random
+from typing import final
 
 from slos.core.types import Progress, Request, require
 
@@ -43,9 +44,13 @@ class Oracle:
         pass
 
 
+@final
 class Noisy(Oracle):
-    """An oracle whose lengths are off by a factor, log-normal with `sigma` and median 1, the same
-    for all of a request; one that is longer is taken for longer by half, again and again."""
+    """An oracle that is off by a factor, the same for all of a request: log-normal with `sigma` and
+    median 1.
+
+    One that outlives what was said is said to be longer by half, again and again.
+    """
 
     def __init__(self, requests: Sequence[Request], sigma: float = 0.5) -> None:
         require(sigma >= 0, "sigma", sigma, "at least 0")
@@ -57,7 +62,8 @@ class Noisy(Oracle):
         said = factor * self._stages[progress.id][progress.stage].output
         while said < progress.generated + 1:
             said = 1.5 * said + 1
-        return round(said) - progress.generated + self.after_stage(progress)
+        left = round(said) - progress.generated + self.after_stage(progress)
+        return int(max(1, min(left, progress.limit - progress.tokens)))
 
     def after_stage(self, progress: Progress) -> int:
         after = super().after_stage(progress)
@@ -65,8 +71,9 @@ class Noisy(Oracle):
 
 
 class Told:
-    """What the client says, and where it says nothing `in_stage`, the output tokens still to come
-    in this stage, with `later` behind it; never beyond the request's limit."""
+    """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
+    tokens still to come in this stage, and `later`, what follows it; never beyond the request's
+    limit."""
 
     def remaining(self, progress: Progress) -> int:
         p = progress
@@ -85,12 +92,13 @@ class Told:
         raise NotImplementedError
 
     def later(self, progress: Progress) -> int:
-        return 0
+        raise NotImplementedError
 
     def ended(self, progress: Progress, last: bool) -> None:
         pass
 
 
+@final
 class MaxTokens(Told):
     """Every request grows to its limit: no promise fails for memory, and most of it lies idle."""
 

@@ -29,7 +29,8 @@ class Search:
     replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`,
     "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
-    cache; belief: of the policy about the roofline, see `believed`.
+    cache; belief: of the policy about the roofline, see `believed`; predictor: of output lengths,
+    see `slos.core.history`.
     """
 
     scenario: str
@@ -49,6 +50,7 @@ class Search:
     slo_scale: float = 1.0
     kv_scale: float = 1.0
     belief: str = ""
+    predictor: str = "oracle"
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -74,7 +76,9 @@ class Search:
         )
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
-        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")
+        belief = f"belief {self.belief}" if self.belief else ""
+        predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
+        parts = (*parts, kv, slos, belief, predictor)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -149,8 +153,8 @@ def search(case: Search) -> list[Probe]:
         )
         outcomes = serve(
             asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-            topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-            acceptance=case.acceptance,
+            topology=case.topology, belief=belief, predictor=case.predictor,
+            max_drafts=case.max_drafts, acceptance=case.acceptance,
         )  # fmt: skip
         accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
         rows.append(

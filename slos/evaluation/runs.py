@@ -18,9 +18,17 @@ from slos.sim.cluster import cluster, link
 from slos.sim.simulator import Observer, stream
 from workloads.scenarios import by_name
 
-WHERE = {"replicas": 1, "topology": "", "router": "", "seed": 0, "belief": None, "predictor": "oracle"}
+WHERE = {
+    "replicas": 1,
+    "topology": "",
+    "router": "",
+    "seed": 0,
+    "belief": None,
+    "predictor": "oracle",
+}
 """Where a system runs, unless said otherwise: see `slos.sim.cluster`, `slos.policies.routers`; and
-what the policies believe of the roofline, if not what is true."""
+what the policies believe of the roofline, if not what is true; and by whom lengths are predicted,
+see `slos.core.history`."""
 
 
 def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:

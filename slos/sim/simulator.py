@@ -114,6 +114,8 @@ class _Run:
             r.seed([seed, i] if i else seed)
         self.zero_load = self.entry[0].world.zero_load or self.entry[0].world.roofline
         self.caches = {(r.world.kv_blocks, r.world.block_size) for r in replicas}
+        most = min(r.world.max_context for r in replicas)
+        self.limit = min(most, *(blocks * size for blocks, size in self.caches))
         # a heap; an entry holds while that replica's flight still ends then
         self.ends: list[tuple[float, int]] = []
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
@@ -242,7 +244,7 @@ class _Run:
         self.ids.add(request.id)
         progress = Progress(
             request.id, now, 0, 0.0, 1.0, request.value, kind=request.kind,
-            limit=self.entry[0].world.max_context,
+            limit=self.limit,
         )  # fmt: skip
         self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
 
