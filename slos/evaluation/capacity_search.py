@@ -172,11 +172,14 @@ def search(case: Search) -> list[Probe]:
         )  # fmt: skip
         return rows[-1].attainment
 
-    start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(
-        case.scenario, 3.0
-    ) * case.gpus
-    best, probes = capacity(attained_at, case.target, start, case.precision)
+    best, probes = capacity(attained_at, case.target, starting_rate(case), case.precision)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
+
+
+def starting_rate(case: Search) -> float:
+    """Requests per second that a search tries first."""
+    each = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}
+    return each.get(case.scenario, 3.0) * case.gpus
 
 
 class NoCapacity(ValueError):
