@@ -24,10 +24,15 @@ program: maximise the sum of x, where each piece has its x-fold charge within th
 its window, and each slot is charged its length at the most. Whatever is left out only lets the
 optimum grow: windows are rounded to whole slots, long ones to longer slots,
 and a stage that follows another one begins somewhere between its earliest and its latest. The
-number attained is whole, so the sum is rounded down. Where t0 is the first
-token itself, early or not, and the pace is looked at as often, no request has more time: the bound
-holds for that rule, too; not for the mean TPOT alone, which allows to stall and to catch up. Nor
-does it hold with drafts, whose steps yield several tokens, or a prefix cache, which spares prompts.
+number attained is whole, so the sum is rounded down. Of few requests many can be served after the
+last has come. So beside it stands what holds for a stream of such requests that does not end
+(`long_run`): what is charged for the cheapest of them, as many as the target says, takes no longer
+than they take to come.
+
+Where t0 is the first token itself, early or not, and the pace is looked at as often, no request has
+more time: the bound holds for that rule, too; not for the mean TPOT alone, which allows to stall
+and to catch up. Nor does it hold with drafts, whose steps yield several tokens, or a prefix cache,
+which spares prompts.
 
 **The loss system** is no bound but a yardstick for those who do not know the future: see
 `loss_system`.
@@ -158,9 +163,22 @@ def _optimum(made: Sequence[Piece], count: int, replicas: int) -> float:
     return -found.fun
 
 
+def long_run(requests: Sequence[Request], hardware: Profile, target: float = 0.9) -> float:
+    """Requests per second of an endless stream of these, beyond which `target` cannot be
+    attained by one replica."""
+    most, count = inf, int(np.ceil(target * len(requests) - 1e-9))
+    for plane in planes_of(hardware):
+        charged = sorted(
+            sum(p.seconds for p in pieces(i, r, hardware, plane)) for i, r in enumerate(requests)
+        )
+        most = min(most, len(requests) / sum(charged[:count]))
+    return most
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What no scheduler exceeds, and what a loss system carries: requests per second and GPU."""
+    """What no scheduler exceeds in the long run, nor with these requests (`finite`), and what a
+    loss system carries: requests per second and GPU."""
 
     scenario: str
     lengths: str
@@ -171,6 +189,7 @@ class Bound:
     slo_scale: float
     kv_scale: float
     rate: float
+    finite: float
     loss_system: float
     source: str
     status: str
@@ -188,15 +207,18 @@ def bound(case: Search) -> list[Bound]:
         source = made.source
         return made.requests if case.slo_scale == 1 else scaled_slos(made.requests, case.slo_scale)
 
-    rate, _ = capacity(
+    finite, _ = capacity(
         lambda rate: attainable(requests_at(rate), hardware, case.replicas), case.target,
         starting_rate(case), case.precision,
     )  # fmt: skip
-    lost = loss_system(requests_at(1.0), hardware, case.target) * case.replicas
+    some = requests_at(1.0)
+    lost = loss_system(some, hardware, case.target) * case.replicas
+    rate = min(finite, long_run(some, hardware, case.target) * case.replicas)
     return [
         Bound(
             case.scenario, case.lengths, hardware.name, case.replicas, case.seed, case.target,
-            case.slo_scale, case.kv_scale, rate / case.gpus, lost / case.gpus, source, "computed",
+            case.slo_scale, case.kv_scale, rate / case.gpus, finite / case.gpus, lost / case.gpus,
+            source, "computed",
         )
     ]  # fmt: skip
 

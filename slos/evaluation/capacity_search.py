@@ -12,8 +12,9 @@ from zlib import crc32
 import numpy as np
 
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, PAPER
 from slos.core.types import require
-from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
+from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
 from slos.sim.cluster import roles
@@ -29,8 +30,9 @@ class Search:
     replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`,
     "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
-    cache; belief: of the policy about the roofline, see `believed`; predictor: of output lengths,
-    see `slos.core.history`.
+    cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
+    requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
+    `slos.core.history`.
     """
 
     scenario: str
@@ -50,6 +52,7 @@ class Search:
     slo_scale: float = 1.0
     kv_scale: float = 1.0
     belief: str = ""
+    rule: str = PAPER
     predictor: str = "oracle"
 
     def __str__(self) -> str:
@@ -76,9 +79,10 @@ class Search:
         )
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
+        rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
         belief = f"belief {self.belief}" if self.belief else ""
         predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
-        parts = (*parts, kv, slos, belief, predictor)
+        parts = (*parts, kv, slos, belief, rule, predictor)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -104,6 +108,7 @@ class Search:
 class Probe:
     """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
 
+    attainment: by the `rule` of pace that was asked for; those by both rules follow.
     ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the
     others. NaN: of none.
     """
@@ -118,7 +123,9 @@ class Probe:
     topology: str
     seed: int
     rate: float
+    rule: str
     attainment: float
+    attainment_paper: float
     attainment_client: float
     declined: float
     hops: float
@@ -136,40 +143,42 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
+def probe(case: Search, rate: float) -> Probe:
+    """What a case comes to at a load of `rate` requests per second in all."""
+    hardware = case.hardware
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
+    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+    asked = by_rule(workload.requests, case.rule)
+    if case.slo_scale != 1:
+        asked = scaled_slos(asked, case.slo_scale)
+    outcomes = serve(
+        asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
+        topology=case.topology, belief=belief, predictor=case.predictor,
+        max_drafts=case.max_drafts, acceptance=case.acceptance,
+    )  # fmt: skip
+    accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
+    return Probe(
+        case.scenario, case.lengths, case.system, case.setting, hardware.name,
+        case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
+        attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
+        len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+        _quantile(0.99, [o.ttft for o in outcomes]),
+        _quantile(0.99, [o.tpot for o in outcomes]),
+        _quantile(0.99, [o.ttft for o in accepted]),
+        _quantile(0.99, [o.tpot for o in accepted]),
+        _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+    )  # fmt: skip
+
+
 def search(case: Search) -> list[Probe]:
     """Capacity of one case: every load that was tried, the capacity marked."""
-    hardware, rows = case.hardware, []
-    belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     known = case.system in POLICIES or case.system in AS_PUBLISHED
     require(known, "system", case.system, f"one of {', '.join(POLICIES)}")
+    rows: list[Probe] = []
 
     def attained_at(rate: float) -> float:
-        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
-        asked = (
-            workload.requests
-            if case.slo_scale == 1
-            else scaled_slos(workload.requests, case.slo_scale)
-        )
-        outcomes = serve(
-            asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-            topology=case.topology, belief=belief, predictor=case.predictor,
-            max_drafts=case.max_drafts, acceptance=case.acceptance,
-        )  # fmt: skip
-        accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
-        rows.append(
-            Probe(
-                case.scenario, case.lengths, case.system, case.setting, hardware.name,
-                case.replicas, case.router, case.topology, case.seed, rate / case.gpus,
-                attainment(outcomes), attainment(outcomes, client=True),
-                len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-                _quantile(0.99, [o.ttft for o in outcomes]),
-                _quantile(0.99, [o.tpot for o in outcomes]),
-                _quantile(0.99, [o.ttft for o in accepted]),
-                _quantile(0.99, [o.tpot for o in accepted]),
-                _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
-            )
-        )  # fmt: skip
+        rows.append(probe(case, rate))
         return rows[-1].attainment
 
     best, probes = capacity(attained_at, case.target, starting_rate(case), case.precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -12,7 +13,7 @@ from laws import POLICIES, build, requests, worlds
 from slos.core.attainment import attainment
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.bound import SLOT, _erlang_b, attainable, bound, loss_system
+from slos.evaluation.bound import SLOT, _erlang_b, attainable, bound, long_run, loss_system
 from slos.evaluation.capacity_search import Search, search
 from slos.evaluation.runs import hardware_of
 from slos.hardware.profiles import Profile
@@ -90,6 +91,11 @@ def test_memory_bounds_where_tokens_cost_nothing():
     stage = Stage(1000, 101, SLO(tpot=0.02, ttft=0.02))
     work = [Request(f"r{i}", i * 0.5, (stage,)) for i in range(200)]
     assert 0.49 < attainable(work, hardware) < 0.53
+    assert long_run(work, hardware, 0.9) == pytest.approx(1 / 0.9, rel=0.01)
+    # half of them are half as long, and those that are declined are the long ones
+    short = replace(stage, output=51)
+    work = [replace(r, stages=(short if i % 2 else stage,)) for i, r in enumerate(work)]
+    assert long_run(work, hardware, 0.5) == pytest.approx(4.0, rel=0.05)
 
 
 def test_erlang():
