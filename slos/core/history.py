@@ -7,7 +7,9 @@ such is known all classes stand for it, and at first nothing does.
 What is predicted is planned with as if it were true, and anew at every step; a request that
 outlives what was expected of it is then like one that is longer. Nothing else is reserved. A low
 quantile carries most: the look ahead lets requests of which the same is expected end, and be
-largest, at one moment, while their true ends are scattered and give blocks back before.
+largest, at one moment, while their true ends are scattered and give blocks back before. That holds
+where the cache has dozens of requests; where it has a few, errors do not even out, and a high one
+keeps promised requests from losing their blocks.
 """
 
 from __future__ import annotations

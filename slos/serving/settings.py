@@ -29,8 +29,8 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
-    fitting it. save: file to keep it in. predictor: of output lengths, as in "quantile:0.5" (see
-    `slos.core.history`). slowdown or ttft, tpot, value: objectives of a request
+    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`; where
+    the cache holds dozens of requests, "quantile:0.25" carries more. slowdown or ttft, tpot, value: objectives of a request
     that brings none. load: file for a router to read it from.
     """
 
@@ -40,7 +40,7 @@ class Settings:
     learn: bool = True
     caution: float = 0.75
     save: str = ""
-    predictor: str = "quantile"
+    predictor: str = "quantile:0.9"
     ttft: float | None = None
     slowdown: float | None = None
     tpot: float = 0.1

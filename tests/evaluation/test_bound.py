@@ -91,7 +91,7 @@ def test_memory_bounds_where_tokens_cost_nothing():
     stage = Stage(1000, 101, SLO(tpot=0.02, ttft=0.02))
     work = [Request(f"r{i}", i * 0.5, (stage,)) for i in range(200)]
     assert 0.49 < attainable(work, hardware) < 0.53
-    assert long_run(work, hardware, 0.9) == pytest.approx(1 / 0.9, rel=0.01)
+    assert long_run(work, hardware, 0.9) == pytest.approx(1 / 0.9, rel=0.02)
     # half of them are half as long, and those that are declined are the long ones
     short = replace(stage, output=51)
     work = [replace(r, stages=(short if i % 2 else stage,)) for i, r in enumerate(work)]

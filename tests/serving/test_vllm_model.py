@@ -75,13 +75,14 @@ def generate(
 
     def run(
         asked: list[list[int]], policy: str | Any | None, drafts: str = "",
-        sampling: dict[str, Any] | None = None, **options: Any,
+        sampling: dict[str, Any] | None = None, predictor: str = "quantile", **options: Any,
     ) -> tuple[list[list[int]], Counter[str]]:  # fmt: skip
         if drafts:
             where = {"model": str(model)} if drafts == "draft_model" else {"prompt_lookup_max": 3}
             options["speculative_config"] = {"method": drafts, "num_speculative_tokens": 3} | where
         if policy is not None:
             slos = {"profile": profile_file(tmp_path, BELIEF), "tpot": 0.02, "slowdown": 5.0}
+            slos |= {"predictor": predictor}
             options |= {
                 "scheduler_cls": "slos.serving.vllm_plugin.SLOScheduler",
                 "additional_config": {"slos": slos},
@@ -178,17 +179,22 @@ def test_speculative_decoding_changes_no_token(generate, method):
         assert seen["drafts"] > 5 or policy == "slos-serve"  # which drafts only where it pays
 
 
-def test_reservations_hold_where_answers_end_early(generate):
-    """All are promised in turn, of lengths that nobody knows, and none loses its KV blocks."""
+@pytest.mark.parametrize("predictor", ["max-tokens", "quantile:0.9", "quantile"])
+def test_promises_hold_where_answers_end_early(generate, predictor):
+    """All are promised in turn, of lengths that nobody knows; four of the longest fill the cache.
+    With what nine of ten grow to, none or hardly one loses its KV blocks; with a quarter, which is
+    meant for caches of many, some do, and are served all the same."""
     asked = [p[: 5 + 3 * i] for i, p in enumerate(prompts(stems=0) * 3)]
     early = {
-        "max_tokens": 120, "ignore_eos": False, "stop_token_ids": list(range(5, 15)),
+        "max_tokens": 120, "ignore_eos": False, "stop_token_ids": list(range(5, 20)),
         "extra_args": {"slo_ttft": 60.0, "slo_tpot": 1.0, "slo_class": "early"},
     }  # fmt: skip
     theirs, _ = generate(asked, None, sampling=early)
-    tight = {"num_gpu_blocks_override": 16}  # of 32 tokens: four of the longest
-    mine, seen = generate(asked, "slos-serve", sampling=early, **tight)
+    tight = {"num_gpu_blocks_override": 16}  # of 32 tokens
+    mine, seen = generate(asked, "slos-serve", sampling=early, predictor=predictor, **tight)
     assert mine == theirs and not seen["failed"]
-    lengths = sorted(map(len, mine))
-    assert lengths[len(lengths) // 4] < 60 and lengths[-1] > 2 * lengths[len(lengths) // 4]
-    assert seen["promised and preempted"] == seen["declined"] == 0
+    lengths = [len(tokens) for tokens in mine]
+    assert sum(n < 60 for n in lengths) > 5 and len(set(lengths)) > 8
+    assert seen["declined"] == 0
+    few = {"max-tokens": 0, "quantile:0.9": 4, "quantile": seen["steps"]}
+    assert seen["promised and preempted"] <= few[predictor]
