@@ -199,6 +199,7 @@ def bound(case: Search) -> list[Bound]:
     """The bound of a search's workload, hardware and target, whatever its system."""
     require(case.max_drafts == 0, "max_drafts", case.max_drafts, "0 for a bound")
     require(not case.topology, "topology", case.topology, "'' for a bound")
+    require(not case.prefix_cache, "prefix_cache", True, "False for a bound")
     hardware, source = case.hardware, ""
 
     def requests_at(rate: float) -> Sequence[Request]:

@@ -33,6 +33,7 @@ class Search:
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
     `slos.core.history`.
+    prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     """
 
     scenario: str
@@ -53,6 +54,7 @@ class Search:
     kv_scale: float = 1.0
     belief: str = ""
     rule: str = PAPER
+    prefix_cache: bool = False
     predictor: str = "oracle"
 
     def __str__(self) -> str:
@@ -82,7 +84,8 @@ class Search:
         rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
         belief = f"belief {self.belief}" if self.belief else ""
         predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
-        parts = (*parts, kv, slos, belief, rule, predictor)
+        found = "prefix cache" if self.prefix_cache else ""
+        parts = (*parts, kv, slos, belief, rule, found, predictor)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -154,7 +157,7 @@ def probe(case: Search, rate: float) -> Probe:
     outcomes = serve(
         asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
         topology=case.topology, belief=belief, predictor=case.predictor,
-        max_drafts=case.max_drafts, acceptance=case.acceptance,
+        max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
     accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
     return Probe(

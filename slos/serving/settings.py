@@ -29,9 +29,9 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
-    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`; where
-    the cache holds dozens of requests, "quantile:0.25" carries more. slowdown or ttft, tpot, value: objectives of a request
-    that brings none. load: file for a router to read it from.
+    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`;
+    where the cache holds dozens of requests, "quantile:0.25" carries more. slowdown or ttft, tpot,
+    value: objectives of a request that brings none. load: file for a router to read it from.
     """
 
     policy: str = "slos-serve"

@@ -17,7 +17,8 @@ class World:
 
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
-    roofline unless given. max_context: tokens to which a request may grow.
+    roofline unless given. max_context: tokens to which a request may grow. prefix_cache: whether KV
+    blocks are kept and found again, as in `slos.sim.prefix_cache`.
     """
 
     roofline: Roofline
@@ -28,6 +29,7 @@ class World:
     max_drafts: int = 0
     acceptance: float = 0.7
     zero_load: Roofline | None = None
+    prefix_cache: bool = False
     max_context: float = inf
 
     def __post_init__(self) -> None:
