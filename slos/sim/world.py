@@ -19,9 +19,10 @@ class World:
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
     roofline unless given. max_context: tokens to which a request may grow. prefix_cache: whether KV
-    blocks are kept and found again, as in `slos.sim.prefix_cache`. planning: seconds that a policy takes to decide on a step, and more for
-    each request that it sees; a step waits for it, or where planning is `overlapped`, as by
-    asynchronous scheduling, for what the step before it does not hide.
+    blocks are kept and found again, as in `slos.sim.prefix_cache`. planning: seconds that a policy
+    takes to decide on a step, and more for each request that it sees; a step waits for it, or where
+    planning is `overlapped`, as by asynchronous scheduling, for what the step before it does not
+    hide.
     """
 
     roofline: Roofline
