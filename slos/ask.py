@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from slos.core.pace import RULES
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES
@@ -25,6 +26,8 @@ HELP = {
     "rate": "how many replicas for so many requests per second?",
     "num_requests": "per replica and simulation",
     "seeds": "runs of every load",
+    "rule": "of pace: client, mean time per token after the first one; paper, token by token from "
+    "the first one's deadline",
 }
 
 OWN = {
@@ -49,7 +52,9 @@ def options() -> argparse.ArgumentParser:
         if f.name in HELP:
             name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
-            parser.add_argument(name, type=type(f.default), default=f.default, help=text)
+            choices = [*RULES] if f.name == "rule" else None
+            kind = type(f.default)
+            parser.add_argument(name, type=kind, default=f.default, choices=choices, help=text)
     parser.add_argument("--systems", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser

@@ -2,7 +2,8 @@
 `SamplingParams.extra_args`.
 
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
-per token), `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
+per token), `slo_rule` (by which the pace is counted: "client" or "paper", see `slos.core.pace`),
+`slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
 `tokens` tokens. The router before several servers, and over HTTP it alone, may add `slo_arrival`
 (seconds since the epoch: when the request first came) and `slo_elsewhere` (1: rather than as best
@@ -18,11 +19,16 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
+from slos.core.pace import RULES
 from slos.core.types import SLO, Stage, require
 
 PREFIX = "slo_"
 ROUTERS = ("slo_arrival", "slo_elsewhere")  # fields that are a router's to say
-FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages", *ROUTERS)
+FIELDS = (
+    *("slo_ttft", "slo_slowdown", "slo_tpot", "slo_rule", "slo_value", "slo_stages"),
+    *ROUTERS,
+)
+WORDS = ("slo_rule", "slo_stages")  # fields that are no numbers
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
 STAGES = 64  # of one request, at the most
 
@@ -75,7 +81,7 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
         return default
     for name in given:
         require(name in FIELDS, "field", name, f"one of {', '.join(FIELDS)}")
-    numbers = {name: _number(name, value) for name, value in given.items() if name != "slo_stages"}
+    numbers = {name: _number(name, value) for name, value in given.items() if name not in WORDS}
     phases, first = default.phases, default.phases[0].slo
     ttft, slowdown = first.ttft, first.slowdown
     if given.keys() & {"slo_ttft", "slo_slowdown"}:
@@ -88,7 +94,10 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     elif "slo_tpot" in given:
         phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)
     slo = bounded(PREFIX, phases[0].slo.tpot, ttft, slowdown)
+    rule = given.get("slo_rule", first.rule)
+    require(rule in tuple(RULES), "slo_rule", rule, f"one of {', '.join(RULES)}")
     phases = (replace(phases[0], slo=slo), *phases[1:])
+    phases = tuple(replace(p, slo=replace(p.slo, rule=rule)) for p in phases)
     value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
     return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere)
 
@@ -106,6 +115,7 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     # the server's default.
     ttft = first.first_token(0.0) if first.slowdown is None else None
     fields: dict[str, Any] = {"slo_ttft": ttft, "slo_slowdown": first.slowdown, "slo_value": value}
+    fields["slo_rule"] = first.rule
     if len(stages) == 1:
         fields["slo_tpot"] = first.tpot
     else:

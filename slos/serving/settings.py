@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from slos.core.pace import CLIENT
 from slos.core.types import require
 from slos.serving.objectives import Objectives, Phase, bounded
 
@@ -28,8 +29,8 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
-    fitting it. save: file to keep it in. slowdown or ttft, tpot, value: objectives of a request
-    that brings none. load: file for a router to read it from.
+    fitting it. save: file to keep it in. slowdown or ttft, tpot, rule of pace, value: objectives of
+    a request that brings none. load: file for a router to read it from.
     """
 
     policy: str = "slos-serve"
@@ -41,6 +42,7 @@ class Settings:
     ttft: float | None = None
     slowdown: float | None = None
     tpot: float = 0.1
+    rule: str = CLIENT
     value: float = 1.0
     load: str = ""
 
@@ -82,4 +84,5 @@ class Settings:
     @property
     def objectives(self) -> Objectives:
         slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
-        return Objectives((Phase(bounded("", self.tpot, self.ttft, slowdown)),), self.value)
+        slo = replace(bounded("", self.tpot, self.ttft, slowdown), rule=self.rule)
+        return Objectives((Phase(slo),), self.value)

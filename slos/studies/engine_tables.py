@@ -74,11 +74,13 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
 
 
 def by_load(frame: Frame) -> Frame:
-    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds,
-    requests that failed."""
+    """One row per workload, load, scheduler and status: attainment by the rule of pace that was
+    asked for and by both, mean latencies in seconds, requests that failed."""
     by = ["scenario", "system", "status", "rate"]
     return frame.groupby(by, sort=False).agg(
-        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"),
+        rule=("rule", "first"), attainment=("attained", "mean"),
+        attainment_paper=("attained_paper", "mean"), attainment_client=("attained_client", "mean"),
+        ttft=("ttft", "mean"), tpot=("tpot", "mean"),
         lag=("lag", "max"), requests=("id", "size"),
         failed=("failure", lambda f: int((f != "").sum())),
     ).reset_index()  # fmt: skip

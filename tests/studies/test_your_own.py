@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from slos import ask
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Probe, Search, capacity, search
 from slos.evaluation.runs import hardware_of, scaled_slos, serve
@@ -361,7 +362,9 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
         for r in chats
     ]
     path = write(tmp_path / "chats.csv", rows, "arrival,prompt,output,tpot,slowdown")
-    asked = Question(str(path), "opt-6.7b-a100", ["slos-serve"], num_requests=30, seeds=1)
+    asked = Question(
+        str(path), "opt-6.7b-a100", ["slos-serve"], num_requests=30, seeds=1, rule=PAPER
+    )
     [row] = rows_of(your_own.answer(asked, "smoke"))
 
     drawn = build(str(path), 1.0, 30).requests
@@ -378,6 +381,18 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
         return attainment(serve(at, "slos-serve", profile("opt-6.7b-a100")))
 
     assert row.capacity == capacity(attained_at, 0.9, 3.0, asked.case.precision)[0]
+
+
+def test_the_rule_of_pace_is_named_and_the_other_one_stands_beside() -> None:
+    for rule, beside in ((CLIENT, PAPER), (PAPER, CLIENT)):
+        asked = Question("chatbot", systems=["vllm-v1"], num_requests=60, seeds=1, rule=rule)
+        assert RULES[rule] in your_own.described(asked).splitlines()[1]
+        best = your_own.answer(asked, "smoke")
+        share = your_own.table(best)[f"by {beside}'s rule"]
+        assert [*share] == [f"{best[f'attainment_{beside}'].iloc[0]:.0%}"]
+        assert best[f"attainment_{rule}"].iloc[0] >= 0.9
+    with pytest.raises(ValueError, match="rule = 'mean' must be one of paper, client"):
+        Question(rule="mean")
 
 
 def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
