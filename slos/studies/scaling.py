@@ -135,15 +135,17 @@ def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
         select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED)
     )
     ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
-    coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
+    coding = gains[gains["scenario"] == "coding"]
     numbers = {"ablation_routing": mean_of(gains)}
     if len(coding):
         numbers["routing_coding"] = mean_of(coding)
     if len(ceiling):
         numbers["routing_pooled"] = mean_of(ceiling)
-    if replicas == 4:
-        mean, low, high = mean_of(top)
-        numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
+    for scenario in ("chatbot", "tool-calling", "coding") if replicas == 4 else ():
+        if len(here := select(ladder, scenario=scenario)):
+            mean, low, high = mean_of(here)
+            found = f"scaling_{scenario}".replace("-", "_")
+            numbers[found] = 4 * mean, 4 * low, 4 * high
     return numbers
 
 
@@ -179,7 +181,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
     scenarios = unique(table["scenario"])
     figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
     kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
-    palette, reported = colors([str(k) for k in kinds]), paper("scaling_4_replicas")
+    palette, reported = colors([str(k) for k in kinds]), paper("scaling_coding")
     for axis, scenario in zip(axes, scenarios, strict=True):
         rows = table[table["scenario"] == scenario]
         most = rows["replicas"].max()

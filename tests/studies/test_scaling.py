@@ -93,7 +93,8 @@ def test_routing_and_scaling() -> None:
     assert numbers["ablation_routing"][0] == pytest.approx(1.2**0.5)
     assert numbers["routing_coding"][0] == pytest.approx(1.2)
     assert numbers["routing_pooled"][0] == pytest.approx(2**0.5)
-    assert numbers["scaling_4_replicas"][0] == pytest.approx(6.0)
+    assert numbers["scaling_coding"][0] == pytest.approx(6.0)
+    assert numbers["scaling_chatbot"][0] == pytest.approx(4.0)
     ladder = select(scaling.scaling(best), system=OURS, what=BEST_ROUTER, replicas=4)
     assert ladder.set_index("scenario")["ratio"].to_dict() == {"coding": 1.5, "chatbot": 1.0}
 
