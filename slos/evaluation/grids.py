@@ -28,7 +28,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "max_batched_tokens=2048",
         "max_batched_tokens=8192",
     ),
-    "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
+    "sarathi": ("chunk=512", "chunk=1024", "chunk=2048"),
 }
 """What is tried of each baseline, so that its best is reported; a system that is not named runs
 with its defaults."""

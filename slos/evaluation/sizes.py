@@ -21,7 +21,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(60, 1, 0.2),
-    "quick": Size(360, 3, 0.03),
+    "quick": Size(360, 3, 0.04),
     "full": Size(1400, 5, 0.02, ("dataset", "trace")),
 }
 
@@ -54,7 +54,7 @@ SCALES = {
     "quick": Scale(
         2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
     ),
-    "full": Scale(4, 160, 3, 0.05, 100, 0.1),
+    "full": Scale(4, 250, 3, 0.05, 250, 0.1),
 }
 
 

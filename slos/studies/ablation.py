@@ -45,6 +45,7 @@ CLAIMS = {
 }
 """Those that the paper has a number for, and its key in `results/paper.yaml`."""
 
+ROWS = "ablation"  # the file of their rows
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
 
 
@@ -88,7 +89,7 @@ def variants(
     }
     budgets = {
         k: int(parse_setting(case.setting)["batch_tokens"])
-        for k, case in tuned(size, options, workers).items()
+        for k, case in tuned(size, options, workers, ROWS).items()
     }
     where = {"num_requests": s.replicas * s.requests, "precision": s.precision}
     where |= {"replicas": s.replicas, "profile": profile}

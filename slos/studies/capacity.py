@@ -12,15 +12,12 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.plots import (
-    DASHED,
     HATCHES,
-    MARKERS,
     colors,
     dots,
     finish,
     name_of,
     panels,
-    plain_log,
     unique,
 )
 from slos.evaluation.stats import mean_of, over_each, rows_of
@@ -99,38 +96,6 @@ def capacity_bars(best: Frame, source: str) -> Figure:
             )  # fmt: skip
         axis.set(xticks=[], ylim=(0, 1.25 * most))
     said = f"{source}; bars: best setting of each system, whiskers: 95 % interval over seeds"
-    return finish(figure, said, axes[0], ncols=len(systems))
-
-
-def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load for the best setting of every system, one panel per scenario, the
-    target drawn in."""
-    scenarios, systems = unique(best["scenario"]), unique(best["system"])
-    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
-    palette = colors(systems)
-    chosen = probes.merge(
-        best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"]
-    )
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        rows = chosen[chosen["scenario"] == scenario]
-        for i, system in enumerate(systems):
-            for n, (_, points) in enumerate(
-                rows[rows["system"] == system].sort_values("rate").groupby("seed")
-            ):
-                axis.plot(
-                    points["rate"], 100 * points["attainment"], marker=MARKERS[i],
-                    markersize=max(3, 7 - i), linewidth=max(0.7, 2.2 - 0.5 * i),
-                    color=palette[system], markeredgecolor="black", markeredgewidth=0.3,
-                    label=None if n else name_of(system),
-                )  # fmt: skip
-        axis.axhline(100 * target, **DASHED)
-        axis.set_xscale("log")
-        plain_log(axis.xaxis, 1, 2, 5)
-        axis.set_xlabel("load (requests/s per GPU)")
-    said = (
-        f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target "
-        f"{target:.0%}"
-    )
     return finish(figure, said, axes[0], ncols=len(systems))
 
 

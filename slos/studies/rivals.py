@@ -29,15 +29,21 @@ Cases = dict[tuple[str, str], Search]
 """A case, of the first seed, by scenario and name."""
 
 
-def carried(size: str, cases: Sequence[Search], workers: int | None = None) -> dict[Search, Any]:
-    """The row of each case that is its capacity: `rate` is in requests per second and GPU."""
+ROWS = "waterfall"  # the file of their rows
+
+
+def carried(
+    size: str, cases: Sequence[Search], workers: int | None = None, name: str = ROWS
+) -> dict[Search, Any]:
+    """The row of each case that is its capacity, from results/<size>/<name>.csv where it lies
+    already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
-    probes = run_searches(size, cases, workers, "ablation")
+    probes = run_searches(size, cases, workers, name)
     return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
 
 
 def tuned(
-    size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None
+    size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None, name: str = ROWS
 ) -> dict[Key, Search]:
     """Of each group the case that carries most, with one seed and as many replicas as it is
     about."""
@@ -53,7 +59,7 @@ def tuned(
         for key, cases in groups.items()
         if len(cases) > 1
     }
-    found = carried(size, [case for cases in tried.values() for case in cases], workers)
+    found = carried(size, [case for cases in tried.values() for case in cases], workers, name)
     best = {key: 0 for key in groups} | {
         key: max(range(len(cases)), key=lambda i: found[cases[i]].rate)
         for key, cases in tried.items()
@@ -97,20 +103,19 @@ def rivals(
     return at_scale(tuned(size, lengths, workers), size)
 
 
-def measured(size: str, cases: Cases, workers: int | None = None) -> Frame:
+def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
     """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
     what ran."""
     seeds = range(scale_of(size).seeds)
-    found = carried(
-        size, [replace(case, seed=seed) for case in cases.values() for seed in seeds], workers
-    )
+    every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
+    found = carried(size, every, workers, name)
     rows = []
-    for (scenario, name), case in cases.items():
+    for (scenario, system), case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
         where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
         each = [row.rate for row in mine]
         rows.append(
-            (scenario, name, *where, case.hardware.name, mine[0].source, *interval(each), each)
+            (scenario, system, *where, case.hardware.name, mine[0].source, *interval(each), each)
         )
     where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
     return pd.DataFrame(

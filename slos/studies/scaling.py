@@ -41,9 +41,11 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
-    "quick": Scale((1, 4), 160, 1, 0.05),
+    "quick": Scale((1, 4), 120, 1, 0.08),
     "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
 }
+H100 = "opt-13b-h100"
+OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best
 # one only
 TOLD = 4
@@ -97,6 +99,16 @@ def scaling_cases(
                 )
             )  # fmt: skip
     return grid
+
+
+def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE), most: int = 8) -> list[Search]:
+    """OPT-13B on up to eight H100, as the paper scales it, behind the plain and the best router.
+
+    The scenarios of OPT, chatbot alone unless at full size.
+    """
+    scenarios = OPT if size == "full" else OPT[:1]
+    cases = scaling_cases(size, scenarios, systems, (PLAIN, BEST_ROUTER), H100)
+    return [c for c in cases if c.replicas <= most and not c.topology]
 
 
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:

@@ -45,10 +45,14 @@ def test_the_grids_have_every_case_once() -> None:
     assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 2) * 2 * 2 + 2 * 3 + 1)
     assert all(c.num_requests == c.replicas * scale.requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
+    eight = scaling.h100_cases("full")
+    assert {c.replicas for c in eight} == {1, 2, 4, 8} and not {c.topology for c in eight} - {""}
+    assert {c.hardware.name for c in eight} == {scaling.H100}
+    assert {c.scenario for c in scaling.h100_cases("quick")} == {"chatbot"}
     apart = disaggregation_cases("quick", ["coding"], [OURS])
     assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {
-        320,
-        480,
+        240,
+        360,
     }
 
 
