@@ -70,7 +70,8 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
                 )  # fmt: skip
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
-    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
+    said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"
+    return finish(figure, said, axes[0], ncols=2)
 
 
 def by_load(frame: Frame) -> Frame:
