@@ -29,6 +29,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
@@ -39,8 +40,9 @@ from slos.policies.warm_up import warm_up
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse
+from slos.serving.prefix_hits import PrefixHits
 from slos.serving.settings import Settings
-from slos.serving.tracked import Lengths, Tracked
+from slos.serving.tracked import Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
@@ -85,7 +87,8 @@ class SLOScheduler(AsyncScheduler):
         )
         self.tracked: dict[str, Tracked] = {}
         self.turns = count(1)
-        self.lengths = Lengths(self.tracked)
+        self.prefix_hits = PrefixHits(self.kv_cache_manager)
+        self.lengths = make_predictor(self.settings.predictor)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
         # start, tokens, draft steps, context of steps
@@ -140,6 +143,7 @@ class SLOScheduler(AsyncScheduler):
             out = super().schedule(*args, **kwargs)
         finally:
             self.caps = None
+            self.prefix_hits.let_go()
         ran = out.num_scheduled_tokens
         if ran:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
@@ -239,6 +243,8 @@ class SLOScheduler(AsyncScheduler):
             elif r.status in READY:
                 waiting.append(t)
         in_turn = attrgetter("turn")
+        with self._beside("looking into the prefix cache"):
+            self.prefix_hits.show(waiting, running)
         waits = [
             t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
         ]
@@ -262,6 +268,8 @@ class SLOScheduler(AsyncScheduler):
                 self._preempt_request(request, time.monotonic())
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
+        with self._beside("holding what is cached"):
+            self.prefix_hits.hold(batch.tokens.keys())
         place = {id: i for i, id in enumerate(batch.tokens)}
         last = len(place)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
@@ -292,6 +300,10 @@ class SLOScheduler(AsyncScheduler):
         if self.caps is None or request.sampling_params is None:
             return n
         cap = self.caps.get(request.request_id, 0)
+        tracked = self.tracked.get(request.request_id)
+        if cap and tracked and request.status != RequestStatus.RUNNING:
+            # it may find more than the policy was told: what this step computes for others
+            cap = max(1, cap - max(0, num_computed_tokens - tracked.progress.cached))
         if (
             cap
             and request.status != RequestStatus.RUNNING
@@ -325,7 +337,7 @@ class SLOScheduler(AsyncScheduler):
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:
             if id in self.tracked:
-                self.tracked[id].emitted(now)
+                self.tracked[id].emitted(now, self.lengths)
         while self.passed:
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
@@ -373,7 +385,7 @@ class SLOScheduler(AsyncScheduler):
         """Every request ends here, finished or aborted."""
         tracked = self.tracked.pop(request.request_id, None)
         if tracked and request.status != RequestStatus.FINISHED_ABORTED:
-            self.lengths.finished.append(request.num_output_tokens)
+            self.lengths.ended(tracked.finished(), True)
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
