@@ -11,7 +11,8 @@ from pathlib import Path
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES
-from slos.studies.your_own import Mine, Question, answer, described, in_words, table
+from slos.studies.own_requests import Mine
+from slos.studies.your_own import Question, answer, caution, described, in_words, table
 from workloads import SCENARIOS
 
 HELP = {
@@ -68,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = Question(work, **rest)
         print(described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
         best = answer(asked, "ask")
-        print(f"\n{table(best, asked.rate).to_string(index=False)}\n\n{in_words(best, asked)}")
+        shown = table(best, asked.rate).to_string(index=False)
+        doubt = f"{caution(best, asked)}\n".lstrip("\n")
+        print(f"\n{doubt}{shown}\n\n{in_words(best, asked)}")
         if out:
             write_whole(out, best.to_csv(index=False))
     except (ValueError, OSError) as error:

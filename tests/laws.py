@@ -18,7 +18,7 @@ from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
-from slos.policies import POLICIES, make_policy
+from slos.policies import AS_PUBLISHED, POLICIES, make_policy
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import Replica, Step, World
 from slos.sim.simulator import simulate
@@ -250,7 +250,7 @@ def build(
     if name in PATHOLOGICAL:
         return PATHOLOGICAL[name]()
     name, off = ABLATED.get(name, (name, {}))
-    kind = POLICIES[name]
+    kind = (POLICIES | AS_PUBLISHED)[name]
     drafts = is_dataclass(kind) and "drafts" in (f.name for f in fields(kind))
     settings = {"drafts": world.max_drafts} if drafts else {}
     return make_policy(name, world.roofline, lengths or Oracle(requests), **settings, **off)
@@ -320,7 +320,7 @@ ABLATED: dict[str, tuple[str, dict[str, int]]] = {
     "neither": ("slos-serve", {"admission": 0, "best_effort": 0}),
     "fixed": ("slos-serve", {"batch_tokens": 16}),
 }
-EVERY = [*POLICIES, *ABLATED, *PATHOLOGICAL]
+EVERY = [*POLICIES, *AS_PUBLISHED, *ABLATED, *PATHOLOGICAL]
 
 
 @dataclass

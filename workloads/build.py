@@ -136,8 +136,8 @@ def _of_file(
         )
     drawn = zip(times.tolist(), which.tolist(), strict=True)
     return f"{path.name}, {count} rows", tuple(
-        Request(f"{path.stem}-{i:06d}", t / rate, (r.stage,), r.value, kind=r.kind or path.stem)
-        for i, (t, r) in enumerate((t, rows[k]) for t, k in drawn)
+        rows[k].request(f"{path.stem}-{i:06d}", t / rate, path.stem)
+        for i, (t, k) in enumerate(drawn)
     )
 
 

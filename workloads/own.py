@@ -3,7 +3,8 @@ in seconds.
 
 Columns: prompt, output, tpot, and for the first token ttft (seconds) or slowdown (times its
 zero-load time), of which every row has one; arrival (seconds, ascending) or none for Poisson
-arrivals; kind, by which reports group requests, and value (1). Any other column is passed over.
+arrivals; kind, by which reports group requests, and value (1); row, the number by which messages
+call the row, if not its own. Any other column is passed over.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
+from typing import cast
 
-from slos.core.types import SLO, Stage, require
+from slos.core.types import SLO, Request, Stage, require
 from workloads.files import open_text, read_rows, stamp, tokens
 
 
@@ -26,6 +28,23 @@ class Row:
     stage: Stage
     kind: str = ""
     value: float = 1.0
+    number: int = 0
+
+    def request(self, id: str, arrival: float, kind: str) -> Request:
+        """As a request of that kind, unless it has one."""
+        return Request(id, arrival, (self.stage,), self.value, self.kind or kind)
+
+
+def as_they_are(path: Path, count: int | None = None) -> tuple[Request, ...]:
+    """The first `count` requests of a file with arrivals (None: all), at its own times from 0."""
+    require(count is None or count >= 1, "num_requests", count, "at least 1")
+    rows = load(path)[:count]
+    require(rows[0].arrival is not None, f"{path}: arrivals", None, "in the file")
+    start = cast(float, rows[0].arrival)
+    return tuple(
+        r.request(f"{path.stem}-{r.number:06d}", cast(float, r.arrival) - start, path.stem)
+        for r in rows
+    )
 
 
 def load(path: Path) -> tuple[Row, ...]:
@@ -45,11 +64,13 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         header,
         "comma-separated, with a column 'ttft' or 'slowdown'",
     )
-    more = [c for c in ("arrival", "kind", "value") if c in header]
+    more = [c for c in ("arrival", "kind", "value", "row") if c in header]
     names = ["prompt", "output", "tpot", *first, *more]
     rows: list[Row] = []
     for n, cells in read_rows(path, names):
         cell = dict(zip(names, cells, strict=True))
+        called = cell.pop("row", "")
+        n = int(called) if called.isdecimal() else n
         seconds = {
             c: _number(path, n, c, text)
             for c, text in cell.items()
@@ -82,7 +103,7 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
             stage = Stage(prompt, output, SLO(**seconds))
-            rows.append(Row(arrival, stage, cell.get("kind", ""), value))
+            rows.append(Row(arrival, stage, cell.get("kind", ""), value, n))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")

@@ -149,7 +149,7 @@ def read(path: Path | str, objectives: Objectives, max_context: int | None = Non
     used = {c: names[c] for c in records[0][1] if c in names}
     own = [c for c in ("tpot", "ttft", "slowdown") if c in used.values()]
     default = objectives.cells(path, own)
-    table = Table([c for c in KNOWN if c in {*used.values(), *default}])
+    table = Table([*(c for c in KNOWN if c in {*used.values(), *default}), "row"])
     empty, long = 0, []
     for n, cells in records:
         row: dict[str, object] = {used[c]: text for c, text in cells.items() if c in used}
@@ -162,7 +162,7 @@ def read(path: Path | str, objectives: Objectives, max_context: int | None = Non
             continue
         if "arrival" in row:
             row["arrival"] = _seconds(path, n, str(row["arrival"]), layout)
-        table.rows.append(row | default)
+        table.rows.append(row | default | {"row": n})
     share = len(long) / len(records)
     cure = f"{share:.0%} are longer: leave them out (--max-context), or name another profile"
     name, most = f"longest request of {path.name.split('.')[0]}", max(long, default=0)

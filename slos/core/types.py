@@ -100,13 +100,21 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request as the workload made it: the truth, output lengths included. `kind` groups
-    requests in reports."""
+    requests in reports.
+
+    prefix: whose content its context begins with, prompts and outputs alike, as (name, tokens) in
+    turn: requests that begin with the same names have the same tokens there, which a prefix cache
+    finds. (("system", 300),) is a prompt that others share; a turn of a conversation, whose prompt
+    is all that was said before and a new question, is (("talk 7", context),). What lies beyond is
+    the request's own.
+    """
 
     id: str
     arrival: float
     stages: tuple[Stage, ...]
     value: float = 1.0
     kind: str = ""
+    prefix: tuple[tuple[str | int, int], ...] = ()
 
     def __post_init__(self) -> None:
         id, start = self.id, self.arrival
@@ -116,6 +124,8 @@ class Request:
         require(first.prompt >= 1, f"{id}: first prompt", first.prompt, "at least 1 token")
         require(first.wait == 0, f"{id}: first wait", first.wait, "0", "move the arrival instead")
         require(self.value > 0, f"{id}: value", self.value, "positive")
+        shortest = min((n for _, n in self.prefix), default=1)
+        require(shortest >= 1, f"{id}: tokens of a prefix", shortest, "at least 1")
 
     @property
     def context(self) -> int:

@@ -15,7 +15,7 @@ from slos.core.attainment import attainment
 from slos.core.types import require
 from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
 from slos.hardware.profiles import Profile, profiles
-from slos.policies import POLICIES
+from slos.policies import AS_PUBLISHED, POLICIES
 from slos.sim.cluster import roles
 from workloads import build
 
@@ -137,7 +137,8 @@ def search(case: Search) -> list[Probe]:
     hardware, rows = case.hardware, []
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
-    require(case.system in POLICIES, "system", case.system, f"one of {', '.join(POLICIES)}")
+    known = case.system in POLICIES or case.system in AS_PUBLISHED
+    require(known, "system", case.system, f"one of {', '.join(POLICIES)}")
 
     def attained_at(rate: float) -> float:
         workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)

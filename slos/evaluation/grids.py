@@ -46,6 +46,18 @@ RIVALS = {
     ]
 }
 """Of each baseline what is tried: engine, setting, topology."""
+AS_PUBLISHED = {
+    "vllm": [("vllm", "max_batched_tokens=2048,drafts=3", "")],
+    "sarathi": [("sarathi", "chunk=512", "")],
+    "distserve": [("vllm", "max_batched_tokens=2048", ratio) for ratio in RATIOS],
+    "vllm-authors": [("vllm-authors", "", "")],
+    "sarathi-authors": [("sarathi-authors", "", "")],
+    "sarathi-capped": [("sarathi-capped", "", "")],
+}
+"""The same, as the paper had them: vLLM 0.5.1 (of July 2024) batches prompts to 2048 tokens and its
+drafts have one fixed length, which was not published; Sarathi-Serve has that version's default with
+chunks, or the cap, and no drafts; DistServe its best ratio, no drafts; the last but one are the
+authors' own simulation. All behind round robin."""
 
 
 def searches(

@@ -25,18 +25,21 @@ def geometric_mean(values: Sequence[float]) -> float:
     return exp(sum(map(log, values)) / len(values))
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
+def interval(values: Sequence[float], precision: float = 0.0) -> tuple[float, float, float]:
     """Geometric mean and its 95 % confidence interval over seeds (Student's t on logarithms): mean,
     low, high.
 
-    values: positive rates or ratios; of a single value no interval can be told, and it stands for
-    all three.
+    values: positive rates or ratios; a single one tells nothing of seeds. precision: of the search
+    that found them, as a share; the interval is no narrower, for the loads of all seeds lie on one
+    grid.
     """
-    n, mean = len(values), geometric_mean(values)
+    n, mean, factor = len(values), geometric_mean(values), 1.0
     if n == 1:
-        return values[0], values[0], values[0]
-    t = float(stdtrit(n - 1, 0.975))
-    factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
+        mean = values[0]
+    else:
+        t = float(stdtrit(n - 1, 0.975))
+        factor = exp(t * sqrt(sum(log(v / mean) ** 2 for v in values) / (n - 1) / n))
+    factor = max(factor, 1 + precision)
     return mean, mean / factor, mean * factor
 
 
@@ -50,19 +53,19 @@ def select(frame: Frame, **values: object) -> Frame:
     return frame
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float], precision: float = 0.0) -> Spread:
     """`interval`, or nothing where a seed has nothing."""
-    return interval(values) if min(values) > 0 else (0.0, 0.0, 0.0)
+    return interval(values, precision) if min(values) > 0 else (0.0, 0.0, 0.0)
 
 
-def capacities(probes: Frame, *also: str) -> Frame:
-    """One row per scenario and system: the best setting's capacity, its 95 % interval over seeds,
-    and each seed's.
+def capacities(probes: Frame, *also: str, precision: float = 0.0) -> Frame:
+    """One row per scenario and system: the best setting's capacity, its `interval`, and each
+    seed's.
 
     also: further columns to tell apart, as "replicas" and "router".
     """
     columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
-    best = best_settings(probes[probes.capacity], columns)
+    best = best_settings(probes[probes.capacity], columns, precision)
     ranks = {
         name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
     }  # one order, so one colour, in every figure
@@ -77,10 +80,10 @@ def strongest(best: Frame, *by: str) -> Frame:
     return best.loc[best.groupby(list(by), sort=False)["capacity"].idxmax()]
 
 
-def best_settings(rows: Frame, columns: Sequence[str]) -> Frame:
+def best_settings(rows: Frame, columns: Sequence[str], precision: float = 0.0) -> Frame:
     """`columns` with capacity, low, high and each seed's rate, of the setting that carries most."""
     found = rows.groupby(list(columns), sort=False)["rate"].agg(list).reset_index()
-    found[["capacity", "low", "high"]] = [spread(rates) for rates in found["rate"]]
+    found[["capacity", "low", "high"]] = [spread(r, precision) for r in found["rate"]]
     return strongest(found, *(c for c in columns if c not in ("setting", "source", "status")))
 
 

@@ -52,6 +52,17 @@ def device() -> tuple[str, str]:
     return name, name.split()[1].split("-")[0].lower() if " " in name else name.lower()
 
 
+def seats() -> int:
+    """Requests that vLLM runs at once by default where it serves on this device (`EngineArgs` in
+    vllm/engine/arg_utils.py): more on a GPU of 70 GiB or more that is no A100."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 256
+    found = torch.cuda.get_device_properties(0)
+    return 1024 if found.total_memory >= 70 << 30 and "a100" not in found.name.lower() else 256
+
+
 def kv_room(bench: Bench) -> int:
     """Tokens of KV cache that vLLM would have with the device to itself, at its usual share of the
     memory.
@@ -90,6 +101,7 @@ def profile_of(name: str, label: str, bench: Bench, rows: Sequence[Row], how: st
         source=told,
         block_size=bench.scheduler.block_size,
         margin=round(found.margin, 3),
+        max_seqs=seats(),
     )
 
 

@@ -1,5 +1,7 @@
-"""Named profiles: a model on hardware, its roofline and its KV cache. `profiles.json` has those of
-the kit."""
+"""Named profiles: a model on hardware, its roofline and its KV cache.
+
+`profiles.json` has those of the paper and those that were measured, `kernel_profiles.json` those
+that `slos.studies.kernel_profiles` makes of tables of kernels."""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 from slos.files import write_whole
 
+OWN, KERNELS = "profiles.json", "kernel_profiles.json"
+OPTIONAL = ("block_size", "margin", "max_seqs", "k_ctx", "tile")
 SLOWEST = 2.0  # seconds that a step of one token may take; in milliseconds it would be more
 
 
@@ -23,7 +27,7 @@ class Profile:
     """A model on hardware: its roofline, its KV cache in tokens, and where the figures come from.
 
     margin: how much slower than the roofline most steps are, where that was measured; plan with it
-    on that hardware.
+    on that hardware. max_seqs: requests that run at once, vLLM's default on that GPU.
     """
 
     name: str
@@ -36,9 +40,11 @@ class Profile:
     source: str
     block_size: int = 16
     margin: float = 1.0
+    max_seqs: int = 256
 
     def __post_init__(self) -> None:
         require(self.margin >= 1, "margin", self.margin, "at least 1")
+        require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         least = f"at least a block of {self.block_size}"
@@ -73,9 +79,7 @@ def of_json(raw: dict[str, Any]) -> Roofline:
 def _parse(name: str, raw: dict) -> Profile:
     kinds = {f.name: str(f.type) for f in fields(Profile) if f.name not in ("name", "roofline")}
     kinds |= {"planes": "list", "k_ctx": "float", "tile": "int"}
-    lacking = [
-        k for k in kinds if k not in raw and k not in ("block_size", "margin", "k_ctx", "tile")
-    ]
+    lacking = [k for k in kinds if k not in raw and k not in OPTIONAL]
     require(not lacking, f"{name}: fields", list(raw), "complete", f"add {', '.join(lacking)}")
     for k, value in raw.items():
         require(k in kinds, f"{name}: field", k, f"one of {', '.join(kinds)}")
@@ -101,7 +105,9 @@ def _finite(x: Any) -> bool:
 @cache
 def profiles() -> dict[str, Profile]:
     """The profiles that ship with the kit, by name."""
-    raw = json.loads((files("slos.hardware") / "profiles.json").read_text())
+    raw: dict[str, dict] = {}
+    for name in (OWN, KERNELS):
+        raw |= json.loads((files("slos.hardware") / name).read_text())
     return {name: _parse(name, entry) for name, entry in raw.items()}
 
 
@@ -139,11 +145,12 @@ def profile(name: str) -> Profile:
     return known[name]
 
 
+def entry_of(profile: Profile) -> dict[str, Any]:
+    """A profile as it stands in JSON under its name."""
+    names = (f.name for f in fields(profile) if f.name not in ("name", "roofline"))
+    return as_json(profile.roofline) | {name: getattr(profile, name) for name in names}
+
+
 def save(profile: Profile, path: Path | str) -> None:
     """Write a profile as the JSON file that `profile` reads; all of it or nothing."""
-    rest = {
-        f.name: getattr(profile, f.name)
-        for f in fields(profile)
-        if f.name not in ("name", "roofline")
-    }
-    write_whole(Path(path), json.dumps({profile.name: as_json(profile.roofline) | rest}, indent=1))
+    write_whole(Path(path), json.dumps({profile.name: entry_of(profile)}, indent=1))

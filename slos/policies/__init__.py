@@ -9,6 +9,7 @@ from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Policy, make
 from slos.policies.ablated import slos_serve
 from slos.policies.adaserve import AdaServe
+from slos.policies.as_published import SarathiAuthors, SarathiCapped, VLLMAuthors
 from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 from slos.policies.fair_batching import FairBatching
 from slos.policies.qoserve import QoServe
@@ -30,6 +31,13 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "adaserve": AdaServe,
 }
 
+# known by name as well, and in no table but those of the paper's own comparison
+AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
+    "vllm-authors": VLLMAuthors,
+    "sarathi-authors": SarathiAuthors,
+    "sarathi-capped": SarathiCapped,
+}
+
 
 def ordinary() -> list[str]:
     """The names of all policies but `LATER`."""
@@ -39,4 +47,5 @@ def ordinary() -> list[str]:
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
     """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
     or lengths."""
-    return make("policy", POLICIES, name, settings, roofline=roofline, lengths=lengths)
+    table = AS_PUBLISHED if name in AS_PUBLISHED else POLICIES
+    return make("policy", table, name, settings, roofline=roofline, lengths=lengths)

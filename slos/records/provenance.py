@@ -1,7 +1,7 @@
 """What a row of results was made from: the code that its run imports, and the data.
 
 A row stays valid while these are the same. It depends on its own policy and on no other one: an
-entry of `POLICIES` leads to a policy's module for the runs of that policy alone. All of it is found
+entry of `TABLES` leads to a policy's module for the runs of that policy alone. All of it is found
 by reading imports, those in functions too; nothing is imported for it.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from slos.files import ROOT, data_digest, sources_digest
 
-REGISTRY, TABLE = "slos.policies", "POLICIES"
+REGISTRY, TABLES = "slos.policies", ("POLICIES", "AS_PUBLISHED")
 
 
 def digests(function: Callable[..., Any], root: Path = ROOT) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Code:
         self.policies: dict[str, ast.expr] = {}  # what stands for each in the registry
         for statement in self.tree(REGISTRY).body if REGISTRY in self.paths else ():
             table = getattr(statement, "value", None)
-            if TABLE in _binds(statement) and isinstance(table, ast.Dict):
+            if {*TABLES} & _binds(statement).keys() and isinstance(table, ast.Dict):
                 keys = [ast.literal_eval(key) for key in table.keys if key]
                 self.policies |= zip(keys, table.values, strict=True)
 
@@ -73,7 +73,7 @@ class Code:
                 part = used(self.tree(name), [function])
             elif name == REGISTRY and entries:
                 own = [b for s in self.tree(name).body if not _imports(s) for b in _binds(s)]
-                part = [*entries, *used(self.tree(name), [*own, *registered], TABLE)]
+                part = [*entries, *used(self.tree(name), [*own, *registered], TABLES)]
             if part is None:
                 todo, text = [*todo, *self.whole(name)], self.paths[name].read_bytes()
             else:
@@ -98,7 +98,7 @@ class Code:
         return found & self.paths.keys()
 
 
-def used(tree: ast.Module, wanted: Iterable[str], without: str = "") -> list[ast.AST]:
+def used(tree: ast.Module, wanted: Iterable[str], without: Collection[str] = ()) -> list[ast.AST]:
     """The top-level statements that bind the `wanted` names, and those that these use in turn; of
     an import the names in question alone."""
     bound: dict[str, list[ast.stmt]] = {}
@@ -107,7 +107,7 @@ def used(tree: ast.Module, wanted: Iterable[str], without: str = "") -> list[ast
             bound.setdefault(name, []).append(piece)
     found, todo = {}, [*wanted]
     while todo:
-        if (name := todo.pop()) not in found and name in bound and name != without:
+        if (name := todo.pop()) not in found and name in bound and name not in without:
             found[name] = bound[name]
             todo += [n for piece in bound[name] for n in _names(piece)]
     return [piece for name in sorted(found) for piece in found[name]]

@@ -1,6 +1,6 @@
 import sys
 
-from slos.replay.replay import main
+from slos.replay.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,17 +10,14 @@ shorter.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import secrets
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan
-from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -30,13 +27,9 @@ import numpy as np
 from slos.core.attainment import Live, Outcome
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
-from slos.files import write_whole
-from slos.hardware.profiles import profile
 from slos.replay.client import Server, call, find
-from slos.replay.results import Failure, Labels, Replayed, rows, table
+from slos.replay.results import Failure, Replayed
 from slos.serving.objectives import xargs
-from workloads import SCENARIOS, build
-from workloads.scenarios import by_name
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
 LEAD = 0.1  # seconds from the making of a prompt to its sending
@@ -199,99 +192,3 @@ async def replay(
 def run(requests: Sequence[Request], url: str, *args: Any, **options: Any) -> Replayed:
     """`replay` for callers without an event loop; in a notebook write `await replay(...)`."""
     return asyncio.run(replay(requests, url, *args, **options))
-
-
-def with_objectives(request: Request, ttft: float | None, tpot: float | None) -> Request:
-    """The same request with these objectives, in seconds, in every stage; None leaves what it
-    had."""
-
-    def change(stage: Stage) -> Stage:
-        slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
-        if ttft is not None and not stage.goes_on:
-            slo = replace(slo, ttft=ttft, slowdown=None)
-        return replace(stage, slo=slo)
-
-    return replace(request, stages=tuple(map(change, request.stages)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m slos.replay", description="Replay a workload against a server."
-    )
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="of the server (%(default)s)"
-    )
-    parser.add_argument("--model", metavar="NAME", help="one of the server's (its first)")
-    parser.add_argument(
-        "--scenario", default="chatbot", metavar="NAME", help=f"one of {', '.join(SCENARIOS)}"
-    )
-    parser.add_argument(
-        "--rate", type=float, default=1.0, metavar="R", help="requests per second (%(default)g)"
-    )
-    parser.add_argument(
-        "--requests", type=int, default=100, metavar="N", help="how many (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lengths", default="dataset", help="dataset or trace (%(default)s)")
-    parser.add_argument(
-        "--max-context", type=int, metavar="N", help="tokens of a request (what the server takes)"
-    )
-    parser.add_argument(
-        "--ttft",
-        type=float,
-        metavar="S",
-        help="TTFT objective in seconds, instead of the scenario's",
-    )
-    parser.add_argument(
-        "--tpot",
-        type=float,
-        metavar="S",
-        help="TPOT objective in seconds, instead of the scenario's",
-    )
-    parser.add_argument(
-        "--profile", metavar="NAME", help="the server's hardware, for TTFT objectives by slowdown"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="seconds for a call (%(default)g)"
-    )
-    parser.add_argument(
-        "--vocabulary", type=int, default=500, metavar="N", help="token ids are below (%(default)s)"
-    )
-    parser.add_argument(
-        "--plain", action="store_true", help="send no field that only vLLM knows, so no objectives"
-    )
-    parser.add_argument(
-        "--system", default="server", metavar="NAME", help="what the rows call it (%(default)s)"
-    )
-    parser.add_argument("--output", metavar="CSV", help="write a row per request there")
-    given = parser.parse_args(argv)
-    try:
-        scenario = by_name(given.scenario)
-        roofline = profile(given.profile).roofline if given.profile else None
-        require(
-            given.ttft is not None or roofline is not None, "--ttft", given.ttft,
-            "given, in seconds",
-            "the scenario's objective is a slowdown: without --ttft, tell the server's hardware "
-            "by --profile",
-        )  # fmt: skip
-        server = asyncio.run(find(given.url, given.model))
-        limits = (given.max_context, scenario.max_context, server.max_context)
-        limit = min((n for n in limits if n is not None), default=None)
-        made = build(given.scenario, given.rate, given.requests, given.seed, given.lengths, limit)
-        requests = [with_objectives(r, given.ttft, given.tpot) for r in made.requests]
-        what = f"{made.scenario} ({made.source}): {given.requests} requests in {made.span:.0f} s"
-        print(f"{what} to {server.model} at {server.url}", flush=True)
-        replayed = run(
-            requests, server.url, server.model, roofline, seed=given.seed,
-            vocabulary=given.vocabulary, timeout=given.timeout, vllm=not given.plain,
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(f"replay: {error}", file=sys.stderr)
-        return 2
-    print(table(replayed))
-    if given.output:
-        run_of = made.scenario, given.system, server.model, given.rate, given.seed, given.lengths
-        labels = Labels(*run_of, source=made.source)
-        write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
-        print(f"{len(replayed.outcomes)} rows in {given.output}")
-    return 0 if len(replayed.failures) < len(replayed.outcomes) else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -60,9 +61,31 @@ def rows(labels: Labels, run: Replayed) -> Frame:
     return pd.DataFrame(table)
 
 
+def by_kind(run: Replayed) -> Frame:
+    """A row per kind of request: how many, attainment by deadlines and by the mean TPOT from the
+    first token (the clients' rule), latencies of those answered in ms, and how many failed."""
+    frame: Frame = pd.DataFrame([asdict(o) for o in run.outcomes])
+    failed = frame["id"].isin([f.id for f in run.failures])
+    found = frame.assign(failed=failed, ttft=1e3 * frame["ttft"], tpot=1e3 * frame["tpot"])
+    groups: Any = found.groupby(found["kind"].replace("", "-"), sort=False)
+
+    def share(column: str) -> Any:
+        return groups[column].mean().map("{:.1%}".format)
+
+    columns = {
+        "requests": groups.size(), "attained": share("attained"),
+        "by mean TPOT": share("attained_client"), "failed": groups["failed"].sum(),
+    }  # fmt: skip
+    for name in ("ttft", "tpot"):
+        for share_of, label in ((0.5, "P50"), (0.99, "P99")):
+            times = groups[name].quantile(share_of)
+            columns[f"{label} {name.upper()}"] = times.map("{:.0f} ms".format)
+    return pd.DataFrame(columns).rename_axis("kind").reset_index()
+
+
 def table(run: Replayed) -> str:
-    """The figures for a terminal, with the reasons of failures; latencies are those of the requests
-    answered."""
+    """The figures for a terminal, with the reasons of failures, and by kind where there are some;
+    latencies are those of the requests answered."""
     shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
     lines = [
         f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
@@ -81,4 +104,7 @@ def table(run: Replayed) -> str:
     lines.append(
         f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms"
     )
-    return "\n".join(lines + [f"  {n} failed: {why}" for why, n in reasons.most_common(3)])
+    lines += [f"  {n} failed: {why}" for why, n in reasons.most_common(3)]
+    if len({o.kind for o in run.outcomes}) > 1:
+        lines += ["", by_kind(run).to_string(index=False)]
+    return "\n".join(lines)

@@ -17,6 +17,7 @@ from slos.core.lengths import FirstToken
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
+from slos.hardware.shapes import GATED, shape_of
 from slos.policies import make_policy
 from slos.sim.replica import Replica
 from slos.sim.simulator import Link
@@ -30,6 +31,7 @@ KV_BYTES = {
     "OPT-30B + OPT-125M draft": 2 * 2 * 48 * 7168,
     "ToolLLaMA-2-7B": 2 * 2 * 32 * 4096,
     "R1-Distill-Qwen-1.5B": 2 * 2 * 28 * 2 * 128,
+    **{name: shape_of(name).kv_bytes for name in GATED},
 }
 """Bytes of KV cache per token: key and value, 2 bytes each, layers, and width of the KV heads, of
 the models' cards."""
@@ -40,7 +42,6 @@ sheet). A machine without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had
 machines, 3 GB/s."""
 
 POOLED = "pooled"
-SEATS = 256  # requests that an engine runs at once, vLLM's default
 
 
 def roles(topology: str) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ def pooled(hardware: Profile, count: int) -> Profile:
         roofline=roofline,
         kv_tokens=hardware.kv_tokens * count,
         gpus=hardware.gpus * count,
+        max_seqs=hardware.max_seqs * count,
     )
 
 
@@ -87,9 +89,9 @@ def cluster(
     `roofline` among them is what they believe, by default what is true.
     """
     require(replicas >= 1, "replicas", replicas, "at least 1")
-    fields = {"max_seqs": SEATS, "zero_load": hardware.roofline, **(changes or {})}
+    fields = {"zero_load": hardware.roofline, **(changes or {})}
     if topology == POOLED:
-        fields["max_seqs"], hardware, replicas = SEATS * replicas, pooled(hardware, replicas), 1
+        hardware, replicas = pooled(hardware, replicas), 1
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
     for i, role in enumerate(kinds):

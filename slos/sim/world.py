@@ -38,7 +38,9 @@ class World:
 
     @classmethod
     def of(cls, profile: Profile, **changes: float) -> World:
-        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **changes)  # type: ignore[arg-type]
+        """The hardware of a profile, but for the `changes`."""
+        own = {"max_seqs": profile.max_seqs}
+        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

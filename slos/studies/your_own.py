@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, nan
 from pathlib import Path
-from zlib import crc32
+from typing import Any
 
 import pandas as pd
 
@@ -30,10 +30,10 @@ from slos.evaluation.grids import (
 from slos.evaluation.runs import scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of
 from slos.files import Frame, commit, results_dir
-from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
-from workloads import build, published
+from slos.studies.own_requests import most_tokens
+from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 BOUNDS = {
@@ -84,37 +84,6 @@ class Question:
         n = self.num_requests * self.replicas
         made = [build(self.workload, 1.0, n, seed).requests for seed in range(self.seeds)]
         return [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
-
-
-@dataclass(frozen=True, slots=True)
-class Mine:
-    """Requests of one's own, in any layout of `workloads.published`: a file, objectives for those
-    that have none (seconds; 0: none), and the most tokens of one (0: what the hardware takes)."""
-
-    path: str
-    profile: str
-    tpot: float = 0.0
-    ttft: float = 0.0
-    slowdown: float = 0.0
-    max_context: int = 0
-    drafts: int = 0
-
-    def workload(self) -> tuple[str, str]:
-        """The same as a CSV that can be simulated, and what there is to say: where arrivals come
-        from, what was passed over, what was left out. Raises ValueError as `published.read`."""
-        limit, path = self.max_context, Path(self.path)
-        if self.profile and not limit:
-            limit = most_tokens(profile(self.profile), self.drafts)
-        given = (x or None for x in (self.tpot, self.ttft, self.slowdown))
-        table = published.read(path, published.Objectives(*given), limit or None)
-        key = crc32(repr((path.resolve(), self)).encode())
-        out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
-        return str(published.write(table, out)), "; ".join(table.remarks)
-
-
-def most_tokens(hardware: Profile, drafts: int = 0) -> int:
-    """Tokens that the longest request may have."""
-    return min(hardware.max_context, hardware.kv_blocks * hardware.block_size - drafts)
 
 
 def described(asked: Question) -> str:
@@ -220,10 +189,10 @@ def answer(asked: Question, size: str) -> Frame:
     """A row per system, the strongest first; without those that attain the target at no load for
     some seed. Its runs are kept in results/<size>/your_own.csv.
 
-    capacity, low, high: requests per second and GPU, with the interval over seeds; each: of the
-    seeds. LATENCIES of `Probe`: at that load, mean over seeds. to_ours: over ours, NaN where that
-    has no row. needed: replicas for `rate` requests per second, estimated from the capacity per
-    GPU. at_once: requests that may be in service at once.
+    capacity, low, high: requests per second and GPU, with the interval over seeds, no narrower than
+    the search's precision; each: of the seeds. LATENCIES of `Probe`: at that load, mean over seeds.
+    to_ours: over ours, NaN where that has no row. needed: replicas for `rate` requests per second,
+    estimated from the capacity per GPU. at_once: requests that may be in service at once.
     """
     seconds, case = in_service(asked), asked.case
     rows = probed(asked, results_dir(size))
@@ -231,15 +200,21 @@ def answer(asked: Question, size: str) -> Frame:
         return pd.DataFrame(columns=["system", "capacity", "at_once"])
     at = pd.DataFrame(rows)
     latencies = at.groupby(["system", "setting"], as_index=False)[LATENCIES].mean()
-    best = capacities(at).sort_values("capacity", ascending=False)
+    best = capacities(at, precision=case.precision).sort_values("capacity", ascending=False)
     best = best.merge(latencies, on=["system", "setting"]).rename(columns={"rate": "each"})
     ours = dict(zip(best["system"], best["capacity"], strict=True)).get(OURS, nan)
     return best.assign(
         gpus=case.gpus, replicas=asked.replicas, commit=commit(), slo_scale=asked.slo_scale,
         target=asked.target, to_ours=best["capacity"] / ours,
-        needed=[ceil(asked.rate * asked.replicas / (c * case.gpus)) for c in best["capacity"]],
+        needed=[counted(asked.rate * asked.replicas / case.gpus, r) for r in rows_of(best)],
         at_once=best["capacity"] * case.gpus * seconds,
     )  # fmt: skip
+
+
+def counted(rate: float, row: Any) -> str:
+    """Replicas for a rate, as its capacity's interval tells: "3", or "3 to 4"."""
+    least, most = ceil(rate / row.high), ceil(rate / row.low)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def table(best: Frame, rate: float = 0.0) -> Frame:
@@ -264,27 +239,47 @@ def table(best: Frame, rate: float = 0.0) -> Frame:
     return pd.DataFrame(shown)
 
 
+def caution(best: Frame, asked: Question) -> str:
+    """What makes the answer one not to be trusted, to be said before it; or nothing."""
+    if best.empty or asked.case.num_requests >= 3 * (at_once := best["at_once"].max()):
+        return ""
+    return (
+        f"Too short to trust: {at_once:.0f} requests may be in service at once, and a run has "
+        f"{asked.case.num_requests}; take more num_requests."
+    )
+
+
+def over(first: Any, other: Any) -> list[float]:
+    """One row's capacity over another's, seed by seed."""
+    return [a / b for a, b in zip(first.each, other.each, strict=True)]
+
+
 def in_words(best: Frame, asked: Question) -> str:
-    """The answer in a sentence or two, and what is not to be trusted."""
+    """The answer in a sentence or two. A winner is named where its lead over the next is surer than
+    the search's precision and the seeds."""
     absent = sorted({*asked.systems} - {*best["system"]})
     lines = [f"{name}: not attained, at any load" for name in absent]
     if best.empty:
         return "\n".join([*lines, "No load can be carried: the objectives are too tight."])
     first, *others = rows_of(best)
-    text = f"{first.system} carries most: {first.capacity * first.gpus:.2f} requests per second on "
-    text += f"{first.gpus} GPU(s)"
-    if others:
-        each = [a / b for a, b in zip(first.each, others[0].each, strict=True)]
-        ratio, low, high = interval(each)
-        spread = f" [{low:.2f}, {high:.2f}]" if first.seeds > 1 else ""
-        text += f", {ratio:.2f}x{spread} what {others[0].system} carries, the next"
-        text += "; these seeds cannot tell the two apart" if low <= 1 <= high else ""
-    if asked.rate:
-        text += (
-            f". For {asked.rate:g} it takes about {first.needed} replica(s): try that as replicas"
+    load = f"{first.capacity * first.gpus:.2f} requests per second on {first.gpus} GPU(s)"
+    ratios = [(interval(over(first, other), asked.case.precision), other) for other in others]
+    same = [first.system, *(o.system for (_, low, _), o in ratios if low <= 1)]
+    if not others:
+        lines.append(f"{first.system} carries {load}.")
+    elif len(same) > 1:
+        lines.append(f"{load} at the most; these runs cannot tell {', '.join(same)} apart.")
+    elif caution(best, asked):
+        lines.append(f"{load} at the most, by {first.system}; longer runs tell who carries most.")
+    else:
+        text = (
+            f"{first.system} carries most" + " in this one seed" * (first.seeds == 1) + f": {load}"
         )
-    lines.append(f"{text}.")
-    if asked.case.num_requests < 3 * (at_once := best["at_once"].max()):
-        lines.append(f"Too short to trust: {at_once:.0f} requests may be in service at once; take "
-                     "more num_requests.")  # fmt: skip
+        for (ratio, low, high), o in ratios[:1]:
+            text += f", {ratio:.2f}x [{low:.2f}, {high:.2f}] what {o.system} carries, the next"
+        lines.append(f"{text}.")
+    if asked.rate:
+        lines.append(
+            f"For {asked.rate:g} it takes about {first.needed} replica(s): try that as replicas."
+        )
     return "\n".join(lines)

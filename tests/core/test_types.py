@@ -31,6 +31,10 @@ PACE = SLO(tpot=0.1, slowdown=3.0)
             "r: first wait = 1.0 must be 0; move the arrival",
         ),
         (lambda: Request("r", 0.0, (Stage(1, 1, PACE),), value=0.0), "r: value = 0.0"),
+        (
+            lambda: Request("r", 0.0, (Stage(1, 1, PACE),), prefix=(("system", 0),)),
+            "r: tokens of a prefix = 0 must be at least 1",
+        ),
     ],
 )
 def test_what_is_refused(make: Callable[[], Any], message: str) -> None:

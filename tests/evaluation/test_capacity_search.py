@@ -93,5 +93,8 @@ def test_means() -> None:
     )
     assert interval([5.0]) == pytest.approx((5, 5, 5))
     assert interval([1.0] * 30) == (1, 1, 1)
+    # seeds on one grid of loads: no narrower than the distance of two loads
+    assert interval([1.32] * 3, 0.02) == pytest.approx((1.32, 1.32 / 1.02, 1.32 * 1.02))
+    assert interval([1.0, exp(1), exp(2)], 0.02) == interval([1.0, exp(1), exp(2)])
     mean, low, high = interval([float(i) for i in range(1, 101)])
     assert mean / 1.25 < low < mean < high < 1.25 * mean

@@ -14,10 +14,10 @@ import pytest
 from test_layout import loaded
 
 from slos.evaluation.capacity_search import search
-from slos.policies import OURS, POLICIES
+from slos.policies import AS_PUBLISHED, OURS, POLICIES
 from slos.records.provenance import Code, digests
 
-ALL = {"", *POLICIES}
+ALL = {"", *POLICIES, *AS_PUBLISHED}
 PATIENCE = 600.0
 
 

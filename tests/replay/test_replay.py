@@ -22,7 +22,8 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.replay import replay as module
 from slos.replay.client import Answer
-from slos.replay.replay import main, run, with_objectives
+from slos.replay.command import main, with_objectives
+from slos.replay.replay import run
 from slos.replay.results import Labels, Replayed, rows, table
 from slos.serving.objectives import Objectives, Phase, parse
 
@@ -644,7 +645,7 @@ def test_the_command_with_a_profile_and_failures(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "--ttft = None must be given, in seconds"),
+        ([], "chatbot: slowdown = 5 must be in seconds where no hardware is given; give --ttft"),
         (["--scenario", "lunch"], "scenario = 'lunch' must be one of chatbot"),
         (["--ttft", "0"], "ttft = 0.0 must be positive"),
         (["--ttft", "1", "--tpot", "0"], "tpot = 0.0 must be positive"),
@@ -665,6 +666,50 @@ def test_bad_arguments_of_the_command(
     with serving() as fake:
         assert main([*(["--url", fake.url] if "--url" not in arguments else []), *arguments]) == 2
     assert says in capsys.readouterr().err and not fake.bodies
+
+
+OWN = "prompt,output,tpot,ttft,slowdown,kind,arrival\n"
+
+
+def own_file(path: Path, *rows: str) -> str:
+    path.write_text(OWN + "\n".join(rows))
+    return str(path)
+
+
+def test_requests_of_one_s_own_come_at_their_own_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "8,3,5,9,,chat,7.0", "6,2,4,8,,code,7.2", "9,0,5,9,,chat,7.3", "5,4,5,9,,chat,7.5"
+    mine = own_file(tmp_path / "mine.csv", *rows)
+    with serving() as fake:
+        assert main(["--url", fake.url, "--requests", mine]) == 0
+        printed = capsys.readouterr().out
+        assert main(["--url", fake.url, "--scenario", mine, "--requests", "2"]) == 0
+        faster = ["--url", fake.url, "--requests", mine, "--num-requests", "7", "--rate", "100"]
+        assert main([*faster, "--tpot", "3"]) == 0
+    whole, two, faster = fake.bodies[:3], fake.bodies[3:5], fake.bodies[5:]
+    assert [(len(b["prompt"]), b["max_tokens"]) for b in whole] == [(8, 3), (6, 2), (5, 4)]
+    told = [(b["vllm_xargs"]["slo_tpot"], b["vllm_xargs"]["slo_ttft"]) for b in whole]
+    assert told == [(5.0, 9.0), (4.0, 8.0), (5.0, 9.0)]
+    gaps = [b - a for a, b in zip(fake.times[:3], fake.times[1:3], strict=False)]
+    assert gaps == pytest.approx([0.2, 0.3], abs=0.1)
+    assert "arrivals of the file" in printed and "1 without a token" in printed
+    kinds = {line.split()[0]: line.split() for line in printed.splitlines()[-2:]}
+    assert kinds["chat"][1:5] == ["2", "100.0%", "100.0%", "0"] and kinds["code"][1] == "1"
+    assert len(two) == 2 and len(faster) == 7
+    assert {b["vllm_xargs"]["slo_tpot"] for b in faster} == {3.0}
+
+
+def test_a_row_that_needs_the_hardware_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = own_file(tmp_path / "mine.csv", "8,0,5,9,,,1", "8,3,5,9,,,1", "8,3,5,,4,,2")
+    assert main(["--url", "http://127.0.0.1:9", "--requests", mine]) == 2
+    assert "mine.csv, row 4: slowdown = '4' must be in seconds" in capsys.readouterr().err
+    with serving() as fake:
+        for cure in (["--ttft", "3"], ["--profile", "opt-6.7b-a100"]):
+            assert main(["--url", fake.url, "--requests", mine, *cure]) == 0
+    assert [b["vllm_xargs"].get("slo_slowdown") for b in fake.bodies] == [None] * 3 + [4.0]
 
 
 def test_objectives_of_one_s_own() -> None:

@@ -1,0 +1,215 @@
+"""The command: a scenario, or requests of one's own, against a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from slos.core.types import Request, Stage, require
+from slos.files import write_whole
+from slos.hardware.profiles import profile
+from slos.replay.client import find
+from slos.replay.replay import run
+from slos.replay.results import Labels, rows, table
+from workloads import SCENARIOS, build, own, published
+from workloads.scenarios import by_name
+
+RATE = 1.0  # requests per second, where neither the options nor a file say
+OPTIONS: dict[str, dict[str, Any]] = {
+    "url": {"default": "http://127.0.0.1:8000", "help": "of the server (%(default)s)"},
+    "model": {"metavar": "NAME", "help": "one of the server's (its first)"},
+    "scenario": {
+        "default": "chatbot",
+        "metavar": "NAME",
+        "help": f"one of {', '.join(SCENARIOS)}, or a file of your own",
+    },
+    "requests": {
+        "default": "",
+        "metavar": "N|FILE",
+        "help": "how many (100, or all of a file); or a file of your own, in a layout of "
+        "workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ShareGPT",
+    },
+    "num-requests": {"type": int, "metavar": "N", "help": "how many, where --requests is a file"},
+    "rate": {
+        "type": float,
+        "metavar": "R",
+        "help": "requests per second (1; those of a file come at its own times)",
+    },
+    "seed": {"type": int, "default": 0},
+    "lengths": {"default": "dataset", "help": "dataset or trace (%(default)s)"},
+    "max-context": {
+        "type": int,
+        "metavar": "N",
+        "help": "tokens of a request (what the server takes); longer ones are left out",
+    },
+    "ttft": {
+        "type": float,
+        "metavar": "S",
+        "help": "TTFT objective in seconds, instead of the requests' own",
+    },
+    "tpot": {
+        "type": float,
+        "metavar": "S",
+        "help": "TPOT objective in seconds, instead of the requests' own",
+    },
+    "slowdown": {
+        "type": float,
+        "metavar": "X",
+        "help": "or times the zero load, of a file without first-token objectives; needs --profile",
+    },
+    "profile": {
+        "metavar": "NAME",
+        "help": "the server's hardware, for TTFT objectives by slowdown",
+    },
+    "timeout": {
+        "type": float,
+        "default": 600.0,
+        "metavar": "S",
+        "help": "seconds for a call (%(default)g)",
+    },
+    "vocabulary": {
+        "type": int,
+        "default": 500,
+        "metavar": "N",
+        "help": "token ids are below (%(default)s)",
+    },
+    "plain": {
+        "action": "store_true",
+        "help": "send no field that only vLLM knows, so no objectives",
+    },
+    "system": {
+        "default": "server",
+        "metavar": "NAME",
+        "help": "what the rows call it (%(default)s)",
+    },
+    "output": {"metavar": "CSV", "help": "write a row per request there"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Requests to be replayed, the name of what they are, where they come from, and what there is
+    to say of them. rate: in requests per second."""
+
+    requests: Sequence[Request]
+    name: str
+    source: str
+    rate: float
+    said: str
+
+
+def with_objectives(request: Request, ttft: float | None, tpot: float | None) -> Request:
+    """The same request with these objectives, in seconds, in every stage; None leaves what it
+    had."""
+
+    def change(stage: Stage) -> Stage:
+        slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
+        if ttft is not None and not stage.goes_on:
+            slo = replace(slo, ttft=ttft, slowdown=None)
+        return replace(stage, slo=slo)
+
+    return replace(request, stages=tuple(map(change, request.stages)))
+
+
+def in_seconds(given: argparse.Namespace, where: str, slowdown: object) -> None:
+    """Refuse a first token's objective by slowdown where the server's zero-load times are not
+    known."""
+    cure = "give --ttft, or the server's hardware by --profile"
+    require(not slowdown or given.profile is not None, f"{where}: slowdown", slowdown,
+            "in seconds where no hardware is given", cure)  # fmt: skip
+
+
+def of_file(path: Path, given: argparse.Namespace, limit: int | None) -> Asked:
+    """Requests of one's own at their own times, or at the rate that is given."""
+    number = given.num_requests
+    with TemporaryDirectory() as folder:
+        read = published.read(
+            path, published.Objectives(given.tpot, given.ttft, given.slowdown), limit
+        )
+        for row in read.rows:
+            slow = given.ttft is None and row.get("slowdown")
+            in_seconds(given, f"{path}, row {row['row']}", slow)
+        plain = published.write(read, Path(folder) / f"{path.name.split('.')[0]}.csv")
+        if given.rate is None and "arrival" in read.columns:
+            requests = own.as_they_are(plain, number)
+        else:
+            n = len(read.rows) if number is None else number
+            rate = RATE if given.rate is None else given.rate
+            requests = build(str(plain), rate, n, given.seed).requests
+    rate = given.rate or len(requests) / (requests[-1].arrival or 1.0)
+    return Asked(requests, path.name, "own requests", rate, "; ".join(read.remarks))
+
+
+def of_scenario(given: argparse.Namespace, limit: int | None) -> Asked:
+    number = 100 if given.num_requests is None else given.num_requests
+    rate = RATE if given.rate is None else given.rate
+    made = build(given.scenario, rate, number, given.seed, given.lengths, limit)
+    return Asked(made.requests, made.scenario, made.source, rate, "")
+
+
+def asked_of(given: argparse.Namespace, most: int | None) -> Asked:
+    """The requests that the options name, none with more tokens than the server takes.
+
+    Raises ValueError for what cannot be replayed, naming the request.
+    """
+    scenario = None if given.file else by_name(given.scenario)
+    limits = (given.max_context, most, scenario and scenario.max_context)
+    limit = min((n for n in limits if n), default=None)
+    asked = of_scenario(given, limit) if scenario else of_file(given.file, given, limit)
+    requests = [with_objectives(r, given.ttft, given.tpot) for r in asked.requests]
+    for r in requests:
+        in_seconds(given, asked.name, next(filter(None, (s.slo.slowdown for s in r.stages)), None))
+    return replace(asked, requests=requests)
+
+
+def options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed, with `file`, the requests of one's own, if there are any."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slos.replay", description="Replay a workload against a server."
+    )
+    for name, how in OPTIONS.items():
+        parser.add_argument(f"--{name}", **how)
+    given = parser.parse_args(argv)
+    if given.requests.lstrip("-").isdigit():
+        given.num_requests, given.requests = int(given.requests), ""
+    if not given.requests and Path(given.scenario).suffix:
+        given.requests = given.scenario
+    given.file = Path(given.requests) if given.requests else None
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay and print what came of it; 0, 1 where all requests failed, 2 after a message where
+    what was asked for is wrong."""
+    given = options(argv)
+    try:
+        roofline = profile(given.profile).roofline if given.profile else None
+        asked_of(given, None)  # its own faults are told without a server
+        server = asyncio.run(find(given.url, given.model))
+        asked = asked_of(given, server.max_context)
+        span = max(r.arrival for r in asked.requests)
+        print(
+            f"{asked.name} ({asked.source}): {len(asked.requests)} requests in {span:.0f} s to "
+            f"{server.model} at {server.url}" + f"\n{asked.said}" * bool(asked.said),
+            flush=True,
+        )
+        replayed = run(
+            asked.requests, server.url, server.model, roofline, seed=given.seed,
+            vocabulary=given.vocabulary, timeout=given.timeout, vllm=not given.plain,
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"replay: {error}", file=sys.stderr)
+        return 2
+    print(table(replayed))
+    if given.output:
+        run_of = asked.name, given.system, server.model, asked.rate, given.seed, given.lengths
+        labels = Labels(*run_of, source=asked.source)
+        write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
+        print(f"{len(replayed.outcomes)} rows in {given.output}")
+    return 0 if len(replayed.failures) < len(replayed.outcomes) else 1

@@ -1,0 +1,42 @@
+"""Requests of one's own, in a layout in which traces are published, made ready for a simulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+from slos.files import results_dir
+from slos.hardware.profiles import Profile, profile
+from workloads import published
+
+
+@dataclass(frozen=True, slots=True)
+class Mine:
+    """Requests of one's own, in any layout of `workloads.published`: a file, objectives for those
+    that have none (seconds; 0: none), and the most tokens of one (0: what the hardware takes)."""
+
+    path: str
+    profile: str
+    tpot: float = 0.0
+    ttft: float = 0.0
+    slowdown: float = 0.0
+    max_context: int = 0
+    drafts: int = 0
+
+    def workload(self) -> tuple[str, str]:
+        """The same as a CSV that can be simulated, and what there is to say: where arrivals come
+        from, what was passed over, what was left out. Raises ValueError as `published.read`."""
+        limit, path = self.max_context, Path(self.path)
+        if self.profile and not limit:
+            limit = most_tokens(profile(self.profile), self.drafts)
+        given = (x or None for x in (self.tpot, self.ttft, self.slowdown))
+        table = published.read(path, published.Objectives(*given), limit or None)
+        key = crc32(repr((path.resolve(), self)).encode())
+        out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
+        return str(published.write(table, out)), "; ".join(table.remarks)
+
+
+def most_tokens(hardware: Profile, drafts: int = 0) -> int:
+    """Tokens that the longest request may have."""
+    return min(hardware.max_context, hardware.kv_blocks * hardware.block_size - drafts)
