@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slos.core.types import require
 from slos.files import write_whole
-from slos.policies import POLICIES
+from slos.policies import POLICIES, ordinary
 from slos.studies.own_requests import Mine
 from slos.studies.your_own import Question, answer, caution, described, in_words, table
 from workloads import SCENARIOS
@@ -50,7 +50,7 @@ def options() -> argparse.ArgumentParser:
             name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
             parser.add_argument(name, type=type(f.default), default=f.default, help=text)
-    parser.add_argument("--systems", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser
 

@@ -40,8 +40,8 @@ class QoServe:
     roofline: how long a step takes (theirs are two linear fits for one GPU). margin: times the
     predicted seconds that have to fit the slack. free: a step has any size up to the largest.
     by_deadline: rule 2, else by arrival. hybrid: seconds of deadline per token left (0.001 at low
-    load in the paper). relegate: rule 3. whole: not theirs, but the next step from here to ours: a
-    prompt starts where the KV cache holds all requests at their ends, by `lengths`.
+    load in the paper). relegate: rule 3. foresee: not theirs, but the next step from here to ours:
+    a prompt starts where the KV cache holds all requests to their ends, by `lengths`.
     """
 
     roofline: Roofline
@@ -51,7 +51,7 @@ class QoServe:
     by_deadline: bool = True
     hybrid: float = 0.008
     relegate: bool = True
-    whole: bool = False
+    foresee: bool = False
     _relegated: set[str] = field(init=False, repr=False, default_factory=set)
     _rate: float = field(init=False, repr=False, default=RATE)
     _last: tuple[float, int] = field(init=False, repr=False, default=(0.0, 0))
@@ -97,7 +97,7 @@ class QoServe:
         else:
             ranks = {p.id: (p.id in late, 0.0) for p in prompts}
         queue = sorted(prompts, key=lambda p: ranks[p.id])
-        return self._fitting(view, queue) if self.whole else queue
+        return self._fitting(view, queue) if self.foresee else queue
 
     def fill(
         self, view: View, tokens: dict[str, int], queue: Sequence[Progress], left: tuple[int, int]

@@ -83,7 +83,8 @@ class Scorpio:
         self._credit = {id: credit - (id in tokens) for id, credit in earned.items()}
         queue = prompts if preempted else [*prompts, *self.admitted(view, waiting)]
         _, left = admit(view, tokens, queue, (self.chunk - len(tokens), free))
-        steady = not (prompts or preempted or view.waiting) and len(tokens) == len(decoding)
+        paced = all(p.tpot == tightest for p in decoding)
+        steady = paced and not (prompts or preempted or view.waiting)
         return Batch(tokens, tuple(preempted), repeat=NEVER if steady and left == free else 1)
 
     def admitted(self, view: View, waiting: Sequence[Progress]) -> list[Progress]:

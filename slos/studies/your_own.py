@@ -30,7 +30,7 @@ from slos.evaluation.grids import (
 from slos.evaluation.runs import scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of
 from slos.files import Frame, commit, results_dir
-from slos.policies import OURS, POLICIES
+from slos.policies import OURS, POLICIES, ordinary
 from slos.records.sweep import sweep
 from slos.studies.own_requests import most_tokens
 from workloads import build
@@ -53,7 +53,7 @@ class Question:
 
     workload: str = "mixed"
     profile: str = ""
-    systems: Sequence[str] = tuple(POLICIES)
+    systems: Sequence[str] = tuple(ordinary())
     replicas: int = 1
     drafts: int = 0
     acceptance: float = 0.7
