@@ -7,6 +7,7 @@ T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * contex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
@@ -64,6 +65,8 @@ class Roofline:
     k_ctx: float = 0.0
     tile: int = 1
     array: np.ndarray = field(init=False, repr=False, compare=False)  # the planes for kernels
+    # tokens of a batch that takes least time per token, infinite where the larger is the better
+    chunk: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
@@ -73,16 +76,35 @@ class Roofline:
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
         array = np.array([(p.k1, p.k2, p.b) for p in self.planes], PLANE)
         object.__setattr__(self, "array", array)
+        object.__setattr__(self, "chunk", _cheapest(self.planes))
 
     def time(self, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
         """Seconds of a batch."""
         return time_of(self.planes, self.tile, tokens, draft_steps) + self.k_ctx * context
+
+    def least_time(self, tokens: float) -> float:
+        """Seconds below which so many tokens cannot be computed, in one batch or in several.
+
+        Where a plane is steep (b < 0) chunks are faster than the whole.
+        """
+        chunk = self.chunk
+        if tokens <= chunk:
+            return self.time(tokens)
+        return tokens * time_of(self.planes, 1, chunk) / chunk
 
     def fits(self, seconds: float, draft_steps: int = 0, context: float = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none
         fits."""
         most = tokens_in(self.planes, seconds - self.k_ctx * context + EPS, draft_steps)
         return max(0, int(most) // self.tile * self.tile)
+
+
+def _cheapest(planes: Sequence[Plane]) -> float:
+    """Up to how many tokens a batch takes the less time per token the larger it is: as far as a
+    plane with a cost per batch is the highest."""
+    flat, steep = ([p for p in planes if (p.b < 0) == yes] for yes in (False, True))
+    above = ([(f.b - p.b) / (p.k1 - f.k1) if p.k1 > f.k1 else inf for f in flat] for p in steep)
+    return min(map(max, above), default=inf)
 
 
 def scaled(roofline: Roofline, factor: float) -> Roofline:
@@ -96,8 +118,16 @@ _time_of, _tokens_in = kernel(time_of), kernel(tokens_in)
 
 @kernel
 def batch_time(engine, tokens, context, draft_steps=0):
-    """`Roofline.time` for kernels; engine: has its planes, tile and k_ctx."""
+    """`Roofline.time` for kernels; engine: has its planes, tile, k_ctx and chunk."""
     return _time_of(engine.planes, engine.tile, tokens, draft_steps) + engine.k_ctx * context
+
+
+@kernel
+def least_time(engine, tokens):
+    """`Roofline.least_time` for kernels."""
+    if tokens <= engine.chunk:
+        return _time_of(engine.planes, engine.tile, tokens, 0.0)
+    return tokens * _time_of(engine.planes, 1, engine.chunk, 0.0) / engine.chunk
 
 
 @kernel

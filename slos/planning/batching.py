@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, Roofline, batch_fits, batch_time
+from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time
 from slos.core.types import View
 
 
 class Engine(NamedTuple):
-    """What kernels know of a replica: its roofline (planes, tile, k_ctx) and its KV cache (blocks,
-    of block_size tokens).
+    """What kernels know of a replica: its roofline (planes, tile, k_ctx, chunk) and its KV cache
+    (blocks, of block_size tokens).
 
     longest: seconds of a step at the most; fixed: if above 0, every batch holds so many tokens,
     decodes first, whatever is due.
@@ -27,15 +27,26 @@ class Engine(NamedTuple):
     planes: np.ndarray
     tile: int
     k_ctx: float
+    chunk: float
     longest: float
     fixed: int
     blocks: int
     block_size: int
 
 
+USUAL = 0.04  # seconds of the shortest step of hardware that a policy's seconds are meant for
+
+
+def slowness(roofline: Roofline) -> float:
+    """By what a policy's seconds are multiplied on hardware whose shortest step is longer than
+    `USUAL`: 1 on any other."""
+    return max(1.0, roofline.time(1) / USUAL)
+
+
 def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:
-    tile, k_ctx, longest = roofline.tile, float(roofline.k_ctx), float(longest)
-    return Engine(roofline.array, tile, k_ctx, longest, fixed, view.total_blocks, view.block_size)
+    hardware = roofline.array, roofline.tile, float(roofline.k_ctx), roofline.chunk
+    longest = float(longest) * slowness(roofline)
+    return Engine(*hardware, longest, fixed, view.total_blocks, view.block_size)
 
 
 class Owed(NamedTuple):
@@ -110,13 +121,22 @@ def fill(now, jobs, prefills, owed, engine, tokens):
 
 
 @kernel
+def longest_step(engine, context):
+    """Seconds of a step at the most. Where `context` alone takes long, twice the shortest step. One
+    of more tokens than `chunk` takes longer for each: a deadline further away would make prompts
+    later."""
+    most = max(engine.longest, 2 * batch_time(engine, 1.0, context))
+    return most if engine.chunk == np.inf else min(most, batch_time(engine, engine.chunk, context))
+
+
+@kernel
 def _limit(now, jobs, prefills, decodes, owed, engine):
     """Seconds that a step may last: until the earliest deadline that can be met."""
     least = batch_time(engine, max(decodes, 1.0), owed.context)
-    limit = min(engine.longest, max(owed.soonest - now, least))
+    limit = max(least, min(longest_step(engine, owed.context), owed.soonest - now))
     for j in prefills:
         slack = jobs[j].due - now
-        if slack + EPS >= batch_time(engine, jobs[j].left, 0.0):
+        if slack + EPS >= least_time(engine, jobs[j].left):
             limit = min(limit, slack)
     return limit
 
@@ -180,7 +200,7 @@ def latest_end(now, jobs, tokens, engine, cushion):
     No deadline passes, and every job keeps `cushion` seconds beyond the time of a step of decodes;
     `now` if a guaranteed prefill is left over, which has a better use for the time.
     """
-    end, context = now + engine.longest, 0.0
+    end, context = np.inf, 0.0
     for j in range(len(jobs)):
         job = jobs[j]
         waits = job.left > tokens[j]
@@ -188,6 +208,7 @@ def latest_end(now, jobs, tokens, engine, cushion):
             return now
         end = min(end, job.due - cushion if waits else job.due)
         context += job.computed + tokens[j]
+    end = min(end, now + longest_step(engine, context))
     ahead = batch_time(engine, float(len(jobs)), context) + cushion
     for j in range(len(jobs)):
         job = jobs[j]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, batch_fits, batch_time
+from slos.core.roofline import EPS, batch_fits, batch_time, least_time
 from slos.planning.batching import Owed, fill, scan
 from slos.planning.jobs import advance
 
@@ -100,7 +100,7 @@ def _can_be_in_time(now, jobs, alive, engine):
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
-            strict[j] = now + batch_time(engine, job.left, 0.0) <= job.due + EPS
+            strict[j] = now + least_time(engine, job.left) <= job.due + EPS
             if job.new and not strict[j]:
                 return strict, j
     return strict, -1

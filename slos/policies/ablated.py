@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, Roofline, batch_time
+from slos.core.roofline import EPS, Roofline, batch_time, least_time
 from slos.core.types import LengthPredictor, Progress, View
 from slos.planning.jobs import advance
 from slos.planning.lookahead import OK, look_ahead
@@ -126,7 +126,7 @@ def in_turn(now, jobs, new, seats, before, engine):
 @kernel
 def _strict(now, job, engine):
     """Let a job be checked only if it can be in time."""
-    job.new = now + batch_time(engine, job.left, 0.0) <= job.due + EPS
+    job.new = now + least_time(engine, job.left) <= job.due + EPS
 
 
 @kernel

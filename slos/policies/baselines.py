@@ -51,7 +51,9 @@ def _serve(
         if at >= len(running) or not budget:
             break
         left = p.tokens - p.computed
-        n = min(left + drafts if left == 1 else left, budget)
+        # drafts that the whole cache has no room for would evict their own request for ever
+        more = min(drafts, view.total_blocks * size - p.tokens) if left == 1 else 0
+        n = min(left + max(0, more), budget)
         need = -(-(p.computed + n) // size) - -(-p.computed // size)
         if need > free:
             free, victims = _evict(running, p, need, free, view, whole=bool(others))

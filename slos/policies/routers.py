@@ -14,6 +14,7 @@ from typing import Any, final
 
 from slos.core.roofline import EPS, Roofline
 from slos.core.types import LengthPredictor, Load, Progress, Router, make, require
+from slos.planning.batching import slowness
 
 FULL = 1e6  # what it costs where something has run out
 LONGEST = 1e6  # seconds of a batch
@@ -80,7 +81,7 @@ class Cheapest:
     and KV blocks. What a request takes of each is set against what the replica has left, and the
     shares add up. A request with a tighter TPOT than those already there shortens every batch,
     which costs tokens per second: so tiers gather where they fit. longest_step: seconds of a batch
-    where nobody decodes.
+    where nobody decodes, on usual hardware.
     """
 
     roofline: Roofline
@@ -100,13 +101,14 @@ class Cheapest:
     def cost(self, request: Progress, load: Load) -> float:
         """The shares that it would take of what the replica has left, `FULL` and more where there
         is not enough."""
-        tightest = load.decodes[0][0] if load.decodes else self.longest_step
+        longest = self.longest_step * slowness(self.roofline)
+        tightest = load.decodes[0][0] if load.decodes else longest
         owed = 0.0
         for tpot, count in load.decodes:
             owed += count / tpot
         before = self._rate(tightest) - owed
         after = self._rate(min(tightest, request.tpot)) - owed - 1 / request.tpot
-        alone = self._rate(self.longest_step)
+        alone = self._rate(longest)
         if before <= 0 or after <= 0 or alone <= 0:
             return FULL - after
         need = (request.tokens + self.lengths.remaining(request)) / load.block_size

@@ -22,7 +22,7 @@ import numpy as np
 from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
-from slos.planning.batching import Engine, engine_of
+from slos.planning.batching import Engine, engine_of, slowness
 from slos.planning.fluid import fluid, prefill_rates
 from slos.planning.jobs import jobs_of, needed
 from slos.planning.planner import sweep
@@ -31,6 +31,7 @@ from slos.planning.speculation import Acceptance, Drafting
 
 REPEAT = 64  # steps for which a steady batch is promised
 STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
+# Seconds below are those of usual hardware: `slowness` multiplies them on a slower one.
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
@@ -141,7 +142,7 @@ class SLOsServe:
         for p in view.waiting:
             if p.best_effort:
                 plan.waiting.append(p)
-            elif self.hopeless(p.due + EPS, view.now + self.roofline.time(p.left)):
+            elif self.hopeless(p.due + EPS, view.now + self.roofline.least_time(p.left)):
                 plan.declined.append(p)
                 plan.waiting += () if p.elsewhere else (p,)
             else:
@@ -172,13 +173,14 @@ class SLOsServe:
         old = [p for p in queue if p.id in self._aged]
         if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
             oldest = min(queue, key=lambda p: p.arrival)
-            old = [oldest] if now - oldest.arrival > AGE else []
+            old = [oldest] if now - oldest.arrival > AGE * slowness(self.roofline) else []
         before, self._aged = self._aged, {}
         for p in old:
             stage, t0 = before.get(p.id, (-1, 0.0))
             tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
             if stage != p.stage or now > t0 + p.generated * tpot:
-                t0 = now + max(PATIENCE, 2 * self.roofline.time(p.left)) - p.generated * tpot
+                first = max(PATIENCE * slowness(self.roofline), 2 * self.roofline.time(p.left))
+                t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later)
             if p.id not in before:
                 jobs = jobs_of([*plan.guaranteed, easy], self.lengths)
@@ -276,13 +278,15 @@ class SLOsServe:
         for p in [*room.evictable, *plan.waiting]:
             if engine.k_ctx:
                 fits = self._fits(seconds, plan.draft, context + p.computed)
-            n = min(p.left, fits - used)
+            # something runs, even where no step is short enough
+            n = min(p.left, fits - used if tokens else max(fits, engine.tile))
             if n < 1:
                 plan.repeat = 1
                 break
             whole = 0 if p.computed else view.blocks(p.tokens + self.lengths.remaining(p))
-            # one that runs already is let in whatever is free
-            if whole <= max(0, free) and room.give(p, n):
+            # one that runs already is let in whatever is free, and one that would be alone
+            fitting = whole <= max(0, free) or not (tokens or view.running)
+            if fitting and room.give(p, n):
                 tokens[p.id] = n
                 used, context, free = used + n, context + p.computed, free - whole
         paced = len(plan.jobs) and self.roofline.time(used) > plan.jobs["tpot"].min()
@@ -298,8 +302,10 @@ class SLOsServe:
         """Until when best effort may stretch the step."""
         now, jobs = plan.view.now, plan.jobs
         if not len(jobs):
-            return now + plan.engine.longest
-        end = batching.latest_end(now, jobs, plan.share, plan.engine, CUSHION)
+            first = next(iter((*plan.room.evictable, *plan.waiting)))
+            return now + batching.longest_step(plan.engine, float(first.computed))
+        cushion = CUSHION * slowness(self.roofline)
+        end = batching.latest_end(now, jobs, plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * jobs["tpot"].min():
             return min(end, now + plan.seconds * (1 + STRETCH))
         plan.repeat = min(plan.repeat, plan.spare // len(jobs))

@@ -8,6 +8,7 @@ import numpy as np
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, View
+from slos.planning.batching import longest_step
 from slos.planning.lookahead import steady
 from slos.planning.speculation import Acceptance, Drafting
 from slos.policies.slos_serve import SLOsServe
@@ -25,6 +26,7 @@ def warm_up() -> None:
     policy._proven(plan, plan.jobs)
     policy._form(plan)
     policy._latest_end(plan)
+    longest_step(plan.engine, 0.0)
     drafting = Drafting(view, roofline, Acceptance(), plan.engine, short=False)
     drafting._proven(plan.jobs, plan.share, np.ones(2, np.int64))
     for jobs in (plan.jobs, plan.jobs[:1]):

@@ -168,3 +168,17 @@ def test_times_that_grow_faster_than_tokens_are_fitted() -> None:
         Roofline((Plane(1, 0, 0),), k_ctx=-1)
     with pytest.raises(ValueError, match="tile = 0"):
         Roofline((Plane(1, 0, 0),), tile=0)
+
+
+@given(several, st.floats(0.002, 0.02), st.floats(-0.5, -0.001), st.integers(1, 400))
+def test_no_chunking_is_faster_than_the_least_time(flat, k1, b, tokens) -> None:
+    """And the best one, of chunks that differ by a token at the most, comes near it."""
+    r = Roofline((*flat, Plane(k1, 0.0, b)))
+    each = [r.time(-(-tokens // n)) * (tokens % n) for n in range(1, tokens + 1)]
+    rest = [r.time(tokens // n) * (n - tokens % n) for n in range(1, tokens + 1)]
+    best = min(a + b for a, b in zip(each, rest, strict=True))
+    assert r.least_time(tokens) <= best + 1e-9
+    if r.chunk > 20:  # else whole tokens are far from it
+        assert best <= 1.1 * r.least_time(tokens) + r.time(min(r.chunk, tokens))
+    plain = Roofline(flat)
+    assert plain.least_time(tokens) == plain.time(tokens)

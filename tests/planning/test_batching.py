@@ -19,7 +19,8 @@ LONGEST = 0.1
 
 
 def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
-    return Engine(roofline.array, roofline.tile, roofline.k_ctx, LONGEST, 0, blocks, 16)
+    hardware = roofline.array, roofline.tile, roofline.k_ctx, roofline.chunk
+    return Engine(*hardware, LONGEST, 0, blocks, 16)
 
 
 @st.composite

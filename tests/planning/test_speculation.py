@@ -26,7 +26,7 @@ from slos.sim.simulator import simulate
 
 
 def engine(roofline: Roofline, longest: float = 0.15) -> Engine:
-    return Engine(roofline.array, roofline.tile, 0.0, longest, 0, 1000, 16)
+    return Engine(roofline.array, roofline.tile, 0.0, roofline.chunk, longest, 0, 1000, 16)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])

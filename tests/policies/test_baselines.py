@@ -232,3 +232,13 @@ def test_sarathi_preempts_the_youngest_decode() -> None:
 def test_bad_settings(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [VLLM, VLLMV1, Sarathi])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_drafts_evict_nobody_from_a_cache_that_just_fits_it(kind: type, spare: int) -> None:
+    """For ever: a request alone had its blocks taken for drafts that it never had room for."""
+    work = [req("a", 30, 10), req("b", 30, 10)]
+    world = World(Roofline((Plane(0.01, 0.0, 0.1),)), 10 + spare, block_size=4, max_drafts=4)
+    outcomes = simulate(work, kind(drafts=4), world)
+    assert len(outcomes) == 2 and outcomes[0].preemptions == 0

@@ -9,6 +9,7 @@ import pytest
 
 from slos.core.attainment import attainment
 from slos.core.lengths import FirstToken, Oracle
+from slos.core.roofline import Plane
 from slos.core.types import SLO, Load, Progress, Request, Stage
 from slos.hardware.profiles import profile
 from slos.policies.routers import (
@@ -168,3 +169,13 @@ def test_prefill_and_decode_apart(system: str, scenario: str) -> None:
     assert {o.replica for o in outcomes if o.output > sum(len(r.stages) for r in work)} <= {
         "decode-02"
     }
+
+
+def test_a_router_tells_slow_replicas_apart() -> None:
+    """A step longer than the longest one of usual hardware leaves no rate of 0 to divide by."""
+    slow = replace(HARDWARE.roofline, planes=(Plane(0.0004, 0.0, 0.18),))
+    asked = replace(X, tpot=0.4, t0=5.0)
+    busy, idle = loads({"prefill_tokens": 2000}, {})
+    router = Cheapest(slow, ORACLE)
+    assert router.rank(asked, [busy, idle])[0] == "b"
+    assert router.cost(asked, idle) < 1 < router.cost(asked, busy) * 10

@@ -67,12 +67,12 @@ def test_every_guarantee_is_kept_while_rounds_come_back(data: st.DataObject) -> 
     keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
 
 
-def busy_replica(seed: int) -> tuple[list[Request], World]:
+def busy_replica(seed: int, *more: Plane) -> tuple[list[Request], World]:
     """Bursts of chats, reasoning and agents of up to 5 rounds, at a load that the machine cannot
     carry in full."""
     dice = Random(seed)
     k_ctx, blocks = dice.choice([0.0, 0.0, 1e-6]), dice.choice([60, 150, 600])
-    roofline = Roofline((*FAST.planes, Plane(0.0003, 0.0, 0.01)), k_ctx)
+    roofline = Roofline((*FAST.planes, Plane(0.0003, 0.0, 0.01), *more), k_ctx)
     now, work = 0.0, []
     for i in range(40):
         now += dice.choice([0.0, 0.0, 0.05, 0.3, 1.0])
@@ -107,6 +107,44 @@ def test_200_busy_replicas_keep_every_promise() -> None:
         agents += sum(any(s.wait for s in r.stages) for r in work if r.id in attained)
         total += len(work)
     assert 0.2 * total < admitted < 0.9 * total and agents > 0.05 * total, (admitted, agents, total)
+
+
+@pytest.mark.parametrize("steep", [(0.002, 0.0, -0.1), (0.01, 0.0, -0.3)])
+def test_100_busy_replicas_with_a_steep_plane_keep_every_promise(steep: tuple) -> None:
+    """Where several chunks take less time than the whole prompt."""
+    admitted = total = 0
+    for seed in range(100):
+        work, world = busy_replica(seed, Plane(*steep))
+        watch = Watch(SLOsServe(world.roofline, Oracle(work)))
+        outcomes = simulate(work, watch, world, seed)
+        assert not broken(watch, outcomes), f"seed {seed}"
+        admitted, total = admitted + sum(o.attained for o in outcomes), total + len(work)
+    assert 0.1 * total < admitted
+
+
+@pytest.mark.parametrize("step", [0.14, 0.18, 6.5])
+def test_slow_hardware_is_filled(step: float) -> None:
+    """Its shortest step is longer than the longest one on usual hardware: what can be in time is,
+    best effort runs, and prompts are computed in few steps."""
+    roofline = Roofline((Plane(0.0004, 0.0, step),))
+    paces = SLO(tpot=2 * step, ttft=20 * step), HOPELESS
+    for slo in paces:
+        work = [req(f"r{i}", 120, 30, slo, arrival=5.0 * step * i) for i in range(20)]
+        steps = []
+        outcomes = simulate(
+            work, SLOsServe(roofline, Oracle(work)), World(roofline, 4000),
+            observe=lambda _, step, __, steps=steps: steps.append(step),
+        )  # fmt: skip
+        assert all(o.attained == (slo is not HOPELESS) for o in outcomes)
+        assert outcomes[-1].finish < (5 * 20 + 40) * step
+
+
+def test_something_runs_where_a_context_takes_longer_than_any_step() -> None:
+    """Best effort alone, and its context is read for longer than a step may last."""
+    roofline = Roofline((Plane(0.0004, 0.0, 0.01),), k_ctx=0.001)
+    work = [req(f"r{i}", 400, 3, HOPELESS) for i in range(3)]
+    outcomes = simulate(work, SLOsServe(roofline, Oracle(work)), World(roofline, 4000))
+    assert len(outcomes) == 3 and outcomes[-1].finish < 30
 
 
 @pytest.mark.parametrize("drafts", [0, 8])
