@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
+from math import fsum
 from operator import attrgetter
 
 from hypothesis import settings
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
+from slos.core.pace import PAPER, RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
 from slos.policies import AS_PUBLISHED, POLICIES, make_policy
@@ -207,7 +210,23 @@ class Lawful:
             )
             assert o.finish == place.times[-1][-1] and (o.prompt, o.output) == (r.prompt, r.output)
             assert o.declined == (o.id in self.declined)
-            assert o.attained == (in_time(r, place, self.world.roofline) and not o.declined)
+            paper = in_time(r, place, self.world.roofline) and not o.declined
+            client = for_clients(r, place, self.world.roofline) and not o.declined
+            assert (o.attained_paper, o.attained_client) == (paper, client)
+            assert o.rule == r.rule and o.attained == (paper if r.rule == PAPER else client)
+
+
+def for_clients(request: Request, place: Place, roofline: Roofline) -> bool:
+    """The clients' rule, from the times of all tokens: the first one in time, then the mean."""
+    ok = True
+    for stage, times, (arrived, left) in zip(
+        request.stages, place.times, place.arrived, strict=True
+    ):
+        due = arrived + stage.slo.first_token(roofline.time(left))
+        ok = ok and (stage.goes_on or times[0] <= due + 1e-6)
+        gaps = [b - a for a, b in pairwise(times)]
+        ok = ok and (not gaps or fsum(gaps) / len(gaps) <= stage.slo.tpot + 1e-6)
+    return ok
 
 
 def in_time(request: Request, place: Place, roofline: Roofline) -> bool:
@@ -364,13 +383,15 @@ slos = st.builds(
 
 @st.composite
 def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = KINDS) -> tuple[Stage, ...]:
+    """By either rule of pace."""
     made = [Stage(draw(st.integers(1, 60)), draw(st.integers(1, 30)), draw(slos))]
     for kind in draw(st.lists(st.sampled_from(kinds), max_size=most - 1)):
         prompt = draw(st.integers(1, 20)) if kind in ("turn", "tool") else 0
         wait = draw(st.sampled_from([0.01, 0.3])) if kind in ("tool", "silent tool") else 0.0
         slo = SLO(tpot=draw(st.sampled_from([0.03, 0.1]))) if kind == "goes on" else draw(slos)
         made.append(Stage(prompt, draw(st.integers(1, 25)), slo, wait))
-    return tuple(made)
+    rule = draw(st.sampled_from([*RULES]))
+    return tuple(replace(s, slo=replace(s.slo, rule=rule)) for s in made)
 
 
 @st.composite

@@ -102,8 +102,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         )
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
-            stage = Stage(prompt, output, SLO(**seconds))
-            rows.append(Row(arrival, stage, cell.get("kind", ""), value, n))
+            slo = SLO(seconds["tpot"], seconds.get("ttft"), seconds.get("slowdown"))
+            rows.append(Row(arrival, Stage(prompt, output, slo), cell.get("kind", ""), value, n))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")

@@ -1,34 +1,36 @@
 """Attainment, and what it is told by: a request in service as its host knows it, and what became of
 it.
 
-Attainment is by the paper's rule: the first token of every stage within its TTFT objective, and
-token n after it by t0 + n * TPOT, looked at every 10 tokens and at the end, where t0 is the first
-token's deadline. Beside it the rule that clients use: TTFT, and the mean time per token from the
-first one on. A declined request attains neither.
+A request attains its objectives by its rule of pace (`slos.core.pace`), and what it would by the
+other stands beside it. By both the first token of every stage comes within its TTFT objective. By
+the paper's rule token n after it comes by t0 + n * TPOT, looked at every 10 tokens and at the end,
+where t0 is the first token's deadline. By the clients' rule the mean time per token after the first
+one is at most TPOT in every stage. A declined request attains by neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import inf
 from random import Random
 
+from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, start
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, Request, require
 
 # output tokens between two looks at the pace, because speculation emits several at once
 CHECK_EVERY = 10
-TOLERANCE = 1e-6  # seconds of lateness forgiven to rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request. Seconds; `lateness` is the worst over all pace checks, negative
-    if always early.
+    """What became of one request. Seconds; `lateness` is the worst over all pace checks of the
+    paper's rule, negative if always early.
 
-    replica: where it ended; hops: how often it was passed on to another one.
+    attained: by its own `rule`; the two numbers of both rules follow. replica: where it ended;
+    hops: how often it was passed on to another one.
     """
 
     id: str
@@ -45,7 +47,9 @@ class Outcome:
     preemptions: int
     declined: bool
     attained: bool
+    attained_paper: bool
     attained_client: bool
+    rule: str
     replica: str = ""
     hops: int = 0
 
@@ -53,10 +57,11 @@ class Outcome:
 @dataclass(slots=True, eq=False)
 class Live:
     """The host's own record of a request: the truth that its `progress` does not show, and its
-    measurements so far."""
+    measurements so far. t0: where the schedule starts by the paper's rule, whatever its own is."""
 
     request: Request
     progress: Progress
+    t0: float = 0.0
     first: float = 0.0
     ttft: float = 0.0
     ttft_slo: float = 0.0
@@ -76,13 +81,16 @@ class Live:
         spec, p = self.request.stages[stage], self.progress
         p.tokens += spec.prompt
         if spec.goes_on:
-            p.t0 = p.t0 + (p.generated - 1) * p.tpot + spec.slo.tpot
+            p.t0, self.t0 = (
+                t0 + (p.generated - 1) * p.tpot + spec.slo.tpot for t0 in (p.t0, self.t0)
+            )
         else:
             p.arrival = now
-            p.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
-        p.stage, p.generated, p.tpot = stage, 0, spec.slo.tpot
+            p.t0 = self.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
+        p.stage, p.generated, p.tpot, p.client = stage, 0, spec.slo.tpot, spec.slo.rule == CLIENT
         following = takewhile(lambda s: s.wait == 0, self.request.stages[stage + 1 :])
-        p.later_tpot = min((s.slo.tpot for s in following), default=inf)
+        paces = [s.slo.tpot for s in following]
+        p.later_tpot, p.stages_left = min(paces, default=inf), len(paces)
 
     def draft(self, drafts: int, acceptance: float) -> int:
         """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
@@ -98,20 +106,21 @@ class Live:
         p, stage = self.progress, self.request.stages[self.progress.stage]
         n = p.generated
         if n == 0:
-            self.first = times[0]
+            self.first = first = times[0]
             if p.stage == 0:
-                self.ttft, self.ttft_slo = times[0] - p.arrival, p.t0 - p.arrival
-            if not stage.goes_on and times[0] > p.t0 + TOLERANCE:
-                self.late_first, p.t0 = True, times[0]
+                self.ttft, self.ttft_slo = first - p.arrival, p.t0 - p.arrival
+            self.late_first |= not stage.goes_on and first > self.t0 + TOLERANCE
+            self.t0 = start(self.t0, first, False, stage.goes_on)
+            p.t0 = start(p.t0, first, p.client, stage.goes_on)
         p.generated = end = n + len(times)
         p.tokens += end - n
         for i in range(n + -n % CHECK_EVERY, end, CHECK_EVERY):
             if i:
-                self.lateness = max(self.lateness, times[i - n] - (p.t0 + i * p.tpot))
+                self.lateness = max(self.lateness, times[i - n] - (self.t0 + i * p.tpot))
         if end < stage.output:
             return False
         last = times[-1]
-        self.lateness = max(self.lateness, last - (p.t0 + (end - 1) * p.tpot))
+        self.lateness = max(self.lateness, last - (self.t0 + (end - 1) * p.tpot))
         self.decode_time += last - self.first
         self.client_ok &= end == 1 or (last - self.first) / (end - 1) <= p.tpot + TOLERANCE
         return True
@@ -119,16 +128,24 @@ class Live:
     def outcome(self, finish: float) -> Outcome:
         r, gaps = self.request, sum(s.output - 1 for s in self.request.stages)
         in_time = not self.late_first and not self.progress.best_effort
+        paper, client = in_time and self.lateness <= TOLERANCE, in_time and self.client_ok
         return Outcome(
             r.id, r.kind, r.arrival, finish, r.prompt, r.output, r.value, self.ttft, self.ttft_slo,
             self.decode_time / gaps if gaps else 0.0, self.lateness, self.preemptions,
-            self.progress.best_effort, in_time and self.lateness <= TOLERANCE,
-            in_time and self.client_ok, self.replica, self.hops,
+            self.progress.best_effort, paper if r.rule == PAPER else client, paper, client, r.rule,
+            self.replica, self.hops,
         )  # fmt: skip
 
 
-def attainment(outcomes: Sequence[Outcome], client: bool = False) -> float:
-    """Share of requests that met every objective: the paper's rule, or mean TPOT from the first
-    token (`client`)."""
+def judged(outcome: Outcome, paper: bool, client: bool, **changes: float) -> Outcome:
+    """The same outcome where it is attained so by each rule, and with further `changes`."""
+    met = paper if outcome.rule == PAPER else client
+    return replace(outcome, attained=met, attained_paper=paper, attained_client=client, **changes)
+
+
+def attainment(outcomes: Sequence[Outcome], rule: str = "") -> float:
+    """Share of requests that met every objective, each by its own rule of pace or all by `rule`."""
     require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
-    return sum(o.attained_client if client else o.attained for o in outcomes) / len(outcomes)
+    require(rule in ("", *RULES), "rule", rule, f"one of {', '.join(RULES)}, or nothing")
+    field = f"attained_{rule}" if rule else "attained"
+    return sum(getattr(o, field) for o in outcomes) / len(outcomes)

@@ -14,6 +14,8 @@ from inspect import signature
 from math import inf
 from typing import Any, Protocol
 
+from slos.core.pace import PAPER, RULES
+
 QUOTED = 200  # characters of a value in a message, at the most
 NEVER = inf
 """A time that does not come."""
@@ -49,12 +51,14 @@ class SLO:
 
     tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives,
     or `slowdown` times the zero-load time of its prompt; a stage that continues without a new
-    prompt has neither and goes on at its pace.
+    prompt has neither and goes on at its pace. rule: by which the pace is counted, of
+    `slos.core.pace`.
     """
 
     tpot: float
     ttft: float | None = None
     slowdown: float | None = None
+    rule: str = PAPER
 
     def __post_init__(self) -> None:
         ttft, slow = self.ttft, self.slowdown
@@ -62,6 +66,7 @@ class SLO:
         require(ttft is None or ttft > 0, "ttft", ttft, "positive", "give seconds, or None")
         require(slow is None or slow >= 1, "slowdown", slow, "at least 1 (times zero load)")
         require(None in (ttft, slow), "ttft", ttft, "None beside a slowdown", "give only one")
+        require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     def first_token(self, zero_load: float) -> float:
         """Seconds from the stage's arrival until its first token is due; `zero_load` is its
@@ -99,8 +104,8 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as the workload made it: the truth, output lengths included. `kind` groups
-    requests in reports.
+    """One request as the workload made it: the truth, output lengths included. Its stages have one
+    rule of pace. `kind` groups requests in reports.
 
     prefix: whose content its context begins with, prompts and outputs alike, as (name, tokens) in
     turn: requests that begin with the same names have the same tokens there, which a prefix cache
@@ -126,6 +131,14 @@ class Request:
         require(self.value > 0, f"{id}: value", self.value, "positive")
         shortest = min((n for _, n in self.prefix), default=1)
         require(shortest >= 1, f"{id}: tokens of a prefix", shortest, "at least 1")
+        for stage in self.stages[1:]:
+            rule, bound = stage.slo.rule, f"{self.rule}, as its first stage's"
+            require(rule == self.rule, f"{id}: rule", rule, bound)
+
+    @property
+    def rule(self) -> str:
+        """The rule of pace that it is judged by."""
+        return self.stages[0].slo.rule
 
     @property
     def context(self) -> int:
@@ -148,11 +161,12 @@ class Progress:
 
     `tokens` are known (context and what was generated), `computed` of them are in the KV cache;
     when the last of them is computed the next token appears. `due` is the deadline of that next
-    token under the paper's rule: the first token of a stage at `t0`, token n at t0 + n * tpot,
-    where t0 moves back to the first token's time if that came late. `later_tpot` is the smallest
-    TPOT of the stages that follow without a wait, infinite if there are none. `elsewhere`: if it is
-    declined before it starts, another replica is asked; so a policy that would not start it in time
-    had better say so at once than let it wait.
+    token: the first token of a stage at `t0`, token n at t0 + n * tpot, where t0 moves to the first
+    token's time as the rule of pace has it (`slos.core.pace`): if it came late, and where `client`
+    is true, if it came early, too. `later_tpot` is the smallest TPOT of the `stages_left` that
+    follow without a wait, infinite if there are none. `elsewhere`: if it is declined before it
+    starts, another replica is asked; so a policy that would not start it in time had better say so
+    at once than let it wait.
     """
 
     id: str
@@ -167,6 +181,8 @@ class Progress:
     best_effort: bool = False
     later_tpot: float = inf
     elsewhere: bool = False
+    client: bool = False
+    stages_left: int = 0
 
     @property
     def left(self) -> int:

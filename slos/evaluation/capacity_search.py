@@ -12,8 +12,9 @@ from zlib import crc32
 import numpy as np
 
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, PAPER
 from slos.core.types import require
-from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
+from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
 from slos.sim.cluster import roles
@@ -29,7 +30,8 @@ class Search:
     replicas: how many of the topology (see `slos.sim.cluster`); router: of `slos.policies.routers`,
     "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
-    cache; belief: of the policy about the roofline, see `believed`.
+    cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
+    requests are served and judged, see `slos.core.pace`.
     """
 
     scenario: str
@@ -49,6 +51,7 @@ class Search:
     slo_scale: float = 1.0
     kv_scale: float = 1.0
     belief: str = ""
+    rule: str = PAPER
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -74,7 +77,8 @@ class Search:
         )
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
-        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "")
+        rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
+        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "", rule)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -100,6 +104,7 @@ class Search:
 class Probe:
     """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
 
+    attainment: by the `rule` of pace that was asked for; those by both rules follow.
     ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the
     others. NaN: of none.
     """
@@ -114,7 +119,9 @@ class Probe:
     topology: str
     seed: int
     rate: float
+    rule: str
     attainment: float
+    attainment_paper: float
     attainment_client: float
     declined: float
     hops: float
@@ -142,11 +149,9 @@ def search(case: Search) -> list[Probe]:
 
     def attained_at(rate: float) -> float:
         workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
-        asked = (
-            workload.requests
-            if case.slo_scale == 1
-            else scaled_slos(workload.requests, case.slo_scale)
-        )
+        asked = by_rule(workload.requests, case.rule)
+        if case.slo_scale != 1:
+            asked = scaled_slos(asked, case.slo_scale)
         outcomes = serve(
             asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
             topology=case.topology, belief=belief, max_drafts=case.max_drafts,
@@ -156,8 +161,8 @@ def search(case: Search) -> list[Probe]:
         rows.append(
             Probe(
                 case.scenario, case.lengths, case.system, case.setting, hardware.name,
-                case.replicas, case.router, case.topology, case.seed, rate / case.gpus,
-                attainment(outcomes), attainment(outcomes, client=True),
+                case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
+                attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
                 len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
                 _quantile(0.99, [o.ttft for o in outcomes]),
                 _quantile(0.99, [o.tpot for o in outcomes]),

@@ -97,6 +97,14 @@ def scaled_slos(requests: Sequence[Request], factor: float) -> list[Request]:
     ]
 
 
+def by_rule(requests: Sequence[Request], rule: str) -> list[Request]:
+    """The same requests, to be served and judged by a rule of pace, of `slos.core.pace`."""
+    return [
+        replace(r, stages=tuple(replace(s, slo=replace(s.slo, rule=rule)) for s in r.stages))
+        for r in requests
+    ]
+
+
 def believed(true: Roofline, text: str) -> Roofline:
     """What `text` makes of the true roofline.
 

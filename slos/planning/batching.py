@@ -212,6 +212,7 @@ def latest_end(now, jobs, tokens, engine, cushion):
     ahead = batch_time(engine, float(len(jobs)), context) + cushion
     for j in range(len(jobs)):
         job = jobs[j]
-        if job.left == tokens[j] and job.remaining > 1:
+        # one that sets its schedule anew has its whole pace for the next token, however long it is
+        if job.left == tokens[j] and job.remaining > 1 and not job.opens:
             end = min(end, job.due + job.tpot - ahead)
     return end

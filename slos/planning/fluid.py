@@ -9,6 +9,7 @@ import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, tokens_in
+from slos.planning.jobs import slack_per_token
 
 
 class Problem(NamedTuple):
@@ -61,7 +62,7 @@ def fluid(now, jobs, tau, rates, engine, seats):
             some[count] = j
             count += 1
         else:
-            pace = job.tpot + max(0.0, job.due - job.tpot - now) / job.remaining
+            pace = job.tpot + slack_per_token(job, now)
             while tier + 1 < len(tau) and tau[tier + 1] <= pace:
                 tier += 1
             n[tier] += 1

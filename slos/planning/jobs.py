@@ -12,12 +12,14 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress
 
-FIELDS = "left due tpot remaining computed new switch later value"
+FIELDS = "left due tpot remaining computed new switch later value opens reopens"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
 """left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
 tokens still to be generated; computed: tokens in the KV cache; new: 1 while not yet admitted;
 value. Of one whose stages go on without a prompt, switch: remaining when the next begins, and
-later: the TPOT then."""
+later: the TPOT then. opens: how many of the next tokens set the schedule anew, 1 at the beginning
+of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the next stage
+begins, infinite where others follow that one, since it is not known here when they begin."""
 
 
 def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0) -> np.ndarray:
@@ -36,15 +38,18 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0
     jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
     jobs["remaining"], jobs["computed"] = ints[3], ints[1]
     jobs["new"][n - new :] = 1
+    jobs["opens"] = [p.client and not p.generated for p in requests]
     for j in np.flatnonzero(floats[2] < inf).tolist():
-        jobs["switch"][j] = lengths.after_stage(requests[j])
+        p = requests[j]
+        jobs["switch"][j] = lengths.after_stage(p)
+        jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
     return jobs
 
 
 @kernel
-def advance(job, tokens, drafts):
-    """Compute `tokens` of a job; whether that ends with its next one, and with `drafts` accepted
-    beside, as many as its stage has left."""
+def advance(job, tokens, drafts, now):
+    """Compute `tokens` of a job until `now`; whether that ends with its next one, and with `drafts`
+    accepted beside, as many as its stage has left."""
     if tokens < job.left:
         job.left -= tokens
         job.computed += tokens
@@ -53,12 +58,26 @@ def advance(job, tokens, drafts):
     job.computed += tokens + said - 1
     job.left = 1.0
     job.remaining -= said
+    if job.opens:
+        job.due = now
+        job.opens -= 1.0
     job.due += (said - 1) * job.tpot
     if job.remaining == job.switch:
         job.tpot = job.later
-        job.switch = 0.0
+        job.opens = job.reopens
+        job.switch = job.reopens = 0.0
     job.due += job.tpot
     return True
+
+
+@kernel
+def slack_per_token(job, now):
+    """Seconds by which one ahead of its pace may be slower with each token to come: slack lasts to
+    its end, by the clients' rule of pace to its stage's."""
+    if job.opens:
+        return 0.0
+    tokens = job.remaining - (job.switch if job.reopens else 0.0)
+    return max(0.0, job.due - job.tpot - now) / tokens
 
 
 @kernel
@@ -73,7 +92,7 @@ def advanced(now, jobs, tokens, drafts):
         job = jobs[j]
         job.new = 1.0
         due = job.due
-        if advance(job, tokens[j], drafts[j]):
+        if advance(job, tokens[j], drafts[j], now):
             in_time &= now <= due + EPS
             alive[j] = job.remaining > 0
     return jobs, alive, in_time

@@ -11,7 +11,7 @@ import numpy as np
 from slos.core.kernels import kernel
 from slos.core.roofline import EPS, batch_fits, batch_time, least_time
 from slos.planning.batching import Owed, fill, scan
-from slos.planning.jobs import advance
+from slos.planning.jobs import advance, slack_per_token
 
 OK, LATE, MEMORY = 0, 1, 2
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until every job keeps pace
@@ -118,7 +118,7 @@ def _step(now, jobs, alive, strict, engine, tokens):
         job = jobs[j]
         if strict[j] and now > job.due + EPS:
             return LATE, j, Owed(total, context, soonest)
-        spoke = advance(job, tokens[j], 0.0)
+        spoke = advance(job, tokens[j], 0.0, now)
         held += job.computed
         if spoke and job.remaining == 0:
             alive[j] = False
@@ -158,8 +158,9 @@ def _in_the_long_run(now, jobs, alive, engine):
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
-            # One ahead of its pace may spread its slack over all that it still has to say.
-            pace = _tightest(job) + max(0.0, job.due - job.tpot - now) / job.remaining
+            pace = _tightest(job) + slack_per_token(job, now)
+            if job.reopens:
+                pace = min(pace, job.later)
             tightest = min(tightest, pace)
             final += np.ceil((job.computed + job.remaining) / engine.block_size)
             owed += 1.0 / pace

@@ -137,7 +137,7 @@ def refused(now, jobs, running, steps, engine):
     for k in range(1, steps):
         now += batch_time(engine, float(running), 0.0)
         for j in range(len(jobs) - 1):
-            advance(jobs[j], 1.0, 0.0)
+            advance(jobs[j], 1.0, 0.0, now)
         _strict(now, jobs[len(jobs) - 1], engine)
         if look_ahead(now, jobs, inside, engine)[0] == OK:
             return k

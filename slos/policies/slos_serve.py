@@ -82,6 +82,8 @@ class Plan:
             return 1
         if self.room.preempted or self.declined or (jobs["left"] != 1).any():
             return 1
+        if jobs["opens"].any():  # its slack is gone after this step
+            return 1
         everyone = np.ones(len(jobs), np.bool_)
         calm = lookahead.steady(self.view.now, jobs, everyone, everyone, self.engine)
         return max(1, self.repeat) if calm else 1
@@ -181,7 +183,7 @@ class SLOsServe:
             if stage != p.stage or now > t0 + p.generated * tpot:
                 first = max(PATIENCE * slowness(self.roofline), 2 * self.roofline.time(p.left))
                 t0 = now + first - p.generated * tpot
-            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later)
+            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
             if p.id not in before:
                 jobs = jobs_of([*plan.guaranteed, easy], self.lengths)
                 if not self._proven(plan, jobs):

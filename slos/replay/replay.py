@@ -16,7 +16,7 @@ import secrets
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
 from zlib import crc32
@@ -24,7 +24,7 @@ from zlib import crc32
 import aiohttp
 import numpy as np
 
-from slos.core.attainment import Live, Outcome
+from slos.core.attainment import Live, Outcome, judged
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
 from slos.replay.client import Server, call, find
@@ -103,10 +103,8 @@ class _Client:
             except ValueError as error:
                 self.failures.append(Failure(request.id, str(error)))
                 slo = live.ttft_slo or live.progress.t0 - live.progress.arrival
-                lost = replace(
-                    live.outcome(self.now()), ttft=nan, ttft_slo=slo, tpot=nan, lateness=nan
-                )
-                self.outcomes.append(replace(lost, attained=False, attained_client=False))
+                lost = {"ttft": nan, "ttft_slo": slo, "tpot": nan, "lateness": nan}
+                self.outcomes.append(judged(live.outcome(self.now()), False, False, **lost))
                 return
             for k, stage in enumerate(stages, start=i):
                 if k > i:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from slos.core.attainment import Outcome, attainment
+from slos.core.pace import RULES, other
 from slos.files import Frame, commit
 
 
@@ -62,8 +63,8 @@ def rows(labels: Labels, run: Replayed) -> Frame:
 
 
 def by_kind(run: Replayed) -> Frame:
-    """A row per kind of request: how many, attainment by deadlines and by the mean TPOT from the
-    first token (the clients' rule), latencies of those answered in ms, and how many failed."""
+    """A row per kind of request: how many, attainment by its rule of pace and by the other,
+    latencies of those answered in ms, and how many failed."""
     frame: Frame = pd.DataFrame([asdict(o) for o in run.outcomes])
     failed = frame["id"].isin([f.id for f in run.failures])
     found = frame.assign(failed=failed, ttft=1e3 * frame["ttft"], tpot=1e3 * frame["tpot"])
@@ -72,9 +73,10 @@ def by_kind(run: Replayed) -> Frame:
     def share(column: str) -> Any:
         return groups[column].mean().map("{:.1%}".format)
 
+    beside = other(run.outcomes[0].rule)
     columns = {
         "requests": groups.size(), "attained": share("attained"),
-        "by mean TPOT": share("attained_client"), "failed": groups["failed"].sum(),
+        f"{beside}'s rule": share(f"attained_{beside}"), "failed": groups["failed"].sum(),
     }  # fmt: skip
     for name in ("ttft", "tpot"):
         for share_of, label in ((0.5, "P50"), (0.99, "P99")):
@@ -86,9 +88,10 @@ def by_kind(run: Replayed) -> Frame:
 def table(run: Replayed) -> str:
     """The figures for a terminal, with the reasons of failures, and by kind where there are some;
     latencies are those of the requests answered."""
-    shares = attainment(run.outcomes), attainment(run.outcomes, client=True)
+    rule = run.outcomes[0].rule
+    shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
     lines = [
-        f"attainment {shares[0]:.1%}; with the mean TPOT, as clients count it, {shares[1]:.1%}",
+        f"attainment {shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}",
         f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
     ]
     for name, times in {

@@ -50,9 +50,11 @@ class Objectives:
     def __post_init__(self) -> None:
         require(0 < self.value <= MOST, "slo_value", self.value, f"positive, at most {MOST:g}")
 
-    def later_tpot(self, phase: int) -> float:
-        """The smallest TPOT of the phases after `phase`, infinite if there are none."""
-        return min((p.slo.tpot for p in self.phases[phase + 1 :]), default=inf)
+    def later(self, phase: int) -> tuple[float, int]:
+        """The smallest TPOT of the phases after `phase`, infinite if there are none; and how many
+        they are."""
+        paces = [p.slo.tpot for p in self.phases[phase + 1 :]]
+        return min(paces, default=inf), len(paces)
 
     def ends(self, phase: int, token: int, generated: int) -> bool:
         """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from slos.core.attainment import TOLERANCE
+from slos.core.pace import CLIENT, start
 from slos.core.roofline import Roofline
 from slos.core.types import Progress
 from slos.serving.objectives import Objectives
@@ -46,7 +46,8 @@ class Tracked:
         progress = Progress(
             request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value
         )
-        progress.later_tpot, progress.elsewhere = objectives.later_tpot(0), objectives.elsewhere
+        progress.later_tpot, progress.stages_left = objectives.later(0)
+        progress.elsewhere, progress.client = objectives.elsewhere, first.rule == CLIENT
         return cls(request, progress, objectives)
 
     @property
@@ -67,20 +68,22 @@ class Tracked:
         return p
 
     def emitted(self, now: float) -> None:
-        """Look at the tokens that have appeared: a first one that is late moves the schedule, a
+        """Look at the tokens that have appeared: a phase's first one may move the schedule, and a
         phase may be over."""
         r, p, phases = self.request, self.progress, self.objectives.phases
-        if self.seen == 0 and r.num_output_tokens and now > p.t0 + TOLERANCE:
-            p.t0 = now
-        while p.stage + 1 < len(phases) and self.seen < r.num_output_tokens:
+        while self.seen < r.num_output_tokens:
+            if self.seen == self.phase_start:
+                p.t0 = start(p.t0, now, p.client, p.stage > 0)
+            if p.stage + 1 == len(phases):
+                self.seen = r.num_output_tokens
+                return
             token, self.seen = r.output_token_ids[self.seen], self.seen + 1
             generated = self.seen - self.phase_start
             if self.objectives.ends(p.stage, token, generated):
                 tpot = phases[p.stage + 1].slo.tpot
-                p.t0 += (generated - 1) * p.tpot + tpot
+                p.t0 = p.t0 + (generated - 1) * p.tpot + tpot
                 p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
-                p.later_tpot = self.objectives.later_tpot(p.stage)
-        self.seen = r.num_output_tokens
+                p.later_tpot, p.stages_left = self.objectives.later(p.stage)
 
 
 class Lengths:

@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slos.core.attainment import TOLERANCE, Outcome, attainment
+from slos.core.attainment import Outcome, attainment, judged
 from slos.core.lengths import Oracle
+from slos.core.pace import TOLERANCE
 from slos.core.roofline import scaled
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import capacity
@@ -206,9 +207,8 @@ def _seen(o: Outcome, later: float) -> Outcome:
     """The same, `later` seconds later: so far is a client from the engine."""
     ttft, lateness = o.ttft + later, o.lateness + later
     in_time = ttft <= o.ttft_slo + TOLERANCE
-    attained = o.attained and in_time and lateness <= TOLERANCE
-    client = o.attained_client and in_time
-    return replace(o, ttft=ttft, lateness=lateness, attained=attained, attained_client=client)
+    paper = o.attained_paper and in_time and lateness <= TOLERANCE
+    return judged(o, paper, o.attained_client and in_time, ttft=ttft, lateness=lateness)
 
 
 def run(

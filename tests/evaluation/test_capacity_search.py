@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import NoCapacity, capacity
@@ -37,7 +38,7 @@ def test_attainment_counts_by_either_rule() -> None:
         (False, False),
     ]
     assert attainment(outcomes) == pytest.approx(2 / 3)
-    assert attainment(outcomes, client=True) == pytest.approx(1 / 3)
+    assert attainment(outcomes, CLIENT) == pytest.approx(1 / 3)
     with pytest.raises(ValueError, match="outcomes = 0 must be at least one"):
         attainment([])
 

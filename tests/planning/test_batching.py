@@ -35,7 +35,11 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
     else:
         due = draw(st.sampled_from([1.0, 1.5, 3.0, 5.0])) * FAST.time(left)
     switch, later = draw(st.integers(0, remaining - 1)), draw(st.sampled_from([0.03, 0.05, 0.1]))
-    return left, due, tpot, remaining, computed, float(computed == 0), switch, later, 1.0
+    client = draw(st.booleans())  # the rule of pace
+    opens = client and (computed == 0 or draw(st.booleans()))
+    reopens = client and switch > 0
+    new = float(computed == 0)
+    return left, due, tpot, remaining, computed, new, switch, later, 1.0, opens, reopens
 
 
 jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, JOB))
@@ -100,17 +104,21 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
         assert np.ceil(jobs["computed"][alive] / 16).sum() <= blocks
         assert (now <= jobs["due"][alive & alone] + 1e-6).all()
         spoke = alive & (jobs["left"] == 0)
+        jobs["due"][spoke & (jobs["opens"] > 0)] = now
+        jobs["opens"][spoke] = 0
         jobs["remaining"][spoke] -= 1
         jobs["left"][spoke] = 1
         switches = spoke & (jobs["remaining"] == jobs["switch"])
         jobs["tpot"][switches] = jobs["later"][switches]
+        jobs["opens"][switches] = jobs["reopens"][switches]
         jobs["due"][spoke] += jobs["tpot"][spoke]
 
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
-        padded = np.array([(*row, 0.0, 0.0, 1.0) for row in rows], JOB)  # no stage behind
+        # no stage behind, by the paper's rule
+        padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0) for row in rows], JOB)
         everybody = np.ones(len(rows), np.bool_)
         return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
 

@@ -12,8 +12,10 @@ from laws import FAST, Lawful, Watch, examples, requests, slos, stages, worlds
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
+from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View
+from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import World
@@ -69,8 +71,8 @@ def test_every_guarantee_is_kept_while_rounds_come_back(data: st.DataObject) -> 
 
 def busy_replica(seed: int, *more: Plane) -> tuple[list[Request], World]:
     """Bursts of chats, reasoning and agents of up to 5 rounds, at a load that the machine cannot
-    carry in full."""
-    dice = Random(seed)
+    carry in full; every other one by the clients' rule of pace."""
+    dice, rule = Random(seed), (PAPER, CLIENT)[seed % 2]
     k_ctx, blocks = dice.choice([0.0, 0.0, 1e-6]), dice.choice([60, 150, 600])
     roofline = Roofline((*FAST.planes, Plane(0.0003, 0.0, 0.01), *more), k_ctx)
     now, work = 0.0, []
@@ -92,7 +94,7 @@ def busy_replica(seed: int, *more: Plane) -> tuple[list[Request], World]:
             )
         work.append(Request(f"r{i}", now, tuple(made)))
     seats, tile = dice.choice([8, 256]), dice.choice([1, 1, 32])
-    return work, World(replace(roofline, tile=tile), blocks, max_seqs=seats)
+    return by_rule(work, rule), World(replace(roofline, tile=tile), blocks, max_seqs=seats)
 
 
 def test_200_busy_replicas_keep_every_promise() -> None:
@@ -147,14 +149,15 @@ def test_something_runs_where_a_context_takes_longer_than_any_step() -> None:
     assert len(outcomes) == 3 and outcomes[-1].finish < 30
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("drafts", [0, 8])
 @pytest.mark.parametrize("rate", [9, 14, 28])
-def test_overload_breaks_no_promise(rate: float, drafts: int) -> None:
+def test_overload_breaks_no_promise(rate: float, drafts: int, rule: str) -> None:
     """Where admitted requests wait for their first token while others are preferred, and drafts
     come and go."""
     hardware = profile("opt-6.7b-draft-a100")
     for seed in range(3):
-        work = build("mixed", rate, 300, seed).requests
+        work = by_rule(build("mixed", rate, 300, seed).requests, rule)
         watch = Watch(SLOsServe(hardware.roofline, Oracle(work)))
         outcomes = simulate(work, watch, World.of(hardware, max_drafts=drafts), seed)
         assert not broken(watch, outcomes)

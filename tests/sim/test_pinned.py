@@ -19,9 +19,10 @@ from typing import NamedTuple
 import pytest
 
 from slos.core.attainment import Outcome, attainment
+from slos.core.pace import CLIENT, PAPER
 from slos.core.types import Request
 from slos.evaluation.capacity_search import capacity
-from slos.evaluation.runs import believed, hardware_of, scaled_slos, serve
+from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
 from slos.evaluation.stats import geometric_mean
 from slos.studies.timeline import with_burst
 from workloads import build
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     slo_scale: float = 1.0
     belief: str = ""
     values: bool = False
+    rule: str = PAPER
 
     def __str__(self) -> str:
         told = [self.scenario, self.system]
@@ -105,6 +107,11 @@ CASES += [
     Case("mixed", OURS, 5.0, setting="best_effort=0"),
     Case("mixed", OURS, 5.0, setting="admission=0,best_effort=0"),
     Case("mixed", OURS, 5.0, setting="batch_tokens=512"),
+    *(Case(s, OURS, rate, rule=CLIENT) for s, rate in RATES.items() if s != TOOLS[0]),
+    Case("coding", "sarathi", 14.0, rule=CLIENT),
+    Case("mixed", OURS, 9.0, drafts=4, burst=30, rule=CLIENT),
+    Case("mixed", OURS, 27.0, 400, replicas=3, router="cheapest", rule=CLIENT),
+    Case("mixed", OURS, 5.0, setting="best_effort=0", rule=CLIENT),
 ]  # fmt: skip
 
 
@@ -126,6 +133,7 @@ def outcomes(case: Case) -> list[Outcome]:
         requests = with_burst(requests, round(requests[-1].arrival / 2, 3), more)
     if case.values:
         requests = [replace(r, value=1.0 + i % 3) for i, r in enumerate(requests)]
+    requests = by_rule(requests, case.rule)
     hardware = hardware_of(case.scenario, case.profile, case.drafts > 0)
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     hardware = replace(hardware, kv_tokens=round(hardware.kv_tokens * case.kv_scale))
