@@ -26,7 +26,7 @@ from slos.evaluation.grids import (
 from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
-from slos.files import Frame, results_dir
+from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import LATER, OURS, POLICIES
 from slos.records.sweep import sweep
 from workloads import SCENARIOS
@@ -47,7 +47,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(40, 1, 0.5, ("coding",), (1, 2), (0, MAX_DRAFTS)),
+    "smoke": Size(40, 1, 0.5, ("coding",), (1, 2)),
     "quick": Size(200, 1, 0.08, ("coding", "summarization", "mixed")),
     "full": Size(600, 3, 0.03, replicas=(1, 4), drafts=(0, MAX_DRAFTS), targets=(0.9, 0.98)),
 }
@@ -83,7 +83,7 @@ def tried(case: Search) -> list[Probe]:
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Rows of `Probe` with target and longest draft, from results/<size>/arena_*.csv where they lie
     already; of each system and setting only if every seed has a capacity."""
-    parts = []
+    parts, cases = [], list(dict.fromkeys(cases))
     for target, drafts in dict.fromkeys((c.target, c.max_drafts) for c in cases):
         mine = [c for c in cases if (c.target, c.max_drafts) == (target, drafts)]
         path = results_dir(size) / f"arena_{target:g}_{drafts}.csv"
@@ -151,6 +151,19 @@ def ladder_cases(size: str, scenarios: Sequence[str] = (), profile: str = "") ->
         for scenario, (system, text) in product(scenarios or s.scenarios, dict.fromkeys(rungs))
         for seed in range(s.seeds)
     ]  # fmt: skip
+
+
+def save(size: str, found: Frame, climbed: Frame) -> None:
+    """Write the capacities to results/<size>/arena.csv, and what each idea is worth to
+    arena_ladder.csv."""
+    columns = ["scenario", "system", "setting", "profile", "router", *WHERE]
+    columns += ["capacity", "low", "high", "seeds", "source", "status"]
+    for name, table in (
+        ("arena", found[columns]),
+        ("arena_ladder", climbed.drop(columns="each")),
+    ):
+        text = table.assign(commit=commit()).to_csv(index=False, float_format="%.6g")
+        write_whole(results_dir(size) / f"{name}.csv", text)
 
 
 def ahead(found: Frame, others: Sequence[str] = LATER) -> Frame:
