@@ -15,6 +15,7 @@ from operator import attrgetter
 
 from hypothesis import settings
 from hypothesis import strategies as st
+from pool import Pool
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
@@ -23,6 +24,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
 from slos.policies import AS_PUBLISHED, POLICIES, make_policy
 from slos.policies.slos_serve import SLOsServe
+from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, Step, World
 from slos.sim.simulator import simulate
 
@@ -46,6 +48,7 @@ class Place:
     generated: int = 0
     tokens: int = 0
     computed: int = 0
+    seen: int = 0  # tokens that the last view said would be found
     times: list[list[float]] = field(default_factory=list)
     # with the tokens that the stage had to compute then
     arrived: list[tuple[float, int]] = field(default_factory=list)
@@ -74,12 +77,15 @@ class Lawful:
     leaves: Callable[[str, float, Place], None] | None = None  # one that comes back after a wait
     sends: Callable[[str, float, Place], None] | None = None  # one that has its first token
     gone: dict[str, Place] = field(default_factory=dict)
+    pool: Pool | None = None
     by_id: dict[str, Request] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_id = {r.id: r for r in self.requests}
         if not self.leaves:  # alone
             self.away = {r.id: (r.arrival, Place()) for r in self.requests}
+        if self.world.prefix_cache:
+            self.pool = Pool(self.world.kv_blocks, self.world.block_size)
 
     def step(self, view: View) -> Batch:
         self.check(
@@ -90,6 +96,9 @@ class Lawful:
             self.world.kv_blocks - view.total_blocks,
         )
         everybody = [*view.waiting, *view.running]
+        for p in everybody:
+            assert (p.cached, p.shared) == self.shown(p), f"{p.id}: what it would find or shares"
+            self.here[p.id].seen = p.cached
         before = [EVERYTHING(p) for p in everybody]
         batch = self.policy.step(view)
         assert [*view.waiting, *view.running] == everybody, "the policy changed a queue"
@@ -104,7 +113,44 @@ class Lawful:
                 self.declined.add(p.id)
         for id in batch.preempt:
             self.here[id].computed = 0
+            if self.pool:
+                self.pool.release(id)
         return self.batch
+
+    def shown(self, p: Progress) -> tuple[int, int]:
+        """What a request would find if it started now, in tokens, and shares, in blocks."""
+        if not self.pool:
+            return 0, 0
+        if p.computed:
+            return 0, self.pool.shared(self.pool.tables[p.id], 1)
+        found = self.pool.found(self.by_id[p.id], p.tokens)
+        return len(found) * self.pool.size, self.pool.shared(found, 0)
+
+    def cache(self, count: int) -> dict[str, int]:
+        """Let the model of the pool go through the steps that just ended; the tokens of each that
+        were computed. Who starts holds what is there first of all."""
+        pool, here, tokens = self.pool, self.here, dict(self.batch.tokens)
+        if not pool:
+            return tokens
+        starts = [id for id in tokens if not here[id].computed]
+        for id in starts:
+            pool.start(self.by_id[id], here[id].tokens)
+        for id in [*(id for id in tokens if id not in starts), *starts]:
+            place, r = here[id], self.by_id[id]
+            if id in starts:
+                seen, place.computed = place.seen, pool.start(r, place.tokens)
+                assert place.computed >= seen, "what the view said was not found"
+                if place.computed > seen:  # by the batch itself: so much less is left to do
+                    tokens[id] = max(1, tokens[id] - (place.computed - seen))
+            drafted = tokens[id] > 1 and self.left(id) == 1
+            self.keep(id, place.computed + (1 if drafted else tokens[id] * count))
+        return tokens
+
+    def keep(self, id: str, tokens: int) -> None:
+        """A request has computed so many."""
+        if self.pool:
+            self.pool.grow(self.by_id[id], tokens)
+            self.pool.fill(self.by_id[id], tokens)
 
     def check(
         self,
@@ -129,6 +175,8 @@ class Lawful:
         assert all(p.computed == 0 for p in waiting), "a waiting request holds KV"
         assert all(0 < p.computed < p.tokens for p in running)
         held = sum(-(-p.computed // self.world.block_size) for p in running)
+        if self.pool:
+            held = self.pool.held
         assert free == self.world.kv_blocks - held - lent >= 0 <= lent, (
             "the KV ledger does not add up"
         )
@@ -145,11 +193,11 @@ class Lawful:
         place.times.append([])
         place.arrived.append((now, place.tokens - place.computed))
 
-    def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
-        assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
-        total = sum(self.batch.tokens.values())
-        drafts = max(n - 1 if self.left(id) == 1 else 0 for id, n in self.batch.tokens.items())
-        context = sum(self.here[id].computed for id in self.batch.tokens)
+    def ends(self, step: Step, tokens: dict[str, int]) -> list[float]:
+        """Of each of the steps that were taken at once."""
+        total = sum(tokens.values())
+        drafts = max(n - 1 if self.left(id) == 1 else 0 for id, n in tokens.items())
+        context = sum(self.here[id].computed for id in tokens)
         ends, now = [], step.start
         for k in range(step.count):
             now += self.world.roofline.time(total, drafts, context + k * total)
@@ -157,8 +205,14 @@ class Lawful:
         if self.world.noise:
             ends = [step.end]
         assert ends[-1] == step.end, "a step must last as the roofline says"
-        finished, spoke = set(), []
-        for id, n in self.batch.tokens.items():
+        return ends
+
+    def observe(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
+        assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
+        tokens = self.cache(step.count)
+        ends = self.ends(step, tokens)
+        finished, spoke, leave = set(), [], []
+        for id, n in tokens.items():
             place, stages, left = self.here[id], self.by_id[id].stages, self.left(id)
             assert 1 <= n <= (left if left > 1 else 1 + self.world.max_drafts)
             assert step.count == 1 or n == left == 1, "only plain decodes are taken at once"
@@ -178,12 +232,15 @@ class Lawful:
             place.tokens += new
             place.times[-1] += ends if new == step.count else ends * new
             assert place.generated <= stages[place.stage].output
+            self.keep(id, place.computed)
             if place.generated < stages[place.stage].output:
                 continue
             if place.stage + 1 == len(stages):
                 finished.add(id)
+                leave.append(id)
                 self.gone[id] = self.here.pop(id)
             elif wait := stages[place.stage + 1].wait:
+                leave.append(id)
                 del self.here[id]
                 place.stage, place.computed = place.stage + 1, 0
                 if self.leaves:
@@ -197,6 +254,10 @@ class Lawful:
             for id in [id for id in spoke if id in self.here and self.left(id) == 1]:
                 self.sends(id, step.end, self.here.pop(id))
         assert {o.id for o in done} == finished and len(done) == len(finished)
+        for id in leave if self.pool else ():
+            self.pool.release(id)  # type: ignore[union-attr]
+        if self.pool and isinstance(replica.kv, PrefixCache):
+            assert replica.kv.evicted == self.pool.evicted
         self.check(step.end, replica.waiting, replica.running, replica.kv.free, replica.kv.lent)
 
     def end(self, outcomes: Sequence[Outcome]) -> None:
@@ -299,11 +360,11 @@ class Reverse:
         tokens, preempt, free, seats = {}, [], view.free_blocks, view.max_seqs - len(view.running)
         running = list(view.running)
         for p in (*reversed(view.running), *reversed(view.waiting)):
-            need = view.blocks(p.computed + p.left) - view.blocks(p.computed)
+            need = view.needs(p, p.left) + (0 if p.computed else p.shared)
             while need > free and running and running[0] is not p and running[0].id not in tokens:
                 victim = running.pop(0)
                 preempt.append(victim.id)
-                free += view.blocks(victim.computed)
+                free += view.frees(victim)
                 seats += 1
             if p.id not in preempt and need <= free and (p.computed or seats):
                 tokens[p.id], free, seats = p.left, free - need, seats - (not p.computed)
@@ -394,15 +455,22 @@ def stages(draw: st.DrawFn, most: int = 3, kinds: Sequence[str] = KINDS) -> tupl
     return tuple(replace(s, slo=replace(s.slo, rule=rule)) for s in made)
 
 
+PREFIXES = (
+    (), (), (("system", 20),), (("system", 20), ("talk", 90)), (("system", 9), ("talk", 30)),
+    (("talk", 40),), (("talk", 300),),
+)  # fmt: skip
+"""What requests begin with: alike up to some block, or in all."""
+
+
 @st.composite
 def requests(
     draw: st.DrawFn, size: int = 8, of: st.SearchStrategy[tuple[Stage, ...]] | None = None
 ) -> list[Request]:
     n = draw(st.integers(1, size))
     times = draw(st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.25, 0.7, 1.5]), min_size=n, max_size=n))
-    of = stages() if of is None else of
+    of, prefix = stages() if of is None else of, st.sampled_from(PREFIXES)
     return [
-        Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0])))
+        Request(f"r{i}", t, draw(of), draw(st.sampled_from([1.0, 1.0, 2.0])), prefix=draw(prefix))
         for i, t in enumerate(sorted(times))
     ]
 
@@ -414,8 +482,10 @@ def worlds(
     k_ctx: float = 2e-5,
     noise: float = 0.3,
     drafts: int = 3,
+    caching: bool = False,
 ) -> World:
-    """A world whose KV cache just holds the longest request, or a few times that."""
+    """A world whose KV cache just holds the longest request, or a few times that; caching: with a
+    prefix cache or without."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
     roofline = replace(
@@ -423,4 +493,5 @@ def worlds(
     )
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
-    return World(roofline, blocks, size, seqs, sigma, max_drafts=drafts, acceptance=accepted)
+    cache = caching and draw(st.booleans())
+    return World(roofline, blocks, size, seqs, sigma, drafts, accepted, prefix_cache=cache)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import inf
 from random import Random
+from typing import Any
 
 from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, start
 from slos.core.roofline import Roofline
@@ -75,6 +76,7 @@ class Live:
     replica: str = ""
     hops: int = 0
     dice: Random = field(default_factory=Random)
+    content: Any = None  # names of its KV blocks, where there is a prefix cache
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""

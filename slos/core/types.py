@@ -167,6 +167,10 @@ class Progress:
     follow without a wait, infinite if there are none. `elsewhere`: if it is declined before it
     starts, another replica is asked; so a policy that would not start it in time had better say so
     at once than let it wait.
+
+    With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
+    perhaps not in a later one; once it runs they are among the `computed`. `shared`: KV blocks that
+    others hold too: of its own, or, while it waits, of those that it would find.
     """
 
     id: str
@@ -183,11 +187,13 @@ class Progress:
     elsewhere: bool = False
     client: bool = False
     stages_left: int = 0
+    cached: int = 0
+    shared: int = 0
 
     @property
     def left(self) -> int:
         """Tokens to compute until the next one appears: 1 while decoding, more while prefilling."""
-        return self.tokens - self.computed
+        return self.tokens - self.computed - self.cached
 
     @property
     def due(self) -> float:
@@ -216,11 +222,34 @@ class View:
         """KV blocks that `tokens` tokens occupy."""
         return -(-tokens // self.block_size)
 
+    def needs(self, p: Progress, tokens: int) -> int:
+        """Free KV blocks that `tokens` more of a request take: if it starts, those that it finds
+        free, too, in a step that preempts none of those that it would share them with."""
+        if p.computed:
+            return self.blocks(p.computed + tokens) - self.blocks(p.computed)
+        return self.blocks(p.cached + tokens) - p.shared
+
+    def frees(self, *victims: Progress) -> int:
+        """KV blocks that come free if these running requests are preempted, at the least."""
+        held, shared = 0, 0
+        for p in victims:
+            held, shared = held + self.blocks(p.computed), shared + p.shared
+        if not shared or len(victims) == 1:
+            return held - shared
+        # where they hold more than all share with others, they share it with each other
+        twice = sum(self.blocks(p.computed) for p in self.running)
+        twice -= self.total_blocks - self.free_blocks
+        return held - min(shared, twice)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with
     drafts 1 + drafts.
+
+    What is found in a prefix cache is not computed, and counts as no token of the batch. It is held
+    before anything else is taken. One that finds more than the view said, because another of the
+    batch computes it, is given so much less, but a token at least.
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
     best effort, or leave for another replica where `Progress.elsewhere` says so. `repeat` is the

@@ -32,6 +32,7 @@ class Search:
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`.
+    prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     """
 
     scenario: str
@@ -52,6 +53,7 @@ class Search:
     kv_scale: float = 1.0
     belief: str = ""
     rule: str = PAPER
+    prefix_cache: bool = False
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -79,6 +81,7 @@ class Search:
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
         parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "", rule)
+        parts = (*parts, "prefix cache" if self.prefix_cache else "")
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -139,38 +142,42 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
+def probe(case: Search, rate: float) -> Probe:
+    """What a case comes to at a load of `rate` requests per second in all."""
+    hardware = case.hardware
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
+    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+    asked = by_rule(workload.requests, case.rule)
+    if case.slo_scale != 1:
+        asked = scaled_slos(asked, case.slo_scale)
+    outcomes = serve(
+        asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
+        topology=case.topology, belief=belief, max_drafts=case.max_drafts,
+        acceptance=case.acceptance, prefix_cache=case.prefix_cache,
+    )  # fmt: skip
+    accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
+    return Probe(
+        case.scenario, case.lengths, case.system, case.setting, hardware.name,
+        case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
+        attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
+        len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
+        _quantile(0.99, [o.ttft for o in outcomes]),
+        _quantile(0.99, [o.tpot for o in outcomes]),
+        _quantile(0.99, [o.ttft for o in accepted]),
+        _quantile(0.99, [o.tpot for o in accepted]),
+        _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+    )  # fmt: skip
+
+
 def search(case: Search) -> list[Probe]:
     """Capacity of one case: every load that was tried, the capacity marked."""
-    hardware, rows = case.hardware, []
-    belief = believed(hardware.roofline, case.belief) if case.belief else None
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     known = case.system in POLICIES or case.system in AS_PUBLISHED
     require(known, "system", case.system, f"one of {', '.join(POLICIES)}")
+    rows: list[Probe] = []
 
     def attained_at(rate: float) -> float:
-        workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
-        asked = by_rule(workload.requests, case.rule)
-        if case.slo_scale != 1:
-            asked = scaled_slos(asked, case.slo_scale)
-        outcomes = serve(
-            asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-            topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-            acceptance=case.acceptance,
-        )  # fmt: skip
-        accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
-        rows.append(
-            Probe(
-                case.scenario, case.lengths, case.system, case.setting, hardware.name,
-                case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
-                attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
-                len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-                _quantile(0.99, [o.ttft for o in outcomes]),
-                _quantile(0.99, [o.tpot for o in outcomes]),
-                _quantile(0.99, [o.ttft for o in accepted]),
-                _quantile(0.99, [o.tpot for o in accepted]),
-                _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
-            )
-        )  # fmt: skip
+        rows.append(probe(case, rate))
         return rows[-1].attainment
 
     start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,6 +17,7 @@ from slos.evaluation.sizes import size_of
 from slos.files import Frame, results_dir
 from slos.policies import POLICIES, ordinary
 from slos.records.sweep import sweep
+from slos.sim.cluster import roles
 from workloads import SCENARIOS
 
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -26,7 +28,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "max_batched_tokens=2048",
         "max_batched_tokens=8192",
     ),
-    "sarathi": ("chunk=256", "chunk=512", "chunk=1024", "chunk=2048"),
+    "sarathi": ("chunk=512", "chunk=1024", "chunk=2048"),
     "qoserve": ("", "margin=1,free=1", "margin=1,free=1,hybrid=0", "margin=1,free=1,relegate=0"),
     "fair-batching": ("", "relegate=1"),
     "scorpio": ("", "chunk=1024", "chunk=512", "reject=0"),
@@ -41,28 +43,41 @@ RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
 MAX_DRAFTS = 10  # the paper's longest draft
 FIXED_DRAFTS = (1, 2, 3, 5)  # what is tried of each baseline
 TYPICAL_DRAFTS = 3  # with which its other settings are chosen
-RIVAL_ROUTER = "least-loaded"
+RIVAL_ROUTERS = ("round-robin", "least-loaded")  # of which each baseline has the better
+
+
+class Rival(NamedTuple):
+    """A baseline as it is tried; drafts: its fixed draft length, where there is a draft model."""
+
+    engine: str
+    setting: str = ""
+    topology: str = ""
+    drafts: int = 0
+
+
 RIVALS = {
-    name: [(name, setting, "") for setting in SETTINGS[name]]
+    name: [Rival(name, setting) for setting in SETTINGS[name]]
     for name in ("vllm", "vllm-v1", "sarathi")
 } | {
     "distserve": [
-        (engine, SETTINGS[engine][-1], ratio) for engine in ("vllm", "vllm-v1") for ratio in RATIOS
+        Rival(engine, SETTINGS[engine][-1], ratio)
+        for engine in ("vllm", "vllm-v1")
+        for ratio in RATIOS
     ]
 }
-"""Of each baseline what is tried: engine, setting, topology."""
+"""Of each baseline what is tried today."""
 AS_PUBLISHED = {
-    "vllm": [("vllm", "max_batched_tokens=2048,drafts=3", "")],
-    "sarathi": [("sarathi", "chunk=512", "")],
-    "distserve": [("vllm", "max_batched_tokens=2048", ratio) for ratio in RATIOS],
-    "vllm-authors": [("vllm-authors", "", "")],
-    "sarathi-authors": [("sarathi-authors", "", "")],
-    "sarathi-capped": [("sarathi-capped", "", "")],
+    "vllm": [Rival("vllm", "max_batched_tokens=2048", drafts=3)],
+    "sarathi": [Rival("sarathi", "chunk=512")],
+    "distserve": [Rival("vllm", "max_batched_tokens=2048", ratio) for ratio in RATIOS],
 }
-"""The same, as the paper had them: vLLM 0.5.1 (of July 2024) batches prompts to 2048 tokens and its
-drafts have one fixed length, which was not published; Sarathi-Serve has that version's default with
-chunks, or the cap, and no drafts; DistServe its best ratio, no drafts; the last but one are the
-authors' own simulation. All behind round robin."""
+"""The same, as the paper had them, behind round robin: vLLM 0.5.1 (of July 2024) batches prompts to
+2048 tokens, and its drafts have one fixed length, which was not published; Sarathi-Serve has that
+version's default with chunks, and cannot draft beside them; DistServe has the best ratio."""
+AUTHORS = {"vllm": [Rival("vllm-authors")], "sarathi": [Rival("sarathi-authors")]}
+"""The same in the authors' simulation."""
+AUTHORS_MEMORY = 10e9
+"""Bytes of KV cache there, of every system."""
 
 
 def searches(
@@ -105,13 +120,30 @@ def can_draft(scenario: str, profile: str = "") -> bool:
     return hardware_of(scenario, profile, drafts=True).drafts
 
 
+def case_of_rival(scenario: str, rival: Rival, replicas: int, profile: str = "") -> Search:
+    """A baseline on that many replicas, or fewer where its topology takes several."""
+    n = max(1, replicas // len(roles(rival.topology)))
+    where = {"profile": profile, "replicas": n, "topology": rival.topology}
+    case = Search(scenario, rival.engine, rival.setting, **where)
+    return drafting(case, rival.drafts) if rival.drafts and can_draft(scenario, profile) else case
+
+
+def behind(case: Search, routers: Sequence[str] = RIVAL_ROUTERS) -> list[Search]:
+    """A baseline's case behind each router, or as it is where there is nothing to choose."""
+    several = case.replicas * len(roles(case.topology)) > 1
+    return [replace(case, router=router) for router in routers] if several else [case]
+
+
+def drafting(case: Search, drafts: int, max_drafts: int = MAX_DRAFTS) -> Search:
+    """A baseline's case with a fixed draft length."""
+    setting = f"{case.setting},drafts={drafts}".lstrip(",")
+    return replace(case, setting=setting, max_drafts=max_drafts)
+
+
 def fixed_drafts(case: Search, max_drafts: int = MAX_DRAFTS) -> list[Search]:
     """A baseline's case with each draft length that is tried, none longer than `max_drafts`."""
     lengths = sorted({min(n, max_drafts) for n in FIXED_DRAFTS})
-    return [
-        replace(case, setting=f"{case.setting},drafts={n}".lstrip(","), max_drafts=max_drafts)
-        for n in lengths
-    ]
+    return [drafting(case, n, max_drafts) for n in lengths]
 
 
 def typical(tries: Sequence[Search]) -> Search:

@@ -21,7 +21,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(60, 1, 0.2),
-    "quick": Size(360, 3, 0.03),
+    "quick": Size(360, 3, 0.04),
     "full": Size(1400, 5, 0.02, ("dataset", "trace")),
 }
 

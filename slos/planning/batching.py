@@ -21,7 +21,7 @@ class Engine(NamedTuple):
     (blocks, of block_size tokens).
 
     longest: seconds of a step at the most; fixed: if above 0, every batch holds so many tokens,
-    decodes first, whatever is due.
+    decodes first, whatever is due. Blocks that several requests hold are left out.
     """
 
     planes: np.ndarray
@@ -45,8 +45,11 @@ def slowness(roofline: Roofline) -> float:
 
 def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:
     hardware = roofline.array, roofline.tile, float(roofline.k_ctx), roofline.chunk
-    longest = float(longest) * slowness(roofline)
-    return Engine(*hardware, longest, fixed, view.total_blocks, view.block_size)
+    longest, blocks = float(longest) * slowness(roofline), view.total_blocks
+    if any(p.shared for p in view.running):
+        # held for ever, as it were, because none of those that hold them gives them back for sure
+        blocks = view.free_blocks + sum(map(view.frees, view.running))
+    return Engine(*hardware, longest, fixed, blocks, view.block_size)
 
 
 class Owed(NamedTuple):

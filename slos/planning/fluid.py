@@ -9,7 +9,7 @@ import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, tokens_in
-from slos.planning.jobs import slack_per_token
+from slos.planning.jobs import blocks_of, slack_per_token
 
 
 class Problem(NamedTuple):
@@ -56,7 +56,7 @@ def fluid(now, jobs, tau, rates, engine, seats):
     count, room = 0, float(engine.blocks)
     for j in range(len(jobs)):
         tier, job = 0, jobs[j]
-        memory[j] = np.ceil((job.computed + job.left) / engine.block_size)
+        memory[j] = blocks_of(job, job.computed + job.left, engine.block_size)
         room -= 0.0 if job.new else memory[j]
         if job.new or job.left > 1:
             some[count] = j

@@ -12,18 +12,23 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress
 
-FIELDS = "left due tpot remaining computed new switch later value opens reopens"
+FIELDS = "left due tpot remaining computed new switch later value opens reopens shared"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
 """left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
 tokens still to be generated; computed: tokens in the KV cache; new: 1 while not yet admitted;
 value. Of one whose stages go on without a prompt, switch: remaining when the next begins, and
 later: the TPOT then. opens: how many of the next tokens set the schedule anew, 1 at the beginning
 of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the next stage
-begins, infinite where others follow that one, since it is not known here when they begin."""
+begins, infinite where others follow that one, since it is not known here when they begin. shared:
+its KV blocks that others hold too, which the engine's `blocks` leave out."""
 
 
 def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0) -> np.ndarray:
-    """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests]."""
+    """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
+
+    What these find in a prefix cache they hold if they start now. Others that wait were promised
+    before, and what they would find may be gone when they start: they are to compute it again.
+    """
     n, later = len(requests), [p.later_tpot for p in requests]
     tokens, computed = [p.tokens for p in requests], [p.computed for p in requests]
     generated, remaining = [p.generated for p in requests], map(lengths.remaining, requests)
@@ -43,6 +48,11 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0
         p = requests[j]
         jobs["switch"][j] = lengths.after_stage(p)
         jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
+    if any(p.cached or p.shared for p in requests):
+        found = np.array([p.cached for p in requests[n - new :]])
+        jobs["left"][n - new :] -= found
+        jobs["computed"][n - new :] += found
+        jobs["shared"] = [p.shared if p.computed else 0 for p in requests]
     return jobs
 
 
@@ -96,6 +106,12 @@ def advanced(now, jobs, tokens, drafts):
             in_time &= now <= due + EPS
             alive[j] = job.remaining > 0
     return jobs, alive, in_time
+
+
+@kernel
+def blocks_of(job, tokens, block_size):
+    """KV blocks of a job with so many tokens, those that are shared left out."""
+    return np.ceil(tokens / block_size) - job.shared
 
 
 @kernel

@@ -11,7 +11,7 @@ import numpy as np
 from slos.core.kernels import kernel
 from slos.core.roofline import EPS, batch_fits, batch_time, least_time
 from slos.planning.batching import Owed, fill, scan
-from slos.planning.jobs import advance, slack_per_token
+from slos.planning.jobs import advance, blocks_of, slack_per_token
 
 OK, LATE, MEMORY = 0, 1, 2
 SETTLE = 32  # decode steps looked ahead, after the last prefill, until every job keeps pace
@@ -119,11 +119,11 @@ def _step(now, jobs, alive, strict, engine, tokens):
         if strict[j] and now > job.due + EPS:
             return LATE, j, Owed(total, context, soonest)
         spoke = advance(job, tokens[j], 0.0, now)
-        held += job.computed
+        held += job.computed - job.shared * engine.block_size
         if spoke and job.remaining == 0:
             alive[j] = False
             tokens[j] = 0.0
-            freed += np.ceil(job.computed / engine.block_size)
+            freed += blocks_of(job, job.computed, engine.block_size)
             continue
         total += job.left
         context += job.computed
@@ -133,7 +133,7 @@ def _step(now, jobs, alive, strict, engine, tokens):
     # perhaps not, if blocks are counted one by one
     if held + len(jobs) * (engine.block_size - 1) > engine.blocks * engine.block_size:
         for j in range(len(jobs)):
-            freed += np.ceil(jobs[j].computed / engine.block_size) if alive[j] else 0.0
+            freed += blocks_of(jobs[j], jobs[j].computed, engine.block_size) if alive[j] else 0.0
         if freed > engine.blocks:
             return MEMORY, -1, Owed(total, context, soonest)
     return OK, -1, Owed(total, context, soonest)
@@ -162,7 +162,7 @@ def _in_the_long_run(now, jobs, alive, engine):
             if job.reopens:
                 pace = min(pace, job.later)
             tightest = min(tightest, pace)
-            final += np.ceil((job.computed + job.remaining) / engine.block_size)
+            final += blocks_of(job, job.computed + job.remaining, engine.block_size)
             owed += 1.0 / pace
             context += job.computed
     if owed * tightest > batch_fits(engine, tightest, context):
@@ -202,8 +202,9 @@ def _peak(jobs, alive, engine):
     for j in range(len(jobs)):
         if alive[j]:
             count += 1
-            context += jobs[j].computed
-            final += jobs[j].computed + jobs[j].remaining + block_size - 1
+            held = jobs[j].computed - jobs[j].shared * block_size
+            context += held
+            final += held + jobs[j].remaining + block_size - 1
     if final <= engine.blocks * block_size:
         return 0.0
     peak = 0.0
@@ -211,5 +212,5 @@ def _peak(jobs, alive, engine):
         if alive[j]:
             peak = max(peak, context + count * (jobs[j].remaining + block_size - 1))
             count -= 1
-            context -= jobs[j].computed
+            context -= jobs[j].computed - jobs[j].shared * block_size
     return peak / block_size

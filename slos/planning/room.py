@@ -12,7 +12,13 @@ class Room:
     def __init__(self, view: View, best_effort: list[Progress]) -> None:
         self.view, self.evictable = view, list(best_effort)
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
-        self.preempted: list[str] = []
+        self.victims: list[Progress] = []
+        self.shared = 0  # blocks that starts count on running requests for
+        self.gained = 0  # blocks, by preemption
+
+    @property
+    def preempted(self) -> list[str]:
+        return [p.id for p in self.victims]
 
     def give_all(
         self, requests: list[Progress], wanted: list[int], need: float, starts: int
@@ -29,25 +35,34 @@ class Room:
         best_effort = self.evictable
         self.evictable = [p for p in requests if p.computed] + best_effort
         tokens = {p.id: n for p, n in zip(requests, wanted, strict=True) if n and self.give(p, n)}
-        self.evictable = [p for p in best_effort if p.id not in self.preempted]
+        self.evictable = [p for p in best_effort if p not in self.victims]
         return tokens
 
     def give(self, p: Progress, tokens: int) -> bool:
         """Find the blocks for `tokens` more of `p`, then safe from eviction; False if there are
         none."""
-        if p.id in self.preempted:
+        if p in self.victims:
             return False
-        blocks = self.view.blocks
-        starts, need = not p.computed, blocks(p.computed + tokens) - blocks(p.computed)
+        starts, need, shared = not p.computed, self.view.needs(p, tokens), 0
         if not starts:
             self.evictable.remove(p)
+        elif self.victims:
+            need += p.shared
+        else:
+            shared = p.shared
         while self.evictable and (need > self.free or (starts and not self.seats)):
-            victim = self.evictable.pop()
-            self.free += blocks(victim.computed)
-            self.seats += 1
-            self.preempted.append(victim.id)
+            # perhaps it was the one that had what they share
+            need, shared, self.free, self.shared = need + shared, 0, self.free - self.shared, 0
+            self._evict(self.evictable.pop())
         if need > self.free or (starts and not self.seats):
             return False
         self.free -= need
         self.seats -= starts
+        self.shared += shared
         return True
+
+    def _evict(self, victim: Progress) -> None:
+        self.victims.append(victim)
+        self.seats += 1
+        gained = self.view.frees(*self.victims)
+        self.free, self.gained = self.free + gained - self.gained, gained

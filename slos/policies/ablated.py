@@ -48,7 +48,8 @@ class FirstCome(SLOsServe):
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
         """Those whose prompts fit, beside a block for each of the others to grow into."""
         old, new = len(plan.guaranteed), np.arange(len(candidates))
-        claimed = np.ceil((plan.jobs["computed"] + plan.jobs["left"]) / plan.engine.block_size)
+        jobs, size = plan.jobs, plan.engine.block_size
+        claimed = np.ceil((jobs["computed"] + jobs["left"]) / size) - jobs["shared"]
         free = plan.engine.blocks - claimed[:old].sum() - old
         fits = (claimed[old:].cumsum() <= free) & (new < plan.view.max_seqs - old)
         return fits | (new + old == 0)

@@ -40,12 +40,13 @@ def set_aside(view: View, lengths: LengthPredictor, step: Callable[[View], Batch
 
     gone = [p for p in view.running if p.best_effort]
     running = [p for p in view.running if not p.best_effort]
-    free = view.free_blocks + sum(view.blocks(p.computed) for p in gone)
+    free = view.free_blocks + view.frees(*gone)
     left, admitted, declined = min(free, view.total_blocks - sum(map(whole, running))), [], []
     for p in view.waiting:
         if not p.best_effort:
             fits = whole(p) <= left
-            (admitted if fits else declined).append(p)
+            # what it would share with those that go is gone, too
+            (admitted if fits else declined).append(replace(p, shared=0) if gone else p)
             left -= whole(p) if fits else 0
     no = tuple(p.id for p in declined)
     if running or admitted:

@@ -23,14 +23,15 @@ def _evict(
 
     whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
     """
-    preempted: list[str] = []
+    victims, before = list[Progress](), free
     while need > free:
-        victim = running.pop()
-        free += view.blocks(victim.tokens if whole and victim.left > 1 else victim.computed)
-        preempted.append(victim.id)
+        victims.append(victim := running.pop())
+        if whole and victim.left > 1:
+            before += view.blocks(victim.tokens) - view.blocks(victim.computed)
+        free = before + view.frees(*victims)
         if victim is p:
             break
-    return free, preempted
+    return free, [victim.id for victim in victims]
 
 
 def _serve(
@@ -104,8 +105,10 @@ def admit(
         if budget <= 0 or (whole and tokens and p.left > budget):
             break
         if not p.computed:
-            need, alone = view.blocks(p.left), not view.running and not tokens
-            closed = closed or seats <= 0 or need > free - (0 if alone else reserve)
+            if closed:
+                continue
+            need, alone = view.needs(p, p.left), not view.running and not tokens
+            closed = seats <= 0 or need > free - (0 if alone else reserve)
             if closed:
                 continue
             seats, free = seats - 1, free - need

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -244,7 +244,8 @@ class SLOsServe:
         view, jobs, guaranteed, engine = plan.view, plan.jobs, plan.guaranteed, plan.engine
         plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
         plan.seconds = batching.form(view.now, jobs, everyone, engine, plan.share)
-        plan.spare = BUSY * view.total_blocks * view.block_size - jobs["computed"].sum()
+        held = jobs["computed"].sum() - jobs["shared"].sum() * view.block_size
+        plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = np.zeros(len(jobs), np.int64)
         if self.speculate and view.max_drafts > 0:
             short = bool(plan.spare < 0)
@@ -254,7 +255,10 @@ class SLOsServe:
         room = plan.room = Room(view, plan.best_effort)
         need, starts = needed(jobs, plan.share, view.block_size)
         wanted = plan.share[urgent].astype(np.int64).tolist()
-        tokens = room.give_all([guaranteed[j] for j in urgent.tolist()], wanted, need, starts)
+        in_turn = [guaranteed[j] for j in urgent.tolist()]
+        if any(p.cached for p in in_turn):  # what starts needs is another sum
+            need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
+        tokens = room.give_all(in_turn, wanted, need, starts)
         for j in np.flatnonzero(drafts).tolist():
             p, n = guaranteed[j], int(drafts[j])
             need = view.blocks(p.computed + 1 + n) - view.blocks(p.computed + 1)
@@ -279,18 +283,19 @@ class SLOsServe:
         fits = self._fits(seconds, plan.draft, context)
         for p in [*room.evictable, *plan.waiting]:
             if engine.k_ctx:
-                fits = self._fits(seconds, plan.draft, context + p.computed)
+                fits = self._fits(seconds, plan.draft, context + p.computed + p.cached)
             # something runs, even where no step is short enough
             n = min(p.left, fits - used if tokens else max(fits, engine.tile))
             if n < 1:
                 plan.repeat = 1
                 break
-            whole = 0 if p.computed else view.blocks(p.tokens + self.lengths.remaining(p))
+            whole = 0 if p.computed else view.needs(p, p.left + self.lengths.remaining(p))
             # one that runs already is let in whatever is free, and one that would be alone
             fitting = whole <= max(0, free) or not (tokens or view.running)
             if fitting and room.give(p, n):
                 tokens[p.id] = n
-                used, context, free = used + n, context + p.computed, free - whole
+                context += p.computed + p.cached
+                used, free = used + n, free - whole
         paced = len(plan.jobs) and self.roofline.time(used) > plan.jobs["tpot"].min()
         if engine.k_ctx or paced:
             plan.repeat = 1

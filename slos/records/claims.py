@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import MISSING, astuple, dataclass, fields
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -25,7 +25,8 @@ class Claim:
     """A number that the paper reports, in `unit`; `notebook` is the one that writes ours under
     `key`.
 
-    why: the cause, found by measurement, where ours falls short.
+    scenario: of which it is, "" for a mean or none. setting: in which ours is compared. note: what
+    its sources leave open. why: the cause where ours falls short, shown by a run that removes it.
     """
 
     key: str
@@ -36,6 +37,9 @@ class Claim:
     confidence: str
     notebook: str
     better: str = "higher"
+    scenario: str = ""
+    setting: str = ""
+    note: str = ""
     why: str = ""
 
     def __post_init__(self) -> None:
@@ -45,6 +49,9 @@ class Claim:
         require(good, f"{self.key}: value", value, "a positive number", cure)
         require(sure in ("A", "B", "C"), f"{self.key}: confidence", sure, "A, B or C")
         require(better in ("higher", "lower"), f"{self.key}: better", better, "higher or lower")
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.scenario}" if self.scenario else self.what
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
     """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and
     on a key twice."""
     known = {f.name for f in fields(Claim)}
-    needed = {f.name for f in fields(Claim)} - {"better", "why"}
+    needed = {f.name for f in fields(Claim) if f.default is MISSING}
     claims: dict[str, Claim] = {}
     for n, raw in enumerate(yaml.safe_load(path.read_text(encoding="utf-8")), start=1):
         good = isinstance(raw, dict) and bool(raw.get("key"))
@@ -93,10 +100,14 @@ def read_claims(path: Path = PAPER) -> list[Claim]:
 
 
 @cache
+def claim(key: str) -> Claim:
+    """That of a key of `results/paper.yaml`. Raises KeyError for an unknown one."""
+    return {c.key: c for c in read_claims()}[key]
+
+
 def paper(key: str) -> float:
-    """The paper's number under a key of `results/paper.yaml`. Raises KeyError for an unknown
-    one."""
-    return {c.key: c.value for c in read_claims()}[key]
+    """The paper's number under a key."""
+    return claim(key).value
 
 
 def read_headlines(path: Path) -> list[Headline]:

@@ -1,8 +1,10 @@
-"""The KV ledger of one engine."""
+"""The KV ledger of one engine that caches nothing; `slos.sim.prefix_cache` has the other one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from slos.core.attainment import Live
 
 
 @dataclass(slots=True)
@@ -34,24 +36,24 @@ class Ledger:
         """What requests here have come to hold."""
         self.free -= blocks
 
-    def release(self, tokens: int) -> None:
+    def release(self, live: Live) -> None:
         """A request gives back what it held."""
-        self.free += self.blocks(tokens)
+        self.free += self.blocks(live.progress.computed)
 
-    def lend(self, tokens: int) -> None:
+    def lend(self, live: Live) -> None:
         """A request leaves; its cache stays until it is fetched."""
-        self.lent += self.blocks(tokens)
+        self.lent += self.blocks(live.progress.computed)
 
-    def fetched(self, tokens: int) -> None:
+    def fetched(self, live: Live) -> None:
         """Its cache has left."""
-        self.lent -= self.blocks(tokens)
-        self.free += self.blocks(tokens)
+        self.lent -= self.blocks(live.progress.computed)
+        self.free += self.blocks(live.progress.computed)
 
     def reserve(self, tokens: int) -> None:
         """Room for a cache that is on its way here."""
-        self.free -= self.blocks(tokens)
+        self.take(self.blocks(tokens))
         self.lent += self.blocks(tokens)
 
-    def landed(self, tokens: int) -> None:
+    def landed(self, live: Live) -> None:
         """That cache is here, and its request holds it."""
-        self.lent -= self.blocks(tokens)
+        self.lent -= self.blocks(live.progress.computed)

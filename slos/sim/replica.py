@@ -8,7 +8,7 @@ affair. Time passes in `slos.sim.simulator`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from slos.core.attainment import Live
 from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
 from slos.sim.flight import MAX_LEAP, Flight, ends_of
 from slos.sim.ledger import Ledger
+from slos.sim.prefix_cache import PrefixCache
 from slos.sim.world import Step, World
 
 __all__ = ["Replica", "Step", "World"]
@@ -50,7 +51,8 @@ class Replica:
 
     def __post_init__(self) -> None:
         require(self.role in ROLES, f"{self.name}: role", self.role, f"one of {ROLES}")
-        self.kv = Ledger(self.world.kv_blocks, self.world.block_size)
+        kind = PrefixCache if self.world.prefix_cache else Ledger
+        self.kv = kind(self.world.kv_blocks, self.world.block_size)
 
     def seed(self, seed: int | list[int]) -> None:
         """Of the noise of step times."""
@@ -64,6 +66,8 @@ class Replica:
         self.live[p.id], live.replica = live, self.name
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
         (self.running if p.computed else self.waiting).append(p)
+        if isinstance(self.kv, PrefixCache) and not p.computed:
+            self.kv.expect(live)
         self.flight.cut(now)
 
     def release(self, live: Live) -> None:
@@ -74,15 +78,16 @@ class Replica:
     def _stop(self, live: Live) -> None:
         p = live.progress
         self.running.remove(p)
-        self.kv.release(p.computed)
-        p.computed = 0
+        self.kv.release(live)
+        p.computed = p.shared = 0
 
     def lend(self, live: Live) -> None:
         """Take a request off this replica; its blocks stay occupied until its KV cache is
         fetched."""
         del self.live[live.request.id]
         self.running.remove(live.progress)
-        self.kv.lend(live.progress.computed)
+        self.kv.lend(live)
+        live.progress.shared = 0
 
     def offer(self, live: Live, source: Replica, now: float) -> None:
         """A request is to come here whose KV cache `source` has."""
@@ -109,9 +114,9 @@ class Replica:
 
     def land(self, live: Live, source: Replica, now: float) -> None:
         """The KV cache of a request is here."""
-        source.kv.fetched(live.progress.computed)
+        source.kv.fetched(live)
         source.flight.cut(now)
-        self.kv.landed(live.progress.computed)
+        self.kv.landed(live)
         self.coming -= 1
         self.arrive(live, now)
 
@@ -121,6 +126,8 @@ class Replica:
         """Ask the policy for a step and start it, if it runs anything; the requests that leave for
         another replica."""
         w, kv, passed = self.world, self.kv, []
+        if isinstance(kv, PrefixCache):
+            kv.show(self.running)
         batch = self.policy.step(
             View(now, self.waiting, self.running, kv.free, kv.total - kv.lent, kv.block_size,
                  w.max_seqs, w.max_drafts)
@@ -128,6 +135,8 @@ class Replica:
         for id in batch.decline:
             p = self._find(id).progress
             if p.elsewhere:
+                if isinstance(kv, PrefixCache):
+                    kv.forget(self.live[id])
                 passed.append(self.live.pop(id))
                 self.waiting.remove(p)
             else:
@@ -141,15 +150,19 @@ class Replica:
             self._stop(live)
             self.waiting.insert(0, live.progress)
             live.preemptions += 1
+            if isinstance(kv, PrefixCache):
+                kv.expect(live)
         if batch.tokens:
             self._start(now, batch)
         return passed
 
     def _start(self, now: float, batch: Batch) -> None:
-        kv, leap, size = self.kv, batch.repeat, self.world.block_size
+        kv, leap, size, tokens = self.kv, batch.repeat, self.world.block_size, batch.tokens
         context = need = drafts = 0
         started: list[Progress] = []
-        for id, n in batch.tokens.items():
+        if isinstance(kv, PrefixCache) and self.waiting:
+            tokens, started = self._take_hold(tokens, kv)
+        for id, n in tokens.items():
             live = self._find(id)
             p = live.progress
             computed = p.computed
@@ -161,7 +174,7 @@ class Replica:
                 leap, drafts = 1, max(drafts, self._drafts(p, n))
                 need += -(-(computed + n) // size) + -computed // size
             context += computed
-            if not computed:
+            if not computed and p not in started:
                 started.append(p)
         if need > kv.free:
             raise ValueError(
@@ -169,9 +182,9 @@ class Replica:
             )
         if started:
             self._admit(started)
-        total = sum(batch.tokens.values())
+        total = sum(tokens.values())
         flight = self.flight
-        flight.tokens, flight.start, flight.need = batch.tokens, now, need
+        flight.tokens, flight.start, flight.need = tokens, now, need
         if self.world.noise:
             seconds = self.world.roofline.time(total, drafts, context)
             sigma = self.world.noise
@@ -181,6 +194,33 @@ class Replica:
         while steps > 1 and self._growth(steps) > kv.free:
             steps //= 2
         flight.ends = ends_of(now, self.world.roofline, (total, drafts, context), steps)
+
+    def _take_hold(
+        self, tokens: Mapping[str, int], kv: PrefixCache
+    ) -> tuple[Mapping[str, int], list[Progress]]:
+        """Let those that start hold what is found for them, first of all; then, in vLLM's order,
+        what others of the batch compute, too. The tokens that are left, and who starts."""
+        starts = [self.live[p.id] for p in self.waiting if p.id in tokens]
+        if not starts:
+            return tokens, []
+        place, left = {id: i for i, id in enumerate(tokens)}, dict(tokens)
+        starts.sort(key=lambda live: place[live.request.id])
+        for live in starts:
+            kv.start(live)
+        if any(live.content.shared for live in starts):
+            for live in map(self._find, tokens):
+                p = live.progress
+                if p.computed and live not in starts:
+                    kv.fill(live, min(p.computed + tokens[p.id], p.tokens))
+        for live in starts:
+            p, id = live.progress, live.request.id
+            kv.start(live)
+            if p.computed > p.cached:  # more than the view said
+                left[id] = max(1, left[id] - (p.computed - p.cached))
+            kv.hits += p.computed
+            kv.forget(live)
+            kv.fill(live, min(p.computed + left[id], p.tokens))
+        return left, [live.progress for live in starts]
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
@@ -221,10 +261,12 @@ class Replica:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
         kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
+        cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
         taken = self.flight.need if count == 1 else self._growth(count)
         for id, n in self.flight.tokens.items():
             live = self.live[id]
             p = live.progress
+            before = p.computed
             if n > 1 and p.tokens - p.computed == 1:
                 drafted = p.computed + n
                 times = ends * live.draft(n - 1, self.world.acceptance)
@@ -234,6 +276,8 @@ class Replica:
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
+            if cache and live.content.shared and p.computed // size > before // size:
+                cache.fill(live, p.computed)
             if finished:
                 ended.append(live)
         kv.take(taken)

@@ -17,6 +17,7 @@ from random import Random
 
 from slos.core.attainment import Live, Outcome
 from slos.core.types import Load, Policy, Progress, Request, Router, require
+from slos.sim.prefix_cache import Contents
 from slos.sim.replica import Replica
 from slos.sim.world import Step, World
 
@@ -113,6 +114,9 @@ class _Run:
             r.seed([seed, i] if i else seed)
         self.zero_load = self.entry[0].world.zero_load or self.entry[0].world.roofline
         self.caches = {(r.world.kv_blocks, r.world.block_size) for r in replicas}
+        sizes = {r.world.block_size for r in replicas if r.world.prefix_cache}
+        require(len(sizes) <= 1, "block sizes of prefix caches", sizes, "the same everywhere")
+        self.contents = Contents(sizes.pop()) if sizes else None
         # a heap; an entry holds while that replica's flight still ends then
         self.ends: list[tuple[float, int]] = []
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
@@ -237,7 +241,9 @@ class _Run:
             require(need <= most, what, need, f"at most {most}", "drop it")
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
-        self._arrive(Live(request, progress, dice=Random(f"{self.seed}/{request.id}")), 0, now)
+        live = Live(request, progress, dice=Random(f"{self.seed}/{request.id}"))
+        live.content = self.contents.of(request) if self.contents else None
+        self._arrive(live, 0, now)
 
     def _arrive(self, live: Live, stage: int, now: float) -> None:
         live.start_stage(stage, now, self.zero_load)

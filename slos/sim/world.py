@@ -16,7 +16,8 @@ class World:
 
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
-    roofline unless given.
+    roofline unless given. prefix_cache: whether KV blocks are kept and found again, as in
+    `slos.sim.prefix_cache`.
     """
 
     roofline: Roofline
@@ -27,6 +28,7 @@ class World:
     max_drafts: int = 0
     acceptance: float = 0.7
     zero_load: Roofline | None = None
+    prefix_cache: bool = False
 
     def __post_init__(self) -> None:
         require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")

@@ -1,5 +1,4 @@
-"""What each part of SLOs-Serve is worth, and all of them against the baselines, with speculation,
-on several replicas.
+"""What each part of SLOs-Serve is worth, with speculation, on several replicas.
 
 A part is off alone (the whole system without it) or on alone (added to a base that has none of
 them). The base starts whoever's prompt fits the KV cache, in order of arrival, in batches of a
@@ -8,10 +7,9 @@ fixed size, without drafts, behind round robin.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,25 +17,15 @@ from matplotlib.figure import Figure
 from slos.core.types import require
 from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import (
-    BEST_ROUTER,
-    MAX_DRAFTS,
-    PLAIN,
-    RIVAL_ROUTER,
-    RIVALS,
-    can_draft,
-    fixed_drafts,
-    run_searches,
-    typical,
-)
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft
 from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
 from slos.evaluation.runs import hardware_of, parse_setting
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import interval, mean_of, over, over_each, rows_of, select
+from slos.evaluation.stats import mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS
-from slos.records.claims import Spread, paper
-from slos.sim.cluster import roles
+from slos.records.claims import Spread, claim
+from slos.studies.rivals import tuned
 from workloads import SCENARIOS
 
 PARTS = {
@@ -57,10 +45,8 @@ CLAIMS = {
 }
 """Those that the paper has a number for, and its key in `results/paper.yaml`."""
 
+ROWS = "ablation"  # the file of their rows
 BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixed
-
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
@@ -78,37 +64,6 @@ def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **wher
     )
     where = {"router": router if where.get("replicas", 1) > 1 else "", "max_drafts": drafts} | where
     return Search(scenario, OURS, ",".join(off), **where)
-
-
-def tuned(
-    size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None
-) -> dict[Key, Search]:
-    """Of each group the case that carries most, with one seed and as many replicas as it is
-    about."""
-    s = scale_of(size)
-    small = {"precision": s.tuning_precision, "seed": 0}
-    tried = {
-        key: [
-            replace(
-                c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small
-            )
-            for c in cases
-        ]
-        for key, cases in groups.items()
-    }
-    found = carried(size, [case for cases in tried.values() for case in cases], workers)
-    best = {
-        key: max(range(len(cases)), key=lambda i: found[cases[i]].rate)
-        for key, cases in tried.items()
-    }
-    return {key: groups[key][i] for key, i in best.items()}
-
-
-def carried(size: str, cases: Sequence[Search], workers: int | None = None) -> dict[Search, Any]:
-    """The row of each case that is its capacity: `rate` is in requests per second and GPU."""
-    cases = list(dict.fromkeys(cases))
-    probes = run_searches(size, cases, workers, "ablation")
-    return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
 
 
 def variants(
@@ -134,7 +89,7 @@ def variants(
     }
     budgets = {
         k: int(parse_setting(case.setting)["batch_tokens"])
-        for k, case in tuned(size, options, workers).items()
+        for k, case in tuned(size, options, workers, ROWS).items()
     }
     where = {"num_requests": s.replicas * s.requests, "precision": s.precision}
     where |= {"replicas": s.replicas, "profile": profile}
@@ -145,67 +100,6 @@ def variants(
         for scenario in scenarios
         for name, parts in sets.items()
     }
-
-
-def rivals(
-    size: str,
-    scenarios: Sequence[str] = (),
-    workers: int | None = None,
-    replicas: int = 0,
-    profile: str = "",
-) -> dict[tuple[str, str], Search]:
-    """By scenario and name: each baseline at its best on as many GPUs.
-
-    First the token budget or the topology is chosen, drafting as is `typical` where there is a
-    draft model; then the draft length, none among them.
-    """
-    s = scale_of(size, replicas)
-    # of each setting or topology all draft lengths
-    tries: dict[tuple[str, str], list[list[Search]]] = {}
-    for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
-        tries[scenario, name] = []
-        for engine, setting, topology in options:
-            n = max(1, s.replicas // len(roles(topology)))
-            router = RIVAL_ROUTER if n * len(roles(topology)) > 1 else ""
-            case = Search(
-                scenario, engine, setting, profile, replicas=n, router=router, topology=topology
-            )
-            tries[scenario, name].append(
-                [case, *(fixed_drafts(case) if can_draft(scenario, profile) else ())]
-            )
-    best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
-    best = tuned(
-        size, {key: next(t for t in tries[key] if case in t) for key, case in best.items()}, workers
-    )
-    return {
-        key: replace(
-            c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision
-        )
-        for key, c in best.items()
-    }
-
-
-def measured(
-    size: str, cases: Mapping[tuple[str, str], Search], workers: int | None = None
-) -> Frame:
-    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
-    what ran."""
-    seeds = range(scale_of(size).seeds)
-    found = carried(
-        size, [replace(case, seed=seed) for case in cases.values() for seed in seeds], workers
-    )
-    rows = []
-    for (scenario, name), case in cases.items():
-        mine = [found[replace(case, seed=seed)] for seed in seeds]
-        where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
-        each = [row.rate for row in mine]
-        rows.append(
-            (scenario, name, *where, case.hardware.name, mine[0].source, *interval(each), each)
-        )
-    where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
-    return pd.DataFrame(
-        rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"]
-    )
 
 
 def named(best: Frame, name: str) -> Frame:
@@ -235,23 +129,15 @@ def gains(best: Frame) -> Frame:
     return pd.concat(tables, ignore_index=True)
 
 
-def against(best: Frame) -> Frame:
-    """The whole system over each baseline and over the best of them: scenario, against, ratio, low,
-    high, each."""
-    theirs = best[best["name"].isin(RIVALS)]
-    return over_each(named(best, "all"), theirs, "name", list(RIVALS)).drop(columns="name")
-
-
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
-    parts, others = gains(best), against(best)
-    found = {}
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high, of the
+    scenario that it is about."""
+    parts, found = gains(best), {}
     for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
         table = select(parts, part=part, how="off alone")
+        table = select(table, scenario=claim(CLAIMS[part]).scenario)
         if len(table):
             found[CLAIMS[part]] = mean_of(table)
-    for name, table in others.groupby("against", sort=False):
-        found[f"headline_vs_{name}".replace("-", "_")] = mean_of(table)
     return found
 
 
@@ -276,9 +162,10 @@ def ablation_chart(table: Frame, source: str) -> Figure:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
         if part in CLAIMS:
-            said = paper(CLAIMS[part])
-            axis.axvline(said, **DASHED)
-            axis.annotate(f" paper: {said:g}x", (said, -0.45), fontsize=7)
+            said = claim(CLAIMS[part])
+            axis.axvline(said.value, **DASHED)
+            of = f", {said.scenario}" if said.scenario else ""
+            axis.annotate(f" paper{of}: {said.value:g}x", (said.value, -0.45), fontsize=7)
         axis.set_xscale("log")
         plots.plain_log(axis.xaxis, 1, 1.2, 1.5, 2, 3, 5, 7)
         axis.set_xlabel("capacity, with over without")

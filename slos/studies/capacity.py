@@ -12,15 +12,12 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.plots import (
-    DASHED,
     HATCHES,
-    MARKERS,
     colors,
     dots,
     finish,
     name_of,
     panels,
-    plain_log,
     unique,
 )
 from slos.evaluation.stats import mean_of, over_each, rows_of
@@ -102,42 +99,10 @@ def capacity_bars(best: Frame, source: str) -> Figure:
     return finish(figure, said, axes[0], ncols=len(systems))
 
 
-def attainment_curves(probes: Frame, best: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load for the best setting of every system, one panel per scenario, the
-    target drawn in."""
-    scenarios, systems = unique(best["scenario"]), unique(best["system"])
-    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
-    palette = colors(systems)
-    chosen = probes.merge(
-        best[["scenario", "system", "setting"]], on=["scenario", "system", "setting"]
-    )
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        rows = chosen[chosen["scenario"] == scenario]
-        for i, system in enumerate(systems):
-            for n, (_, points) in enumerate(
-                rows[rows["system"] == system].sort_values("rate").groupby("seed")
-            ):
-                axis.plot(
-                    points["rate"], 100 * points["attainment"], marker=MARKERS[i],
-                    markersize=max(3, 7 - i), linewidth=max(0.7, 2.2 - 0.5 * i),
-                    color=palette[system], markeredgecolor="black", markeredgewidth=0.3,
-                    label=None if n else name_of(system),
-                )  # fmt: skip
-        axis.axhline(100 * target, **DASHED)
-        axis.set_xscale("log")
-        plain_log(axis.xaxis, 1, 2, 5)
-        axis.set_xlabel("load (requests/s per GPU)")
-    said = (
-        f"{source}; points: loads that the capacity search tried, a line per seed; dashed: target "
-        f"{target:.0%}"
-    )
-    return finish(figure, said, axes[0], ncols=len(systems))
-
-
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     """Ours over each system, per scenario, geometric mean last; the paper's figure as a line."""
     rows = pd.concat([table, means.assign(scenario="geometric mean")])
-    reported = paper("capacity_vs_vllm")
+    reported = paper("authors_vs_best")
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     groups = {
@@ -148,7 +113,7 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
         for other, color in colors(unique(table["against"])).items()
     }
     dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
-    said = f" paper:\n {reported:g}x"
+    said = f" paper, its\n baselines:\n {reported:g}x"
     axis.annotate(said, (1, reported), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
     axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))

@@ -41,9 +41,11 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
-    "quick": Scale((1, 4), 160, 1, 0.05),
+    "quick": Scale((1, 4), 120, 1, 0.08),
     "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
 }
+H100 = "opt-13b-h100"
+OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 # replicas at which routers are compared, the paper's; more or fewer run with the plain and the best
 # one only
 TOLD = 4
@@ -99,6 +101,16 @@ def scaling_cases(
     return grid
 
 
+def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE), most: int = 8) -> list[Search]:
+    """OPT-13B on up to eight H100, as the paper scales it, behind the plain and the best router.
+
+    The scenarios of OPT, chatbot alone unless at full size.
+    """
+    scenarios = OPT if size == "full" else OPT[:1]
+    cases = scaling_cases(size, scenarios, systems, (PLAIN, BEST_ROUTER), H100)
+    return [c for c in cases if c.replicas <= most and not c.topology]
+
+
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Capacity per GPU of every case over its seeds; one row per scenario, system and cluster."""
     best = capacities(run_searches(size, cases, workers, "clusters"), *WHERE)
@@ -135,15 +147,17 @@ def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
         select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED)
     )
     ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
-    coding, top = gains[gains["scenario"] == "coding"], ladder.loc[[ladder["ratio"].idxmax()]]
+    coding = gains[gains["scenario"] == "coding"]
     numbers = {"ablation_routing": mean_of(gains)}
     if len(coding):
         numbers["routing_coding"] = mean_of(coding)
     if len(ceiling):
         numbers["routing_pooled"] = mean_of(ceiling)
-    if replicas == 4:
-        mean, low, high = mean_of(top)
-        numbers["scaling_4_replicas"] = 4 * mean, 4 * low, 4 * high
+    for scenario in ("chatbot", "tool-calling", "coding") if replicas == 4 else ():
+        if len(here := select(ladder, scenario=scenario)):
+            mean, low, high = mean_of(here)
+            found = f"scaling_{scenario}".replace("-", "_")
+            numbers[found] = 4 * mean, 4 * low, 4 * high
     return numbers
 
 
@@ -179,7 +193,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
     scenarios = unique(table["scenario"])
     figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
     kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
-    palette, reported = colors([str(k) for k in kinds]), paper("scaling_4_replicas")
+    palette, reported = colors([str(k) for k in kinds]), paper("scaling_coding")
     for axis, scenario in zip(axes, scenarios, strict=True):
         rows = table[table["scenario"] == scenario]
         most = rows["replicas"].max()

@@ -28,7 +28,7 @@ def table(size: str) -> Frame:
         )
         found = (None, None, None, "") if h is None else (h.value, h.low, h.high, h.status)
         rows.append(
-            (c.key, c.what, c.value, *found, ratio, verdict(h.value if h else None, c), c.why)
+            (c.key, str(c), c.value, *found, ratio, verdict(h.value if h else None, c), c.why)
         )
     columns = ["key", "what", "paper", "ours", "low", "high", "status", "against", "verdict", "why"]
     frame: Frame = pd.DataFrame(rows, columns=columns)

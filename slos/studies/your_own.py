@@ -2,7 +2,7 @@
 All simulated.
 
 The best setting of every system counts: token budget, and draft length if there are drafts (ours
-picks its own). Before several replicas the baselines have least-loaded routing, ours its own.
+picks its own). Before several replicas a baseline has the better router, ours its own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
 from slos.evaluation.grids import (
     BASELINE,
     BEST_ROUTER,
-    RIVAL_ROUTER,
+    RIVAL_ROUTERS,
     SETTINGS,
+    behind,
     fixed_drafts,
     typical,
 )
 from slos.evaluation.runs import scaled_slos, serve
-from slos.evaluation.stats import capacities, interval, rows_of
+from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
 from slos.records.sweep import sweep
@@ -160,26 +161,34 @@ def carried(cases: Sequence[Search], seeds: int, folder: Path) -> list[Probe]:
     """The capacities, seed by seed, of those cases that have one for every seed."""
     runs = [replace(case, seed=seed) for case in cases for seed in range(seeds)]
     rows = [row for row in sweep(tried, runs, folder / "your_own.csv", Probe) if row.capacity]
-    found = Counter((row.system, row.setting) for row in rows)
-    return [row for row in rows if found[row.system, row.setting] == seeds]
+    found = Counter((row.system, row.setting, row.router) for row in rows)
+    return [row for row in rows if found[row.system, row.setting, row.router] == seeds]
+
+
+def best_of(rows: Sequence[Probe], precision: float = 0.0) -> Frame:
+    """A row per system: what it carries with its best setting and router."""
+    return strongest(capacities(pd.DataFrame(rows), "router", precision=precision), "system")
 
 
 def probed(asked: Question, folder: Path) -> list[Probe]:
     """`carried` of all that is tried: draft lengths at the setting that is best with a typical
     one."""
     cases = [
-        replace(
-            asked.case, system=name, setting=text,
-            router="" if asked.replicas == 1 else BEST_ROUTER if name == OURS else RIVAL_ROUTER,
+        case
+        for name in dict.fromkeys(asked.systems)
+        for text in SETTINGS.get(name, ("",))
+        for case in behind(
+            replace(asked.case, system=name, setting=text),
+            (BEST_ROUTER,) if name == OURS else RIVAL_ROUTERS,
         )
-        for name in dict.fromkeys(asked.systems) for text in SETTINGS.get(name, ("",))
-    ]  # fmt: skip
+    ]
     rows = carried(cases, asked.seeds, folder)
     able = [c for c in cases if asked.drafts and hasattr(POLICIES[c.system], "drafts")]
     tries = [[c, *fixed_drafts(c, asked.drafts)] for c in able]
     if found := carried([typical(each) for each in tries], asked.seeds, folder):
-        best = dict(capacities(pd.DataFrame(found))[["system", "setting"]].values)
-        chosen = [t for t in tries if best.get(t[0].system) == typical(t).setting]
+        best = {(r.system, r.setting, r.router) for r in rows_of(best_of(found))}
+        told = {t[0]: (t[0].system, typical(t).setting, t[0].router) for t in tries}
+        chosen = [t for t in tries if told[t[0]] in best]
         others = [c for t in chosen for c in t[1:] if c != typical(t)]
         rows += [*found, *carried(others, asked.seeds, folder)]
     return rows
@@ -199,9 +208,10 @@ def answer(asked: Question, size: str) -> Frame:
     if not rows:
         return pd.DataFrame(columns=["system", "capacity", "at_once"])
     at = pd.DataFrame(rows)
-    latencies = at.groupby(["system", "setting"], as_index=False)[LATENCIES].mean()
-    best = capacities(at, precision=case.precision).sort_values("capacity", ascending=False)
-    best = best.merge(latencies, on=["system", "setting"]).rename(columns={"rate": "each"})
+    which = ["system", "setting", "router"]
+    latencies = at.groupby(which, as_index=False)[LATENCIES].mean()
+    best = best_of(rows, case.precision).sort_values("capacity", ascending=False)
+    best = best.merge(latencies, on=which).rename(columns={"rate": "each"})
     ours = dict(zip(best["system"], best["capacity"], strict=True)).get(OURS, nan)
     return best.assign(
         gpus=case.gpus, replicas=asked.replicas, commit=commit(), slo_scale=asked.slo_scale,
@@ -227,8 +237,9 @@ def table(best: Frame, rate: float = 0.0) -> Frame:
 
     whole = best[["capacity", "low", "high"]].mul(best["gpus"], axis=0).map("{:.2f}".format)
     spread = (whole["low"] + " to " + whole["high"]).where(best["seeds"] > 1, "one seed")
-    shown = {
-        "system": best["system"], "best setting": best["setting"].replace("", "-"),
+    shown = {"system": best["system"], "best setting": best["setting"].replace("", "-")}
+    shown |= {"router": best["router"]} if any(best["router"]) else {}
+    shown |= {
         "requests/s": whole["capacity"], "95 % interval": spread,
         "P99 TTFT": seconds("accepted_ttft_p99"),
         "P99 TPOT": (1e3 * best["accepted_tpot_p99"]).map("{:.0f} ms".format),

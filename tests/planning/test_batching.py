@@ -39,7 +39,7 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
     opens = client and (computed == 0 or draw(st.booleans()))
     reopens = client and switch > 0
     new = float(computed == 0)
-    return left, due, tpot, remaining, computed, new, switch, later, 1.0, opens, reopens
+    return left, due, tpot, remaining, computed, new, switch, later, 1.0, opens, reopens, 0
 
 
 jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, JOB))
@@ -118,7 +118,7 @@ def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         # no stage behind, by the paper's rule
-        padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0) for row in rows], JOB)
+        padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0) for row in rows], JOB)
         everybody = np.ones(len(rows), np.bool_)
         return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
 

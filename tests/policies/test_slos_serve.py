@@ -18,8 +18,9 @@ from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
 from slos.policies.slos_serve import SLOsServe
-from slos.sim.replica import World
-from slos.sim.simulator import simulate
+from slos.sim.prefix_cache import PrefixCache
+from slos.sim.replica import Replica, World
+from slos.sim.simulator import simulate, stream
 from workloads import build
 
 HOPELESS = SLO(tpot=0.1, ttft=0.001)
@@ -50,7 +51,7 @@ def req(
 @given(data=st.data())
 def test_every_guarantee_is_kept(data: st.DataObject) -> None:
     work = data.draw(requests(size=14, of=stages(most=1)))
-    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0, caching=True)))
 
 
 @examples(200)
@@ -58,7 +59,7 @@ def test_every_guarantee_is_kept(data: st.DataObject) -> None:
 def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
     """Thinking, then a response at another pace."""
     work = data.draw(requests(size=10, of=stages(most=2, kinds=["goes on"])))
-    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0, caching=True)))
 
 
 @examples(250)
@@ -66,7 +67,7 @@ def test_every_guarantee_is_kept_when_reasoning(data: st.DataObject) -> None:
 def test_every_guarantee_is_kept_while_rounds_come_back(data: st.DataObject) -> None:
     """Tools that answer later, and paces that change: a promise for every round."""
     work = data.draw(requests(size=8, of=stages(most=4, kinds=["goes on", "tool", "silent tool"])))
-    keeps_its_word(work, data.draw(worlds(work, noise=0.0)))
+    keeps_its_word(work, data.draw(worlds(work, noise=0.0, caching=True)))
 
 
 def busy_replica(seed: int, *more: Plane) -> tuple[list[Request], World]:
@@ -109,6 +110,25 @@ def test_200_busy_replicas_keep_every_promise() -> None:
         agents += sum(any(s.wait for s in r.stages) for r in work if r.id in attained)
         total += len(work)
     assert 0.2 * total < admitted < 0.9 * total and agents > 0.05 * total, (admitted, agents, total)
+
+
+def test_no_promise_rests_on_what_may_be_evicted() -> None:
+    """With a prefix cache: shared system prompts, talks that go on, and rounds that come back."""
+    hits = evicted = admitted = 0
+    for seed in range(60):
+        work, world = busy_replica(seed)
+        dice = Random(seed)
+        begins = [(), (("system", 80),), (("system", 80), ("long", 120))]
+        begins += [((f"talk {n}", 400),) for n in range(6)]
+        work = [replace(r, prefix=dice.choice(begins)) for r in work]
+        watch = Watch(SLOsServe(world.roofline, Oracle(work)))
+        replica = Replica("", watch, replace(world, prefix_cache=True))
+        outcomes = list(stream(work, [replica], seed=seed))
+        assert not broken(watch, outcomes), f"seed {seed}"
+        assert isinstance(replica.kv, PrefixCache)
+        hits, evicted = hits + replica.kv.hits, evicted + replica.kv.evicted
+        admitted += len(watch.admitted)
+    assert hits > 100_000 and evicted > 10_000 and admitted > 1000, (hits, evicted, admitted)
 
 
 @pytest.mark.parametrize("steep", [(0.002, 0.0, -0.1), (0.01, 0.0, -0.3)])

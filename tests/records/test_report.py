@@ -22,6 +22,7 @@ from slos.records.claims import (
     upsert_headlines,
     verdict,
 )
+from workloads import SCENARIOS
 
 CLAIM = Claim("gain", "the gain", 2.0, "x", "section 5", "A", "02_capacity")
 LOWER = replace(CLAIM, value=10, unit="ms", better="lower")
@@ -37,6 +38,8 @@ ROW = Headline(
     './run_all.sh full, "all"',
 )
 positive = st.floats(1e-3, 1e6)
+THREE = ("vllm", "sarathi", "distserve")
+NEEDS_A_SETTING = ("02_ablation", "03_scaling", "17_waterfall")
 order = ("MISS", "NEAR", "OK")
 
 
@@ -82,9 +85,17 @@ def test_the_papers_numbers_load_and_are_the_papers() -> None:
     claims = {c.key: c for c in read_claims()}
     ablation = [claims[f"ablation_{k}"].value for k in ("speculation", "burst", "routing")]
     assert ablation == [1.66, 1.34, 1.19]
-    assert {
-        c.value for k, c in claims.items() if k.startswith(("capacity_vs_", "headline_vs_"))
-    } == {2.2}
+    assert {k: c.value for k, c in claims.items() if "_vs_" in k} == {
+        "authors_vs_best": 2.2,
+        **{f"published_vs_{k}": v for k, v in zip(THREE, (1.76, 1.94, 2.6), strict=True)},
+        **{f"strict_vs_{k}": v for k, v in zip(THREE, (1.91, 2.19, 2.4), strict=True)},
+    }
+    assert [claims[f"scaling_{k}"].value for k in ("chatbot", "tool_calling", "coding")] == [
+        4.61, 5.44, 6.2,
+    ]  # fmt: skip
+    capacities = [c for c in claims.values() if c.notebook in NEEDS_A_SETTING]
+    assert all(c.setting for c in capacities), "which is compared with which"
+    assert {c.scenario for c in claims.values()} <= {"", *SCENARIOS}
     assert claims["planning_ms"].better == "lower"
 
 
@@ -324,3 +335,15 @@ def test_a_bad_row_stops_the_report_with_one_line(
     with pytest.raises(SystemExit) as stopped:
         report.main(["--size", "quick"])
     assert stopped.value.code == 1 and capsys.readouterr().err.startswith("report: ")
+
+
+def test_the_readmes_block_has_a_row_per_baseline() -> None:
+    def row(key: str, value: float) -> Headline:
+        return replace(ROW, key=key, value=value, low=value - 0.1, high=value)
+
+    rows = [row("published_vs_vllm", 1.7), row("today_vs_vllm", 1.3), row("authors_vs_best", 2.1)]
+    head, _, vllm, sarathi, _, best = report.against_table(read_claims(), rows).splitlines()
+    assert head.count("|") == vllm.count("|") == 6
+    assert vllm == "| vLLM | 1.76x | 1.70x [1.60, 1.70] | 1.30x [1.20, 1.30] | - |"
+    assert sarathi == "| Sarathi-Serve | 1.94x | - | - | - |"
+    assert best.endswith("| 2.2x | 2.10x [2.00, 2.10] | - | - |")

@@ -30,7 +30,7 @@ def req(id: str, *stages: tuple[int, int], arrival: float = 0.0, wait: float = 0
 @given(data=st.data())
 def test_laws(name: str, data: st.DataObject) -> None:
     work = data.draw(requests())
-    world, seed = data.draw(worlds(work)), data.draw(st.integers(0, 3))
+    world, seed = data.draw(worlds(work, caching=True)), data.draw(st.integers(0, 3))
     outcomes = run(name, work, world, seed)
     assert run(name, work, world, seed) == outcomes, "not the same for the same seed"
 
@@ -41,7 +41,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
 def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     """To the last bit; only the order of requests that finish in the same instant may differ."""
     work = data.draw(requests())
-    world = data.draw(worlds(work, noise=0.0))
+    world = data.draw(worlds(work, noise=0.0, caching=True))
     leaps = run(name, work, world)
     steps = run(name, work, world, repeats=False)
     assert sorted(leaps, key=lambda o: o.id) == sorted(steps, key=lambda o: o.id)

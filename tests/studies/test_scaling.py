@@ -45,10 +45,14 @@ def test_the_grids_have_every_case_once() -> None:
     assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 2) * 2 * 2 + 2 * 3 + 1)
     assert all(c.num_requests == c.replicas * scale.requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
+    eight = scaling.h100_cases("full")
+    assert {c.replicas for c in eight} == {1, 2, 4, 8} and not {c.topology for c in eight} - {""}
+    assert {c.hardware.name for c in eight} == {scaling.H100}
+    assert {c.scenario for c in scaling.h100_cases("quick")} == {"chatbot"}
     apart = disaggregation_cases("quick", ["coding"], [OURS])
     assert [c.gpus for c in apart] == [2, 3, 3, 2, 3] and {c.num_requests for c in apart} == {
-        320,
-        480,
+        240,
+        360,
     }
 
 
@@ -93,7 +97,8 @@ def test_routing_and_scaling() -> None:
     assert numbers["ablation_routing"][0] == pytest.approx(1.2**0.5)
     assert numbers["routing_coding"][0] == pytest.approx(1.2)
     assert numbers["routing_pooled"][0] == pytest.approx(2**0.5)
-    assert numbers["scaling_4_replicas"][0] == pytest.approx(6.0)
+    assert numbers["scaling_coding"][0] == pytest.approx(6.0)
+    assert numbers["scaling_chatbot"][0] == pytest.approx(4.0)
     ladder = select(scaling.scaling(best), system=OURS, what=BEST_ROUTER, replicas=4)
     assert ladder.set_index("scenario")["ratio"].to_dict() == {"coding": 1.5, "chatbot": 1.0}
 

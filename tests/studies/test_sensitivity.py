@@ -138,14 +138,14 @@ def test_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
     rest = ("simulated", "made up", "p", "c", "m")
     made = [
-        Headline("capacity_vs_vllm", 1.1, 1.0, 1.2, *rest),
+        Headline("authors_vs_best", 1.1, 1.0, 1.2, *rest),
         Headline("planning_ms", 5.0, 5.0, 5.0, *rest),
     ]
     upsert_headlines(tmp_path / "smoke" / "headlines.csv", made)
     table = summary.table("smoke").set_index("key")
     assert (
-        table.loc["capacity_vs_vllm", "verdict"] == "MISS"
-        and table.loc["capacity_vs_vllm", "against"] == 0.5
+        table.loc["authors_vs_best", "verdict"] == "MISS"
+        and table.loc["authors_vs_best", "against"] == 0.5
     )
     assert (
         table.loc["planning_ms", "verdict"] == "OK" and table.loc["planning_ms", "against"] == 2.0

@@ -92,16 +92,18 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
 
     # what it says of one system is what the search of its best setting says, behind the router that
     # it has
-    for name, router in (("slos-serve", "cheapest"), ("sarathi", "least-loaded")):
+    for name, routers in (
+        ("slos-serve", ["cheapest"]),
+        ("sarathi", ["round-robin", "least-loaded"]),
+    ):
         row = rows.set_index("system").loc[name]
         setting = "" if pd.isna(row.setting) else str(row.setting)
-        probes = search(
-            Search(
-                "chatbot=2,coding=1", name, setting, "opt-13b-h100", num_requests=80, replicas=2,
-                router=router, slo_scale=0.8,
-            )
+        case = Search(
+            "chatbot=2,coding=1", name, setting, "opt-13b-h100", num_requests=80, replicas=2,
+            slo_scale=0.8,
         )  # fmt: skip
-        [found] = [p for p in probes if p.capacity]
+        behind = [search(replace(case, router=router)) for router in routers]
+        found = max((p for probes in behind for p in probes if p.capacity), key=lambda p: p.rate)
         assert row.capacity == found.rate
         for column in your_own.LATENCIES:
             assert row[column] == pytest.approx(getattr(found, column), nan_ok=True)

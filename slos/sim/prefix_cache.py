@@ -1,0 +1,238 @@
+"""The KV ledger of an engine with a prefix cache, as vLLM V1 has it (`vllm/v1/core` of 0.32).
+
+What a request has computed in full blocks stays behind when it gives them back, and one that starts
+later takes from there what its context begins with: a hit. Free blocks with nothing in them are
+taken first, then the least recently used; the blocks of a request are given back last one first, so
+that beginnings stay longest. Two requests that compute the same at the same time have a copy each,
+and a hit finds the older one. Blocks that are computed, held and given back together are one `Run`
+here, which is why a simulation hardly takes longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from sys import maxsize
+
+from slos.core.attainment import Live
+from slos.core.types import Progress, Request
+from slos.sim.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a request's blocks hold: pieces, each a number, and the block at which each ends. Others
+    may have the same ones, but never the last."""
+
+    pieces: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def shared(self) -> bool:
+        return len(self.pieces) > 1
+
+
+@dataclass(slots=True)
+class Contents:
+    """Numbers for what requests are made of, the same for the same content on all replicas."""
+
+    block_size: int
+    _known: dict[tuple[int, int, str | int], int] = field(default_factory=dict)
+    _fresh: Iterator[int] = field(default_factory=count)
+
+    def of(self, request: Request) -> Content:
+        """A block is of the piece in which it ends. A piece stands for all tokens before it, too,
+        as the hash of a block does."""
+        pieces, ends, end, last = [], [], 0, (-1, 0)
+        for name, tokens in request.prefix:
+            key = (*last, name)
+            if key not in self._known:
+                self._known[key] = next(self._fresh)
+            end, last = end + tokens, (self._known[key], tokens)
+            if end // self.block_size > (ends[-1] if ends else 0):
+                pieces.append(last[0])
+                ends.append(end // self.block_size)
+        return Content((*pieces, next(self._fresh)), (*ends, maxsize))
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Blocks `start` to `end`, the last one not included, of a piece; held: by so many requests."""
+
+    piece: int
+    start: int
+    end: int
+    held: int = 1
+
+    @property
+    def blocks(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(slots=True)
+class PrefixCache(Ledger):
+    """A `Ledger` whose free blocks keep what they hold until they are taken.
+
+    cached: all runs by piece, in the order in which they were computed; tables: those of each
+    request here, in order; idle: those that nobody holds, least recently used first, and how many
+    blocks they have; leaving: the runs of requests that are lent, and how many blocks count as
+    that; waiting: requests that may find something. hits, evicted: tokens and blocks so far.
+    """
+
+    cached: dict[int, list[Run]] = field(init=False, default_factory=dict)
+    tables: dict[str, list[Run]] = field(init=False, default_factory=dict)
+    idle: dict[Run, None] = field(init=False, default_factory=dict)
+    idle_blocks: int = field(init=False, default=0)
+    leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
+    waiting: dict[str, Live] = field(init=False, default_factory=dict)
+    hits: int = field(init=False, default=0)
+    evicted: int = field(init=False, default=0)
+    _sharing: bool = field(init=False, default=False)  # changed since requests were told
+
+    # What a request finds
+
+    def _found(self, live: Live, start: int = 0) -> Iterator[tuple[Run, int, int]]:
+        """What is cached of a request's context from block `start` on: runs, and from which block
+        to which each is found. At least one token is left to compute, from which the next comes."""
+        most, at = (live.progress.tokens - 1) // self.block_size, start
+        for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
+            end = min(end, most)
+            while at < end:
+                runs = self.cached.get(piece, ())
+                found = next((i for i, r in enumerate(runs) if r.start <= at < r.end), -1)
+                if found < 0:
+                    return
+                to = min(runs[found].end, end)
+                for older in runs[:found]:
+                    to = min(to, older.start) if older.start > at else to
+                yield runs[found], at, to
+                at = to
+
+    def expect(self, live: Live) -> None:
+        """A request waits. One that finds nothing now, and shares with no other, never will."""
+        if live.content.shared or live.content.pieces[0] in self.cached:
+            self.waiting[live.request.id] = live
+
+    def forget(self, live: Live) -> None:
+        """It waits no longer."""
+        self.waiting.pop(live.request.id, None)
+        live.progress.cached = live.progress.shared = 0
+
+    def show(self, running: Sequence[Progress]) -> None:
+        """Write down what would be found for those that wait, and what all share with running
+        ones."""
+        for live in self.waiting.values():
+            end = held = 0
+            if live.content.pieces[0] in self.cached:
+                for run, start, end in self._found(live):
+                    held += end - start if run.held else 0
+            live.progress.cached, live.progress.shared = end * self.block_size, held
+        if self._sharing:
+            self._sharing = False
+            for p in running:
+                p.shared = sum(r.blocks for r in self.tables[p.id] if r.held > 1)
+
+    def start(self, live: Live) -> None:
+        """Hold what is found for a request that starts, beyond what it holds already."""
+        p, table = live.progress, self.tables.setdefault(live.request.id, [])
+        for run, start, end in [*self._found(live, table[-1].end if table else 0)]:
+            if run.start < start:
+                self._split(run, start)
+            found = self._split(run, end) if end < run.end else run
+            if not found.held:
+                del self.idle[found]
+                self.idle_blocks -= found.blocks
+                self.free -= found.blocks
+            self._sharing |= found.held > 0
+            found.held += 1
+            table.append(found)
+        p.computed = table[-1].end * self.block_size if table else 0
+
+    def _split(self, run: Run, at: int) -> Run:
+        """Let a run begin at a block within it; the new run of what lies before."""
+        before = Run(run.piece, run.start, at, run.held)
+        run.start = at
+        runs = self.cached[run.piece]
+        runs.insert(runs.index(run), before)
+        if run.held:
+            for table in (*self.tables.values(), *(runs for runs, _ in self.leaving.values())):
+                if run in table:
+                    table.insert(table.index(run), before)
+        else:  # the end goes first
+            both = {run: (run, before)}
+            self.idle = {r: None for old in self.idle for r in both.get(old, (old,))}
+        return before
+
+    # What becomes of blocks
+
+    def fill(self, live: Live, tokens: int) -> None:
+        """A request has computed so many tokens, or will have after this step: blocks that are full
+        then can be found from now on."""
+        table, full = self.tables[live.request.id], tokens // self.block_size
+        at = table[-1].end if table else 0
+        for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
+            end = min(end, full)
+            if at < end:
+                runs = self.cached.setdefault(piece, [])
+                last = table[-1] if table else None
+                if last and last.held == 1 and runs and runs[-1] is last:
+                    last.end = end
+                else:
+                    runs.append(Run(piece, at, end))
+                    table.append(runs[-1])
+                at = end
+
+    def take(self, blocks: int) -> None:
+        self.free -= blocks
+        gone = self.idle_blocks - self.free
+        if gone <= 0:
+            return
+        self.evicted += gone
+        self.idle_blocks -= gone
+        while gone:
+            run = next(iter(self.idle))
+            if run.blocks > gone:
+                run.end -= gone
+                return
+            gone -= run.blocks
+            del self.idle[run]
+            runs = self.cached[run.piece]
+            runs.remove(run)
+            if not runs:
+                del self.cached[run.piece]
+
+    def release(self, live: Live) -> None:
+        self._give_back(live, self._table(live))
+
+    def _table(self, live: Live) -> list[Run]:
+        """Of one that leaves. What is its own can be asked for from now on only."""
+        self.fill(live, live.progress.computed)
+        return self.tables.pop(live.request.id)
+
+    def _give_back(self, live: Live, table: list[Run]) -> None:
+        self.free += self.blocks(live.progress.computed) - (table[-1].end if table else 0)
+        for run in reversed(table):
+            run.held -= 1
+            self._sharing |= run.held > 0
+            if not run.held:
+                self.idle[run] = None
+                self.idle_blocks += run.blocks
+                self.free += run.blocks
+
+    def lend(self, live: Live) -> None:
+        table = self._table(live)
+        alone = self.blocks(live.progress.computed) - sum(r.blocks for r in table if r.held > 1)
+        self.leaving[live.request.id] = table, alone
+        self.lent += alone
+
+    def fetched(self, live: Live) -> None:
+        table, alone = self.leaving.pop(live.request.id)
+        self.lent -= alone
+        self._give_back(live, table)
+
+    def landed(self, live: Live) -> None:
+        self.lent -= self.blocks(live.progress.computed)
+        self.tables[live.request.id] = []
+        if live.content.shared:
+            self.fill(live, live.progress.computed)

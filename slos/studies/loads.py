@@ -1,0 +1,86 @@
+"""Attainment against load, on one grid of loads for all systems of a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.evaluation.capacity_search import Probe, Search, probe
+from slos.evaluation.grids import searches
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import rows_of, select
+from slos.files import Frame, results_dir
+from slos.records.sweep import sweep
+
+AT = {
+    "smoke": (0.5, 1.0),
+    "quick": (0.6, 0.9, 1.2),
+    "full": (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5),
+}
+"""Loads of the grid, as shares of what the strongest system of the scenario carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A case at a load, requests per second in all."""
+
+    search: Search
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.search} at {self.rate:.4g}/s"
+
+    @property
+    def system(self) -> str:
+        return self.search.system
+
+
+def attained(case: Loaded) -> list[Probe]:
+    return [probe(case.search, case.rate)]
+
+
+def grid(size: str, best: Frame, profile: str = "") -> list[Loaded]:
+    """Each system of a table of capacities with its best setting at all loads of its scenario, for
+    the seeds of a size; lengths of the data sets."""
+    best = best[best["lengths"] == "dataset"]
+    chosen = {(r.scenario, r.system, r.setting) for r in rows_of(best)}
+    top = best.groupby("scenario")["capacity"].max()
+    names = unique(best["scenario"]), unique(best["system"])
+    cases = [c for c in searches(size, *names, profile) if c.lengths == "dataset"]
+    return [
+        Loaded(c, share * top[c.scenario] * c.gpus)
+        for c in cases
+        if (c.scenario, c.system, c.setting) in chosen
+        for share in AT[size]
+    ]
+
+
+def run(size: str, cases: Sequence[Loaded], workers: int | None = None) -> Frame:
+    """Rows of `Probe`, from results/<size>/loads.csv where they lie already."""
+    size_of(size)
+    return pd.DataFrame(sweep(attained, cases, results_dir(size) / "loads.csv", Probe, workers))
+
+
+def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment against load, one panel per scenario: the mean over seeds, and a band from the
+    worst seed to the best one; the target drawn in."""
+    scenarios, systems = unique(rows["scenario"]), unique(rows["system"])
+    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        for i, (system, color) in enumerate(colors(systems).items()):
+            mine = select(rows, scenario=scenario, system=system)
+            told = 100 * mine.groupby("rate")["attainment"].agg(["mean", "min", "max"])
+            axis.fill_between(told.index, told["min"], told["max"], color=color, alpha=0.2)
+            looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.3}
+            axis.plot(
+                told.index, told["mean"], marker=MARKERS[i], markersize=5, linewidth=1.4,
+                label=name_of(system), **looks,
+            )  # fmt: skip
+        axis.axhline(100 * target, **DASHED)
+        axis.set(xlabel="load (requests/s per GPU)", xlim=(0, None), ylim=(0, 102))
+    said = f"{source}; lines: mean over seeds, bands: from the worst to the best; dashed: target "
+    return finish(figure, f"{said}{target:.0%}", axes[0], ncols=len(systems))

@@ -1,0 +1,123 @@
+"""The baselines on several replicas: at their best today, or as the paper had them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.grids import (
+    RIVALS,
+    behind,
+    can_draft,
+    case_of_rival,
+    fixed_drafts,
+    run_searches,
+    typical,
+)
+from slos.evaluation.sizes import scale_of
+from slos.evaluation.stats import interval, rows_of
+from slos.files import Frame
+from slos.sim.cluster import roles
+
+Key = TypeVar("Key", bound=Hashable)
+Cases = dict[tuple[str, str], Search]
+"""A case, of the first seed, by scenario and name."""
+
+
+ROWS = "waterfall"  # the file of their rows
+
+
+def carried(
+    size: str, cases: Sequence[Search], workers: int | None = None, name: str = ROWS
+) -> dict[Search, Any]:
+    """The row of each case that is its capacity, from results/<size>/<name>.csv where it lies
+    already: `rate` is in requests per second and GPU."""
+    cases = list(dict.fromkeys(cases))
+    probes = run_searches(size, cases, workers, name)
+    return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
+
+
+def tuned(
+    size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None, name: str = ROWS
+) -> dict[Key, Search]:
+    """Of each group the case that carries most, with one seed and as many replicas as it is
+    about."""
+    s = scale_of(size)
+    small = {"precision": s.tuning_precision, "seed": 0}
+    tried = {
+        key: [
+            replace(
+                c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small
+            )
+            for c in cases
+        ]
+        for key, cases in groups.items()
+        if len(cases) > 1
+    }
+    found = carried(size, [case for cases in tried.values() for case in cases], workers, name)
+    best = {key: 0 for key in groups} | {
+        key: max(range(len(cases)), key=lambda i: found[cases[i]].rate)
+        for key, cases in tried.items()
+    }
+    return {key: groups[key][i] for key, i in best.items()}
+
+
+def at_scale(cases: Mapping[Key, Search], size: str) -> dict[Key, Search]:
+    """The same with the requests and the precision of a size."""
+    s = scale_of(size)
+    return {
+        key: replace(
+            c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision
+        )
+        for key, c in cases.items()
+    }
+
+
+def rivals(
+    size: str,
+    scenarios: Sequence[str] = (),
+    workers: int | None = None,
+    replicas: int = 0,
+    profile: str = "",
+) -> Cases:
+    """By scenario and name: each baseline at its best on as many GPUs, by the paper's rule of pace.
+
+    First the token budget or the topology is chosen, and the router, drafting as is `typical` where
+    there is a draft model; then the draft length, none among them.
+    """
+    s = scale_of(size, replicas)
+    # of each setting, topology and router all draft lengths
+    tries: dict[tuple[str, str], list[list[Search]]] = {}
+    for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
+        drafts, plain = can_draft(scenario, profile), []
+        for rival in options:
+            plain += behind(case_of_rival(scenario, rival, s.replicas, profile))
+        tries[scenario, name] = [[c, *(fixed_drafts(c) if drafts else ())] for c in plain]
+    best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
+    lengths = {key: next(t for t in tries[key] if case in t) for key, case in best.items()}
+    return at_scale(tuned(size, lengths, workers), size)
+
+
+def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
+    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
+    what ran."""
+    seeds = range(scale_of(size).seeds)
+    every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
+    found = carried(size, every, workers, name)
+    rows = []
+    for (scenario, system), case in cases.items():
+        mine = [found[replace(case, seed=seed)] for seed in seeds]
+        where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
+        each = [row.rate for row in mine]
+        rows.append(
+            (scenario, system, *where, case.hardware.name, mine[0].source, *interval(each), each)
+        )
+    where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
+    return pd.DataFrame(
+        rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"]
+    )

@@ -1,0 +1,217 @@
+"""From the paper's ratio to today's: what each setting of the baselines is worth.
+
+Each step changes one thing in how ours is compared, from the authors' own simulation to baselines
+at their best today, judged by the rule of pace that clients have. Ours is the whole system with
+speculation on as many replicas; it changes only where the step is about all systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from slos.core.pace import CLIENT, PAPER
+from slos.core.types import require
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.grids import (
+    AS_PUBLISHED,
+    AUTHORS,
+    AUTHORS_MEMORY,
+    PLAIN,
+    RIVAL_ROUTERS,
+    RIVALS,
+    TYPICAL_DRAFTS,
+    Rival,
+    behind,
+    case_of_rival,
+)
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish
+from slos.evaluation.runs import hardware_of
+from slos.evaluation.sizes import scale_of
+from slos.evaluation.stats import by_scenario, geometric_means, mean_of, over, select, strongest
+from slos.files import Frame
+from slos.records.claims import Spread, paper
+from slos.sim.cluster import KV_BYTES
+from slos.studies.ablation import PARTS, case_of
+from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
+from workloads import SCENARIOS
+
+OURS_IS = "ours"
+PUBLISHED, TODAY = "vLLM drafts 3 tokens", "all draft, at the best length"
+CLIENTS = "the clients' rule of pace"
+BESIDE: dict[str, Any] = {
+    "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One setting of the comparison. name: what it changes. tries: of each baseline; the best one
+    counts. memory: bytes of KV cache of every system, 0 for the profile's."""
+
+    name: str
+    tries: Mapping[str, Sequence[Rival]]
+    routers: Sequence[str] = (PLAIN,)
+    memory: float = 0.0
+
+
+def _changed(tries: Mapping[str, Sequence[Rival]], **changes: Rival) -> dict[str, Sequence[Rival]]:
+    return {**tries, **{name: [rival] for name, rival in changes.items()}}
+
+
+_PAGED = {
+    "vllm": [Rival("vllm", "max_batched_tokens=1")],
+    "sarathi": [Rival("sarathi-authors", "paged=1")],
+}
+_BATCHED = _changed(
+    _PAGED, vllm=Rival("vllm", "max_batched_tokens=2048"), sarathi=Rival("sarathi-capped")
+)
+_CHUNKED = _changed(_BATCHED, sarathi=AS_PUBLISHED["sarathi"][0])
+_ENGINES = {name: AS_PUBLISHED[name] for name in ("vllm", "sarathi")}
+_BUDGETS = {
+    "vllm": [r._replace(drafts=TYPICAL_DRAFTS) for n in ("vllm", "vllm-v1") for r in RIVALS[n]],
+    "sarathi": RIVALS["sarathi"],
+}
+STEPS = (
+    Step("the authors' simulation", AUTHORS, memory=AUTHORS_MEMORY),
+    Step("the whole KV cache, not 10 GB", AUTHORS),
+    Step("KV blocks as they fill, not set aside", _PAGED),
+    Step("prompts batched, and chunked in turn", _BATCHED),
+    Step("chunks of 512, not the TPOT cap", _CHUNKED),
+    Step(PUBLISHED, AS_PUBLISHED),
+    Step("the better router", _ENGINES, RIVAL_ROUTERS),
+    Step("the best token budget, and vLLM V1", _BUDGETS, RIVAL_ROUTERS),
+)
+"""The steps before baselines are at their best today, which `rivals` finds. DistServe, never the
+best, is where the whole ratios are told."""
+TOTALS = {
+    STEPS[0].name: "as the authors simulate them",
+    PUBLISHED: "as the paper had the engines",
+    TODAY: "at their best today",
+    CLIENTS: "the same by the clients' rule",
+}
+"""Where the whole ratio is told, and what it is called."""
+
+
+def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: int) -> Cases:
+    """By scenario and "STEP|SYSTEM", ours or a baseline as it carries most."""
+    s = scale_of(size, replicas)
+    groups: dict[tuple[str, str], list[Search]] = {}
+    for step, scenario in product(STEPS, scenarios):
+        hardware = hardware_of(scenario)
+        share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens
+        where: dict[str, Any] = {"kv_scale": share or 1.0}
+        ours = case_of(scenario, PARTS, replicas=s.replicas, **where)
+        groups[scenario, f"{step.name}|{OURS_IS}"] = [ours]
+        for name, tries in step.tries.items():
+            plain = [replace(case_of_rival(scenario, r, s.replicas), **where) for r in tries]
+            behind_each = [c for case in plain for c in behind(case, step.routers)]
+            groups[scenario, f"{step.name}|{name}"] = behind_each
+    found = at_scale(tuned(size, groups, workers), size)
+    best = rivals(size, scenarios, workers, replicas)
+    best |= {(name, OURS_IS): found[name, f"{STEPS[-1].name}|{OURS_IS}"] for name in scenarios}
+    for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
+        ruled = {key: replace(case, rule=rule) for key, case in best.items()}
+        found |= {(name, f"{step}|{system}"): case for (name, system), case in ruled.items()}
+    return found
+
+
+def carried_by(
+    size: str, scenarios: Sequence[str] = (), workers: int | None = None, replicas: int = 0
+) -> Frame:
+    """A row per step, scenario and system: capacity with its interval over seeds, that of each
+    seed, and what ran. vLLM is whichever of its two versions carries more."""
+    for name in scenarios:
+        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    scenarios = scenarios or scale_of(size, replicas).scenarios
+    best = measured(size, _cases(size, scenarios, workers, replicas), workers)
+    best[["step", "name"]] = best["name"].str.split("|", expand=True)
+    return strongest(best.replace({"name": "vllm-v1"}, "vllm"), "step", "scenario", "name")
+
+
+def levels(best: Frame) -> Frame:
+    """Ours over each baseline and over the best one, at each step and per scenario: step, scenario,
+    against, ratio, low, high, each."""
+    theirs = best[best["name"] != OURS_IS]
+    top = strongest(theirs, "step", "scenario").assign(against="best")
+    named = pd.concat([theirs.assign(against=theirs["name"]), top])
+    columns = ["step", "scenario", "rate"]
+    return over(select(best, name=OURS_IS)[columns], named[[*columns, "against"]])
+
+
+def falls(table: Frame) -> Frame:
+    """What each step makes of the ratio to the best baseline: a row per step with the geometric
+    mean and its interval, by what the one before it is multiplied, and the ratios per scenario."""
+    table = select(table, against="best")
+    rows = by_scenario(table, "step")
+    rows.insert(0, "times", rows["geometric mean"] / rows["geometric mean"].shift(1))
+    return rows.reset_index()
+
+
+def numbers(table: Frame) -> dict[str, Spread]:
+    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    found = {}
+    for start, step in (("published", PUBLISHED), ("today", TODAY), ("clients", CLIENTS)):
+        for name, rows in select(table, step=step).groupby("against", sort=False):
+            found[f"{start}_vs_{name}"] = mean_of(rows)
+    found["authors_vs_best"] = mean_of(select(table, step=STEPS[0].name, against="best"))
+    for scenario in ("coding", "tool-calling", "reasoning"):
+        rows = select(table, step=PUBLISHED, against="best", scenario=scenario)
+        if len(rows):
+            found[f"published_{scenario}".replace("-", "_")] = mean_of(rows)
+    return found
+
+
+def waterfall_chart(table: Frame, source: str) -> Figure:
+    """Ours over the best baseline as geometric mean: coloured bars from one step's level to the
+    next, whole ones at `TOTALS` with their interval and scenarios; dashed: the paper's number.
+
+    table: of `levels`.
+    """
+    each = select(table, against="best")
+    means = geometric_means(each, "step").set_index("step")
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    labels, before = [], 1.0
+    looks = {"height": 0.6, "edgecolor": "black", "linewidth": 0.6}
+    for step, r in means.iterrows():
+        if labels:
+            color, hatch = ("#56B4E9", "") if r.ratio < before else ("#D55E00", "//")
+            axis.barh(len(labels), r.ratio - before, left=before, color=color, hatch=hatch, **looks)
+            said = f"x {r.ratio / before:.2f}"
+            axis.annotate(said, (max(before, r.ratio), len(labels)), **BESIDE)
+            labels.append(str(step))
+        if step in TOTALS:
+            axis.barh(len(labels), r.ratio - 1, left=1, color="0.85", **looks)
+            axis.annotate(f"{r.ratio:.2f}x", (1, len(labels)), **BESIDE, weight="bold")
+            _scenarios(axis, len(labels), r, select(each, step=step))
+            labels.append(TOTALS[str(step)])
+        before = r.ratio
+    reported = paper("authors_vs_best")
+    axis.axvline(reported, **DASHED, label=f"the paper's {reported:g}x")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    for tick in axis.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text() in TOTALS.values() else "normal")
+    axis.set_xlabel("capacity of SLOs-Serve over the best baseline (x)")
+    said = f"{source}; bars: geometric mean of the scenarios (marks); lines: 95 % over seeds"
+    return finish(figure, said, axis, ncols=4, fontsize=8)
+
+
+def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
+    """The interval of a whole bar, and a mark per scenario."""
+    axis.plot([mean.low, mean.high], [y, y], color="black", linewidth=2)
+    for i, (name, color) in enumerate(colors(list(each["scenario"])).items()):
+        looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.4}
+        looks |= {"markersize": 6, "linestyle": "none"}
+        x = float(select(each, scenario=name)["ratio"].iloc[0])
+        label = None if y else name
+        at = y + 0.09 * (i - 2.5)  # some are alike
+        axis.plot(x, at, MARKERS[i], label=label, **looks)

@@ -1,0 +1,115 @@
+"""The waterfall: each step changes what it says, its ends are the capacities of the tables, and
+what is made of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import sqrt
+
+import pandas as pd
+import pytest
+
+from slos.core.pace import CLIENT
+from slos.evaluation.grids import MAX_DRAFTS, PLAIN, RIVAL_ROUTERS, RIVALS
+from slos.evaluation.stats import select
+from slos.policies import POLICIES
+from slos.records.claims import read_claims
+from slos.studies import as_published, rivals, waterfall
+from slos.studies.ablation import PARTS, case_of
+from slos.studies.waterfall import CLIENTS, OURS_IS, PUBLISHED, STEPS, TODAY, TOTALS
+
+pytestmark = pytest.mark.usefixtures("no_data")
+
+
+@pytest.fixture
+def first_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried: the last one of what could be is taken for the best."""
+
+    def tuned(size: str, groups: dict, workers: int | None = None) -> dict:
+        return {key: cases[-1] for key, cases in groups.items()}
+
+    monkeypatch.setattr(rivals, "tuned", tuned)
+    monkeypatch.setattr(waterfall, "tuned", tuned)
+
+
+def test_a_step_changes_what_it_says(first_of_each: None) -> None:
+    cases = waterfall._cases("full", ["chatbot", "reasoning"], None, 0)
+
+    def of(step: str, name: str, scenario: str = "chatbot"):
+        return cases[scenario, f"{step}|{name}"]
+
+    names = [step.name for step in STEPS]
+    # ours: less memory at the first step, and what it is judged by at the last
+    whole = of(TODAY, OURS_IS)
+    assert whole == of(names[1], OURS_IS) and whole.max_drafts == MAX_DRAFTS
+    # 10 GB of OPT-6.7B's 0.5 MiB a token
+    assert round(43_000 * of(names[0], OURS_IS).kv_scale) == 10e9 // (2 * 2 * 32 * 4096)
+    assert replace(of(names[0], OURS_IS), kv_scale=1.0) == whole
+    assert of(CLIENTS, OURS_IS) == replace(whole, rule=CLIENT)
+    assert of(CLIENTS, "sarathi") == replace(of(TODAY, "sarathi"), rule=CLIENT)
+    # the baselines
+    for step in STEPS:
+        for name in step.tries:
+            assert of(step.name, name).router == step.routers[-1]
+    assert {c.router for c in map(lambda n: of(n, "vllm"), names[:6])} == {PLAIN}
+    assert of(PUBLISHED, "vllm").setting == "max_batched_tokens=2048,drafts=3"
+    assert of(PUBLISHED, "vllm", "reasoning").setting == "max_batched_tokens=2048"
+    assert of(PUBLISHED, "sarathi").setting == "chunk=512"
+    assert of(PUBLISHED, "distserve").topology and not of(PUBLISHED, "distserve").max_drafts
+    assert {of(TODAY, name).system for name in RIVALS} <= POLICIES.keys()
+
+
+def test_the_ends_are_the_capacities_of_the_tables() -> None:
+    """Ours is that of the ablation's table, and the baselines are those at their best."""
+    best = waterfall.carried_by("smoke", ["coding"], 1)
+    today = select(best, step=TODAY).set_index("name")["capacity"]
+    table = rivals.measured("smoke", rivals.rivals("smoke", ["coding"], 1), 1)
+    table = table.set_index("name")["capacity"]
+    assert today["sarathi"] == table["sarathi"] and today["distserve"] == table["distserve"]
+    assert today["vllm"] == max(table["vllm"], table["vllm-v1"])
+    s = waterfall.scale_of("smoke")
+    whole = {("coding", "all"): case_of("coding", PARTS, replicas=s.replicas)}
+    [ours] = rivals.measured("smoke", rivals.at_scale(whole, "smoke"), 1)["capacity"]
+    assert today[OURS_IS] == ours
+    # the chart's first and last level
+    falls = waterfall.falls(waterfall.levels(best)).set_index("step")["geometric mean"]
+    assert falls[TODAY] == pytest.approx(ours / max(today.drop(OURS_IS)))
+    first = select(best, step=STEPS[0].name).set_index("name")["capacity"]
+    assert falls.iloc[0] == pytest.approx(first[OURS_IS] / max(first["vllm"], first["sarathi"]))
+    assert list(falls.index) == [*(step.name for step in STEPS), TODAY, CLIENTS]
+    assert {*TOTALS} <= {*falls.index}
+    assert set(best["router"]) <= {*RIVAL_ROUTERS, "cheapest"}
+
+
+def test_what_is_made_of_the_rows() -> None:
+    rows = [
+        (step, scenario, name, rate, [rate, rate])
+        for step in (STEPS[0].name, PUBLISHED, TODAY, CLIENTS)
+        for scenario, factor in (("coding", 1.0), ("reasoning", 4.0))
+        for name, rate in ((OURS_IS, 4.0 * factor), ("vllm", 2.0), ("sarathi", factor))
+    ]
+    best = pd.DataFrame(rows, columns=["step", "scenario", "name", "capacity", "rate"])
+    levels = waterfall.levels(best)
+    found = {key: value[0] for key, value in waterfall.numbers(levels).items()}
+    assert found["published_vs_vllm"] == pytest.approx(sqrt(2 * 8))
+    assert found["today_vs_sarathi"] == pytest.approx(4)
+    assert found["authors_vs_best"] == pytest.approx(sqrt(2 * 4)), "vLLM here, Sarathi-Serve there"
+    assert (found["published_coding"], found["published_reasoning"]) == (2, 4)
+    falls = waterfall.falls(levels)
+    assert list(falls["times"])[1:] == pytest.approx([1, 1, 1])
+    [axis] = waterfall.waterfall_chart(levels, "made up").axes
+    names = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert [name for name in names if name in TOTALS.values()] == list(TOTALS.values())
+    strict = pd.DataFrame({"against": ["vllm", "best"], "each": [[2.0, 2.0], [1.5, 1.5]]})
+    numbers = as_published.numbers(strict)
+    assert numbers["strict_vs_vllm"] == pytest.approx((2, 2, 2))
+    mine = {c.key for c in read_claims() if c.notebook == "17_waterfall"}
+    known = {*found, *numbers, "published_tool_calling"}
+    assert {key for key in mine if not key.endswith("distserve")} - known == {"strict_vs_sarathi"}
+
+
+def test_strict_targets_and_draft_lengths() -> None:
+    strict = as_published.strict("smoke", 1)
+    assert set(strict["against"]) == {"vllm", "sarathi", "distserve", "best"}
+    lengths = as_published.draft_lengths("smoke", ["coding", "reasoning"], 1)
+    assert set(lengths["scenario"]) == {"coding"} and list(lengths["drafts"]) == ["1", "3", "5"]
