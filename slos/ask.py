@@ -11,6 +11,7 @@ from pathlib import Path
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
+from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
 from slos.studies.your_own import Question, answer, caution, described, in_words, table
 from workloads import SCENARIOS
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         best = answer(asked, "ask")
         shown = table(best, asked.rate).to_string(index=False)
         doubt = f"{caution(best, asked)}\n".lstrip("\n")
-        print(f"\n{doubt}{shown}\n\n{in_words(best, asked)}")
+        kinds = by_kind(best, asked)
+        parts = "" if kinds.empty else f"\n{kinds.to_string(index=False)}\n"
+        print(f"\n{doubt}{shown}\n{parts}\n{in_words(best, asked)}")
         if out:
             write_whole(out, best.to_csv(index=False))
     except (ValueError, OSError) as error:

@@ -116,6 +116,30 @@ def test_an_unknown_name_is_refused_with_the_known_ones(
     assert not list(tmp_path.rglob("*.csv")), "refused before the first run"
 
 
+def values_of(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook as they stand there."""
+    values: dict[str, Any] = {}
+    exec(parameters_of(path).source, {}, values)
+    return values
+
+
+TYPED = [(path, name) for path in NOTEBOOKS for name in values_of(path)]
+
+
+@pytest.mark.parametrize(("path", "parameter"), TYPED, ids=lambda v: getattr(v, "stem", v))
+def test_a_parameter_of_a_wrong_type_is_refused_by_its_name(
+    path: Path, parameter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `papermill -p` hands over what was typed."""
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
+    known: dict[str, Any] = values_of(path)
+    known[parameter] = "fast" if isinstance(known[parameter], list | int | float) else 7
+    with pytest.raises(ValueError, match=f"^{parameter} = .+ must be "):
+        for cell in code_of(path)[1:]:
+            exec(cell.source, known)
+    assert not list(tmp_path.rglob("*.csv")), "refused before the first run"
+
+
 def test_an_unknown_size_is_refused() -> None:
     with pytest.raises(ValueError, match="size = 'huge' must be one of smoke, quick, full"):
         size_of("huge")

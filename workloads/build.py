@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from slos.core.types import Request, Stage, require
-from workloads import arrivals, lengths, own, synthetic
+from workloads import arrivals, lengths, own, sessions, synthetic
 from workloads.files import DATA, data_folder, locate
 from workloads.scenarios import SCENARIOS, Scenario, by_name
 
@@ -125,7 +125,11 @@ def _of_file(
     require(len(rows) > 0, f"{path}: max_context", limit, "at least one request's length")
     rng, count = _stream(seed, "own", "arrivals"), len(rows)
     if rows[0].arrival is None:
-        times, which = arrivals.poisson(rng, n), rng.integers(count, size=n)
+        times, names = arrivals.poisson(rng, n), [r.session for r in rows]
+        if any(names):
+            which, laps = sessions.drawn(rng, names, n)
+        else:
+            which, laps = rng.integers(count, size=n), np.arange(n)
     else:
         at = np.array([r.arrival for r in rows], dtype=float)
         # what follows the last one is a mean gap
@@ -134,10 +138,11 @@ def _of_file(
         times, which = arrivals.replay(
             rng, arrivals.Trace(path.name, span, at - at[0], nothing, nothing), n
         )
-    drawn = zip(times.tolist(), which.tolist(), strict=True)
+        laps = sessions.laps(which)
+    drawn = zip(times.tolist(), which.tolist(), laps.tolist(), strict=True)
     return f"{path.name}, {count} rows", tuple(
-        rows[k].request(f"{path.stem}-{i:06d}", t / rate, path.stem)
-        for i, (t, k) in enumerate(drawn)
+        rows[k].request(f"{path.stem}-{i:06d}", t / rate, path.stem, lap)
+        for i, (t, k, lap) in enumerate(drawn)
     )
 
 

@@ -3,13 +3,15 @@ in seconds.
 
 Columns: prompt, output, tpot, and for the first token ttft (seconds) or slowdown (times its
 zero-load time), of which every row has one; arrival (seconds, ascending) or none for Poisson
-arrivals; kind, by which reports group requests, and value (1); row, the number by which messages
-call the row, if not its own. Any other column is passed over.
+arrivals; kind, by which reports group requests, and value (1). `workloads.published` adds row, the
+number by which messages call the row; session, for a round of one; and prefix, a JSON list of
+[name, tokens], as in `Request.prefix`. Any other column is passed over.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
@@ -29,10 +31,14 @@ class Row:
     kind: str = ""
     value: float = 1.0
     number: int = 0
+    session: str = ""
+    prefix: tuple[tuple[str | int, int], ...] = ()
 
-    def request(self, id: str, arrival: float, kind: str) -> Request:
-        """As a request of that kind, unless it has one."""
-        return Request(id, arrival, (self.stage,), self.value, self.kind or kind)
+    def request(self, id: str, arrival: float, kind: str, lap: int = 0) -> Request:
+        """As a request of that kind, unless it has one; `lap` tells its content from that of the
+        same row drawn before."""
+        prefix = tuple((f"{name}~{lap}", n) for name, n in self.prefix) if lap else self.prefix
+        return Request(id, arrival, (self.stage,), self.value, self.kind or kind, prefix)
 
 
 def as_they_are(path: Path, count: int | None = None) -> tuple[Request, ...]:
@@ -64,13 +70,14 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         header,
         "comma-separated, with a column 'ttft' or 'slowdown'",
     )
-    more = [c for c in ("arrival", "kind", "value", "row") if c in header]
+    more = [c for c in ("arrival", "kind", "value", "row", "session", "prefix") if c in header]
     names = ["prompt", "output", "tpot", *first, *more]
     rows: list[Row] = []
     for n, cells in read_rows(path, names):
         cell = dict(zip(names, cells, strict=True))
-        called = cell.pop("row", "")
+        called, session = cell.pop("row", ""), cell.pop("session", "")
         n = int(called) if called.isdecimal() else n
+        prefix = _prefix(path, n, cell.pop("prefix", ""))
         seconds = {
             c: _number(path, n, c, text)
             for c, text in cell.items()
@@ -103,7 +110,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
         try:
             slo = SLO(seconds["tpot"], seconds.get("ttft"), seconds.get("slowdown"))
-            rows.append(Row(arrival, Stage(prompt, output, slo), cell.get("kind", ""), value, n))
+            stage = Stage(prompt, output, slo)
+            rows.append(Row(arrival, stage, cell.get("kind", ""), value, n, session, prefix))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")
@@ -115,6 +123,16 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         "of two times at least",
     )
     return tuple(rows)
+
+
+def _prefix(path: Path, row: int, text: str) -> tuple[tuple[str | int, int], ...]:
+    try:
+        found = tuple((name, n) for name, n in json.loads(text or "[]"))
+        good = all(isinstance(name, str | int) and isinstance(n, int) for name, n in found)
+    except (TypeError, ValueError):
+        found, good = (), False
+    require(good, f"{path}, row {row}: prefix", text, "a JSON list of [name, tokens]")
+    return found
 
 
 def _number(path: Path, row: int, column: str, text: str) -> float:

@@ -2,8 +2,9 @@
 
 Known by their columns: Azure's LLM inference traces (TIMESTAMP, ContextTokens, GeneratedTokens),
 BurstGPT (Timestamp, Request tokens, Response tokens), Mooncake (a JSON object a line: timestamp in
-milliseconds, input_length, output_length), ShareGPT (a JSON list of conversations, as text: tokens
-are estimated), and the columns of `workloads.own`. Each also as .gz or .zst.
+milliseconds, input_length, output_length, hash_ids), ShareGPT (a JSON list of conversations, as
+text: tokens are estimated), and the columns of `workloads.own` with `session` for the rounds of
+conversations. Each also as .gz or .zst.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from slos.core.types import SLO, require
+from workloads import sessions
 from workloads.files import open_text, tokens
 
-KNOWN = ("prompt", "output", "tpot", "ttft", "slowdown", "arrival", "kind", "value")
+KNOWN = ("prompt", "output", "tpot", "ttft", "slowdown", "arrival", "kind", "value", "session")
 TIMES = ("timestamp", "time", "arrived_at", "arrival_time", "arrivals")  # what `arrival` is called
 LAYOUTS = {
     "Azure": {"TIMESTAMP": "arrival", "ContextTokens": "prompt", "GeneratedTokens": "output"},
     "BurstGPT": {
         "Timestamp": "arrival", "Request tokens": "prompt", "Response tokens": "output",
-        "Log Type": "kind",
+        "Log Type": "kind", "Session ID": "session",
     },
-    "Mooncake": {"timestamp": "arrival", "input_length": "prompt", "output_length": "output"},
+    "Mooncake": {
+        "timestamp": "arrival", "input_length": "prompt", "output_length": "output",
+        "hash_ids": "hash_ids",
+    },
 }  # fmt: skip
 CHARACTERS = 4.0  # of English text in a token, where a data set has text and no counts
 TOO_MANY = 0.05  # share of requests that may be left out for their length
@@ -61,7 +66,7 @@ class Table:
     """Requests as rows of `KNOWN` columns, and what is to be said about them, in words."""
 
     columns: list[str]
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -117,7 +122,8 @@ def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str
         for turn in talk.get("conversations") or ():
             size = len(str(turn.get("value", ""))) / CHARACTERS
             if turn.get("from") in ("gpt", "assistant", "chatgpt"):
-                yield n, {"prompt": str(round(before)), "output": str(round(size))}
+                counts = {"prompt": str(round(before)), "output": str(round(size))}
+                yield n, counts | {"session": str(n)}
             before += size
 
 
@@ -132,12 +138,18 @@ def _seconds(path: Path, n: int, text: str, layout: str) -> float:
         raise ValueError(f"{path}, row {n}: arrival = {text!r} must be seconds or a date") from None
 
 
-def read(path: Path | str, objectives: Objectives, max_context: int | None = None) -> Table:
+def read(
+    path: Path | str,
+    objectives: Objectives,
+    max_context: int | None = None,
+    most_left_out: float = TOO_MANY,
+) -> Table:
     """The requests of a file in any of the layouts.
 
     Left out, and told in the remarks: rows without a token of prompt or output, and requests over
-    `max_context`, which are refused where they are more than 5 %. Raises FileNotFoundError, or
-    ValueError naming file, row, column and value of what is wrong, and the cure.
+    `max_context`, which are refused where they are a larger share than `most_left_out`. Raises
+    FileNotFoundError, or ValueError naming file, row, column and value of what is wrong, and the
+    cure.
     """
     path = Path(path)
     try:
@@ -150,34 +162,63 @@ def read(path: Path | str, objectives: Objectives, max_context: int | None = Non
     own = [c for c in ("tpot", "ttft", "slowdown") if c in used.values()]
     default = objectives.cells(path, own)
     table = Table([*(c for c in KNOWN if c in {*used.values(), *default}), "row"])
-    empty, long = 0, []
     for n, cells in records:
-        row: dict[str, object] = {used[c]: text for c, text in cells.items() if c in used}
-        counts = [tokens(path, n, c, str(row[c]), low=0) for c in ("prompt", "output")]
-        if min(counts) == 0:
-            empty += 1
-            continue
-        if max_context and sum(counts) > max_context:
-            long.append(sum(counts))
-            continue
+        row: dict[str, Any] = {used[c]: text for c, text in cells.items() if c in used}
+        row |= {c: tokens(path, n, c, str(row[c]), low=0) for c in ("prompt", "output")}
         if "arrival" in row:
             row["arrival"] = _seconds(path, n, str(row["arrival"]), layout)
         table.rows.append(row | default | {"row": n})
-    share = len(long) / len(records)
+    passed = records[0][1].keys() - used.keys()
+    table.remarks += _remarks(layout, passed, table, len(records))
+    _whole(table)
+    _in_order(table)
+    _shared(table)
+    _fitting(path, table, max_context, most_left_out)
+    return table
+
+
+def _whole(table: Table) -> None:
+    """Leave out what has no tokens."""
+    kept = [row for row in table.rows if min(row["prompt"], row["output"]) > 0]
+    empty = len(table.rows) - len(kept)
+    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
+    table.rows = kept
+
+
+def _in_order(table: Table) -> None:
+    """Sort by arrival, from 0 on."""
+    if "arrival" in table.columns and table.rows:
+        start = min(row["arrival"] for row in table.rows)
+        table.rows.sort(key=lambda row: row["arrival"])
+        for row in table.rows:
+            row["arrival"] = round(row["arrival"] - start, 6)
+
+
+def _shared(table: Table) -> None:
+    """Say whose content prompts begin with, where the file tells of sessions or hashes."""
+    said = ""
+    if "session" in table.columns:
+        said = sessions.grow(table.rows)
+    elif table.rows and all("hash_ids" in row for row in table.rows):
+        said = sessions.hashed(table.rows)
+    if said:
+        table.remarks.append(said)
+        table.columns.append("prefix")
+
+
+def _fitting(path: Path, table: Table, max_context: int | None, most_left_out: float) -> None:
+    """Leave out what is longer; refuse the file if that is too much of it."""
+    require(len(table.rows) > 0, f"{path}: rows with tokens", 0, "at least 1")
+    sizes = [row["prompt"] + row["output"] for row in table.rows]
+    long = [size for size in sizes if max_context and size > max_context]
+    share = len(long) / len(sizes)
     cure = f"{share:.0%} are longer: leave them out (--max-context), or name another profile"
     name, most = f"longest request of {path.name.split('.')[0]}", max(long, default=0)
-    require(share <= TOO_MANY, name, most, f"at most {max_context} tokens", cure)
-    require(len(table.rows) > 0, f"{path}: rows with tokens", 0, "at least 1")
-    table.remarks += _remarks(layout, records[0][1].keys() - used.keys(), table, len(records))
-    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
-    said = f"{len(long)} of {len(records)} longer than {max_context} tokens: left out"
+    require(share <= most_left_out, name, most, f"at most {max_context} tokens", cure)
+    said = f"{len(long)} of {len(sizes)} longer than {max_context} tokens: left out"
     table.remarks += [said] * bool(long)
-    if "arrival" in table.columns:
-        start = min(cast(float, row["arrival"]) for row in table.rows)
-        table.rows.sort(key=lambda row: cast(float, row["arrival"]))
-        for row in table.rows:
-            row["arrival"] = round(cast(float, row["arrival"]) - start, 6)
-    return table
+    rows = zip(table.rows, sizes, strict=True)
+    table.rows = [row for row, size in rows if not max_context or size <= max_context]
 
 
 def _remarks(layout: str, left: set[str], table: Table, count: int) -> list[str]:
@@ -194,7 +235,7 @@ def write(table: Table, path: Path) -> Path:
     """Write the requests as a CSV of `workloads.own`; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as out:
-        writer = csv.DictWriter(out, table.columns)
+        writer = csv.DictWriter(out, table.columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(table.rows)
     return path

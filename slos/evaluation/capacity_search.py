@@ -11,7 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
-from slos.core.attainment import attainment
+from slos.core.attainment import Outcome, attainment
 from slos.core.pace import CLIENT, PAPER
 from slos.core.types import require
 from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
@@ -142,8 +142,8 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
-def probe(case: Search, rate: float) -> Probe:
-    """What a case comes to at a load of `rate` requests per second in all."""
+def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
+    """What becomes of a case's requests at `rate` per second in all, and their source."""
     hardware = case.hardware
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
@@ -155,9 +155,15 @@ def probe(case: Search, rate: float) -> Probe:
         topology=case.topology, belief=belief, max_drafts=case.max_drafts,
         acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
+    return outcomes, workload.source
+
+
+def probe(case: Search, rate: float) -> Probe:
+    """What a case comes to at a load of `rate` requests per second in all."""
+    outcomes, source = outcomes_at(case, rate)
     accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
     return Probe(
-        case.scenario, case.lengths, case.system, case.setting, hardware.name,
+        case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
         case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
         attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
         len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
@@ -165,7 +171,7 @@ def probe(case: Search, rate: float) -> Probe:
         _quantile(0.99, [o.tpot for o in outcomes]),
         _quantile(0.99, [o.ttft for o in accepted]),
         _quantile(0.99, [o.tpot for o in accepted]),
-        _quantile(0.5, [o.ttft for o in declined]), False, workload.source, "simulated",
+        _quantile(0.5, [o.ttft for o in declined]), False, source, "simulated",
     )  # fmt: skip
 
 

@@ -27,6 +27,10 @@ NAMES = {
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
 DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
+ABOVE = {
+    "loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8, "frameon": False
+}  # fmt: skip
+"""A legend of one panel, over it."""
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -101,6 +105,14 @@ def whiskers(
     axis.errorbar(*at, capsize=2, **looks)
 
 
+def seeds_said(rows: Frame) -> str:
+    """What the whiskers of `rows` are, for a caption. Needs each seed's value in a column `each` or
+    `rate`, or their number in `seeds`."""
+    values = next((rows[c].map(len) for c in ("each", "rate") if c in rows), None)
+    most = int((rows["seeds"] if values is None else values).max())
+    return f"whiskers: 95 % interval over {most} seeds" if most > 1 else "one seed, so no interval"
+
+
 def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
     """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of
     ten."""
@@ -120,13 +132,14 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 def dots(
     axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float
 ) -> None:
-    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number as lines.
-    table: all rows."""
+    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number, unless 0, as
+    lines. table: all rows."""
     scenarios = unique(table["scenario"])
     for i, (label, (color, rows)) in enumerate(groups.items()):
         x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
         rows = rows.set_index("scenario").reindex(scenarios)
         whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.axhline(paper, **DASHED)
+    if paper:
+        axis.axhline(paper, **DASHED)
     axis.set_xticks(range(len(scenarios)), scenarios)

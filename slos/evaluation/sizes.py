@@ -1,7 +1,8 @@
-"""How large runs are: smoke, quick and full."""
+"""How large runs are: smoke, quick and full; and the types of what notebooks are given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slos.core.types import require
@@ -63,3 +64,32 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
     require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
     require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
     return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
+
+
+TEXT, LIST = ("size", "scenario", "profile", "mix", "model"), "a list of names"
+LISTS = dict.fromkeys(
+    ("scenarios", "systems", "profiles", "routers", "workloads", "arguments"), (str, LIST)
+) | {"bursts_at": (int | float, "a list of seconds")}
+WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
+NUMBERS = (
+    "target", "rate", "slo_scale", "tpot", "ttft", "width",
+    "burst_at", "burst_rate", "burst_seconds",
+)  # fmt: skip
+
+
+def check(parameters: Mapping[str, object]) -> None:
+    """Refuse a notebook's parameter of a wrong type, as papermill hands it over: `-p scenarios
+    chatbot` is text, where a list was meant. Names that are no parameters are passed over."""
+    for name, value in parameters.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in TEXT:
+            require(isinstance(value, str), name, value, "text")
+        elif name in LISTS:
+            kind, bound = LISTS[name]
+            good = isinstance(value, list | tuple) and all(isinstance(v, kind) for v in value)
+            require(good, name, value, bound, f"for papermill: -y '{name}: [..., ...]'")
+        elif name in WHOLE:
+            good = number and isinstance(value, int) and value >= 0
+            require(good, name, value, "a whole number of at least 0")
+        elif name in NUMBERS:
+            require(number, name, value, "a number")

@@ -120,11 +120,11 @@ def geometric_means(table: Frame, *by: str) -> Frame:
 
 
 def by_scenario(table: Frame, *by: str) -> Frame:
-    """The ratios of a table: a column per scenario, then `geometric_means`; a row per value of
-    `by`."""
+    """The ratios of a table: a column per scenario, then `geometric_means` and of how many; a row
+    per value of `by`."""
     columns = list(by or ("against",))
     grid = table.pivot_table("ratio", columns, "scenario", sort=False)
-    means = geometric_means(table, *by).drop(columns="scenarios")
+    means = geometric_means(table, *by)
     return grid.join(means.rename(columns={"ratio": "geometric mean"}).set_index(columns))
 
 

@@ -129,9 +129,9 @@ def of_file(path: Path, given: argparse.Namespace, limit: int | None) -> Asked:
     """Requests of one's own at their own times, or at the rate that is given."""
     number = given.num_requests
     with TemporaryDirectory() as folder:
-        read = published.read(
-            path, published.Objectives(given.tpot, given.ttft, given.slowdown), limit
-        )
+        objectives = published.Objectives(given.tpot, given.ttft, given.slowdown)
+        left_out = 1.0 if given.max_context else published.TOO_MANY
+        read = published.read(path, objectives, limit, left_out)
         for row in read.rows:
             slow = given.ttft is None and row.get("slowdown")
             in_seconds(given, f"{path}, row {row['row']}", slow)

@@ -49,6 +49,7 @@ class _Client:
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     lag: float = 0.0
+    said: dict[str | int, list[int]] = field(default_factory=dict)  # by name of `Request.prefix`
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() - self.start
@@ -74,11 +75,33 @@ class _Client:
         if self.vllm:
             fields["ignore_eos"] = True
             fields["stream_options"]["continuous_usage_stats"] = True
-            fields["return_token_ids"] = not last  # they are part of the next prompt
+            # they are part of the next prompt
+            fields["return_token_ids"] = not last or bool(request.prefix)
             fields["vllm_xargs"] = xargs(stages, request.value)
             # or a second replay would find its prompts in the prefix cache
             fields["cache_salt"] = self.salt
         return json.dumps(fields).encode()
+
+    def random(self, name: str, count: int) -> list[int]:
+        rng = np.random.default_rng([self.seed, crc32(name.encode()), count])
+        return rng.integers(FIRST_ID, self.vocabulary, count).tolist()
+
+    def opening(self, request: Request, count: int) -> list[int]:
+        """What its prompt of `count` tokens shares with others, as far as that is told."""
+        ids: list[int] = []
+        for name, tokens in request.prefix:
+            known, wanted = self.said.setdefault(name, []), min(tokens, count - len(ids))
+            known += self.random(f"{name} from {len(known)}", max(0, wanted - len(known)))
+            ids += known[:wanted]
+        return ids
+
+    def answered(self, request: Request, prompt: list[int], ids: list[int]) -> None:
+        """Remember the answer where the next round of its session begins with it."""
+        covered = sum(tokens for _, tokens in request.prefix)
+        if covered > len(prompt) and len(request.prefix) == 1:
+            known = self.said[request.prefix[0][0]]
+            if len(known) == len(prompt):  # else the next round has come already
+                known += ids[: covered - len(prompt)]
 
     async def serve(self, request: Request) -> None:
         """One request to its end, or to its failure."""
@@ -93,7 +116,8 @@ class _Client:
         for i, end in zip(starts, [*starts[1:], len(request.stages)], strict=True):
             stages = request.stages[i:end]
             asked = sum(s.output for s in stages)
-            prompt += random(stages[0].prompt)
+            shared = self.opening(request, stages[0].prompt) if not i else []
+            prompt += shared + random(stages[0].prompt - len(shared))
             body = self.body(request, stages, prompt, end == len(request.stages))
             due += stages[0].wait
             await self.until(max(due, self.now()) if i else due)
@@ -111,6 +135,7 @@ class _Client:
                     live.start_stage(k, due, self.roofline)
                 live.emit(times[: stage.output])
                 due, times = times[stage.output - 1], times[stage.output :]
+            self.answered(request, prompt, ids)
             prompt += ids if len(ids) == asked else random(asked)
         self.outcomes.append(live.outcome(due))
 

@@ -18,7 +18,7 @@ from slos.core.types import require
 from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft
-from slos.evaluation.plots import DASHED, colors, finish, panels, unique, whiskers
+from slos.evaluation.plots import DASHED, colors, finish, panels, seeds_said, unique, whiskers
 from slos.evaluation.runs import hardware_of, parse_setting
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import mean_of, over, select
@@ -146,7 +146,12 @@ def ablation_chart(table: Frame, source: str) -> Figure:
     last, the paper's."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
-    each, titles = (2.3, 0.42 * len(names)), [PARTS[part] for part in parts]
+    counts = {part: table.loc[table["part"] == part, "scenario"].nunique() for part in parts}
+    titles = [
+        PARTS[p] + f"\nmean of {n} of {len(names) - 1}" * (n < len(names) - 1)
+        for p, n in counts.items()
+    ]
+    each = 2.3, 0.42 * len(names)
     figure, axes = panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
     hows = ("off alone", "on alone")
     palette = colors(hows)
@@ -175,5 +180,5 @@ def ablation_chart(table: Frame, source: str) -> Figure:
         f"{source}; off alone: all parts over all but one; on alone: the base with one part over "
         "the base; "
     )
-    said += "whiskers: 95 % over seeds; speculation: where there is a draft model"
+    said += f"{seeds_said(table)}; speculation: where there is a draft model"
     return finish(figure, said, axes[0], ncols=2)

@@ -91,8 +91,8 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
         parts.append(rows.assign(target=target, drafts=drafts))
     rows = pd.concat(parts, ignore_index=True)
     key = ["scenario", "system", "setting", "router", *WHERE]
-    seeds = rows[rows["capacity"]].groupby(key)["seed"].transform("nunique")
-    whole = rows.loc[seeds.index[seeds == len({c.seed for c in cases})], key].drop_duplicates()
+    seeds = rows[rows["capacity"]].groupby(key, as_index=False)["seed"].nunique()
+    whole = select(seeds, seed=len({c.seed for c in cases}))[key]
     return rows.merge(whole, on=key)
 
 

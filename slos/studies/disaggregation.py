@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, RATIOS
-from slos.evaluation.plots import HATCHES, colors, finish, name_of, panels, unique
+from slos.evaluation.plots import HATCHES, colors, finish, name_of, panels, seeds_said, unique
 from slos.evaluation.stats import over, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
@@ -90,5 +90,5 @@ def disaggregation_bars(best: Frame, source: str) -> Figure:
     said = (
         f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded; "
     )
-    said += "whiskers: 95 % over seeds"
+    said += seeds_said(best)
     return finish(figure, said, axes[0], ncols=len(kinds))

@@ -221,8 +221,8 @@ def simulation_bars(simulated: Frame) -> Figure:
         range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases]
     )
     axis.set_ylabel("CPU s per 1,000 requests")
-    axis.legend(fontsize=8, frameon=False)
-    return finish(figure, "measured on this machine's CPU, one replica near its capacity, one core")
+    said = "measured on this machine's CPU, one replica near its capacity, one core"
+    return finish(figure, said, axis, ncols=len(systems))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from slos.core.types import require
 from slos.files import results_dir
 from slos.hardware.profiles import Profile, profile
 from workloads import published
@@ -24,14 +25,20 @@ class Mine:
     max_context: int = 0
     drafts: int = 0
 
+    def __post_init__(self) -> None:
+        require(isinstance(self.path, str), "requests", self.path, "the name of a file")
+
     def workload(self) -> tuple[str, str]:
         """The same as a CSV that can be simulated, and what there is to say: where arrivals come
         from, what was passed over, what was left out. Raises ValueError as `published.read`."""
         limit, path = self.max_context, Path(self.path)
         if self.profile and not limit:
             limit = most_tokens(profile(self.profile), self.drafts)
-        given = (x or None for x in (self.tpot, self.ttft, self.slowdown))
-        table = published.read(path, published.Objectives(*given), limit or None)
+        objectives = published.Objectives(
+            self.tpot or None, self.ttft or None, self.slowdown or None
+        )
+        left_out = 1.0 if self.max_context else published.TOO_MANY
+        table = published.read(path, objectives, limit or None, left_out)
         key = crc32(repr((path.resolve(), self)).encode())
         out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
         return str(published.write(table, out)), "; ".join(table.remarks)

@@ -187,8 +187,7 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
             ms = [1e3 * roofline.time(int(t)) for t in n]
             axis.plot(n, ms, style, color=color, linewidth=1.3, label=name)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize=8)
-    return finish(figure, source)
+    return finish(figure, source, axes[0], ncols=len(axes[0].lines))
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:

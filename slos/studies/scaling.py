@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from slos.core.types import require
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
-from slos.evaluation.plots import DASHED, colors, dots, finish, name_of, panels, unique, whiskers
+from slos.evaluation.plots import (
+    DASHED,
+    colors,
+    dots,
+    finish,
+    name_of,
+    panels,
+    seeds_said,
+    unique,
+    whiskers,
+)
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.stats import capacities, mean_of, over, select
 from slos.files import Frame
@@ -176,16 +186,14 @@ def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
         figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained"
     )
     dots(axis, table, groups, 0.11, reported)
-    axis.annotate(
-        f"paper, geometric mean: {reported:g}x", (-0.45, reported), va="bottom", fontsize=8
-    )
+    at = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
+    axis.annotate(f" paper,\n mean of six:\n {reported:g}x", (1, reported), **at)
     axis.set_ylabel("capacity over round robin (x)")
-    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     said = (
-        f"{source}; {replicas} replicas, each system against itself with round robin; whiskers: 95 "
-        "% over seeds"
+        f"{source}; {replicas} replicas, each system against itself with round robin; "
+        f"{seeds_said(table)}"
     )
-    return finish(figure, said)
+    return finish(figure, said, axis, fontsize=8, ncols=len(groups))
 
 
 def scaling_chart(table: Frame, source: str) -> Figure:
@@ -215,5 +223,5 @@ def scaling_chart(table: Frame, source: str) -> Figure:
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
-    said = f"{source}; dashed: in proportion to the replicas; whiskers: 95 % over seeds"
+    said = f"{source}; dashed: in proportion to the replicas; {seeds_said(table)}"
     return finish(figure, said, axes[0], ncols=3, fontsize=8)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import NoCapacity, Search, search
 from slos.evaluation.grids import searches
-from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
+from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
@@ -141,7 +141,8 @@ def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
 def relative(table: Frame, by: str, to: Any) -> Frame:
     """Capacity at each value of `by` over that at `to`, seed by seed: ratio with its interval."""
     truth = table.loc[table[by] == to, ["scenario", "system", "rate"]]
-    return over(table[["scenario", "system", by, "rate"]], truth).drop(columns="each")
+    ratios = over(table[["scenario", "system", by, "rate"]], truth)
+    return ratios.assign(seeds=ratios["each"].map(len)).drop(columns="each")
 
 
 def gain(table: Frame, by: str) -> Frame:
@@ -174,4 +175,4 @@ def sensitivity(
         axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
         axis.minorticks_off()
     keys = axes[0] if len(systems) > 1 else None
-    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", keys, ncols=len(systems))
+    return finish(figure, f"{source}; {seeds_said(table)}", keys, ncols=len(systems))

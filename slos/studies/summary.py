@@ -44,31 +44,32 @@ def source(size: str) -> str:
 
 
 def summary_chart(table: Frame, source: str) -> Figure:
-    """Ours over the paper's number, a bar per claim that was run; 1 is the paper's value, right of
-    it is better."""
+    """Ours over the paper's number, a bar per claim that was run, from the paper's value on: to the
+    right of it is better. Beside them both numbers."""
     table = table[table["against"].notna()]
-    figure, axis = plt.subplots(figsize=(8, 0.34 * max(4, len(table)) + 1.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 0.34 * max(4, len(table)) + 1.4), layout="constrained")
     looks = {
         "OK": ("#009E73", HATCHES[0]),
         "NEAR": ("#E69F00", HATCHES[1]),
         "MISS": ("#D55E00", HATCHES[3]),
     }
+    beside = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
     for i, r in enumerate(table.iloc[::-1].itertuples()):
         color, hatch = looks[r.verdict]
-        axis.barh(i, r.against, color=color, hatch=hatch, edgecolor="black", linewidth=0.5)
-        axis.annotate(
-            f"{r.ours:.3g} of {r.paper:g}", (r.against, i), xytext=(3, 0),
-            textcoords="offset points", va="center", fontsize=8,
-        )  # fmt: skip
+        bar = {"color": color, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
+        axis.barh(i, r.against - 1, left=1, label=r.verdict, **bar)
+        axis.annotate(f" {r.ours:.3g} of {r.paper:g}", (1, i), **beside)
     axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
     axis.axvline(1, **DASHED)
     axis.set_xscale("log")
     plots.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
-    axis.set_xlabel("ours over the paper's (of times, the inverse)")
+    low, high = table["against"].min(), table["against"].max()
+    axis.set_xlim(min(0.45, 0.9 * low), max(2.2, 1.1 * high))
+    axis.set_xlabel("ours over the paper's\n(of times, the inverse)")
     keys = [
         Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict)
         for verdict, (c, h) in looks.items()
     ]
-    axis.legend(handles=keys, frameon=False, fontsize=8, loc="lower right")
-    axis.margins(x=0.15)
+    above = {"loc": "outside upper center", "ncols": 3, "frameon": False, "fontsize": 9}
+    figure.legend(handles=keys, **above)
     return finish(figure, source)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.types import Request, require
-from slos.evaluation.plots import DASHED, finish, name_of
+from slos.evaluation.plots import ABOVE, DASHED, finish, name_of
 from slos.evaluation.runs import serve
 from slos.files import Frame
 from slos.hardware.profiles import Profile
@@ -166,7 +166,7 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
             )  # fmt: skip
         column[3].axhline(1, **DASHED)
         column[3].set(yscale="log", xlabel="time (s)")
-        column[3].legend(fontsize=8, loc="upper right", frameon=True)
+        column[3].legend(**ABOVE)
         for axis in column:
             axis.margins(x=0)
     labels = (
@@ -178,5 +178,5 @@ def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     for axis in axes[1:3, 0]:
-        axis.legend(fontsize=8, loc="upper left", frameon=True)
+        axis.legend(**ABOVE)
     return finish(figure, source)

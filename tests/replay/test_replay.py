@@ -720,6 +720,18 @@ def test_requests_of_one_s_own_come_at_their_own_times(
     assert {b["vllm_xargs"]["slo_tpot"] for b in faster} == {3.0}
 
 
+def test_a_session_s_rounds_begin_with_what_was_said(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("session,arrival,prompt,output\na,0,8,3\nb,0,5,2\na,0.5,4,3\na,1,2,2\n")
+    with serving() as fake:
+        told = ["--url", fake.url, "--requests", str(mine), "--ttft", "9", "--tpot", "5"]
+        assert main(told) == 0
+    other, first, second, third = sorted((b["prompt"] for b in fake.bodies), key=len)
+    assert [len(p) for p in (first, other, second, third)] == [8, 5, 15, 20]
+    assert second[:11] == [*first, 7000, 7001, 7002], "the prompt, and the answer that came"
+    assert third[:18] == [*second, 7000, 7001, 7002] and other[:5] != first[:5]
+
+
 def test_a_row_that_needs_the_hardware_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

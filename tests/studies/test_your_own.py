@@ -83,7 +83,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     )
     end = text.index(" requests per second on")
     rows_told = text[text.index("best setting") : end].splitlines()
-    lines = {line.split()[0]: line.split() for line in rows_told[1:-1] if line}
+    lines = {line.split()[0]: line.split() for line in reversed(rows_told[1:-1]) if line}
     for system, each, ratio in zip(rows["system"], rows["capacity"], rows["to_ours"], strict=True):
         line = lines[system]
         assert {f"{2 * each:.2f}", f"{ratio:.2f}x"} <= set(line)
@@ -259,6 +259,24 @@ def test_a_winner_is_named_where_the_interval_leaves_no_doubt() -> None:
     assert "carries most." in short and "a carries most" not in short
     assert "Too short to trust" in your_own.caution(rows_with([2.0], at_once=14.0), asked)
     assert your_own.caution(rows_with([2.0], at_once=13.0), asked) == ""
+
+
+# By kind
+
+
+def test_kinds_are_told_apart_at_the_load_that_is_carried(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # the second kind has no time to wait: it is what is lost
+    rows = [(300, 20, 0.1, 5, "easy")] * 9 + [(900, 20, 0.1, 0.07, "tight")]
+    path = write(tmp_path / "own.csv", rows, "prompt,output,tpot,ttft,kind")
+    asked = ["--requests", str(path), "--profile", "opt-13b-h100", "--systems", "vllm-v1"]
+    text = told(capsys, *asked, "--seeds", "1", "--num-requests", "300")
+    rows_told = [line.split() for line in text.splitlines() if line.strip().startswith("vllm-v1")]
+    kinds = {line[1]: line for line in rows_told if line[1] in ("easy", "tight")}
+    assert sum(int(line[2]) for line in kinds.values()) == 300
+    share = {kind: int(line[3].rstrip("%")) for kind, line in kinds.items()}
+    assert share["easy"] >= 90 and share["tight"] < share["easy"]
 
 
 # A mix
