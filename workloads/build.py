@@ -13,7 +13,7 @@ import numpy as np
 from slos.core.types import Request, Stage, require
 from workloads import arrivals, lengths, own, sessions, synthetic
 from workloads.files import DATA, data_folder, locate
-from workloads.scenarios import SCENARIOS, Scenario, by_name
+from workloads.scenarios import Scenario, by_name
 
 TOOL_LATENCY = (0.5, 0.8)
 """Median seconds and log standard deviation of a tool's answer: mean 0.69 s, P99 3.2 s. Our
@@ -86,7 +86,7 @@ def build(
     if chosen.name.endswith(".csv"):
         origin, requests = _of_file(Path(chosen.name), rate, num_requests, seed, limit)
         return Workload(requests, chosen.name, rate, seed, lengths, "own requests", (origin,))
-    parts = [SCENARIOS[p] for p in chosen.parts] or [chosen]
+    parts = [by_name(p) for p in chosen.parts] or [chosen]
     source = _source(parts, lengths)
     made: list[tuple[float, Scenario, Turns]] = []
     origins: dict[str, None] = {}

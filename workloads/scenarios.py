@@ -4,7 +4,7 @@ and mixes."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from slos.core.types import SLO, require
@@ -123,6 +123,37 @@ SCENARIOS = {
 }
 
 
+INTERACTIVE, SERVER = SLO(tpot=0.03, ttft=0.5), SLO(tpot=0.1, ttft=2.0)
+"""Of Llama-3.1-8B in MLPerf Inference 5.1 (mlcommons.org/2025/09/small-llm-inference-5-1), in
+seconds: its interactive and its server scenario."""
+
+
+def _longer(name: str, most: int, slos: tuple[SLO, ...] = ()) -> Scenario:
+    """A scenario with contexts as the models of today take them, on one of those; with objectives
+    in seconds if they are given."""
+    end = f"-{most // 1024}k{'-mlperf' if slos else ''}"
+    own = replace(SCENARIOS[name], name=name + end, max_context=most, reported=())
+    parts = {part + end: share for part, share in own.parts.items()}
+    where = {"profile": "llama-3.1-8b-h100", "drafting": "llama-3.1-8b-draft-h100"}
+    return replace(own, parts=parts, slos=slos or own.slos, **where)
+
+
+LONGER = {
+    s.name: s
+    for slos in ((), (INTERACTIVE,))
+    for s in (
+        _longer("chatbot", 8192, slos),
+        _longer("coding", 8192, slos),
+        _longer("summarization", 8192, slos and (SERVER,)),
+        _longer("tool-calling", 8192, slos and (INTERACTIVE, INTERACTIVE)),
+        _longer("reasoning", 32768, slos and (INTERACTIVE, SLO(tpot=INTERACTIVE.tpot))),
+        _longer("mixed", 8192, slos),
+    )
+}
+"""Beside the paper's, by name alone: no table or figure of the paper's scenarios has them. The
+summaries of arXiv stay below 4,096 tokens, as their lengths were published."""
+
+
 def by_name(name: str) -> Scenario:
     """The scenario `name`, the mix "chatbot=2,coding=1" of some by their shares, or the requests of
     a file "my.csv".
@@ -134,8 +165,9 @@ def by_name(name: str) -> Scenario:
         return Scenario(name, "", None)
     if "=" in name or "," in name:
         return _mix(name)
-    require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
-    return SCENARIOS[name]
+    known = {**SCENARIOS, **LONGER}
+    require(name in known, "scenario", name, f"one of {', '.join(known)}")
+    return known[name]
 
 
 def _mix(text: str) -> Scenario:

@@ -39,6 +39,7 @@ from slos.policies.warm_up import warm_up
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse
+from slos.serving.prefix_hits import PrefixHits
 from slos.serving.settings import Settings
 from slos.serving.tracked import Lengths, Tracked
 
@@ -85,6 +86,7 @@ class SLOScheduler(AsyncScheduler):
         )
         self.tracked: dict[str, Tracked] = {}
         self.turns = count(1)
+        self.prefix_hits = PrefixHits(self.kv_cache_manager)
         self.lengths = Lengths(self.tracked)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
@@ -140,6 +142,7 @@ class SLOScheduler(AsyncScheduler):
             out = super().schedule(*args, **kwargs)
         finally:
             self.caps = None
+            self.prefix_hits.let_go()
         ran = out.num_scheduled_tokens
         if ran:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
@@ -237,6 +240,8 @@ class SLOScheduler(AsyncScheduler):
             elif r.status in READY:
                 waiting.append(t)
         in_turn = attrgetter("turn")
+        with self._beside("looking into the prefix cache"):
+            self.prefix_hits.show(waiting, running)
         waits = [
             t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
         ]
@@ -260,6 +265,8 @@ class SLOScheduler(AsyncScheduler):
                 self._preempt_request(request, time.monotonic())
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
+        with self._beside("holding what is cached"):
+            self.prefix_hits.hold(batch.tokens.keys())
         place = {id: i for i, id in enumerate(batch.tokens)}
         last = len(place)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
@@ -290,6 +297,10 @@ class SLOScheduler(AsyncScheduler):
         if self.caps is None or request.sampling_params is None:
             return n
         cap = self.caps.get(request.request_id, 0)
+        tracked = self.tracked.get(request.request_id)
+        if cap and tracked and request.status != RequestStatus.RUNNING:
+            # it may find more than the policy was told: what this step computes for others
+            cap = max(1, cap - max(0, num_computed_tokens - tracked.progress.cached))
         if (
             cap
             and request.status != RequestStatus.RUNNING

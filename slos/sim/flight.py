@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from math import inf
 
-from slos.core.roofline import Roofline
+from slos.sim.world import World
 
 MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
 
@@ -54,14 +54,17 @@ class Flight:
         del self.ends[bisect_left(self.ends, now) + 1 :]
 
 
-def ends_of(now: float, roofline: Roofline, size: tuple[int, int, int], steps: int) -> list[float]:
-    """When `steps` steps end that follow one another from `now`.
+def ends_of(now: float, world: World, size: tuple[int, int, int], seen: int, steps: int):
+    """When `steps` steps end that follow one another from `now`: list of seconds.
 
     size: tokens, draft steps and context tokens of the first; each adds its tokens to the context.
+    seen: requests that the policy sees.
     """
-    total, drafts, context = size
+    roofline, (total, drafts, context) = world.roofline, size
     if roofline.k_ctx == 0:
         times = repeat(roofline.time(total, drafts), steps)
     else:
         times = (roofline.time(total, drafts, context + i * total) for i in range(steps))
+    if any(world.planning):
+        times = (world.seconds(time, seen) for time in times)
     return list(accumulate(times, initial=now))[1:]

@@ -185,15 +185,16 @@ class Replica:
         total = sum(tokens.values())
         flight = self.flight
         flight.tokens, flight.start, flight.need = tokens, now, need
+        seen = len(self.waiting) + len(self.running)
         if self.world.noise:
-            seconds = self.world.roofline.time(total, drafts, context)
+            seconds = self.world.seconds(self.world.roofline.time(total, drafts, context), seen)
             sigma = self.world.noise
             flight.ends = [now + seconds * self.rng.lognormal(-0.5 * sigma**2, sigma)]
             return
         steps = 1 if self.role == "prefill" else int(min(leap, MAX_LEAP))
         while steps > 1 and self._growth(steps) > kv.free:
             steps //= 2
-        flight.ends = ends_of(now, self.world.roofline, (total, drafts, context), steps)
+        flight.ends = ends_of(now, self.world, (total, drafts, context), seen, steps)
 
     def _take_hold(
         self, tokens: Mapping[str, int], kv: PrefixCache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from slos.core.roofline import Roofline
 from slos.core.types import require
@@ -17,7 +18,9 @@ class World:
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
     roofline unless given. prefix_cache: whether KV blocks are kept and found again, as in
-    `slos.sim.prefix_cache`.
+    `slos.sim.prefix_cache`. planning: seconds that a policy takes to decide on a step, and more for
+    each request that it sees; a step waits for it, or where planning is `overlapped`, as by
+    asynchronous scheduling, for what the step before it does not hide.
     """
 
     roofline: Roofline
@@ -29,6 +32,8 @@ class World:
     acceptance: float = 0.7
     zero_load: Roofline | None = None
     prefix_cache: bool = False
+    planning: tuple[float, float] = (0.0, 0.0)
+    overlapped: bool = False
 
     def __post_init__(self) -> None:
         require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
@@ -36,13 +41,20 @@ class World:
         require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
         require(self.noise >= 0, "noise", self.noise, "at least 0")
         require(self.max_drafts >= 0, "max_drafts", self.max_drafts, "at least 0")
+        require(min(self.planning) >= 0, "planning", self.planning, "at least 0 seconds")
         require(0 <= self.acceptance <= 1, "acceptance", self.acceptance, "in [0, 1]")
 
+    def seconds(self, step: float, seen: int) -> float:
+        """Of a step with its planning; step: without it; seen: requests in view."""
+        first, each = self.planning
+        planning = first + each * seen
+        return max(step, planning) if self.overlapped else step + planning
+
     @classmethod
-    def of(cls, profile: Profile, **changes: float) -> World:
+    def of(cls, profile: Profile, **changes: Any) -> World:
         """The hardware of a profile, but for the `changes`."""
-        own = {"max_seqs": profile.max_seqs}
-        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))  # type: ignore[arg-type]
+        own: dict[str, Any] = {"max_seqs": profile.max_seqs}
+        return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ WANTED = (
     *(Wanted(f"llama-3.1-70b-{gpu}x4", "llama-3.1-70b", gpu, 4) for gpu in GPUS),
     *(Wanted(f"qwen3-8b-{gpu}", "qwen3-8b", gpu) for gpu in GPUS),
     Wanted("llama-3.1-8b-draft-h100", "llama-3.1-8b", "h100", draft="llama-3.2-1b"),
+    Wanted("llama-2-7b-h100-kernels", "llama-2-7b", "h100"),  # beside that of Vidur's layers
     Wanted("codellama-34b-h100", "codellama-34b", "h100"),
 )
 

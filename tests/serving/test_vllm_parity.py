@@ -8,7 +8,8 @@ held against our model of it, too.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -20,11 +21,12 @@ from engine import Recorder, answer, engine, profile_file, serve
 
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Request, Stage
+from slos.core.types import SLO, Batch, Policy, Request, Stage, View
 from slos.policies import POLICIES, make_policy
 from slos.policies.baselines import VLLMV1
-from slos.sim.replica import World
-from slos.sim.simulator import simulate
+from slos.sim.prefix_cache import PrefixCache
+from slos.sim.replica import Replica, World
+from slos.sim.simulator import simulate, stream
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 
@@ -102,3 +104,91 @@ def test_arrivals_at_the_same_time_keep_their_order(model, tmp_path):
     served = core.scheduler.slo_policy = Recorder(core.scheduler.slo_policy)
     serve(core, clock, requests, prompts)
     assert [s for s in served.steps if s.tokens] == [s for s in simulated.steps if s.tokens]
+
+
+def talks(seed: int, rate: float) -> tuple[list[Request], dict[str, list[int]]]:
+    """A shared system prompt, talks whose next prompt is all that was said and a question, and
+    prompts that come again as they were, perhaps at the same time."""
+    rng, now, requests, prompts = Random(seed), 0.0, [], {}
+    system = [rng.randint(5, 499) for _ in range(40)]
+    Names = tuple[tuple[str, int], ...]
+    said: list[tuple[list[int], Names]] = [([], ()), (system, (("system", 40),))]
+    for i in range(90):
+        now += rng.expovariate(rate) * rng.choice([0, 1, 2])
+        before, names = said[rng.choice([0, 1, rng.randrange(len(said))])]
+        more = rng.choice([0, 5, 40, 120] if len(names) > 1 else [5, 40, 120])
+        prompt, output = before + [rng.randint(5, 499) for _ in range(more)], rng.randint(2, 50)
+        context = len(prompt) + output
+        # what nobody adds to goes on as it would have before
+        names = (*names, (f"talk {i}", more)) if more else names
+        known = sum(n for _, n in names)
+        whole = (*names[:-1], (names[-1][0], names[-1][1] + context - known))
+        slo = SLO(rng.choice([0.02, 0.05]), slowdown=rng.choice([3.0, 10.0]))
+        requests.append(Request(f"r{i}", now, (Stage(len(prompt), output, slo),), prefix=whole))
+        prompts[f"r{i}"] = prompt
+        if context < 420:
+            said += [(prompt + answer(prompt, output), whole), (prompt, names)]
+    return requests, prompts
+
+
+@dataclass
+class Spy:
+    """What a policy is shown of memory at every step, beside what it answers."""
+
+    policy: Policy
+    cached: Callable[[], int]
+    steps: list[tuple] = field(default_factory=list)
+
+    def step(self, view: View) -> Batch:
+        batch = replace(self.policy.step(view), repeat=1)
+        shown = [
+            sorted((p.id, p.computed, p.cached, p.shared) for p in queue)
+            for queue in (view.waiting, view.running)
+        ]
+        if batch.tokens:
+            memory = view.free_blocks, self.cached()
+            self.steps.append((view.now, *memory, *shown, dict(batch.tokens), batch.preempt))
+        return batch
+
+
+def names(cache: PrefixCache) -> int:
+    """How many different blocks can be found."""
+    spans = {(piece, i) for piece, runs in cache.cached.items() for r in runs
+             for i in range(r.start, r.end)}  # fmt: skip
+    return len(spans)
+
+
+@pytest.mark.parametrize("blocks", [TIGHT, ROOMY])
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_the_simulated_prefix_cache_is_vllms(model, tmp_path, name, blocks):
+    """Hits, evictions and free blocks, step by step."""
+    for seed in range(3):
+        requests, prompts = talks(seed, rate=14)
+        world = World(ROOFLINE, blocks, max_seqs=24, prefix_cache=True)
+        replica = Replica("", make_policy(name, ROOFLINE, Oracle(requests)), world)
+        cache = replica.kv
+        assert isinstance(cache, PrefixCache)
+
+        def found(cache: PrefixCache = cache, replica: Replica = replica) -> int:
+            for live in replica.live.values():  # which are looked at only when they are shared
+                if live.request.id in cache.tables:
+                    cache.fill(live, live.progress.computed)
+            return names(cache)
+
+        simulated = replica.policy = Spy(replica.policy, found)
+        list(stream(requests, [replica]))
+        slos = {"policy": name, "profile": profile_file(tmp_path, ROOFLINE), "learn": False}
+        core, clock = engine(
+            model, ROOFLINE, slos, blocks=blocks, max_seqs=24, max_num_batched_tokens=8192,
+            caching=True,
+        )  # fmt: skip
+        pool = core.scheduler.kv_cache_manager.block_pool
+        served = core.scheduler.slo_policy = Spy(
+            core.scheduler.slo_policy, lambda pool=pool: len(pool.cached_block_hash_to_block)
+        )
+        said = serve(core, clock, requests, prompts)
+        assert not core.scheduler.failed and not core.scheduler.warned
+        for mine, theirs in zip(simulated.steps, served.steps, strict=True):
+            assert mine == theirs
+        assert cache.hits > 1000 and (blocks == ROOMY or cache.evicted > 100)
+        assert said == {r.id: answer(prompts[r.id], r.output) for r in requests}

@@ -1,0 +1,179 @@
+"""The simulator against a real GPU: requests that were measured in vLLM, replayed.
+
+959 requests of four experiments of inference-sim (github.com/inference-sim/inference-sim, commit
+d9f61a2, Apache-2.0): vLLM 0.11 on one 80 GB card, each request with its arrival, tokens and times.
+The simulated `vllm-v1` gets the arrivals and tokens, and of each server its settings, the KV tokens
+that its log names and the prompt that its client put before all others. Steps last as long as
+profiles of kernels say, to which nothing was fitted; or `scale` times that, where scale is the
+median of measured over simulated time per token of one experiment, `FITTED`, for all four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.core.lengths import Oracle
+from slos.core.roofline import scaled
+from slos.core.types import SLO, Request, Stage
+from slos.evaluation.plots import DASHED, finish, panels, unique
+from slos.files import ROOT, Frame, commit, results_dir, write_whole
+from slos.hardware.profiles import profile
+from slos.policies import make_policy
+from slos.sim.simulator import World, simulate
+from workloads.files import locate
+
+FILE = "gpu_profiles/inference_sim_vllm_measured_requests.csv"
+ANY = SLO(tpot=1.0, ttft=10.0)  # vLLM knows none
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A server of an experiment, by its log. prefix: tokens that all its prompts began with, by the
+    profile of its client; doubt: about what was served, and what settles it."""
+
+    profile: str
+    kv_tokens: int
+    prefix: int = 0
+    doubt: str = ""
+
+
+CODELLAMA = "codellama-34b-h100"
+EXPERIMENTS = {
+    "jan20-codellama-train-1": Served(CODELLAMA, 40_592),
+    "jan20-codellama-prefill-1": Served(CODELLAMA, 44_640, 1024),
+    "jan20-prefill-llama7b-tp1-1": Served(
+        CODELLAMA, 40_592, 1024,
+        "its name says Llama 7B, the server's log CodeLlama-34B: a token alone takes 26.0 ms as in "
+        "the others of that model, and 6.6 ms in that of Llama-2-7B",
+    ),
+    "jan21-llama7b-train-1": Served("llama-2-7b-h100-kernels", 119_008),
+}  # fmt: skip
+"""What eval/ground_truth/<experiment>/{vllm.log,profile.yaml} say beside the requests."""
+FITTED = "jan20-codellama-train-1"
+QUANTITIES = {
+    "ttft": "first token (s)",
+    "engine": "first token in the engine (s)",
+    "tpot": "time per token (s)",
+    "end": "end to end (s)",
+}
+"""engine: from the queue to the end of the prompt, without the server's front end."""
+
+
+def measured() -> Frame:
+    """The requests by experiment and arrival, with a column for each quantity; none without the
+    file."""
+    path = locate([FILE])
+    if path is None:
+        return pd.DataFrame(columns=["experiment", *QUANTITIES])
+    table: Frame = pd.read_csv(path).sort_values(["experiment", "arrival_s"], ignore_index=True)
+    return table.assign(
+        ttft=table["ttft_s"], engine=table["queue_s"] + table["prefill_s"], end=table["e2e_s"],
+        tpot=table["decode_s"] / (table["completion_tokens"] - 1).clip(lower=1),
+    )  # fmt: skip
+
+
+def requests(table: Frame, prefix: int) -> list[Request]:
+    """Those of one experiment; `prefix` tokens of all prompts are the same."""
+    shared = (("system", prefix),) if prefix else ()
+    rows = zip(table["arrival_s"], table["prompt_tokens"], table["completion_tokens"], strict=True)
+    return [
+        Request(str(i), at, (Stage(prompt, output, ANY),), prefix=shared)
+        for i, (at, prompt, output) in enumerate(rows)
+    ]
+
+
+def replayed(table: Frame, served: Served, scale: float = 1.0, cache: bool = True) -> Frame:
+    """The quantities of the same requests as simulated. cache: with vLLM's prefix cache."""
+    known = replace(profile(served.profile), kv_tokens=served.kv_tokens)
+    known = replace(known, roofline=scaled(known.roofline, scale))
+    sent, settings = requests(table, served.prefix), table.iloc[0]
+    most, seats = int(settings["max_num_batched_tokens"]), int(settings["max_num_seqs"])
+    policy = make_policy("vllm-v1", known.roofline, Oracle(sent), max_batched_tokens=most)
+    world = World.of(known, max_seqs=seats, prefix_cache=cache)
+    found = {o.id: o for o in simulate(sent, policy, world)}
+    rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (found[r.id] for r in sent)]
+    return pd.DataFrame(rows, columns=[*QUANTITIES], index=table.index)
+
+
+def cases(table: Frame) -> Iterator[tuple[str, float, bool]]:
+    """Experiment, scale and prefix cache of every replay."""
+    fitted = table[table["experiment"] == FITTED]
+    said = replayed(fitted, EXPERIMENTS[FITTED])
+    scale = round(float((fitted["tpot"] / said["tpot"]).median()), 3)
+    for name, served in EXPERIMENTS.items():
+        yield from ((name, 1.0, cache) for cache in (True, False) if cache or served.prefix)
+        yield name, scale, True
+
+
+def replays() -> Frame:
+    """A row per request and replay: what was measured, and `said_...`, the same as simulated."""
+    table, rows = measured(), []
+    for name, scale, cache in cases(table) if len(table) else ():
+        mine = table[table["experiment"] == name]
+        said = replayed(mine, EXPERIMENTS[name], scale, cache).add_prefix("said_")
+        rows.append(mine[["experiment", *QUANTITIES]].join(said).assign(scale=scale, cache=cache))
+    return pd.concat(rows, ignore_index=True) if rows else table
+
+
+def summary(rows: Frame) -> Frame:
+    """A row per replay and quantity: means and P90, measured and simulated over measured, and by
+    request the correlation and the median relative error."""
+    out = []
+    for (name, cache, scale), group in rows.groupby(["experiment", "cache", "scale"], sort=False):
+        served = EXPERIMENTS[str(name)]
+        fitted = "" if scale == 1 else f"to {FITTED}"
+        for key, quantity in QUANTITIES.items():
+            real, said = group[key], group[f"said_{key}"]
+            p90 = real.quantile(0.9)
+            out.append(
+                (name, served.profile, bool(served.doubt), cache and served.prefix > 0, scale,
+                 fitted, quantity, len(group), real.mean(), said.mean() / real.mean(), p90,
+                 said.quantile(0.9) / p90, np.corrcoef(real, said)[0, 1],
+                 (said / real - 1).abs().median())
+            )  # fmt: skip
+    columns = [
+        "experiment", "profile", "in doubt", "prefix cache", "scale", "fitted", "quantity",
+        "requests", "measured mean", "mean ratio", "measured P90", "P90 ratio", "correlation",
+        "median error",
+    ]  # fmt: skip
+    return pd.DataFrame(out, columns=columns)
+
+
+def run(size: str) -> tuple[Frame, Frame]:
+    """`replays` and their `summary`, which is written to results/<size>/fidelity.csv; where the
+    measured requests are not at hand, no replays and the summary that the repository holds."""
+    rows = replays()
+    if rows.empty:
+        return rows, pd.read_csv(ROOT / "results" / "reference" / "fidelity.csv")
+    table = summary(rows)
+    told = table.round(4).assign(status="simulated against measured", commit=commit())
+    write_whole(results_dir(size) / "fidelity.csv", told.to_csv(index=False))
+    return rows, table
+
+
+def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
+    """Simulated against measured time of every request, end to end and to the first token: a panel
+    per experiment."""
+    figure, axes = panels([*names], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
+    kinds = (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00"))
+    for axis, name in zip(axes, names, strict=True):
+        mine = rows[(rows["experiment"] == name) & rows["cache"]] if len(rows) else rows
+        mine = mine[mine["scale"] == max(mine["scale"])] if len(mine) else mine
+        for key, mark, color in kinds if len(mine) else ():
+            looks = {"markersize": 3, "color": color, "alpha": 0.5, "label": QUANTITIES[key]}
+            axis.plot(mine[key], mine[f"said_{key}"], mark, markeredgewidth=0, **looks)
+        axis.plot((0.01, 100), (0.01, 100), **DASHED)
+        axis.set(xscale="log", yscale="log", xlabel="measured (s)")
+    scales = unique(rows["scale"]) if len(rows) else []
+    text = "no measured requests at hand; set SLOS_DATA"
+    if scales:
+        text = (
+            f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {max(scales):g}, fitted to "
+        )
+        text += f"{FITTED} alone, with prefix cache"
+    return finish(figure, text, axes[0], ncols=2)

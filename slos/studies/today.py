@@ -1,0 +1,197 @@
+"""Does it hold today? The scenarios with contexts of 8k and more, on models and GPUs of today.
+
+Llama 3.1, Qwen3 and a draft model on profiles of `slos.studies.kernel_profiles`, and one that was
+measured. Objectives are the paper's, by which the first token of a short prompt is due within tens
+of milliseconds here, or those of MLPerf in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.core.pace import CLIENT
+from slos.evaluation.capacity_search import NoCapacity, Search, search
+from slos.evaluation.grids import fixed_drafts
+from slos.evaluation.plots import DASHED, HATCHES, finish, panels, plain_log, unique
+from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_of, select
+from slos.files import Frame, results_dir
+from slos.policies import OURS
+from slos.records.sweep import sweep
+from workloads.scenarios import LONGER
+
+MAIN, DRAFTING = "llama-3.1-8b-h100", "llama-3.1-8b-draft-h100"
+OTHERS = ("llama-3.1-8b-a100", "llama-3.1-8b-h200", "qwen3-8b-h100", "llama-3.1-70b-h100x4")
+TRACED = ("coding", "mixed")  # lengths of the Azure traces: those of HumanEval are short
+ELSEWHERE = ("chatbot-8k", "mixed-8k-mlperf")  # tried on the other profiles, too
+SETTINGS = {
+    "vllm-v1": ("max_batched_tokens=2048", "max_batched_tokens=8192"),
+    "sarathi": ("chunk=1024",),
+    OURS: ("",),
+}
+CHANGES = (
+    {},
+    {"target": 0.98},
+    {"rule": CLIENT},
+)
+"""What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
+asked for with vLLM's prefix cache, too: each call brings its whole context again."""
+DRAFTS = 5  # the longest
+COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73")
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a run is: requests, seeds, precision, scenarios."""
+
+    num_requests: int
+    seeds: int
+    precision: float
+    scenarios: Sequence[str] = tuple(LONGER)
+
+
+SCALES = {
+    "smoke": Scale(40, 1, 0.5, ("chatbot-8k",)),
+    "quick": Scale(200, 1, 0.15, ("chatbot-8k", "mixed-8k", "mixed-8k-mlperf")),
+    "full": Scale(300, 1, 0.1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a search found, in requests per second and GPU; rate 0 where no load meets the target.
+    Latencies in seconds, declined as a share: of the requests at that load."""
+
+    scenario: str
+    lengths: str
+    system: str
+    setting: str
+    profile: str
+    drafts: int
+    asked: str
+    seed: int
+    rate: float
+    declined: float
+    ttft_p99: float
+    tpot_p99: float
+    source: str
+    status: str
+
+
+def carried(case: Search) -> list[Carried]:
+    said = (0.0, 0.0, 0.0, 0.0, "")
+    try:
+        [p] = [p for p in search(case) if p.capacity]
+        said = (p.rate, p.declined, p.accepted_ttft_p99, p.accepted_tpot_p99, p.source)
+    except NoCapacity:
+        pass
+    return [
+        Carried(
+            case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
+            case.max_drafts, asked(case), case.seed, *said, "simulated",
+        )
+    ]  # fmt: skip
+
+
+def asked(case: Search) -> str:
+    """What of the `CHANGES` is asked for, in words."""
+    words = f"{100 * case.target:g} %" + ", clients' rule" * (case.rule == CLIENT)
+    return words + ", prefix cache" * case.prefix_cache
+
+
+def cases(size: str) -> Iterator[Search]:
+    """Every scenario, system and setting on `MAIN` with each of the `CHANGES`; some of them on
+    `OTHERS`, and with drafts."""
+    s = SCALES[size]
+    systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
+    known = {"num_requests": s.num_requests, "precision": s.precision}
+    for seed in range(s.seeds):
+        plain = [
+            Search(
+                scenario, system, setting, MAIN,
+                "trace" if scenario.startswith(TRACED) else "dataset", seed, **known,
+            )
+            for scenario, (system, setting) in product(s.scenarios, systems)
+        ]  # fmt: skip
+        yield from (replace(case, **change) for change in CHANGES for case in plain)
+        again = (case for case in plain if case.scenario.startswith("tool-calling"))
+        yield from (replace(case, prefix_cache=True) for case in again)
+        for case in plain if size == "full" else ():
+            if case.scenario in ELSEWHERE:
+                yield from (replace(case, profile=name) for name in OTHERS)
+                yield from drafting(case)
+
+
+def drafting(case: Search) -> list[Search]:
+    """The same with a draft model: ours picks its drafts, a baseline has each fixed length."""
+    case = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
+    return [case] if case.system == OURS else fixed_drafts(case, DRAFTS)
+
+
+def run(size: str, workers: int | None = None) -> Frame:
+    """Rows of `Carried`, from results/<size>/today.csv where they lie already."""
+    size_of(size)
+    path = results_dir(size) / "today.csv"
+    return pd.DataFrame(sweep(carried, [*cases(size)], path, Carried, workers))
+
+
+ASKED = ["profile", "drafts", "asked"]
+BY = [*ASKED, "scenario"]
+
+
+def table(rows: Frame) -> Frame:
+    """Ours at its best setting and the other system that carries most, by all that was asked for
+    and scenario; the gain with its interval over seeds."""
+    best = best_settings(rows, [*BY, "system", "setting"])
+    out = []
+    for key, group in best.groupby(BY, sort=False):
+        each = {r.system: r for r in rows_of(group)}
+        ours = each.pop(OURS)
+        rival = max(each.values(), key=lambda r: r.capacity)
+        gains = (np.nan,) * 3
+        if ours.capacity and rival.capacity:
+            gains = interval([a / b for a, b in zip(ours.rate, rival.rate, strict=True)])
+        rates = [ours.capacity, rival.capacity, rival.system, rival.setting]
+        out.append((*key, *rates, *gains))
+    columns = [*BY, "ours", "best other", "which", "setting", "gain", "low", "high"]
+    return pd.DataFrame(out, columns=columns)
+
+
+def means(found: Frame) -> Frame:
+    """The geometric mean of the gain over scenarios where both carry something, and of how many,
+    by all that was asked for and by whose objectives."""
+    whose = np.where(found["scenario"].str.endswith("mlperf"), "MLPerf", "paper")
+    by = [*ASKED, "objectives"]
+    kept = found.assign(objectives=whose).dropna(subset=["gain"])
+    gains = kept.groupby(by, sort=False)["gain"]
+    return gains.agg([geometric_mean, "size"]).rename(
+        columns={"geometric_mean": "gain", "size": "scenarios"}
+    )  # fmt: skip
+
+
+def bars(found: Frame, source: str) -> Figure:
+    """Ours over the best other system by scenario on `MAIN`, a bar for all that was asked for; a
+    panel for each kind of objectives."""
+    mine = select(found, profile=MAIN, drafts=0)
+    named = mine["scenario"].str.endswith("mlperf")
+    titles = ["objectives of the paper", "objectives of MLPerf"]
+    figure, axes = panels(titles, (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
+    for axis, rows in zip(axes, (mine[~named], mine[named]), strict=True):
+        names = unique(rows["scenario"])
+        for i, (key, group) in enumerate(rows.groupby("asked", sort=False)):
+            at = [names.index(name) + 0.2 * (i - 1.5) for name in group["scenario"]]
+            error = np.maximum(0, [group["gain"] - group["low"], group["high"] - group["gain"]])
+            looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
+            axis.bar(at, group["gain"], 0.2, yerr=error, color=COLORS[i], **looks)
+        axis.axhline(1, **DASHED)
+        axis.set_yscale("log")
+        plain_log(axis.yaxis, 1, 2, 5)
+        axis.set_xticks(range(len(names)), [n.removesuffix("-mlperf") for n in names], rotation=25)
+    text = f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds"
+    return finish(figure, text, axes[0], ncols=4)

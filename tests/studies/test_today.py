@@ -1,0 +1,72 @@
+"""The study of today's hardware: its cases, its tables, and planning that is charged."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from slos.core.attainment import attainment
+from slos.core.roofline import Plane, Roofline
+from slos.core.types import SLO, Request, Stage
+from slos.policies.baselines import VLLMV1
+from slos.sim.simulator import World, simulate
+from slos.studies import charged, today
+from workloads import SCENARIOS, build
+from workloads.scenarios import LONGER, by_name
+
+
+def test_longer_scenarios_are_known_by_name_alone() -> None:
+    assert not LONGER.keys() & SCENARIOS.keys()
+    assert by_name("chatbot-8k").max_context == 8192
+    with pytest.raises(ValueError, match="scenario = 'chatbot-9k' must be one of chatbot, "):
+        by_name("chatbot-9k")
+    made = build("mixed-8k-mlperf", 1.0, 60)
+    assert {r.kind for r in made.requests} == set(LONGER["mixed-8k-mlperf"].parts)
+    assert {s.slo.tpot for r in made.requests for s in r.stages} == {0.03, 0.1}
+
+
+def test_the_gain_is_over_the_other_that_carries_most() -> None:
+    def row(system: str, setting: str, seed: int, rate: float) -> today.Carried:
+        words = ("chatbot-8k", "dataset", system, setting, today.MAIN, 0, "90 %", seed, rate)
+        return today.Carried(*words, 0.0, 0.1, 0.01, "real traces", "simulated")
+
+    rates = {"slos-serve": (3.0, 4.0), "vllm-v1": (2.0, 2.0), "sarathi": (1.0, 1.0)}
+    rows = [row(s, "", seed, r) for s, both in rates.items() for seed, r in enumerate(both)]
+    rows += [row("vllm-v1", "max_batched_tokens=8192", seed, 1.5) for seed in (0, 1)]
+    found = today.table(pd.DataFrame(rows))
+    assert found.loc[0, "which"] == "vllm-v1" and found.loc[0, "setting"] == ""
+    assert found.loc[0, "gain"] == pytest.approx((1.5 * 2.0) ** 0.5)
+    [mean] = today.means(found)["gain"]
+    assert mean == found.loc[0, "gain"]
+
+
+def test_every_case_is_asked_for_once() -> None:
+    cases = [*today.cases("full")]
+    assert len({str(c) for c in cases}) == len(cases)
+    assert {c.hardware.name for c in cases} >= {today.MAIN, today.DRAFTING, *today.OTHERS}
+    with pytest.raises(ValueError, match="size = 'huge' must be one of"):
+        today.run("huge")
+
+
+def test_a_step_waits_for_its_planning() -> None:
+    requests = [Request(str(i), 0.0, (Stage(10, 5, SLO(1.0, 1.0)),)) for i in range(2)]
+    world = World(Roofline((Plane(1e-6, 0.0, 0.01),)), 100)
+
+    def end(**changes: object) -> float:
+        outcomes = simulate(requests, VLLMV1(), replace(world, **changes))
+        assert attainment(outcomes) == 1
+        return max(o.finish for o in outcomes)
+
+    free = end()
+    assert end(planning=(0.002, 0.001)) == pytest.approx(free + 5 * (0.002 + 2 * 0.001))
+    assert end(planning=(0.002, 0.001), overlapped=True) == free
+    long = end(planning=(0.02, 0.0), overlapped=True)
+    assert long == pytest.approx(5 * 0.02)
+    with pytest.raises(ValueError, match="planning"):
+        replace(world, planning=(-1.0, 0.0))
+
+
+def test_what_was_measured_is_a_line() -> None:
+    for system in charged.SYSTEMS:
+        first, each, mean = charged.line(system)
+        assert 0 <= first <= mean < 0.005 and each >= 0
