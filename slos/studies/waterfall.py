@@ -146,6 +146,11 @@ def levels(best: Frame) -> Frame:
     return over(select(best, name=OURS_IS)[columns], named[[*columns, "against"]])
 
 
+def today(table: Frame) -> Frame:
+    """Of `levels` those at their best today; "vLLM" is either version."""
+    return select(table, step=TODAY).drop(columns="step").replace({"against": {"vllm": "vLLM"}})
+
+
 def falls(table: Frame) -> Frame:
     """What each step makes of the ratio to the best baseline: a row per step with the geometric
     mean and its interval, by what the one before it is multiplied, and the ratios per scenario."""

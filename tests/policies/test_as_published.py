@@ -3,14 +3,16 @@ T = 0.1 + 0.01 n, so that the cap is 65 tokens at a TPOT of 1 s and 33 at 0.5 s.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_baselines import Recorder
 
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
-from slos.evaluation.capacity_search import Search, search
-from slos.evaluation.grids import AS_PUBLISHED, PLAIN
+from slos.evaluation.capacity_search import search
+from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, case_of_rival
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.policies.as_published import cap
@@ -135,8 +137,8 @@ def test_sarathi_paged_declines_nobody() -> None:
 
 
 def test_they_are_named_apart_from_todays() -> None:
-    named = {engine for several in AS_PUBLISHED.values() for engine, _, _ in several}
-    assert named & POLICIES.keys() == {"vllm", "sarathi"}  # with the settings of then
-    for engine, setting, topology in (s for several in AS_PUBLISHED.values() for s in several):
-        case = Search("coding", engine, setting, topology=topology, router=PLAIN, num_requests=99)
+    rivals = [rival for kinds in (AS_PUBLISHED, AUTHORS) for r in kinds.values() for rival in r]
+    assert {r.engine for r in rivals} & POLICIES.keys() == {"vllm", "sarathi"}  # settings of then
+    for rival in rivals:
+        case = replace(case_of_rival("coding", rival, 2), router=PLAIN, num_requests=99)
         assert max(p.rate for p in search(case) if p.capacity) > 0
