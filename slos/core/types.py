@@ -171,6 +171,9 @@ class Progress:
     With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
     perhaps not in a later one; once it runs they are among the `computed`. `shared`: KV blocks that
     others hold too: of its own, or, while it waits, of those that it would find.
+    For predictors of lengths: `kind`, the class of the request. In tokens of context: `limit`, to
+    which it may grow, and `told`, to which the client says it will, 0 where nothing is said;
+    `told_stage` are the output tokens of this stage, where they are said.
     """
 
     id: str
@@ -189,6 +192,10 @@ class Progress:
     stages_left: int = 0
     cached: int = 0
     shared: int = 0
+    kind: str = ""
+    limit: float = inf
+    told: int = 0
+    told_stage: int = 0
 
     @property
     def left(self) -> int:
@@ -313,9 +320,12 @@ class LengthPredictor(Protocol):
     back.
 
     `remaining` counts all of them, `after_stage` those of the stages that follow the present one
-    without a wait.
+    without a wait. What it says is at least 1 and may change from step to step. The host tells it
+    of every stage that `ended`, `progress` being as it was then; `last`: the blocks came back.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
+
+    def ended(self, progress: Progress, last: bool) -> None: ...

@@ -31,7 +31,8 @@ class Search:
     "" where there is no choice. max_drafts: the longest draft, on hardware with a draft model;
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
-    requests are served and judged, see `slos.core.pace`.
+    requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
+    `slos.core.history`.
     prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     """
 
@@ -54,6 +55,7 @@ class Search:
     belief: str = ""
     rule: str = PAPER
     prefix_cache: bool = False
+    predictor: str = "oracle"
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -80,8 +82,10 @@ class Search:
         kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
         slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
         rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
-        parts = (*parts, kv, slos, f"belief {self.belief}" if self.belief else "", rule)
-        parts = (*parts, "prefix cache" if self.prefix_cache else "")
+        belief = f"belief {self.belief}" if self.belief else ""
+        predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
+        found = "prefix cache" if self.prefix_cache else ""
+        parts = (*parts, kv, slos, belief, rule, found, predictor)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -152,8 +156,8 @@ def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
         asked = scaled_slos(asked, case.slo_scale)
     outcomes = serve(
         asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-        topology=case.topology, belief=belief, max_drafts=case.max_drafts,
-        acceptance=case.acceptance, prefix_cache=case.prefix_cache,
+        topology=case.topology, belief=belief, predictor=case.predictor,
+        max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
     return outcomes, workload.source
 
@@ -186,11 +190,14 @@ def search(case: Search) -> list[Probe]:
         rows.append(probe(case, rate))
         return rows[-1].attainment
 
-    start = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(
-        case.scenario, 3.0
-    ) * case.gpus
-    best, probes = capacity(attained_at, case.target, start, case.precision)
+    best, probes = capacity(attained_at, case.target, starting_rate(case), case.precision)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
+
+
+def starting_rate(case: Search) -> float:
+    """Requests per second that a search tries first."""
+    each = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}
+    return each.get(case.scenario, 3.0) * case.gpus
 
 
 class NoCapacity(ValueError):

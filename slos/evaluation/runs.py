@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
+from slos.core.history import make_predictor
 from slos.core.roofline import Roofline, scaled
 from slos.core.types import SLO, Request, require
 from slos.hardware.profiles import Profile, profile, profiles
@@ -18,9 +18,17 @@ from slos.sim.cluster import cluster, link
 from slos.sim.simulator import Observer, stream
 from workloads.scenarios import by_name
 
-WHERE = {"replicas": 1, "topology": "", "router": "", "seed": 0, "belief": None}
+WHERE = {
+    "replicas": 1,
+    "topology": "",
+    "router": "",
+    "seed": 0,
+    "belief": None,
+    "predictor": "oracle",
+}
 """Where a system runs, unless said otherwise: see `slos.sim.cluster`, `slos.policies.routers`; and
-what the policies believe of the roofline, if not what is true."""
+what the policies believe of the roofline, if not what is true; and by whom lengths are predicted,
+see `slos.core.history`."""
 
 
 def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
@@ -64,8 +72,10 @@ def serve(
 
     where: as in `WHERE`, the others are fields of the worlds, as `max_drafts` and `acceptance`.
     """
-    lengths = Oracle(requests)
-    replicas, topology, router, seed, belief = (where.pop(n, d) for n, d in WHERE.items())
+    replicas, topology, router, seed, belief, predictor = (
+        where.pop(n, d) for n, d in WHERE.items()
+    )
+    lengths = make_predictor(predictor, requests)
     settings = parse_setting(setting) | ({"roofline": belief} if belief else {})
     nodes = cluster(system, hardware, lengths, replicas, topology, where, **settings)
     chosen = make_router(router, hardware.roofline, lengths) if router else None

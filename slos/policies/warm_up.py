@@ -43,3 +43,6 @@ class _Ten:
 
     def after_stage(self, progress: Progress) -> int:
         return 0
+
+    def ended(self, progress: Progress, last: bool) -> None:
+        pass

@@ -4,10 +4,12 @@
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
 per token), `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
-`tokens` tokens. The router before several servers, and over HTTP it alone, may add `slo_arrival`
-(seconds since the epoch: when the request first came) and `slo_elsewhere` (1: rather than as best
-effort, end it with `finish_reason` "abort", since another server is asked). Over HTTP, headers such
-as `x-slo-ttft: 2` say the same, where the server runs `CheckObjectives`.
+`tokens` tokens. Two fields help to foresee an answer's length: `slo_class`, a name that it has in
+common with its like, and `slo_output`, the tokens that the client expects. The router before some
+servers, and over HTTP it alone, may add `slo_arrival` (seconds since the epoch: when the request
+first came) and `slo_elsewhere` (1: rather than as best effort, end it with `finish_reason` "abort",
+since another server is asked). Over HTTP, headers such as `x-slo-ttft: 2` say the same, where the
+server runs `CheckObjectives`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from slos.core.types import SLO, Stage, require
 
 PREFIX = "slo_"
 ROUTERS = ("slo_arrival", "slo_elsewhere")  # fields that are a router's to say
-FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_stages", *ROUTERS)
+TEXTS = ("slo_stages", "slo_class")
+FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_output", *TEXTS, *ROUTERS)
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
 STAGES = 64  # of one request, at the most
+NAME = 64  # characters of a class, at the most
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,15 @@ class Phase:
 @dataclass(frozen=True, slots=True)
 class Objectives:
     """What one request asks for: its phases, and what serving it in time is worth; what a router
-    says of it."""
+    says of it; and its class, and the output tokens that its client expects, 0 if it does not
+    say."""
 
     phases: tuple[Phase, ...]
     value: float = 1.0
     arrival: float | None = None
     elsewhere: bool = False
+    kind: str = ""
+    output: int = 0
 
     def __post_init__(self) -> None:
         require(0 < self.value <= MOST, "slo_value", self.value, f"positive, at most {MOST:g}")
@@ -75,7 +82,7 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
         return default
     for name in given:
         require(name in FIELDS, "field", name, f"one of {', '.join(FIELDS)}")
-    numbers = {name: _number(name, value) for name, value in given.items() if name != "slo_stages"}
+    numbers = {name: _number(name, value) for name, value in given.items() if name not in TEXTS}
     phases, first = default.phases, default.phases[0].slo
     ttft, slowdown = first.ttft, first.slowdown
     if given.keys() & {"slo_ttft", "slo_slowdown"}:
@@ -90,7 +97,12 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     slo = bounded(PREFIX, phases[0].slo.tpot, ttft, slowdown)
     phases = (replace(phases[0], slo=slo), *phases[1:])
     value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
-    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere)
+    kind, output = given.get("slo_class", ""), numbers.get("slo_output", 0)
+    named = isinstance(kind, str) and len(kind) <= NAME
+    require(named, "slo_class", kind, f"a name of at most {NAME} characters")
+    whole = output == int(output) and 0 <= output <= MOST
+    require(whole, "slo_output", given.get("slo_output"), "a whole number of tokens, at least 0")
+    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere, kind, int(output))
 
 
 def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:

@@ -6,15 +6,13 @@ The engine's own requests are read by duck typing: nothing here imports it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from slos.core.pace import CLIENT, start
 from slos.core.roofline import Roofline
-from slos.core.types import Progress
+from slos.core.types import LengthPredictor, Progress
 from slos.serving.objectives import Objectives
 
 
@@ -48,6 +46,9 @@ class Tracked:
         )
         progress.later_tpot, progress.stages_left = objectives.later(0)
         progress.elsewhere, progress.client = objectives.elsewhere, first.rule == CLIENT
+        progress.kind, progress.told_stage = objectives.kind, objectives.phases[0].tokens or 0
+        progress.limit = request.num_tokens + request.max_tokens
+        progress.told = request.num_tokens + told_output(request, objectives)
         return cls(request, progress, objectives)
 
     @property
@@ -67,7 +68,13 @@ class Tracked:
         p.elsewhere = p.elsewhere and not (r.num_computed_tokens or r.num_output_tokens)
         return p
 
-    def emitted(self, now: float) -> None:
+    def finished(self) -> Progress:
+        """The policy's record of a request that is over."""
+        r, p = self.request, self.progress
+        p.tokens, p.generated = r.num_tokens, r.num_output_tokens - self.phase_start
+        return p
+
+    def emitted(self, now: float, lengths: LengthPredictor) -> None:
         """Look at the tokens that have appeared: a phase's first one may move the schedule, and a
         phase may be over."""
         r, p, phases = self.request, self.progress, self.objectives.phases
@@ -80,39 +87,17 @@ class Tracked:
             token, self.seen = r.output_token_ids[self.seen], self.seen + 1
             generated = self.seen - self.phase_start
             if self.objectives.ends(p.stage, token, generated):
-                tpot = phases[p.stage + 1].slo.tpot
+                p.generated, p.tokens = generated, r.num_prompt_tokens + self.seen
+                lengths.ended(p, False)
+                tpot, p.told_stage = phases[p.stage + 1].slo.tpot, phases[p.stage + 1].tokens or 0
                 p.t0 = p.t0 + (generated - 1) * p.tpot + tpot
                 p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
                 p.later_tpot, p.stages_left = self.objectives.later(p.stage)
 
 
-class Lengths:
-    """A `LengthPredictor`: exact where the client fixes the length, else the mean of what recent
-    answers went on for.
-
-    A request that must not stop early says its length by `max_tokens`; for others that is only a
-    bound.
-    """
-
-    def __init__(self, tracked: Mapping[str, Tracked]) -> None:
-        self.tracked = tracked
-        self.finished: deque[int] = deque(maxlen=256)
-
-    def remaining(self, progress: Progress) -> int:
-        t = self.tracked[progress.id]
-        done, most = t.phase_start + progress.generated, t.request.max_tokens
-        params = t.request.sampling_params
-        if not params.ignore_eos and params.min_tokens < most:
-            longer = [n for n in self.finished if n > done]
-            most = min(most, sum(longer) // len(longer)) if longer else min(most, 2 * done + 64)
-        return max(1, most - done)
-
-    def after_stage(self, progress: Progress) -> int:
-        t = self.tracked[progress.id]
-        phase = t.objectives.phases[progress.stage]
-        left = self.remaining(progress)
-        return (
-            left // 2
-            if phase.tokens is None
-            else max(0, left - (phase.tokens - progress.generated))
-        )
+def told_output(request: Any, objectives: Objectives) -> int:
+    """Output tokens that the client says there will be, 0 if it does not: one that must not stop
+    early says it by `max_tokens`, for others that is only a bound."""
+    params, most = getattr(request, "sampling_params", None), request.max_tokens
+    exact = params is not None and (params.ignore_eos or params.min_tokens >= most)
+    return most if exact else min(objectives.output, most)

@@ -29,6 +29,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
@@ -41,7 +42,7 @@ from slos.serving.load_report import Report, load_of
 from slos.serving.objectives import parse
 from slos.serving.prefix_hits import PrefixHits
 from slos.serving.settings import Settings
-from slos.serving.tracked import Lengths, Tracked
+from slos.serving.tracked import Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
@@ -87,7 +88,7 @@ class SLOScheduler(AsyncScheduler):
         self.tracked: dict[str, Tracked] = {}
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
-        self.lengths = Lengths(self.tracked)
+        self.lengths = make_predictor(self.settings.predictor)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
         # start, tokens, draft steps, context of steps
@@ -334,7 +335,7 @@ class SLOScheduler(AsyncScheduler):
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:
             if id in self.tracked:
-                self.tracked[id].emitted(now)
+                self.tracked[id].emitted(now, self.lengths)
         while self.passed:
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
@@ -382,7 +383,7 @@ class SLOScheduler(AsyncScheduler):
         """Every request ends here, finished or aborted."""
         tracked = self.tracked.pop(request.request_id, None)
         if tracked and request.status != RequestStatus.FINISHED_ABORTED:
-            self.lengths.finished.append(request.num_output_tokens)
+            self.lengths.ended(tracked.finished(), True)
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:

@@ -56,7 +56,8 @@ def simulate(
     `observe` is called after every executed step. Raises ValueError for an illegal batch and
     RuntimeError if the policy leaves requests unserved for ever.
     """
-    return list(stream(requests, [Replica("", policy, world)], seed=seed, observe=observe))
+    replica = Replica("", policy, world, lengths=getattr(policy, "lengths", None))
+    return list(stream(requests, [replica], seed=seed, observe=observe))
 
 
 def stream(
@@ -117,6 +118,8 @@ class _Run:
         sizes = {r.world.block_size for r in replicas if r.world.prefix_cache}
         require(len(sizes) <= 1, "block sizes of prefix caches", sizes, "the same everywhere")
         self.contents = Contents(sizes.pop()) if sizes else None
+        most = min(r.world.max_context for r in replicas)
+        self.limit = min(most, *(blocks * size for blocks, size in self.caches))
         # a heap; an entry holds while that replica's flight still ends then
         self.ends: list[tuple[float, int]] = []
         self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
@@ -202,6 +205,9 @@ class _Run:
 
     def _end_stage(self, live: Live, replica: Replica, now: float) -> None:
         stages, following = live.request.stages, live.progress.stage + 1
+        last = following == len(stages) or stages[following].wait > 0
+        if replica.lengths:
+            replica.lengths.ended(live.progress, last)
         if following == len(stages):
             replica.release(live)
             self.ids.remove(live.request.id)
@@ -240,7 +246,10 @@ class _Run:
             )
             require(need <= most, what, need, f"at most {most}", "drop it")
         self.ids.add(request.id)
-        progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
+        progress = Progress(
+            request.id, now, 0, 0.0, 1.0, request.value, kind=request.kind,
+            limit=self.limit,
+        )  # fmt: skip
         live = Live(request, progress, dice=Random(f"{self.seed}/{request.id}"))
         live.content = self.contents.of(request) if self.contents else None
         self._arrive(live, 0, now)

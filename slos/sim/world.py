@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from slos.core.roofline import Roofline
@@ -17,10 +18,11 @@ class World:
 
     max_drafts: longest draft, 0 without a draft model; acceptance: chance of each draft token, if
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
-    roofline unless given. prefix_cache: whether KV blocks are kept and found again, as in
-    `slos.sim.prefix_cache`. planning: seconds that a policy takes to decide on a step, and more for
-    each request that it sees; a step waits for it, or where planning is `overlapped`, as by
-    asynchronous scheduling, for what the step before it does not hide.
+    roofline unless given. max_context: tokens to which a request may grow. prefix_cache: whether KV
+    blocks are kept and found again, as in `slos.sim.prefix_cache`. planning: seconds that a policy
+    takes to decide on a step, and more for each request that it sees; a step waits for it, or where
+    planning is `overlapped`, as by asynchronous scheduling, for what the step before it does not
+    hide.
     """
 
     roofline: Roofline
@@ -32,6 +34,7 @@ class World:
     acceptance: float = 0.7
     zero_load: Roofline | None = None
     prefix_cache: bool = False
+    max_context: float = inf
     planning: tuple[float, float] = (0.0, 0.0)
     overlapped: bool = False
 
@@ -53,7 +56,7 @@ class World:
     @classmethod
     def of(cls, profile: Profile, **changes: Any) -> World:
         """The hardware of a profile, but for the `changes`."""
-        own: dict[str, Any] = {"max_seqs": profile.max_seqs}
+        own: dict[str, Any] = {"max_seqs": profile.max_seqs, "max_context": profile.max_context}
         return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))
 
 

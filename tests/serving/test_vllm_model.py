@@ -74,13 +74,15 @@ def generate(
     torch.set_num_threads(1)
 
     def run(
-        asked: list[list[int]], policy: str | Any | None, drafts: str = "", **options: Any
-    ) -> tuple[list[list[int]], Counter[str]]:
+        asked: list[list[int]], policy: str | Any | None, drafts: str = "",
+        sampling: dict[str, Any] | None = None, predictor: str = "quantile", **options: Any,
+    ) -> tuple[list[list[int]], Counter[str]]:  # fmt: skip
         if drafts:
             where = {"model": str(model)} if drafts == "draft_model" else {"prompt_lookup_max": 3}
             options["speculative_config"] = {"method": drafts, "num_speculative_tokens": 3} | where
         if policy is not None:
             slos = {"profile": profile_file(tmp_path, BELIEF), "tpot": 0.02, "slowdown": 5.0}
+            slos |= {"predictor": predictor}
             options |= {
                 "scheduler_cls": "slos.serving.vllm_plugin.SLOScheduler",
                 "additional_config": {"slos": slos},
@@ -96,6 +98,11 @@ def generate(
 
         def preempted(*args: Any, **kwargs: Any) -> None:
             seen["preempted"] += 1
+            if (
+                policy is not None
+                and not scheduler.tracked[args[0].request_id].progress.best_effort
+            ):
+                seen["promised and preempted"] += 1
             preempt(*args, **kwargs)
 
         def scheduled(*args: Any, **kwargs: Any) -> Any:
@@ -105,13 +112,17 @@ def generate(
                 scheduler.requests[id].is_prefill_chunk for id in out.num_scheduled_tokens
             )
             seen["drafts"] += sum(map(len, out.scheduled_spec_decode_tokens.values()))
+            if policy is not None:
+                best_effort = sum(t.progress.best_effort for t in scheduler.tracked.values())
+                seen["declined"] = max(seen["declined"], best_effort)
             seen["cached"] += sum(r.num_computed_tokens for r in out.scheduled_new_reqs)
             return out
 
         scheduler._preempt_request, scheduler.schedule = preempted, scheduled
         if policy is not None and not isinstance(policy, str):
             scheduler.slo_policy = policy
-        params = SamplingParams(temperature=0.0, max_tokens=LENGTH, ignore_eos=True)
+        how = {"max_tokens": LENGTH, "ignore_eos": True} | (sampling or {})
+        params = SamplingParams(temperature=0.0, **how)
         outputs = llm.generate(
             [TokensPrompt(prompt_token_ids=p) for p in asked], params, use_tqdm=False
         )
@@ -166,3 +177,24 @@ def test_speculative_decoding_changes_no_token(generate, method):
         mine, seen = generate(asked, policy, drafts=method)
         assert differ(mine, theirs) == {} and not seen["failed"]
         assert seen["drafts"] > 5 or policy == "slos-serve"  # which drafts only where it pays
+
+
+@pytest.mark.parametrize("predictor", ["max-tokens", "quantile:0.9", "quantile"])
+def test_promises_hold_where_answers_end_early(generate, predictor):
+    """All are promised in turn, of lengths that nobody knows; four of the longest fill the cache.
+    With what nine of ten grow to, none or hardly one loses its KV blocks; with a quarter, which is
+    meant for caches of many, some do, and are served all the same."""
+    asked = [p[: 5 + 3 * i] for i, p in enumerate(prompts(stems=0) * 3)]
+    early = {
+        "max_tokens": 120, "ignore_eos": False, "stop_token_ids": list(range(5, 20)),
+        "extra_args": {"slo_ttft": 60.0, "slo_tpot": 1.0, "slo_class": "early"},
+    }  # fmt: skip
+    theirs, _ = generate(asked, None, sampling=early)
+    tight = {"num_gpu_blocks_override": 16}  # of 32 tokens
+    mine, seen = generate(asked, "slos-serve", sampling=early, predictor=predictor, **tight)
+    assert mine == theirs and not seen["failed"]
+    lengths = [len(tokens) for tokens in mine]
+    assert sum(n < 60 for n in lengths) > 5 and len(set(lengths)) > 8
+    assert seen["declined"] == 0
+    few = {"max-tokens": 0, "quantile:0.9": 4, "quantile": seen["steps"]}
+    assert seen["promised and preempted"] <= few[predictor]

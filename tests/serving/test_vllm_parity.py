@@ -19,11 +19,13 @@ pytest.importorskip(
 )
 from engine import Recorder, answer, engine, profile_file, serve
 
+from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Policy, Request, Stage, View
 from slos.policies import POLICIES, make_policy
 from slos.policies.baselines import VLLMV1
+from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, World
 from slos.sim.simulator import simulate, stream
@@ -104,6 +106,41 @@ def test_arrivals_at_the_same_time_keep_their_order(model, tmp_path):
     served = core.scheduler.slo_policy = Recorder(core.scheduler.slo_policy)
     serve(core, clock, requests, prompts)
     assert [s for s in served.steps if s.tokens] == [s for s in simulated.steps if s.tokens]
+
+
+@pytest.mark.parametrize("predictor", ["quantile", "mean", "max-tokens"])
+def test_lengths_that_nobody_knows_are_learned_alike(model, tmp_path, predictor):
+    """Answers end with one of some tokens, long before `max_tokens`."""
+    requests, prompts = workload(seed=9, rate=20, thinks=False)
+    stops, most = set(range(5, 20)), 400
+    said = {id: answer(prompt, most) for id, prompt in prompts.items()}
+    said = {id: a[: next(i + 1 for i, t in enumerate(a) if t in stops)] for id, a in said.items()}
+    requests = [
+        replace(r, stages=(replace(r.stages[0], output=len(said[r.id])),)) for r in requests
+    ]
+    policy = SLOsServe(ROOFLINE, make_predictor(predictor))
+    simulated, blocks = Limited(policy, {r.id: r.stages[0].prompt + most for r in requests}), 120
+    simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
+    slos = {"profile": profile_file(tmp_path, ROOFLINE), "learn": False, "predictor": predictor}
+    core, clock = engine(model, ROOFLINE, slos, blocks=blocks, max_seqs=24)
+    served = core.scheduler.slo_policy = Recorder(core.scheduler.slo_policy)
+    stop = {"ignore_eos": False, "stop_token_ids": sorted(stops), "max_tokens": most}
+    assert serve(core, clock, requests, prompts, **stop) == said
+    assert [s for s in served.steps if s.tokens] == [s for s in simulated.steps if s.tokens]
+    assert len({len(a) for a in said.values()}) > 20 and not core.scheduler.failed
+
+
+class Limited(Recorder):
+    """Shows a policy the `max_tokens` of each request, which the simulator does not have."""
+
+    def __init__(self, policy: SLOsServe, limits: dict[str, int]) -> None:
+        super().__init__(policy)
+        self.limits, self.lengths = limits, policy.lengths
+
+    def step(self, view: View) -> Batch:
+        for p in (*view.waiting, *view.running):
+            p.limit = self.limits[p.id]
+        return super().step(view)
 
 
 def talks(seed: int, rate: float) -> tuple[list[Request], dict[str, list[int]]]:

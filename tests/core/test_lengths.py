@@ -1,0 +1,123 @@
+"""Predictors of lengths: what each says of a request, and that what is learned is what was seen."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slos.core.history import BLIND, LEVEL, TRUE, WINDOW, Mean, Quantile, make_predictor
+from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle
+from slos.core.types import SLO, Progress, Request, Stage
+
+PACE = SLO(0.1)
+lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)
+
+
+def asked(generated: int = 0, **fields) -> Progress:
+    return Progress("r", 0.0, 50 + generated, 1.0, 0.1, generated=generated, **fields)
+
+
+def seen(predictor, outputs, **fields):
+    for n in outputs:
+        predictor.ended(asked(n, **fields), last=True)
+    return predictor
+
+
+@given(lengths, st.integers(0, 300), st.sampled_from([0.1, LEVEL, 0.5, 0.9]))
+def test_only_those_that_generated_more_tell_the_rest(outputs, done, level):
+    longer = sorted(n for n in outputs if n > done)
+    rest = seen(Quantile(level), outputs).remaining(asked(done))
+    if not longer:
+        assert rest == done + UNKNOWN
+        return
+    below = sum(n < done + rest for n in longer)
+    assert done + rest in longer
+    assert below <= level * len(longer) < below + longer.count(done + rest) + 1e-9
+    mean = seen(Mean(), outputs).remaining(asked(done))
+    assert 0 <= done + mean - sum(longer) / len(longer) < 1
+
+
+@given(st.lists(st.integers(1, 50), min_size=WINDOW + 1, max_size=WINDOW + 40))
+def test_the_oldest_are_forgotten(outputs):
+    all_of_them, newest = seen(Quantile(), outputs), seen(Quantile(), outputs[-WINDOW:])
+    for done in (0, 3, 20, 60):
+        assert all_of_them.remaining(asked(done)) == newest.remaining(asked(done))
+
+
+def test_classes_and_stages_are_told_apart():
+    q = seen(Quantile(), [10], kind="short")
+    # until one of a class is known, all classes stand for it
+    assert q.remaining(asked(kind="long")) == 10
+    seen(q, [200], kind="long")
+    assert (q.remaining(asked(kind="short")), q.remaining(asked(kind="long"))) == (10, 200)
+    assert seen(seen(Mean(), [10], kind="short"), [200], kind="long").remaining(asked()) == 105
+    seen(q, [30], kind="long", stage=1)
+    assert q.remaining(asked(kind="long", stage=1)) == 30
+    assert q.remaining(asked(kind="long")) == 200
+
+
+def test_what_follows_a_stage_is_learned_too():
+    q, first = Quantile(), {"kind": "thinks", "later_tpot": 0.2}
+    assert q.after_stage(asked(**first)) == UNKNOWN
+    q.ended(asked(40, **first), last=False)
+    p = asked(7, kind="thinks", stage=1)
+    p.tokens = 50 + 40 + 7
+    q.ended(p, last=True)
+    assert q.remaining(asked(**first)) == 40 + 7 and q.after_stage(asked(**first)) == 7
+    assert q.remaining(asked(39, **first)) == 1 + 7
+    assert q.remaining(p) == 7 + UNKNOWN
+
+
+@pytest.mark.parametrize("name", sorted(BLIND))
+def test_what_the_client_says_goes_first_and_the_limit_holds(name):
+    predictor = seen(make_predictor(name), [20])
+    assert predictor.remaining(asked(told=58)) == 8
+    assert predictor.remaining(asked(7, told=58)) == 1
+    within, beyond = asked(limit=60), asked(8, told=58, limit=65)
+    assert predictor.remaining(within) <= 10 and predictor.remaining(beyond) <= 7
+    assert predictor.remaining(asked(limit=50)) == 1
+    thinks = asked(told=90, told_stage=30, later_tpot=0.1)
+    assert (predictor.remaining(thinks), predictor.after_stage(thinks)) == (40, 10)
+    assert predictor.after_stage(asked(told=90, later_tpot=0.1)) == 20
+
+
+def test_max_tokens_takes_the_limit():
+    assert MaxTokens().remaining(asked(3, limit=100)) == 47
+    assert MaxTokens().remaining(asked(3)) == 3 + UNKNOWN
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=4), st.sampled_from([0.0, 0.3, 2.0]),
+    st.data(),
+)  # fmt: skip
+def test_a_noisy_oracle_errs_by_one_factor_of_the_request(outputs, sigma, data):
+    work = [Request(f"r{i}", 0.0, (Stage(9, n, PACE), Stage(0, n, PACE)))
+            for i, n in enumerate(outputs)]  # fmt: skip
+    noisy, same, true = Noisy(work, sigma), Noisy(work[:1], sigma), Oracle(work)
+    for r in work:
+        done = data.draw(st.integers(0, r.stages[0].output - 1))
+        p = Progress(r.id, 0.0, 9 + done, 1.0, 0.1, generated=done, later_tpot=0.1)
+        assert 1 <= noisy.after_stage(p) < noisy.remaining(p)
+        if sigma == 0:
+            assert noisy.remaining(p) == true.remaining(p)
+            assert noisy.after_stage(p) == true.after_stage(p)
+        if r is work[0]:
+            assert noisy.remaining(p) == same.remaining(p)
+
+
+def test_names_and_dials():
+    assert set(make_predictor(name, []).__class__ for name in TRUE | BLIND) >= {Oracle, Quantile}
+    long = seen(make_predictor("quantile:0.9"), range(1, 101)).remaining(asked())
+    assert long == 91 > seen(make_predictor("quantile"), range(1, 101)).remaining(asked())
+    for text, says in (
+        ("guess", "predictor = 'guess' must be one of quantile, mean, max-tokens"),
+        ("oracle", "predictor = 'oracle' must be one of quantile"),
+        ("mean:2", "must be without a dial: mean has none"),
+        ("quantile:1", r"'quantile:1': level = 1.0 must be in \(0, 1\)"),
+        ("quantile:most", "predictor 'quantile:most'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make_predictor(text)
+    with pytest.raises(ValueError, match="sigma = -1"):
+        make_predictor("noisy:-1", [])
