@@ -123,7 +123,7 @@ def in_service(asked: Question) -> float:
     require(
         longest.context <= most, f"longest request of {longest.kind}", longest.context,
         f"at most {most} tokens on {hardware.name}",
-        "leave such requests out, or name another profile",
+        "name a profile that takes it, or leave it out: another mix, max_context of a file",
     )  # fmt: skip
     share, step = alone(case, requests[: case.num_requests]), 1e3 * hardware.roofline.time(1)
     require(
