@@ -11,7 +11,7 @@ from pathlib import Path
 from slos.core.pace import RULES
 from slos.core.types import require
 from slos.files import write_whole
-from slos.policies import POLICIES
+from slos.policies import POLICIES, ordinary
 from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
 from slos.studies.your_own import Question, answer, caution, described, in_words, table
@@ -56,7 +56,7 @@ def options() -> argparse.ArgumentParser:
             choices = [*RULES] if f.name == "rule" else None
             kind = type(f.default)
             parser.add_argument(name, type=kind, default=f.default, choices=choices, help=text)
-    parser.add_argument("--systems", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser
 

@@ -12,6 +12,7 @@ does the `quick.csv` in it: what stands for `quick` until that was run here.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -187,6 +188,25 @@ def _mean(values: Sequence[float]) -> str:
     return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
 
 
+def fidelity_table(path: Path) -> str:
+    """What the simulated vLLM says over what real servers took, from `fidelity.csv` of
+    `slos.studies.fidelity`: a row per replay and quantity."""
+    with path.open(newline="", encoding="utf-8") as f:
+        raw = list(csv.DictReader(f))
+    rows = []
+    for r in raw:
+        name = r["experiment"] + " (model in doubt)" * (r["in doubt"] == "True")
+        how = "prefix cache" if r["prefix cache"] == "True" else "no prefix cache"
+        fitted = f"x {r['scale']} {r['fitted']}" if r["fitted"] else "nothing fitted"
+        numbers = (f"{float(r[c]):.3g}" for c in ("measured mean", "measured P90"))
+        ratios = (f"{float(r[c]):.2f}" for c in ("mean ratio", "P90 ratio", "correlation"))
+        error = f"{100 * float(r['median error']):.1f} %"
+        rows.append([name, how, fitted, r["quantity"], r["requests"], *numbers, *ratios, error])
+    head = ("experiment", "simulated with", "steps", "quantity", "requests", "measured mean",
+            "measured P90", "mean ratio", "P90 ratio", "correlation", "median error")  # fmt: skip
+    return _table(head, rows)
+
+
 def executed(folder: Path) -> str:
     """How the notebooks of a run were executed, from what `slos.reproduce` left; "" where it left
     nothing."""
@@ -207,6 +227,10 @@ def render(size: str) -> str:
     parts = [headline_table(read_claims(), rows_of_runs(size), size)]
     if (folder / "capacity.csv").exists():
         parts.append(f"## Capacities, `{size}`\n\n{capacity_tables(folder / 'capacity.csv')}")
+    if (folder / "fidelity.csv").exists():
+        said = "Ratios are of simulated over measured; see `slos/studies/fidelity.py`."
+        table = fidelity_table(folder / "fidelity.csv")
+        parts.append(f"## The simulator against real servers, `{size}`\n\n{said}\n\n{table}")
     if how := executed(folder):
         parts.append(f"## How `{size}` was executed\n\n{how}")
     return "\n\n".join(parts)

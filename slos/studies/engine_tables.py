@@ -127,12 +127,16 @@ def gain(found: Frame, ours: str, other: str) -> str:
 
 
 def gains(found: Frame) -> Frame:
-    """Our capacity over that of vLLM's own scheduler, in words, per workload and status."""
+    """Our capacity over that of vLLM's own scheduler, or of other rivals, in words, per workload
+    and status."""
+    rivals = [name for name in unique(found["system"]) if name != OURS]
     rows = [
-        (*key, gain(both.set_index("system"), OURS, STOCK))
-        for key, both in found.groupby(["scenario", "status"], sort=False)
+        (*key, *(gain(all_of_them.set_index("system"), OURS, name) for name in rivals))
+        for key, all_of_them in found.groupby(["scenario", "status"], sort=False)
     ]
-    return pd.DataFrame(rows, columns=["scenario", "status", "SLOs-Serve over vLLM's own"])
+    named = ["vLLM's own" if name == STOCK else name_of(name) for name in rivals]
+    over = [f"SLOs-Serve over {name}" for name in named]
+    return pd.DataFrame(rows, columns=["scenario", "status", *over])
 
 
 def errors(table: Frame) -> Frame:

@@ -184,8 +184,11 @@ def bars(found: Frame, source: str) -> Figure:
     figure, axes = panels(titles, (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
     for axis, rows in zip(axes, (mine[~named], mine[named]), strict=True):
         names = unique(rows["scenario"])
-        for i, (key, group) in enumerate(rows.groupby("asked", sort=False)):
-            at = [names.index(name) + 0.2 * (i - 1.5) for name in group["scenario"]]
+        groups = [*rows.groupby("asked", sort=False)]
+        for i, (key, group) in enumerate(groups):
+            at = [
+                names.index(name) + 0.2 * (i - (len(groups) - 1) / 2) for name in group["scenario"]
+            ]
             error = np.maximum(0, [group["gain"] - group["low"], group["high"] - group["gain"]])
             looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
             axis.bar(at, group["gain"], 0.2, yerr=error, color=COLORS[i], **looks)

@@ -32,7 +32,7 @@ from slos.evaluation.grids import (
 from slos.evaluation.runs import by_rule, scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
-from slos.policies import OURS, POLICIES
+from slos.policies import OURS, POLICIES, ordinary
 from slos.records.sweep import sweep
 from slos.studies.own_requests import most_tokens
 from workloads import build
@@ -57,7 +57,7 @@ class Question:
 
     workload: str = "mixed"
     profile: str = ""
-    systems: Sequence[str] = tuple(POLICIES)
+    systems: Sequence[str] = tuple(ordinary())
     replicas: int = 1
     drafts: int = 0
     acceptance: float = 0.7
@@ -129,7 +129,7 @@ def in_service(asked: Question) -> float:
     require(
         longest.context <= most, f"longest request of {longest.kind}", longest.context,
         f"at most {most} tokens on {hardware.name}",
-        "leave such requests out, or name another profile",
+        "name a profile that takes it, or leave it out: another mix, max_context of a file",
     )  # fmt: skip
     share, step = alone(case, requests[: case.num_requests]), 1e3 * hardware.roofline.time(1)
     require(

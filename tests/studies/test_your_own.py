@@ -21,7 +21,7 @@ from slos.evaluation.capacity_search import Probe, Search, capacity, search
 from slos.evaluation.runs import hardware_of, scaled_slos, serve
 from slos.evaluation.stats import rows_of
 from slos.hardware.profiles import profile
-from slos.policies import POLICIES
+from slos.policies import ordinary
 from slos.studies import your_own
 from slos.studies.your_own import Question
 from workloads import SCENARIOS, build
@@ -72,7 +72,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     assert coding[1:] == ["4", "4", "40", "40", "0.338"], "zero loads, ms a token, share"
     assert "2 replica(s) of OPT-13B on 1 H100-80G, simulated" in text
     rows = pd.read_csv(tmp_path / "out.csv")
-    assert set(rows["system"]) == set(POLICIES) and rows["capacity"].is_monotonic_decreasing
+    assert set(rows["system"]) == set(ordinary()) and rows["capacity"].is_monotonic_decreasing
     best = rows.iloc[0]
     assert (
         f"{2 * best.capacity:.2f} requests per second on 2 GPU(s) at the most, by {best.system}"
