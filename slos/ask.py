@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from slos.core.pace import RULES
 from slos.core.types import require
 from slos.files import write_whole
-from slos.policies import POLICIES
+from slos.policies import POLICIES, ordinary
 from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
 from slos.studies.your_own import Question, answer, caution, described, in_words, table
@@ -26,6 +27,8 @@ HELP = {
     "rate": "how many replicas for so many requests per second?",
     "num_requests": "per replica and simulation",
     "seeds": "runs of every load",
+    "rule": "of pace: client, mean time per token after the first one; paper, token by token from "
+    "the first one's deadline",
 }
 
 OWN = {
@@ -50,8 +53,10 @@ def options() -> argparse.ArgumentParser:
         if f.name in HELP:
             name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
-            parser.add_argument(name, type=type(f.default), default=f.default, help=text)
-    parser.add_argument("--systems", nargs="+", default=list(POLICIES), choices=POLICIES)
+            choices = [*RULES] if f.name == "rule" else None
+            kind = type(f.default)
+            parser.add_argument(name, type=kind, default=f.default, choices=choices, help=text)
+    parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser
 

@@ -15,7 +15,7 @@ from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.files import Frame, results_dir
-from slos.policies import POLICIES
+from slos.policies import POLICIES, ordinary
 from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 from workloads import SCENARIOS
@@ -29,9 +29,14 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         "max_batched_tokens=8192",
     ),
     "sarathi": ("chunk=512", "chunk=1024", "chunk=2048"),
+    "qoserve": ("", "margin=1,free=1", "margin=1,free=1,hybrid=0", "margin=1,free=1,relegate=0"),
+    "fair-batching": ("", "relegate=1"),
+    "scorpio": ("", "chunk=1024", "chunk=512", "reject=0"),
+    "adaserve": ("", "margin=1,free=1", "margin=1,free=1,hybrid=0"),
 }
-"""What is tried of each baseline, so that its best is reported; a system that is not named runs
-with its defaults."""
+"""What is tried of each system but ours, so that its best is reported: those of the later ones
+begin with what was published (""), the others tune it. A system that is not named runs with its
+defaults."""
 PLAIN, BEST_ROUTER = "round-robin", "cheapest"
 BASELINE = "vllm-v1"
 RATIOS = ("1:1", "2:1", "1:2")  # prefill to decode replicas, the paper's
@@ -78,7 +83,7 @@ AUTHORS_MEMORY = 10e9
 def searches(
     size: str,
     scenarios: Sequence[str] = tuple(SCENARIOS),
-    systems: Sequence[str] = tuple(POLICIES),
+    systems: Sequence[str] = tuple(ordinary()),
     profile: str = "",
     target: float = 0.9,
 ) -> list[Search]:

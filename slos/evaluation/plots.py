@@ -21,7 +21,8 @@ from slos.policies import OURS
 
 NAMES = {
     "vllm": "vLLM (paper's)", "vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve", OURS: "SLOs-Serve",
-    "distserve": "DistServe",
+    "distserve": "DistServe", "qoserve": "QoServe", "fair-batching": "FairBatching",
+    "scorpio": "SCORPIO", "adaserve": "AdaServe",
 }  # fmt: skip
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]

@@ -68,7 +68,8 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
 
 TEXT, LIST = ("size", "scenario", "profile", "mix", "model"), "a list of names"
 LISTS = dict.fromkeys(
-    ("scenarios", "systems", "profiles", "routers", "workloads", "arguments"), (str, LIST)
+    ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "arguments"),
+    (str, LIST),
 ) | {"bursts_at": (int | float, "a list of seconds")}
 WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
 NUMBERS = (

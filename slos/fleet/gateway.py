@@ -246,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         require(not reject, "option", "--slo-reject", "one of a single server", cure)
         launch.require_free(given.host, given.port)
         settings = started.settings
-        default = {name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "value")}
+        default = {
+            name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "rule", "value")
+        }
         hops = {} if given.hops is None else {"hops": given.hops}
         router = {"router": given.router, "options": hops, "default": default}
         # which refuses what is wrong before Ray starts

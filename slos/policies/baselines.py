@@ -90,8 +90,9 @@ def decodes_first(
 def admit(
     view: View, tokens: dict[str, int], queue: Sequence[Progress], left: tuple[int, int],
     watermark: float = 0.0, whole: bool = False,
-) -> bool:  # fmt: skip
-    """Add chunks of the prompts in `queue`, in turn; whether any of them starts.
+) -> tuple[int, int]:  # fmt: skip
+    """Add chunks of the prompts in `queue`, in turn; what is then left. Fewer blocks are if, and
+    only if, one has started.
 
     left: of the step's tokens, and the blocks that are free beside those set aside for prompts
     under way, which may be in the queue too. One that starts has its own set aside, and
@@ -99,7 +100,7 @@ def admit(
     first that finds no room. whole: no chunks, a longer prompt goes alone.
     """
     seats, reserve = view.max_seqs - len(view.running), int(watermark * view.total_blocks)
-    (budget, free), started, closed = left, False, False
+    (budget, free), closed = left, False
     for p in queue:
         if budget <= 0 or (whole and tokens and p.left > budget):
             break
@@ -110,10 +111,10 @@ def admit(
             closed = seats <= 0 or need > free - (0 if alone else reserve)
             if closed:
                 continue
-            seats, free, started = seats - 1, free - need, True
+            seats, free = seats - 1, free - need
         tokens[p.id] = n = p.left if whole else min(p.left, budget)
         budget -= n
-    return started
+    return budget, free
 
 
 @final
@@ -138,7 +139,8 @@ class VLLM:
     def step(self, view: View) -> Batch:
         tokens: dict[str, int] = {}
         most, free = self.max_batched_tokens, view.free_blocks
-        if admit(view, tokens, view.waiting, (most, free), self.watermark, whole=True):
+        admit(view, tokens, view.waiting, (most, free), self.watermark, whole=True)
+        if tokens:
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
         return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
@@ -165,10 +167,11 @@ class VLLMV1:
     def step(self, view: View) -> Batch:
         most, free = self.max_batched_tokens, view.free_blocks
         tokens, preempted, free = _serve(view, view.running, (), free, self.drafts, most)
-        total = sum(tokens.values())
-        admitted = not preempted and admit(view, tokens, view.waiting, (most - total, free))
+        total, left = sum(tokens.values()), free
+        if not preempted:
+            _, left = admit(view, tokens, view.waiting, (most - total, free))
         # a token each: all decode
-        steady = not preempted and not admitted and total == len(view.running) < most
+        steady = not preempted and left == free and total == len(view.running) < most
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
 
 
@@ -193,7 +196,7 @@ class Sarathi:
     def step(self, view: View) -> Batch:
         tokens, preempted, prompts, free = decodes_first(view, self.drafts)
         queue = prompts if preempted else [*prompts, *view.waiting]
-        left = self.chunk - sum(tokens.values()), free
-        admitted = admit(view, tokens, queue, left, self.watermark)
-        steady = not (prompts or preempted or admitted)
+        budget = self.chunk - sum(tokens.values())
+        _, left = admit(view, tokens, queue, (budget, free), self.watermark)
+        steady = not (prompts or preempted) and left == free
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)

@@ -128,11 +128,80 @@ class Cheapest:
         return self._rates[seconds]
 
 
+@final
+@dataclass(slots=True)
+class LMetric:
+    """LMetric's (Zhang et al., OSDI'26, arXiv 2603.15202): where the product of prompt tokens to
+    compute, its own included, and requests in the batch is least; equal ones in turn.
+
+    The product has no weights to tune. Its prompt tokens are those that no prefix cache saves.
+    """
+
+    _next: int = field(init=False, repr=False, default=0)
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        n, left = len(loads), request.tokens - request.computed
+        scores = [
+            (load.prefill_tokens + left) * (load.waiting + load.running + 1) for load in loads
+        ]
+        chosen = min(range(n), key=lambda i: (scores[i], (i - self._next) % n))
+        self._next = chosen + 1
+        return [loads[chosen].replica]
+
+
+@final
+@dataclass(slots=True)
+class PolyServe:
+    """PolyServe's (Zhu et al., arXiv 2507.17769): replicas form bins, one for each TPOT, and the
+    fullest of its bin that can still serve a request in time has it, so that others stay free.
+
+    Where its bin is full, the request takes an idle replica into it; then it is promoted to the
+    next tighter bin; and only then does it make a looser one tighter. Where none can, the one with
+    the least to compute has it. Theirs predicts by profiled steps, ours by the roofline; a bin is
+    what its replica has been sent since it was idle.
+    """
+
+    roofline: Roofline
+    lengths: LengthPredictor
+    _bins: dict[str, float] = field(init=False, repr=False, default_factory=dict)
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        busy = {load.replica: load.waiting + load.running for load in loads}
+        self._bins = {name: tpot for name, tpot in self._bins.items() if busy.get(name)}
+        able = [load for load in loads if self._can_serve(request, load)]
+        if able:
+            chosen = min(able, key=lambda load: (*self._choice(request, load), -busy[load.replica]))
+        else:
+            chosen = min(loads, key=lambda load: (load.prefill_tokens, busy[load.replica]))
+        tpot = self._bins.get(chosen.replica, request.tpot)
+        self._bins[chosen.replica] = min(tpot, request.tpot)
+        return [chosen.replica]
+
+    def _choice(self, request: Progress, load: Load) -> tuple[int, float]:
+        """Its own bin, an idle replica, the tighter bins, the looser ones: the nearest first."""
+        tpot = self._bins.get(load.replica)
+        if tpot is None:
+            return 1, 0.0
+        kind = 0 if tpot == request.tpot else 2 if tpot < request.tpot else 3
+        return kind, abs(tpot - request.tpot)
+
+    def _can_serve(self, request: Progress, load: Load) -> bool:
+        """Whether its prompt has tokens in time beside all paces, and it has blocks to its end."""
+        seconds = min(request.tpot, self._bins.get(load.replica, LONGEST), LONGEST)
+        rate = (self.roofline.fits(seconds) - load.waiting - load.running - 1) / seconds
+        left = load.prefill_tokens + request.tokens - request.computed
+        need = (request.tokens + self.lengths.remaining(request)) / load.block_size
+        roomy = load.claimed_blocks + need <= load.total_blocks
+        return rate > 0 and roomy and load.step_end + left / rate <= request.due
+
+
 ROUTERS: dict[str, Callable[..., Router]] = {
     "round-robin": RoundRobin,
     "least-loaded": LeastLoaded,
     "sequential": Sequential,
     "cheapest": Cheapest,
+    "lmetric": LMetric,
+    "polyserve": PolyServe,
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from slos.core.pace import CLIENT, RULES
 from slos.core.types import Request, Stage, require
 from slos.files import write_whole
 from slos.hardware.profiles import profile
@@ -58,6 +59,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "S",
         "help": "TPOT objective in seconds, instead of the requests' own",
     },
+    "slo-rule": {
+        "default": CLIENT,
+        "choices": [*RULES],
+        "help": "of pace, asked for and judged by (%(default)s: mean time per token after the "
+        "first one)",
+    },
     "slowdown": {
         "type": float,
         "metavar": "X",
@@ -104,15 +111,15 @@ class Asked:
     said: str
 
 
-def with_objectives(request: Request, ttft: float | None, tpot: float | None) -> Request:
-    """The same request with these objectives, in seconds, in every stage; None leaves what it
-    had."""
+def with_objectives(request: Request, ttft: float | None, tpot: float | None, rule: str) -> Request:
+    """The same request with these objectives, in seconds, and this rule of pace in every stage;
+    None leaves what it had."""
 
     def change(stage: Stage) -> Stage:
         slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
         if ttft is not None and not stage.goes_on:
             slo = replace(slo, ttft=ttft, slowdown=None)
-        return replace(stage, slo=slo)
+        return replace(stage, slo=replace(slo, rule=rule))
 
     return replace(request, stages=tuple(map(change, request.stages)))
 
@@ -162,7 +169,8 @@ def asked_of(given: argparse.Namespace, most: int | None) -> Asked:
     limits = (given.max_context, most, scenario and scenario.max_context)
     limit = min((n for n in limits if n), default=None)
     asked = of_scenario(given, limit) if scenario else of_file(given.file, given, limit)
-    requests = [with_objectives(r, given.ttft, given.tpot) for r in asked.requests]
+    objectives = given.ttft, given.tpot, given.slo_rule
+    requests = [with_objectives(r, *objectives) for r in asked.requests]
     for r in requests:
         in_seconds(given, asked.name, next(filter(None, (s.slo.slowdown for s in r.stages)), None))
     return replace(asked, requests=requests)

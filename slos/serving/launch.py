@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from slos.core.pace import RULES
 from slos.core.types import require
 from slos.serving.calls import calibrate, secret, wait
 from slos.serving.settings import Settings
@@ -66,6 +67,10 @@ def options() -> argparse.ArgumentParser:
         dest="reject",
         help="HTTP 429 with Retry-After for who cannot be in time, instead of best effort",
     )
+    parser.add_argument(
+        "--slo-rule", dest="rule", choices=RULES,
+        help="by which the pace is counted (default: client, mean time per token after the first)",
+    )  # fmt: skip
     parser.add_argument("--load", metavar="FILE", help="keep the engine's load there, for a router")
     parser.add_argument(
         "--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own"
@@ -87,16 +92,8 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-OWN = (
-    "policy",
-    "profile",
-    "save",
-    "ttft",
-    "slowdown",
-    "tpot",
-    "reject",
-    "load",
-)  # settings with an option
+# settings with an option
+OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "rule", "reject", "load")
 VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
 
 

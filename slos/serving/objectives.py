@@ -2,7 +2,8 @@
 `SamplingParams.extra_args`.
 
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
-per token), `slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
+per token), `slo_rule` (by which the pace is counted: "client" or "paper", see `slos.core.pace`),
+`slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
 `tokens` tokens. Two fields help to foresee an answer's length: `slo_class`, a name that it has in
 common with its like, and `slo_output`, the tokens that the client expects. The router before some
@@ -20,11 +21,12 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
+from slos.core.pace import RULES
 from slos.core.types import SLO, Stage, require
 
 PREFIX = "slo_"
 ROUTERS = ("slo_arrival", "slo_elsewhere")  # fields that are a router's to say
-TEXTS = ("slo_stages", "slo_class")
+TEXTS = ("slo_rule", "slo_stages", "slo_class")
 FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_output", *TEXTS, *ROUTERS)
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
 STAGES = 64  # of one request, at the most
@@ -95,7 +97,10 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     elif "slo_tpot" in given:
         phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)
     slo = bounded(PREFIX, phases[0].slo.tpot, ttft, slowdown)
+    rule = given.get("slo_rule", first.rule)
+    require(rule in tuple(RULES), "slo_rule", rule, f"one of {', '.join(RULES)}")
     phases = (replace(phases[0], slo=slo), *phases[1:])
+    phases = tuple(replace(p, slo=replace(p.slo, rule=rule)) for p in phases)
     value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
     kind, output = given.get("slo_class", ""), numbers.get("slo_output", 0)
     named = isinstance(kind, str) and len(kind) <= NAME
@@ -118,6 +123,7 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     # the server's default.
     ttft = first.first_token(0.0) if first.slowdown is None else None
     fields: dict[str, Any] = {"slo_ttft": ttft, "slo_slowdown": first.slowdown, "slo_value": value}
+    fields["slo_rule"] = first.rule
     if len(stages) == 1:
         fields["slo_tpot"] = first.tpot
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from slos.core.history import make_predictor
+from slos.core.pace import CLIENT
 from slos.core.types import require
 from slos.serving.objectives import Objectives, Phase, bounded
 
@@ -31,8 +32,9 @@ class Settings:
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
     fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`;
     where the cache holds dozens of requests, "quantile:0.25" carries more. slowdown or ttft, tpot,
-    value: objectives of a request that brings none. reject: whether a request that cannot be in
-    time ends (HTTP 429) instead of becoming best effort. load: file for a router to read it from.
+    rule of pace, value: objectives of a request that brings none. reject: whether a request that
+    cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router to
+    read it from.
     """
 
     policy: str = "slos-serve"
@@ -45,6 +47,7 @@ class Settings:
     ttft: float | None = None
     slowdown: float | None = None
     tpot: float = 0.1
+    rule: str = CLIENT
     value: float = 1.0
     reject: bool = False
     load: str = ""
@@ -87,4 +90,5 @@ class Settings:
     @property
     def objectives(self) -> Objectives:
         slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
-        return Objectives((Phase(bounded("", self.tpot, self.ttft, slowdown)),), self.value)
+        slo = replace(bounded("", self.tpot, self.ttft, slowdown), rule=self.rule)
+        return Objectives((Phase(slo),), self.value)

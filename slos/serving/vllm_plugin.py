@@ -232,7 +232,9 @@ class SLOScheduler(AsyncScheduler):
         """vLLM's state as a policy sees it, at the time at which the step about to be formed will
         begin."""
         running, waiting = [], []
-        for t in self.tracked.values():
+        # those that began in one step, as vLLM let them in: in the policy's order
+        began = [t for r in self.running if (t := self.tracked.get(r.request_id))]
+        for t in dict.fromkeys([*began, *self.tracked.values()]):
             r = t.request
             if r.status == RequestStatus.RUNNING or (r.status in READY and r.num_computed_tokens):
                 if not t.admitted:

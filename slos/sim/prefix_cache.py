@@ -77,7 +77,8 @@ class PrefixCache(Ledger):
     cached: all runs by piece, in the order in which they were computed; tables: those of each
     request here, in order; idle: those that nobody holds, least recently used first, and how many
     blocks they have; leaving: the runs of requests that are lent, and how many blocks count as
-    that; waiting: requests that may find something. hits, evicted: tokens and blocks so far.
+    that; waiting: requests that may find something; changed: pieces of which they may find more or
+    less than they were told. hits, evicted: tokens and blocks so far.
     """
 
     cached: dict[int, list[Run]] = field(init=False, default_factory=dict)
@@ -86,6 +87,7 @@ class PrefixCache(Ledger):
     idle_blocks: int = field(init=False, default=0)
     leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
     waiting: dict[str, Live] = field(init=False, default_factory=dict)
+    changed: set[int] = field(init=False, default_factory=set)
     hits: int = field(init=False, default=0)
     evicted: int = field(init=False, default=0)
     _sharing: bool = field(init=False, default=False)  # changed since requests were told
@@ -113,6 +115,7 @@ class PrefixCache(Ledger):
         """A request waits. One that finds nothing now, and shares with no other, never will."""
         if live.content.shared or live.content.pieces[0] in self.cached:
             self.waiting[live.request.id] = live
+            self.changed.update(live.content.pieces[-1:])
 
     def forget(self, live: Live) -> None:
         """It waits no longer."""
@@ -123,11 +126,14 @@ class PrefixCache(Ledger):
         """Write down what would be found for those that wait, and what all share with running
         ones."""
         for live in self.waiting.values():
+            if self.changed.isdisjoint(live.content.pieces):
+                continue
             end = held = 0
             if live.content.pieces[0] in self.cached:
                 for run, start, end in self._found(live):
                     held += end - start if run.held else 0
             live.progress.cached, live.progress.shared = end * self.block_size, held
+        self.changed.clear()
         if self._sharing:
             self._sharing = False
             for p in running:
@@ -141,6 +147,7 @@ class PrefixCache(Ledger):
                 self._split(run, start)
             found = self._split(run, end) if end < run.end else run
             if not found.held:
+                self.changed.add(found.piece)
                 del self.idle[found]
                 self.idle_blocks -= found.blocks
                 self.free -= found.blocks
@@ -174,6 +181,7 @@ class PrefixCache(Ledger):
         for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
             end = min(end, full)
             if at < end:
+                self.changed.add(piece)
                 runs = self.cached.setdefault(piece, [])
                 last = table[-1] if table else None
                 if last and last.held == 1 and runs and runs[-1] is last:
@@ -192,6 +200,7 @@ class PrefixCache(Ledger):
         self.idle_blocks -= gone
         while gone:
             run = next(iter(self.idle))
+            self.changed.add(run.piece)
             if run.blocks > gone:
                 run.end -= gone
                 return
@@ -216,6 +225,7 @@ class PrefixCache(Ledger):
             run.held -= 1
             self._sharing |= run.held > 0
             if not run.held:
+                self.changed.add(run.piece)
                 self.idle[run] = None
                 self.idle_blocks += run.blocks
                 self.free += run.blocks

@@ -70,15 +70,18 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
                 )  # fmt: skip
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
-    return finish(figure, f"{source}; dashed: {target:.0%} of the requests", axes[0], ncols=2)
+    said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"
+    return finish(figure, said, axes[0], ncols=2)
 
 
 def by_load(frame: Frame) -> Frame:
-    """One row per workload, load, scheduler and status: attainment, mean latencies in seconds,
-    requests that failed."""
+    """One row per workload, load, scheduler and status: attainment by the rule of pace that was
+    asked for and by both, mean latencies in seconds, requests that failed."""
     by = ["scenario", "system", "status", "rate"]
     return frame.groupby(by, sort=False).agg(
-        attainment=("attained", "mean"), ttft=("ttft", "mean"), tpot=("tpot", "mean"),
+        rule=("rule", "first"), attainment=("attained", "mean"),
+        attainment_paper=("attained_paper", "mean"), attainment_client=("attained_client", "mean"),
+        ttft=("ttft", "mean"), tpot=("tpot", "mean"),
         lag=("lag", "max"), requests=("id", "size"),
         failed=("failure", lambda f: int((f != "").sum())),
     ).reset_index()  # fmt: skip
@@ -124,12 +127,16 @@ def gain(found: Frame, ours: str, other: str) -> str:
 
 
 def gains(found: Frame) -> Frame:
-    """Our capacity over that of vLLM's own scheduler, in words, per workload and status."""
+    """Our capacity over that of vLLM's own scheduler, or of other rivals, in words, per workload
+    and status."""
+    rivals = [name for name in unique(found["system"]) if name != OURS]
     rows = [
-        (*key, gain(both.set_index("system"), OURS, STOCK))
-        for key, both in found.groupby(["scenario", "status"], sort=False)
+        (*key, *(gain(all_of_them.set_index("system"), OURS, name) for name in rivals))
+        for key, all_of_them in found.groupby(["scenario", "status"], sort=False)
     ]
-    return pd.DataFrame(rows, columns=["scenario", "status", "SLOs-Serve over vLLM's own"])
+    named = ["vLLM's own" if name == STOCK else name_of(name) for name in rivals]
+    over = [f"SLOs-Serve over {name}" for name in named]
+    return pd.DataFrame(rows, columns=["scenario", "status", *over])
 
 
 def errors(table: Frame) -> Frame:

@@ -1,5 +1,5 @@
 """Workloads for a real engine of any speed: objectives and loads are in steps of that engine,
-lengths are small."""
+lengths are small. The pace is counted by the clients' rule, as a server's is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slos.core.pace import CLIENT
 from slos.core.types import SLO, Request, Stage
 from workloads import build
 
@@ -71,7 +72,7 @@ def _shrunk(
     stage = Stage(
         min(max(1, prompt), lengths.prompt),
         min(max(2, output), lengths.output),
-        SLO(tpot=tpot, ttft=ttft),
+        SLO(tpot=tpot, ttft=ttft, rule=CLIENT),
     )
     return Request(f"{tier}-{i:04d}", arrival, (stage,), kind=tier)
 

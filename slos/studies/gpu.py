@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
+from slos.core.pace import PAPER
 from slos.core.roofline import scaled
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search
@@ -88,7 +89,8 @@ def engine() -> tuple[Frame, Frame]:
     """vLLM under load by both schedulers: a row per workload, load, scheduler and status, and how
     far the simulator is off."""
     measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
-    tables: list[Frame] = [measured.assign(status="measured", lag=0.0)]
+    asked = {"rule": PAPER, "attained_paper": measured["attained"]}  # then there was no other
+    tables: list[Frame] = [measured.assign(status="measured", lag=0.0, **asked)]
     for (workload, rate, system), _ in measured.groupby(["scenario", "rate", "system"]):
         labels = Labels(str(workload), str(system), SERVED, float(rate), status="simulated")
         said = Replayed(simulated(labels.scenario, labels.rate, labels.system), [])
@@ -96,8 +98,6 @@ def engine() -> tuple[Frame, Frame]:
     both: Frame = pd.concat(tables, ignore_index=True)
     both[["ttft", "tpot"]] = both[["ttft", "tpot"]].astype(float)
     table = by_load(both).drop(columns="lag")
-    clients = both.groupby(["scenario", "system", "status", "rate"])["attained_client"].mean()
-    table = table.merge(clients.rename("by clients").reset_index())
     order = ["scenario", "rate", "system", "status"]
     return table.sort_values(order).reset_index(drop=True), errors(table)
 

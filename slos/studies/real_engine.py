@@ -33,7 +33,7 @@ from slos.core.types import Request, require
 from slos.evaluation.capacity_search import capacity
 from slos.files import Frame
 from slos.hardware.profiles import Profile, profile
-from slos.policies import OURS, make_policy
+from slos.policies import OURS, POLICIES, make_policy
 from slos.records.sweep import Bar
 from slos.replay import replay
 from slos.replay.results import Labels, Replayed, rows
@@ -86,7 +86,7 @@ def starting(
 ) -> Iterator[Callable[[], str]]:
     """The same without waiting, so that two may start side by side: what is returned waits, for the
     URL."""
-    require(system in (STOCK, OURS), "system", system, f"one of {STOCK}, {OURS}")
+    require(system in POLICIES, "system", system, f"one of {', '.join(POLICIES)}")
     port = str(launch.free_port())
     which = ["--stock"] if system == STOCK else ["--policy", system]
     which += [
@@ -217,23 +217,27 @@ def run(
     model: Path | str = "",
     arguments: Sequence[str] = (),
     target: float = 0.9,
+    rivals: Sequence[str] = (STOCK,),
 ) -> tuple[Frame, Calibrated]:
-    """Rows of every request, measured and simulated, for both schedulers at the same loads; and the
-    calibration.
+    """Rows of every request, measured and simulated, for ours and its rivals at the same loads; and
+    the calibration.
 
     model: a folder or a name; without one a small model with random weights. arguments: more for
-    `vllm serve`. target: attainment around which the loads lie.
+    `vllm serve`. target: attainment around which the loads lie. rivals: policies, each with a
+    server of its own; `STOCK` is vLLM's own scheduler.
     """
     require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
     require(has_engine(), "vllm", None, "installed", "SLOS_EXTRA=cpu ./run_all.sh installs it")
     for name in workloads:
         require(name in WORKLOADS, "workload", name, f"one of {', '.join(WORKLOADS)}")
+    for name in rivals:
+        require(name in POLICIES and name != OURS, "rival", name, f"one of {', '.join(POLICIES)}")
     num_requests, seeds, count = SIZES[size]
     tables = []
     with tempfile.TemporaryDirectory(prefix="slos-engine-") as name, ExitStack() as servers:
         folder = Path(name)
         model, saved = model or write(folder / "small", *MODEL), folder / "profile.json"
-        more, urls = {OURS: ["--save-profile", str(saved)], STOCK: []}, {}
+        more, urls = {OURS: ["--save-profile", str(saved)], **{name: [] for name in rivals}}, {}
         for system in more:
             urls[system] = servers.enter_context(
                 starting(model, system, folder, *more[system], *arguments)

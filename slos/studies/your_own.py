@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
 from slos.evaluation.grids import (
@@ -28,15 +29,16 @@ from slos.evaluation.grids import (
     fixed_drafts,
     typical,
 )
-from slos.evaluation.runs import scaled_slos, serve
+from slos.evaluation.runs import by_rule, scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
-from slos.policies import OURS, POLICIES
+from slos.policies import OURS, POLICIES, ordinary
 from slos.records.sweep import sweep
 from slos.studies.own_requests import most_tokens
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
+SHARES = [f"attainment_{rule}" for rule in RULES]
 BOUNDS = {
     "replicas": (1, 1000), "drafts": (0, 100), "acceptance": (0, 1), "slo_scale": (0.01, 100),
     "target": (0.01, 1), "rate": (0, 1e6), "num_requests": (1, 1e6), "seeds": (1, 100),
@@ -47,14 +49,15 @@ BOUNDS = {
 class Question:
     """workload: a mix of scenarios, or a CSV of requests. profile: a name or a JSON file, "" for
     the scenarios' own. rate: requests per second for which replicas are counted, 0 for none.
-    num_requests: per replica and simulation. The others: see `Search`.
+    num_requests: per replica and simulation. The others: see `Search`; the rule of pace is that of
+    the tools that one's own load is measured with.
 
-    Raises ValueError for unknown systems and values out of bounds.
+    Raises ValueError for unknown systems and rules, and for values out of bounds.
     """
 
     workload: str = "mixed"
     profile: str = ""
-    systems: Sequence[str] = tuple(POLICIES)
+    systems: Sequence[str] = tuple(ordinary())
     replicas: int = 1
     drafts: int = 0
     acceptance: float = 0.7
@@ -63,6 +66,7 @@ class Question:
     rate: float = 0.0
     num_requests: int = 600
     seeds: int = 3
+    rule: str = CLIENT
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
@@ -70,6 +74,7 @@ class Question:
             require(low <= value <= high, name, value, f"of {low:g} to {high:g}")
         for name in self.systems:
             require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
+        require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     @property
     def case(self) -> Search:
@@ -77,14 +82,15 @@ class Question:
         return Search(
             self.workload, "", profile=self.profile, num_requests=self.num_requests * self.replicas,
             target=self.target, replicas=self.replicas, max_drafts=self.drafts,
-            acceptance=self.acceptance, slo_scale=self.slo_scale,
+            acceptance=self.acceptance, slo_scale=self.slo_scale, rule=self.rule,
         )  # fmt: skip
 
     def requests(self) -> list[Request]:
         """Of all seeds, the first one's first, at 1 request per second."""
         n = self.num_requests * self.replicas
         made = [build(self.workload, 1.0, n, seed).requests for seed in range(self.seeds)]
-        return [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
+        every = [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
+        return by_rule(every, self.rule)
 
 
 def described(asked: Question) -> str:
@@ -102,12 +108,12 @@ def described(asked: Question) -> str:
     asks = table.groupby("kind").agg(["min", "max"]).astype(float).dropna(axis=1, how="all")
     asks[("share", "")] = pd.Series(Counter(r.kind for r in requests)) / len(requests)
     return (
+        f"Capacity: {asked.target:.0%} of the requests meet every objective\n"
+        f"by {RULES[asked.rule]}; P99 of those not declined\n"
         f"Workload: {name} ({made.source}), {asked.seeds} seed(s) of {asked.case.num_requests} "
         f"requests\n{asks.to_string(float_format='{:.3g}'.format, na_rep='-')}\n"
         f"Hardware: {asked.replicas} replica(s) of {hardware.model} on {hardware.gpus} "
-        f"{hardware.gpu}{drafts}, simulated\n"
-        f"Capacity: {asked.target:.0%} of the requests meet every objective; P99 of those not "
-        "declined"
+        f"{hardware.gpu}{drafts}, simulated"
     )
 
 
@@ -123,7 +129,7 @@ def in_service(asked: Question) -> float:
     require(
         longest.context <= most, f"longest request of {longest.kind}", longest.context,
         f"at most {most} tokens on {hardware.name}",
-        "leave such requests out, or name another profile",
+        "name a profile that takes it, or leave it out: another mix, max_context of a file",
     )  # fmt: skip
     share, step = alone(case, requests[: case.num_requests]), 1e3 * hardware.roofline.time(1)
     require(
@@ -199,7 +205,8 @@ def answer(asked: Question, size: str) -> Frame:
     some seed. Its runs are kept in results/<size>/your_own.csv.
 
     capacity, low, high: requests per second and GPU, with the interval over seeds, no narrower than
-    the search's precision; each: of the seeds. LATENCIES of `Probe`: at that load, mean over seeds.
+    the search's precision; each: of the seeds. LATENCIES and SHARES of `Probe`: at that load, mean
+    over seeds.
     to_ours: over ours, NaN where that has no row. needed: replicas for `rate` requests per second,
     estimated from the capacity per GPU. at_once: requests that may be in service at once.
     """
@@ -209,13 +216,13 @@ def answer(asked: Question, size: str) -> Frame:
         return pd.DataFrame(columns=["system", "capacity", "at_once"])
     at = pd.DataFrame(rows)
     which = ["system", "setting", "router"]
-    latencies = at.groupby(which, as_index=False)[LATENCIES].mean()
+    latencies = at.groupby(which, as_index=False)[LATENCIES + SHARES].mean()
     best = best_of(rows, case.precision).sort_values("capacity", ascending=False)
     best = best.merge(latencies, on=which).rename(columns={"rate": "each"})
     ours = dict(zip(best["system"], best["capacity"], strict=True)).get(OURS, nan)
     return best.assign(
         gpus=case.gpus, replicas=asked.replicas, commit=commit(), slo_scale=asked.slo_scale,
-        target=asked.target, to_ours=best["capacity"] / ours,
+        target=asked.target, rule=asked.rule, to_ours=best["capacity"] / ours,
         needed=[counted(asked.rate * asked.replicas / case.gpus, r) for r in rows_of(best)],
         at_once=best["capacity"] * case.gpus * seconds,
     )  # fmt: skip
@@ -228,9 +235,11 @@ def counted(rate: float, row: Any) -> str:
 
 
 def table(best: Frame, rate: float = 0.0) -> Frame:
-    """The rows to be read, with the replicas needed if a rate was asked for."""
+    """The rows to be read, with the share that attains by the other rule of pace at that load, and
+    the replicas needed if a rate was asked for."""
     if best.empty:
         return best
+    beside = other(best["rule"].iloc[0])
 
     def seconds(column: str) -> Frame:
         return best[column].map("{:.2f} s".format).where(best[column].notna(), "-")
@@ -243,6 +252,7 @@ def table(best: Frame, rate: float = 0.0) -> Frame:
         "requests/s": whole["capacity"], "95 % interval": spread,
         "P99 TTFT": seconds("accepted_ttft_p99"),
         "P99 TPOT": (1e3 * best["accepted_tpot_p99"]).map("{:.0f} ms".format),
+        f"by {beside}'s rule": best[f"attainment_{beside}"].map("{:.0%}".format),
         "declined": best["declined"].map("{:.0%}".format),
         "their P50 TTFT": seconds("declined_ttft_p50"),
         "to ours": best["to_ours"].map("{:.2f}x".format).replace("nanx", "-"),
@@ -260,9 +270,9 @@ def caution(best: Frame, asked: Question) -> str:
     )
 
 
-def over(first: Any, other: Any) -> list[float]:
+def over(first: Any, second: Any) -> list[float]:
     """One row's capacity over another's, seed by seed."""
-    return [a / b for a, b in zip(first.each, other.each, strict=True)]
+    return [a / b for a, b in zip(first.each, second.each, strict=True)]
 
 
 def in_words(best: Frame, asked: Question) -> str:
@@ -274,7 +284,7 @@ def in_words(best: Frame, asked: Question) -> str:
         return "\n".join([*lines, "No load can be carried: the objectives are too tight."])
     first, *others = rows_of(best)
     load = f"{first.capacity * first.gpus:.2f} requests per second on {first.gpus} GPU(s)"
-    ratios = [(interval(over(first, other), asked.case.precision), other) for other in others]
+    ratios = [(interval(over(first, o), asked.case.precision), o) for o in others]
     same = [first.system, *(o.system for (_, low, _), o in ratios if low <= 1)]
     if not others:
         lines.append(f"{first.system} carries {load}.")

@@ -16,6 +16,8 @@ from slos.policies.routers import (
     ROUTERS,
     Cheapest,
     LeastLoaded,
+    LMetric,
+    PolyServe,
     RoundRobin,
     Sequential,
     make_router,
@@ -83,6 +85,37 @@ def test_ours_asks_first_where_more_is_left(scarce: dict, plenty: dict) -> None:
     assert Cheapest(HARDWARE.roofline, ORACLE, hops=0).rank(X, loads(scarce, plenty)) == ["b"]
 
 
+def test_lmetric_multiplies() -> None:
+    # 800 tokens beside 10 requests are 8,800, 2,400 beside 2 are 7,200
+    few, many = {"prefill_tokens": 1600, "running": 2}, {"running": 10}
+    assert LMetric().rank(X, loads(many, few)) == ["b"]
+    assert LMetric().rank(X, loads(few | {"running": 3}, many)) == ["b"]
+    router = LMetric()
+    assert [router.rank(X, loads({}, {})) for _ in range(3)] == [["a"], ["b"], ["a"]]
+
+
+def test_polyserve_fills_the_bins() -> None:
+    """353 tokens fit in a step of 50 ms, 1,089 in one of 100 ms."""
+    router, loose = PolyServe(HARDWARE.roofline, ORACLE), replace(X, tpot=0.1)
+    assert router.rank(X, loads({}, {}, {})) == ["a"]
+    assert router.rank(loose, loads({"running": 1}, {}, {})) == ["b"], "a bin of its own"
+    both = [{"running": 1}, {"running": 1}, {}]
+    assert router.rank(loose, loads(*both)) == ["b"] and router.rank(X, loads(*both)) == ["a"]
+    busy = {"running": 1, "prefill_tokens": 2600}  # 3,400 in 0.3 s are too many at either pace
+    assert router.rank(loose, loads({"running": 1}, busy, {})) == ["c"], "an idle one joins its bin"
+    router.rank(loose, loads(*both[:2], {"running": 5}))
+    assert router.rank(loose, loads(*both[:2], {"running": 5})) == ["c"], "the fullest"
+    tight = loads({"running": 1}, busy, busy)
+    assert router.rank(loose, tight) == ["a"], "promoted"
+    assert router.rank(loose, loads(busy, busy, {**busy, "prefill_tokens": 2500})) == ["c"]
+
+
+def test_polyserve_minds_blocks() -> None:
+    router = PolyServe(HARDWARE.roofline, ORACLE)
+    full = {"claimed_blocks": 2680, "running": 1}  # 63 blocks needed
+    assert router.rank(X, loads(full, {"running": 1})) == ["b"]
+
+
 def decision_seconds(name: str, replicas: int = 16, repeats: int = 300) -> float:
     """Median over random loads."""
     rng, times, router = Random(0), [], make_router(name, HARDWARE.roofline, ORACLE)
@@ -116,7 +149,8 @@ def test_a_decision_is_quick_and_every_router_serves(name: str) -> None:
     assert (
         len(outcomes) == 60
         and attainment(outcomes) > 0.5
-        and len({o.replica for o in outcomes}) == 4
+        # a bin that is not full leaves a replica free
+        and len({o.replica for o in outcomes}) == (3 if name == "polyserve" else 4)
     )
 
 

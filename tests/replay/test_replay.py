@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slos.core.attainment import Outcome, attainment
-from slos.core.pace import CLIENT
+from slos.core.pace import CLIENT, PAPER
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.replay import replay as module
@@ -751,7 +751,8 @@ def test_objectives_of_one_s_own() -> None:
         Stage(3, 4, SLO(0.1, slowdown=3.0), wait=1.0),
     )
     request = Request("r", 0.0, stages)
-    assert with_objectives(request, None, None) == request
-    changed = with_objectives(request, 2.0, None).stages
+    assert with_objectives(request, None, None, PAPER) == request
+    changed = with_objectives(request, 2.0, None, PAPER).stages
     assert [s.slo for s in changed] == [SLO(0.05, ttft=2.0), SLO(0.1), SLO(0.1, ttft=2.0)]
-    assert [s.slo.tpot for s in with_objectives(request, None, 0.3).stages] == [0.3] * 3
+    changed = with_objectives(request, None, 0.3, CLIENT).stages
+    assert [(s.slo.tpot, s.slo.rule) for s in changed] == [(0.3, CLIENT)] * 3

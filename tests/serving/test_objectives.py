@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from slos.core.pace import RULES
 from slos.core.types import SLO, Stage
 from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
@@ -44,14 +46,15 @@ json_values = st.recursive(
 fields = st.sampled_from([*FIELDS, "slo_tbt", "slo_", "top_k"])
 
 
-@given(answers, st.floats(1e-3, 1e3))
-def test_what_is_written_is_read_back(stages: list[Stage], value: float) -> None:
+@given(answers, st.floats(1e-3, 1e3), st.sampled_from([*RULES]))
+def test_what_is_written_is_read_back(stages: list[Stage], value: float, rule: str) -> None:
+    stages = [replace(s, slo=replace(s.slo, rule=rule)) for s in stages]
     wire = json.loads(json.dumps(xargs(stages, value)))
     assert all(isinstance(v, (str, int, float)) for v in wire.values()), (
         "vllm_xargs takes nothing else"
     )
     got, first = parse(wire, DEFAULT), stages[0].slo
-    assert got.value == value
+    assert got.value == value and {p.slo.rule for p in got.phases} == {rule}
     assert [p.slo.tpot for p in got.phases] == [s.slo.tpot for s in stages]
     assert got.phases[0].slo.first_token(7.0) == first.first_token(7.0)
     assert all(p.slo.ttft is None and p.slo.slowdown is None for p in got.phases[1:])
@@ -106,6 +109,8 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
     [
         ({"slo_tbt": 1}, "field = 'slo_tbt' must be one of slo_ttft"),
         ({"slo_tpot": 0}, "slo_tpot = 0.0 must be positive"),
+        ({"slo_rule": "mean"}, "slo_rule = 'mean' must be one of paper, client"),
+        ({"slo_rule": []}, r"slo_rule = [] must be one of paper, client"),
         ({"slo_tpot": "fast"}, "slo_tpot = 'fast' must be a finite number"),
         ({"slo_tpot": True}, "slo_tpot = True must be a finite number"),
         ({"slo_tpot": [0.1]}, "slo_tpot = [0.1] must be a finite number"),

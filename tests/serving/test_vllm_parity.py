@@ -21,9 +21,10 @@ from engine import Recorder, answer, engine, profile_file, serve
 
 from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
+from slos.core.pace import CLIENT, PAPER
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Policy, Request, Stage, View
-from slos.policies import POLICIES, make_policy
+from slos.policies import OURS, POLICIES, make_policy
 from slos.policies.baselines import VLLMV1
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
@@ -36,8 +37,10 @@ ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e
 TIGHT, ROOMY = 64, 200  # KV blocks: one preempts, the other does not
 
 
-def workload(seed: int, rate: float, thinks: bool) -> tuple[list[Request], dict[str, list[int]]]:
-    """Two tiers in a random order, answers of one pace or of two."""
+def workload(
+    seed: int, rate: float, thinks: bool, rule: str = PAPER
+) -> tuple[list[Request], dict[str, list[int]]]:
+    """Two tiers in a random order, answers of one pace or of two, by one rule of pace."""
     rng, now, requests, prompts = Random(seed), 0.0, [], {}
     for i in range(80):
         now += rng.expovariate(rate)
@@ -46,16 +49,21 @@ def workload(seed: int, rate: float, thinks: bool) -> tuple[list[Request], dict[
         stages = [Stage(len(prompt), rng.randint(2, 60), slo)]
         if thinks:
             stages.append(Stage(0, rng.randint(1, 30), SLO(0.03)))
+        stages = [replace(s, slo=replace(s.slo, rule=rule)) for s in stages]
         requests.append(Request(f"r{i}", now, tuple(stages)))
         prompts[f"r{i}"] = prompt
     return requests, prompts
 
 
+# only ours looks at the rule of pace
+RULED = [(name, PAPER) for name in sorted(POLICIES)] + [(OURS, CLIENT)]
+
+
 @pytest.mark.parametrize("thinks", [False, True], ids=["one-pace", "thinks"])
 @pytest.mark.parametrize("blocks", [TIGHT, ROOMY])
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_the_simulator_and_vllm_take_the_same_steps(model, tmp_path, name, blocks, thinks):
-    requests, prompts = workload(seed=blocks + thinks, rate=14, thinks=thinks)
+@pytest.mark.parametrize(("name", "rule"), RULED)
+def test_the_simulator_and_vllm_take_the_same_steps(model, tmp_path, name, rule, blocks, thinks):
+    requests, prompts = workload(seed=blocks + thinks, rate=14, thinks=thinks, rule=rule)
     simulated = Recorder(make_policy(name, ROOFLINE, Oracle(requests)))
     simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
     slos = {"policy": name, "profile": profile_file(tmp_path, ROOFLINE), "learn": False}

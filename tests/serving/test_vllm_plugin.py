@@ -626,7 +626,7 @@ def test_the_pace_changes_at_the_token_that_ends_a_stage(build, by, loop, drafts
         clock,
         [request],
         {"r": prompt},
-        extra_args={"slo_ttft": 1.0, "slo_stages": json.dumps(stages)},
+        extra_args={"slo_ttft": 1.0, "slo_stages": json.dumps(stages), "slo_rule": "paper"},
     )
     assert said == {"r": truth}
     assert {stage for _, stage, *_ in seen} == {0, 1}
@@ -653,6 +653,21 @@ def test_a_late_first_token_moves_the_schedule(build):
     p = asked(core, slo_ttft=1e-3, slo_tpot=0.05)
     core.step_fn()
     assert clock.now > 1e-3 and p.t0 == clock.now
+
+
+@pytest.mark.parametrize("rule", [{}, {"slo_rule": "client"}, {"slo_rule": "paper"}])
+def test_an_early_first_token_moves_the_schedule_by_the_clients_rule(build, rule):
+    core, clock = build()
+    stages = '[{"tpot": 0.05, "tokens": 3}, {"tpot": 0.1}]'
+    p = asked(core, slo_ttft=9.0, slo_stages=stages, **rule)
+    core.step_fn()
+    t0 = 9.0 if rule == {"slo_rule": "paper"} else clock.now
+    assert (p.t0, p.client) == (t0, t0 < 9)
+    while p.stage == 0:
+        core.step_fn()
+    assert p.t0 == pytest.approx(t0 + 2 * 0.05 + 0.1), "where the next stage is due"
+    core.step_fn()
+    assert p.t0 == (clock.now if p.client else pytest.approx(t0 + 2 * 0.05 + 0.1))
 
 
 # Settings

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from slos import ask
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Probe, Search, capacity, search
 from slos.evaluation.runs import hardware_of, scaled_slos, serve
 from slos.evaluation.stats import rows_of
 from slos.hardware.profiles import profile
-from slos.policies import POLICIES
+from slos.policies import ordinary
 from slos.studies import your_own
 from slos.studies.your_own import Question
 from workloads import SCENARIOS, build
@@ -71,7 +72,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
     assert coding[1:] == ["4", "4", "40", "40", "0.338"], "zero loads, ms a token, share"
     assert "2 replica(s) of OPT-13B on 1 H100-80G, simulated" in text
     rows = pd.read_csv(tmp_path / "out.csv")
-    assert set(rows["system"]) == set(POLICIES) and rows["capacity"].is_monotonic_decreasing
+    assert set(rows["system"]) == set(ordinary()) and rows["capacity"].is_monotonic_decreasing
     best = rows.iloc[0]
     assert (
         f"{2 * best.capacity:.2f} requests per second on 2 GPU(s) at the most, by {best.system}"
@@ -381,7 +382,9 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
         for r in chats
     ]
     path = write(tmp_path / "chats.csv", rows, "arrival,prompt,output,tpot,slowdown")
-    asked = Question(str(path), "opt-6.7b-a100", ["slos-serve"], num_requests=30, seeds=1)
+    asked = Question(
+        str(path), "opt-6.7b-a100", ["slos-serve"], num_requests=30, seeds=1, rule=PAPER
+    )
     [row] = rows_of(your_own.answer(asked, "smoke"))
 
     drawn = build(str(path), 1.0, 30).requests
@@ -398,6 +401,18 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
         return attainment(serve(at, "slos-serve", profile("opt-6.7b-a100")))
 
     assert row.capacity == capacity(attained_at, 0.9, 3.0, asked.case.precision)[0]
+
+
+def test_the_rule_of_pace_is_named_and_the_other_one_stands_beside() -> None:
+    for rule, beside in ((CLIENT, PAPER), (PAPER, CLIENT)):
+        asked = Question("chatbot", systems=["vllm-v1"], num_requests=60, seeds=1, rule=rule)
+        assert RULES[rule] in your_own.described(asked).splitlines()[1]
+        best = your_own.answer(asked, "smoke")
+        share = your_own.table(best)[f"by {beside}'s rule"]
+        assert [*share] == [f"{best[f'attainment_{beside}'].iloc[0]:.0%}"]
+        assert best[f"attainment_{rule}"].iloc[0] >= 0.9
+    with pytest.raises(ValueError, match="rule = 'mean' must be one of paper, client"):
+        Question(rule="mean")
 
 
 def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
