@@ -101,7 +101,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
         setting = "" if pd.isna(row.setting) else str(row.setting)
         case = Search(
             "chatbot=2,coding=1", name, setting, "opt-13b-h100", num_requests=80, replicas=2,
-            slo_scale=0.8,
+            slo_scale=0.8, rule=CLIENT,
         )  # fmt: skip
         behind = [search(replace(case, router=router)) for router in routers]
         found = max((p for probes in behind for p in probes if p.capacity), key=lambda p: p.rate)
@@ -189,7 +189,12 @@ def test_drafts_are_tried_at_the_best_budget(
     settings = ("chunk=64", "chunk=1024")
     monkeypatch.setitem(your_own.SETTINGS, "sarathi", settings)
     asked = Question(
-        "coding", systems=["sarathi", "slos-serve"], num_requests=100, seeds=1, drafts=4
+        "coding",
+        systems=["sarathi", "slos-serve"],
+        num_requests=100,
+        seeds=1,
+        drafts=4,
+        rule=PAPER,
     )
     case, best = asked.case, your_own.answer(asked, "smoke").set_index("system")
     found = {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in settings}
