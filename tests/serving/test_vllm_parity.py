@@ -156,8 +156,10 @@ def talks(seed: int, rate: float) -> tuple[list[Request], dict[str, list[int]]]:
     prompts that come again as they were, perhaps at the same time."""
     rng, now, requests, prompts = Random(seed), 0.0, [], {}
     system = [rng.randint(5, 499) for _ in range(40)]
-    Names = tuple[tuple[str, int], ...]
-    said: list[tuple[list[int], Names]] = [([], ()), (system, (("system", 40),))]
+    said: list[tuple[list[int], tuple[tuple[str, int], ...]]] = [
+        ([], ()),
+        (system, (("system", 40),)),
+    ]
     for i in range(90):
         now += rng.expovariate(rate) * rng.choice([0, 1, 2])
         before, names = said[rng.choice([0, 1, rng.randrange(len(said))])]
