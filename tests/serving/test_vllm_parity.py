@@ -34,6 +34,7 @@ from slos.sim.simulator import simulate, stream
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
 
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e-7)
+Names = list[tuple[str, int]]  # of a prefix
 TIGHT, ROOMY = 64, 200  # KV blocks: one preempts, the other does not
 
 
@@ -156,10 +157,7 @@ def talks(seed: int, rate: float) -> tuple[list[Request], dict[str, list[int]]]:
     prompts that come again as they were, perhaps at the same time."""
     rng, now, requests, prompts = Random(seed), 0.0, [], {}
     system = [rng.randint(5, 499) for _ in range(40)]
-    said: list[tuple[list[int], tuple[tuple[str, int], ...]]] = [
-        ([], ()),
-        (system, (("system", 40),)),
-    ]
+    said: list[tuple[list[int], Names]] = [([], []), (system, [("system", 40)])]
     for i in range(90):
         now += rng.expovariate(rate) * rng.choice([0, 1, 2])
         before, names = said[rng.choice([0, 1, rng.randrange(len(said))])]
@@ -167,11 +165,14 @@ def talks(seed: int, rate: float) -> tuple[list[Request], dict[str, list[int]]]:
         prompt, output = before + [rng.randint(5, 499) for _ in range(more)], rng.randint(2, 50)
         context = len(prompt) + output
         # what nobody adds to goes on as it would have before
-        names = (*names, (f"talk {i}", more)) if more else names
+        names = [*names, (f"talk {i}", more)] if more else names
         known = sum(n for _, n in names)
-        whole = (*names[:-1], (names[-1][0], names[-1][1] + context - known))
+        last, tokens = names[-1]
+        whole = [*names[:-1], (last, tokens + context - known)]
         slo = SLO(rng.choice([0.02, 0.05]), slowdown=rng.choice([3.0, 10.0]))
-        requests.append(Request(f"r{i}", now, (Stage(len(prompt), output, slo),), prefix=whole))
+        requests.append(
+            Request(f"r{i}", now, (Stage(len(prompt), output, slo),), prefix=tuple(whole))
+        )
         prompts[f"r{i}"] = prompt
         if context < 420:
             said += [(prompt + answer(prompt, output), whole), (prompt, names)]
