@@ -210,7 +210,10 @@ def _leash() -> None:
 
 def _own_folder() -> None:
     """A folder for what vLLM leaves among temporary files; it goes with this process."""
-    folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-")
+    # the path of a socket in it has at most 107 characters
+    usual = tempfile.gettempdir()
+    where = usual if len(usual) < 40 else "/tmp"
+    folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-", dir=where)
     os.environ["TMPDIR"], tempfile.tempdir = folder, None
     if LEASHED not in os.environ:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
