@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from slos.evaluation.grids import FIXED_DRAFTS, MAX_DRAFTS, SETTINGS, can_draft
+from slos.evaluation.plots import name_of
 from slos.evaluation.stats import geometric_mean
 from slos.policies import LATER, OURS, POLICIES
 from slos.policies.routers import ROUTERS
@@ -92,3 +93,13 @@ def test_in_the_reference_run_ours_is_nowhere_behind() -> None:
     assert set(grid.index) == set(SCENARIOS) and set(grid) == set(POLICIES)
     ahead = (grid[OURS] / grid[list(LATER)].max(axis=1)).tolist()
     assert min(ahead) > 1 and geometric_mean(ahead) > 1.15
+
+
+def test_the_readme_shows_the_rows() -> None:
+    table = pd.read_csv(REFERENCE, keep_default_na=False)
+    table = table[(table["replicas"] == 1) & (table["drafts"] == 0) & (table["target"] == 0.9)]
+    grid = table.pivot_table("capacity", "system", "scenario")[list(SCENARIOS)]
+    text = (REFERENCE.parents[2] / "README.md").read_text()
+    for name in ("sarathi", "fair-batching", "scorpio", "qoserve", OURS):
+        cells = " | ".join(f"{x:#.3g}" for x in grid.loc[name])
+        assert f"| {name_of(name)} | {cells} |" in text
