@@ -17,6 +17,7 @@ from slos.core.kernels import kernel
 from slos.core.types import require
 
 EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned into tokens
+USUAL = 0.04  # seconds of the shortest step of hardware that a policy's seconds are meant for
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,12 @@ def _cheapest(planes: Sequence[Plane]) -> float:
     flat, steep = ([p for p in planes if (p.b < 0) == yes] for yes in (False, True))
     above = ([(f.b - p.b) / (p.k1 - f.k1) if p.k1 > f.k1 else inf for f in flat] for p in steep)
     return min(map(max, above), default=inf)
+
+
+def slowness(roofline: Roofline) -> float:
+    """By what a policy's seconds are multiplied on hardware whose shortest step is longer than
+    `USUAL`: 1 on any other."""
+    return max(1.0, roofline.time(1) / USUAL)
 
 
 def scaled(roofline: Roofline, factor: float) -> Roofline:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time
+from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time, slowness
 from slos.core.types import View
 
 
@@ -32,15 +32,6 @@ class Engine(NamedTuple):
     fixed: int
     blocks: int
     block_size: int
-
-
-USUAL = 0.04  # seconds of the shortest step of hardware that a policy's seconds are meant for
-
-
-def slowness(roofline: Roofline) -> float:
-    """By what a policy's seconds are multiplied on hardware whose shortest step is longer than
-    `USUAL`: 1 on any other."""
-    return max(1.0, roofline.time(1) / USUAL)
 
 
 def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from slos.core.roofline import EPS, Roofline
+from slos.core.roofline import EPS, Roofline, slowness
 from slos.core.types import LengthPredictor, Load, Progress, Router, make, require
-from slos.planning.batching import slowness
 
 FULL = 1e6  # what it costs where something has run out
 LONGEST = 1e6  # seconds of a batch

@@ -19,10 +19,10 @@ from math import inf
 
 import numpy as np
 
-from slos.core.roofline import EPS, Roofline
+from slos.core.roofline import EPS, Roofline, slowness
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
-from slos.planning.batching import Engine, engine_of, slowness
+from slos.planning.batching import Engine, engine_of
 from slos.planning.fluid import MOST, STATES, fluid, planned_first, prefill_rates, tiers, vectors
 from slos.planning.jobs import jobs_of, needed
 from slos.planning.planner import sweep

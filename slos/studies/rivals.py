@@ -38,6 +38,8 @@ def carried(
     """The row of each case that is its capacity, from results/<size>/<name>.csv where it lies
     already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
+    if not cases:  # each group had a single one
+        return {}
     probes = run_searches(size, cases, workers, name)
     return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
 

@@ -191,12 +191,6 @@ def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
     assert answer.status == 200 and answer.getheader("x-slo-hops") == "0"
 
 
-def test_nothing_listens_beyond_this_machine(served: Served) -> None:
-    ends = [c for p in served.children() for c in p.net_connections() if c.status == "LISTEN"]
-    heard = {c.laddr.ip.removeprefix("::ffff:") for c in ends}
-    assert len(ends) > 6 and heard <= {"127.0.0.1", "::1"}
-
-
 def test_errors_are_those_of_one_server(served: Served) -> None:
     answer, text = ask(served.url, vllm_xargs={"slo_ttft": -1})
     assert answer.status == 400 and "slo_ttft = -1" in json.loads(text)["error"]["message"]
