@@ -143,7 +143,10 @@ class Lawful:
                 if place.computed > seen:  # by the batch itself: so much less is left to do
                     tokens[id] = max(1, tokens[id] - (place.computed - seen))
             drafted = tokens[id] > 1 and self.left(id) == 1
-            self.keep(id, place.computed + (1 if drafted else tokens[id] * count))
+            self.keep(id, place.computed + (1 if drafted else tokens[id]))
+        for step in range(2, count + 1):  # of a leap: all decode
+            for id in tokens:
+                self.keep(id, here[id].computed + step)
         return tokens
 
     def keep(self, id: str, tokens: int) -> None:

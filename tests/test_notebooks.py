@@ -61,7 +61,8 @@ def test_it_asks_a_question_takes_parameters_and_has_no_logic(path: Path) -> Non
     assert "arXiv 2504.08784" in cells[0].source or "paper" in cells[0].source
     for cell in code_of(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert len(lines) <= 12, f"{cell.id} has {len(lines)} lines"
+        most = 14 if "parameters" in cell.metadata.get("tags", []) else 12
+        assert len(lines) <= most, f"{cell.id} has {len(lines)} lines"
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, LOGIC), f"{cell.id}: {ast.unparse(node)} belongs into slos/"
 

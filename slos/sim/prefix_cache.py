@@ -191,6 +191,22 @@ class PrefixCache(Ledger):
                     table.append(runs[-1])
                 at = end
 
+    def fill_all(self, grown: Sequence[tuple[Live, int]], steps: int) -> None:
+        """Requests have computed what they had before and since; in a leap block by block, as one
+        step after another fills them, since a hit finds the older one of two copies."""
+        size = self.block_size
+        if steps == 1:
+            for live, _ in grown:
+                self.fill(live, live.progress.computed)
+            return
+        blocks = [
+            (tokens - before, at, tokens)
+            for at, (live, before) in enumerate(grown)
+            for tokens in range(before - before % size + size, live.progress.computed + 1, size)
+        ]
+        for _, at, tokens in sorted(blocks):
+            self.fill(grown[at][0], tokens)
+
     def take(self, blocks: int) -> None:
         self.free -= blocks
         gone = self.idle_blocks - self.free

@@ -261,6 +261,7 @@ class Replica:
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
+        grown: list[tuple[Live, int]] = []
         kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
         cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
         taken = self.flight.need if count == 1 else self._growth(count)
@@ -278,9 +279,11 @@ class Replica:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
             if cache and live.content.shared and p.computed // size > before // size:
-                cache.fill(live, p.computed)
+                grown.append((live, before))
             if finished:
                 ended.append(live)
+        if cache and grown:
+            cache.fill_all(grown, count)
         kv.take(taken)
         self.flight.ends = []
         return ended

@@ -41,6 +41,7 @@ class Shown:
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shown:
     monkeypatch.delenv("SLOS_DATA", raising=False)
     monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    sliders.plt.close("all")  # what other tests left open
     record, answer = Shown(), sliders.answer
     monkeypatch.setattr(sliders, "DisplayHandle", lambda: record)
     monkeypatch.setattr(sliders, "answer", lambda *args: record.read(answer(*args)))
