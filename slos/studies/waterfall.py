@@ -115,11 +115,12 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
             behind_each = [c for case in plain for c in behind(case, step.routers)]
             groups[scenario, f"{step.name}|{name}"] = behind_each
     found = at_scale(tuned(size, groups, workers), size)
-    best = rivals(size, scenarios, workers, replicas)
-    best |= {(name, OURS_IS): found[name, f"{STEPS[-1].name}|{OURS_IS}"] for name in scenarios}
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
-        ruled = {key: replace(case, rule=rule) for key, case in best.items()}
-        found |= {(name, f"{step}|{system}"): case for (name, system), case in ruled.items()}
+        best = rivals(size, scenarios, workers, replicas, rule=rule)
+        for name in scenarios:
+            ours = found[name, f"{STEPS[-1].name}|{OURS_IS}"]
+            best[name, OURS_IS] = replace(ours, rule=rule)
+        found |= {(name, f"{step}|{system}"): case for (name, system), case in best.items()}
     return found
 
 

@@ -267,6 +267,10 @@ def test_capacity_table(tmp_path: Path) -> None:
     ]
     assert cells(dataset, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "2.83", ""]
     assert cells(trace, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces, opt"]
+    head, *rows = CAPACITY.splitlines()
+    path.write_text("\n".join([f"{head},bound", *(f"{row},8" for row in rows)]))
+    dataset = report.capacity_tables(path).split("\n\nCapacity")[0]
+    assert cells(dataset, "chatbot")[-3:-1] == ["2.00", "50% / 25%"]
     path.write_text("scenario,system\n")
     with pytest.raises(ValueError, match="columns"):
         report.capacity_tables(path)
