@@ -6,6 +6,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
@@ -328,6 +329,20 @@ def test_the_table_of_the_repository_is_made_from_the_rows_in_it(
         assert rows and all(row.command.startswith(word) for row in rows), (
             f"{name}.csv has rows of another size"
         )
+
+
+def test_a_search_has_one_capacity_in_all_tables_of_the_repository() -> None:
+    """So the waterfall ends at the capacities of the ablation, and the others agree, too."""
+    tables = {}
+    for path in (files.ROOT / "results" / "reference").glob("*.csv"):
+        table = pd.read_csv(path, keep_default_na=False)
+        if {"run", "capacity", "rate"} <= set(table):
+            rows = table[table["capacity"].astype(str) == "True"]
+            tables[path.stem] = rows.set_index("run")["rate"]
+    found = pd.concat(tables, names=["table"]).groupby("run").agg(["nunique", "count"])
+    assert (found["nunique"] == 1).all(), found[found["nunique"] > 1]
+    whole = [run for run in tables["ablation"].index if "slos-serve" in run]
+    assert set(tables["waterfall"].index) & set(whole)
 
 
 def test_a_bad_row_stops_the_report_with_one_line(
