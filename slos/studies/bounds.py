@@ -46,9 +46,11 @@ def beside(best: Frame, found: Frame) -> Frame:
 
 
 def shares(best: Frame, *by: str) -> Frame:
-    """Which share of the bound ours carries, and which the best other system, in words; a row per
-    value of `by`."""
-    ours = best["system"] == OURS
-    parts = [strongest(part, *by).set_index([*by])[SHARE] for part in (best[ours], best[~ours])]
-    cells = [part.map("{:.0%}".format) for part in parts]
-    return pd.concat(cells, axis=1, keys=["ours", "the best other"])
+    """Which share of the bound ours carries, and which the best other system, in words, as
+    geometric mean over scenarios; a row per value of `by`."""
+    ours, cells = best["system"] == OURS, {}
+    for name, part in (("ours", best[ours]), ("the best other", best[~ours])):
+        most = strongest(part, *dict.fromkeys(("scenario", *by)))
+        means = most.groupby([*by], sort=False)[SHARE].agg(geometric_mean)
+        cells[name] = means.map("{:.0%}".format)
+    return pd.DataFrame(cells)

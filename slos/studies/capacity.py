@@ -100,10 +100,19 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
     return capacities(whole, *ASKED)
 
 
-def by_what_is_asked(best: Frame) -> Frame:
-    """Ours over the best other system by rule and target, with lengths of the data sets: rule,
-    target, scenario, ratio, low, high, each."""
+def alike(best: Frame) -> Frame:
+    """Of capacities by rule and target those of the lengths and scenarios that are known for
+    all."""
     best = best[best["lengths"] == "dataset"]
+    whole = best.groupby("scenario").filter(
+        lambda rows: len(rows[[*ASKED]].drop_duplicates()) == len(best[[*ASKED]].drop_duplicates())
+    )
+    return whole.reset_index(drop=True)
+
+
+def by_what_is_asked(best: Frame) -> Frame:
+    """Ours over the best other system by rule and target: rule, target, scenario, ratio, low, high,
+    each."""
     groups = best.groupby([*ASKED], sort=False)
     tables = [ratios(group).assign(rule=rule, target=target) for (rule, target), group in groups]
     return select(pd.concat(tables, ignore_index=True), against="best")

@@ -37,6 +37,9 @@ def test_the_share_stands_beside_capacities_and_in_the_figure() -> None:
     [row] = bounds.shares(told, "scenario").itertuples()
     theirs = share.drop(OURS).max()
     assert tuple(row) == ("coding", f"{share[OURS]:.0%}", f"{theirs:.0%}")
+    twice = pd.concat([told, told.assign(scenario="again", **{bounds.SHARE: 4 * share.values})])
+    [row] = bounds.shares(twice, "target").itertuples()
+    assert row[1] == f"{2 * share[OURS]:.0%}", "geometric mean of once and four times"
     [axis] = capacity.capacity_bars(told, "made up").axes
     [line] = [x for x in axis.get_lines() if str(x.get_label()).startswith("no scheduler")]
     assert list(line.get_ydata()) == [told["bound"].iloc[0]] * 2

@@ -455,7 +455,7 @@ def test_ours_over_the_best_by_what_is_asked(best: pd.DataFrame) -> None:
     strict = stats.of_every_seed(strict, 2, "scenario", "system", "setting")
     more = capacities(strict.assign(rule="client"), *capacity.ASKED)
     first = best.assign(rule="paper", target=0.9)
-    table = capacity.by_what_is_asked(pd.concat([first, more], ignore_index=True))
+    table = capacity.by_what_is_asked(capacity.alike(pd.concat([first, more])))
     rows = records(table, *capacity.ASKED, "scenario")
     assert list(rows["paper", 0.9, "chatbot"].each) == [5 / 2, 6 / 3]
     assert list(rows["client", 0.98, "chatbot"].each) == [5, 6]
@@ -463,6 +463,8 @@ def test_ours_over_the_best_by_what_is_asked(best: pd.DataFrame) -> None:
     assert list(told.columns) == ["chatbot", "coding", "geometric mean"]
     assert told.loc[("client", 0.98), "chatbot"].startswith("5.48 [")
     assert capacity.asked_numbers(table) == {}, "two of six scenarios are no headline"
+    few = capacity.alike(pd.concat([first, more[more["scenario"] == "coding"]]))
+    assert set(few["scenario"]) == {"coding"} and set(few["target"]) == {0.9, 0.98}
 
 
 def test_headlines_by_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
