@@ -1,5 +1,8 @@
 """How far from the possible: beside capacities stands what no scheduler exceeds, even one that
-knows the future (`slos.evaluation.bound`)."""
+knows the future (`slos.evaluation.bound`).
+
+It is of the long run: of few requests many are served after the last has come, so that a short run
+may carry more."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def capacity_bars(best: Frame, source: str) -> Figure:
             )  # fmt: skip
         if "bound" in rows and rows["bound"].notna().any():
             most = max(most, rows["bound"].max())
-            label = None if axis is not axes[0] else "no scheduler carries more"
+            label = None if axis is not axes[0] else "no scheduler carries more in the long run"
             axis.axhline(rows["bound"].max(), **DASHED, label=label)
         axis.set(xticks=[], ylim=(0, max(1.25 * most, 1.05 * rows["high"].max())))
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
