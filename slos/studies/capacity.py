@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.core.pace import PAPER
+from slos.core.pace import PAPER, RULES
+from slos.core.types import require
 from slos.evaluation.capacity_search import Probe, Search, tried
 from slos.evaluation.plots import (
     DASHED,
@@ -78,6 +79,10 @@ def asked_otherwise(
     """The cases by each other rule of pace and target, with lengths of the data sets; requests,
     seeds and scenarios of `OTHERWISE`."""
     s, names = OTHERWISE[size]
+    for rule in rules:
+        require(rule in RULES, "rule", rule, f"one of {', '.join(RULES)}")
+    for target in targets:
+        require(0 < target <= 1, "target", target, "in (0, 1]")
     small: dict[str, Any] = {"num_requests": s.num_requests, "precision": s.precision}
     few = [c for c in cases if c.seed < s.seeds and c.lengths in s.lengths and c.scenario in names]
     asked = [

@@ -446,6 +446,8 @@ def test_what_is_asked_otherwise_is_a_part_of_the_grid() -> None:
     assert len({str(c) for c in others}) == len(others) == 3 * 4 * 3 * len(SCENARIOS)
     assert {c.lengths for c in others} == {"dataset"} and {c.seed for c in others} == {0, 1, 2}
     assert capacity.asked_otherwise("full", cases, ["paper"], [0.9]) == []
+    with pytest.raises(ValueError, match="rule = 'mine' must be one of paper, client"):
+        capacity.asked_otherwise("full", cases, ["mine"], [0.9])
 
 
 def test_ours_over_the_best_by_what_is_asked(best: pd.DataFrame) -> None:
