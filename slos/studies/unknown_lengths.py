@@ -55,7 +55,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(40, 1, 0.5, ("coding",), (ORACLE, LEARNED, NOISY[0])),
-    "quick": Size(200, 1, 0.08, ("coding", "summarization"),
+    "quick": Size(300, 1, 0.08, ("chatbot", "summarization"),
                   (ORACLE, LEARNED, "quantile:0.9", "mean", NOISY[1])),
     "full": Size(600, 3, 0.03, replicas=(1, 4)),
 }  # fmt: skip
