@@ -183,11 +183,13 @@ def capacity_bars(best: Frame, source: str) -> Figure:
             )  # fmt: skip
         if "bound" in rows and rows["bound"].notna().any():
             most = max(most, rows["bound"].max())
-            label = None if axis is not axes[0] else "no scheduler carries more in the long run"
+            label = None if axis is not axes[0] else "bound"
             axis.axhline(rows["bound"].max(), **DASHED, label=label)
         axis.set(xticks=[], ylim=(0, max(1.25 * most, 1.05 * rows["high"].max())))
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
-    return finish(figure, said, axes[0], ncols=len(systems) + 1)
+    said += "; dashed: in the long run no scheduler carries more" * ("bound" in best)
+    fit = int(figure.get_figwidth() / 1.7)
+    return finish(figure, said, axes[0], ncols=min(len(systems) + 1, fit))
 
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:

@@ -42,6 +42,6 @@ def test_the_share_stands_beside_capacities_and_in_the_figure() -> None:
     [row] = bounds.shares(twice, "target").itertuples()
     assert row[1] == f"{2 * share[OURS]:.0%}", "geometric mean of once and four times"
     [axis] = capacity.capacity_bars(told, "made up").axes
-    [line] = [x for x in axis.get_lines() if str(x.get_label()).startswith("no scheduler")]
+    [line] = [x for x in axis.get_lines() if x.get_label() == "bound"]
     assert list(np.asarray(line.get_ydata())) == [told["bound"].iloc[0]] * 2
     assert axis.get_ylim()[1] > told["bound"].iloc[0]
