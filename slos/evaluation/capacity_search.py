@@ -18,6 +18,7 @@ from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, se
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
 from slos.sim.cluster import roles
+from slos.sim.simulator import Observer
 from workloads import build
 
 STRIDE = 1.5  # from one load to the next, until there is a bracket
@@ -156,8 +157,11 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
-def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
-    """What becomes of a case's requests at `rate` per second in all, and their source."""
+def outcomes_at(
+    case: Search, rate: float, observe: Observer | None = None
+) -> tuple[list[Outcome], str]:
+    """What becomes of a case's requests at `rate` per second in all, and their source. observe:
+    called after every step."""
     hardware = case.hardware
     belief = believed(hardware.roofline, case.belief) if case.belief else None
     most = case.max_context or None
@@ -166,8 +170,8 @@ def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
     if case.slo_scale != 1:
         asked = scaled_slos(asked, case.slo_scale)
     outcomes = serve(
-        asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-        topology=case.topology, belief=belief, predictor=case.predictor,
+        asked, case.system, hardware, case.setting, observe, replicas=case.replicas,
+        router=case.router, topology=case.topology, belief=belief, predictor=case.predictor,
         max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
     return outcomes, workload.source
