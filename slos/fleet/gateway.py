@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import aiohttp
@@ -40,6 +40,7 @@ from slos.policies.routers import ROUTERS
 from slos.serving import launch
 from slos.serving.calls import SECRET, secret
 from slos.serving.load_report import Report
+from slos.serving.metrics import exposition
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
@@ -52,7 +53,9 @@ MANY = 100_000
 
 
 class FleetRouter(RequestRouter):
-    """`Fleet` in Ray Serve's terms."""
+    """`Fleet` in Ray Serve's terms. living: the replicas that it last chose from."""
+
+    living: ClassVar[set[str]] = set()
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.fleet = Fleet(**kwargs)
@@ -63,6 +66,7 @@ class FleetRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True  # where there is none to ask
         asked, now = pending_request.args[0], time.time()
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
+        FleetRouter.living = set(living)
         name = self.fleet.choose(
             asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
         )
@@ -165,16 +169,34 @@ class Gateway:
         finally:
             answer.cancel()
 
+    async def metrics(self) -> bytes:
+        """Of all replicas, told apart by a label: first of one, whose routing tells which there
+        are."""
+
+        async def shown(name: str = "") -> tuple[str, str]:
+            asked = Asked.of("GET", "/metrics", {}, b"")
+            asked.route += [name] * bool(name)
+            parts = relay(asked, self.ask, self.patience)
+            status, _ = await anext(parts)
+            text = b"".join([part async for part in parts])
+            return "".join(asked.route), text.decode() if status == 200 else ""
+
+        first = await shown()
+        others = FleetRouter.living - {first[0]}
+        return exposition([first, *await asyncio.gather(*map(shown, others))])
+
     async def __call__(self, request: Request) -> Response:
+        if request.url.path == "/metrics":
+            return Response(await self.metrics(), media_type="text/plain")
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
         except ValueError as error:
             return refusal(str(error))
         parts = until(self.closing, relay(asked, self.ask, self.patience))
-        status, kind = await anext(parts)
+        status, headers = await anext(parts)
         told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
-        return StreamingResponse(parts, status, {"content-type": kind} | told)
+        return StreamingResponse(parts, status, headers | told)
 
 
 def application(
@@ -242,13 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("--uds", "--ssl-certfile"):
             cure = "leave it out: replicas are reached on this machine"
             require(option not in started.argv, "option", option, "one of a single server", cure)
-        reject, cure = started.settings.reject, "leave it out: the last replica keeps a request"
-        require(not reject, "option", "--slo-reject", "one of a single server", cure)
         launch.require_free(given.host, given.port)
         settings = started.settings
-        default = {
-            name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "rule", "value")
-        }
+        names = ("ttft", "slowdown", "tpot", "e2e", "rule", "value")
+        default = {name: getattr(settings, name) for name in names}
         hops = {} if given.hops is None else {"hops": given.hops}
         router = {"router": given.router, "options": hops, "default": default}
         # which refuses what is wrong before Ray starts

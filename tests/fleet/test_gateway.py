@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,6 +192,21 @@ def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
     assert answer.status == 200 and answer.getheader("x-slo-hops") == "0"
 
 
+def test_nothing_listens_beyond_this_machine(served: Served) -> None:
+    ends = [c for p in served.children() for c in p.net_connections() if c.status == "LISTEN"]
+    heard = {c.laddr.ip.removeprefix("::ffff:") for c in ends}
+    assert len(ends) > 6 and heard <= {"127.0.0.1", "::1"}
+
+
+def test_metrics_are_those_of_all_replicas(served: Served) -> None:
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    for name in ("slos_step_seconds_count", "vllm:num_requests_running"):
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
+        assert len({re.search('replica="([^"]+)"', line)[1] for line in lines}) == 2, lines  # type: ignore[index]
+
+
 def test_errors_are_those_of_one_server(served: Served) -> None:
     answer, text = ask(served.url, vllm_xargs={"slo_ttft": -1})
     assert answer.status == 400 and "slo_ttft = -1" in json.loads(text)["error"]["message"]
@@ -282,7 +298,6 @@ def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served)
         (["--patience", "0"], "--patience = 0.0 must be positive"),
         (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
         (["--uds", "/tmp/s"], "option = '--uds' must be one of a single server"),
-        (["--slo-reject"], "option = '--slo-reject' must be one of a single server"),
         (["--scheduling-policy", "priority"], "'priority' must be fcfs"),
     ],
 )
