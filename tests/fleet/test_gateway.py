@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import psutil
 import pytest
 
@@ -192,10 +193,21 @@ def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
     assert answer.status == 200 and answer.getheader("x-slo-hops") == "0"
 
 
-def test_nothing_listens_beyond_this_machine(served: Served) -> None:
-    ends = [c for p in served.children() for c in p.net_connections() if c.status == "LISTEN"]
-    heard = {c.laddr.ip.removeprefix("::ffff:") for c in ends}
-    assert len(ends) > 6 and heard <= {"127.0.0.1", "::1"}
+def test_nothing_beyond_this_machine_is_answered(served: Served) -> None:
+    """What listens there is the gRPC server of each Ray Serve replica, and it asks for a token."""
+    ends = [(p, c) for p in served.children() for c in p.net_connections() if c.status == "LISTEN"]
+    beyond = [
+        (" ".join(served.arguments(p)), c.laddr)
+        for p, c in ends
+        if c.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    ]
+    assert len(ends) > 6 and all("ServeReplica" in name for name, _ in beyond), beyond
+    for _, at in beyond:
+        with grpc.insecure_channel(f"127.0.0.1:{at.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
 
 
 def test_metrics_are_those_of_all_replicas(served: Served) -> None:
