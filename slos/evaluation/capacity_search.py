@@ -111,7 +111,8 @@ class Search:
 class Probe:
     """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
 
-    attainment: by the `rule` of pace that was asked for; those by both rules follow.
+    attainment: by the `rule` of pace that was asked for, as was the `target`; those by both rules
+    follow.
     ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the
     others. NaN: of none.
     """
@@ -127,6 +128,7 @@ class Probe:
     seed: int
     rate: float
     rule: str
+    target: float
     attainment: float
     attainment_paper: float
     attainment_client: float
@@ -169,7 +171,8 @@ def probe(case: Search, rate: float) -> Probe:
     return Probe(
         case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
         case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
-        attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
+        case.target, attainment(outcomes), attainment(outcomes, PAPER),
+        attainment(outcomes, CLIENT),
         len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
         _quantile(0.99, [o.ttft for o in outcomes]),
         _quantile(0.99, [o.tpot for o in outcomes]),
@@ -198,6 +201,14 @@ def starting_rate(case: Search) -> float:
     """Requests per second that a search tries first."""
     each = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}
     return each.get(case.scenario, 3.0) * case.gpus
+
+
+def tried(case: Search) -> list[Probe]:
+    """The same; nothing where no load attains the target."""
+    try:
+        return search(case)
+    except NoCapacity:
+        return []
 
 
 class NoCapacity(ValueError):

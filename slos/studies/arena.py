@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.core.types import require
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
+from slos.evaluation.capacity_search import Probe, Search, tried
 from slos.evaluation.grids import (
     BEST_ROUTER,
     MAX_DRAFTS,
@@ -25,7 +25,15 @@ from slos.evaluation.grids import (
 )
 from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
 from slos.evaluation.runs import hardware_of
-from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
+from slos.evaluation.stats import (
+    capacities,
+    mean_of,
+    of_every_seed,
+    over,
+    rows_of,
+    select,
+    strongest,
+)
 from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import LATER, OURS, POLICIES
 from slos.records.sweep import sweep
@@ -72,28 +80,18 @@ def size_of(name: str) -> Size:
     return SIZES[name]
 
 
-def tried(case: Search) -> list[Probe]:
-    """Every load of a search; none where no load attains the target."""
-    try:
-        return search(case)
-    except NoCapacity:
-        return []
-
-
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
-    """Rows of `Probe` with target and longest draft, from results/<size>/arena_*.csv where they lie
+    """Rows of `Probe` with their longest draft, from results/<size>/arena_*.csv where they lie
     already; of each system and setting only if every seed has a capacity."""
     parts, cases = [], list(dict.fromkeys(cases))
     for target, drafts in dict.fromkeys((c.target, c.max_drafts) for c in cases):
         mine = [c for c in cases if (c.target, c.max_drafts) == (target, drafts)]
         path = results_dir(size) / f"arena_{target:g}_{drafts}.csv"
         rows = pd.DataFrame(sweep(tried, mine, path, Probe, workers))
-        parts.append(rows.assign(target=target, drafts=drafts))
+        parts.append(rows.assign(drafts=drafts))
     rows = pd.concat(parts, ignore_index=True)
     key = ["scenario", "system", "setting", "router", *WHERE]
-    seeds = rows[rows["capacity"]].groupby(key, as_index=False)["seed"].nunique()
-    whole = select(seeds, seed=len({c.seed for c in cases}))[key]
-    return rows.merge(whole, on=key)
+    return of_every_seed(rows, len({c.seed for c in cases}), *key)
 
 
 def cases(

@@ -24,6 +24,7 @@ from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_
 from slos.files import Frame, results_dir
 from slos.policies import OURS
 from slos.records.sweep import sweep
+from slos.studies import bounds
 from workloads.scenarios import LONGER
 
 MAIN, DRAFTING = "llama-3.1-8b-h100", "llama-3.1-8b-draft-h100"
@@ -163,6 +164,20 @@ def table(rows: Frame) -> Frame:
     return pd.DataFrame(out, columns=columns)
 
 
+def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
+    """The table with the bound, and the shares of it that ours and the best other carry. Drafts and
+    a prefix cache have none."""
+    known = bounds.run(size, [*cases(size)], workers)
+    known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
+    by = ["profile", "drafts", "wanted", "scenario"]
+    most = known.groupby(by)["rate"].agg(geometric_mean).rename("bound").reset_index()
+    wanted = found["asked"].str.removesuffix(", clients' rule")
+    out = found.assign(wanted=wanted).merge(most, "left", by).drop(columns="wanted")
+    for name in ("ours", "best other"):
+        out[f"{bounds.SHARE}: {name}"] = out[name] / out["bound"]
+    return out
+
+
 def means(found: Frame) -> Frame:
     """The geometric mean of the gain over scenarios where both carry something, and of how many,
     by all that was asked for and by whose objectives."""
@@ -192,9 +207,14 @@ def bars(found: Frame, source: str) -> Figure:
             error = np.maximum(0, [group["gain"] - group["low"], group["high"] - group["gain"]])
             looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
             axis.bar(at, group["gain"], 0.2, yerr=error, color=COLORS[i], **looks)
+            if "bound" in group:
+                most = group["bound"] / group["best other"]
+                said = None if i else "bound"
+                axis.plot(at, most, "k_", markersize=9, label=said)
         axis.axhline(1, **DASHED)
         axis.set_yscale("log")
         plain_log(axis.yaxis, 1, 2, 5)
         axis.set_xticks(range(len(names)), [n.removesuffix("-mlperf") for n in names], rotation=25)
     text = f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds"
+    text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
     return finish(figure, text, axes[0], ncols=4)
