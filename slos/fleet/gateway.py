@@ -175,7 +175,7 @@ class Gateway:
 
         async def shown(name: str = "") -> tuple[str, str]:
             asked = Asked.of("GET", "/metrics", {}, b"")
-            asked.route += [name] * bool(name)
+            asked.route = [name] if name else []
             parts = relay(asked, self.ask, self.patience)
             status, _ = await anext(parts)
             text = b"".join([part async for part in parts])
@@ -183,11 +183,12 @@ class Gateway:
 
         first = await shown()
         others = FleetRouter.living - {first[0]}
-        return exposition([first, *await asyncio.gather(*map(shown, others))])
+        texts = dict([first, *await asyncio.gather(*map(shown, others))])
+        return exposition(texts.items())
 
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
-            return Response(await self.metrics(), media_type="text/plain")
+            return Response(await self.metrics(), media_type="text/plain; version=0.0.4")
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from slos.core.attainment import Live
 from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
+from slos.serving import metrics as module
 from slos.serving.calls import METRICS
 from slos.serving.metrics import CLASSES, Metrics, exposition, of_engines, totals
 from slos.serving.objectives import Objectives, Phase
@@ -80,6 +82,15 @@ def test_the_engine_judges_as_attainment_does(
     assert (late <= 2 * TOLERANCE) == live.outcome(now).attained
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where engines write; their threads end with it."""
+    (folder := tmp_path / "metrics").mkdir()
+    monkeypatch.setenv(METRICS, str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
 def shown(folder: Path, done: Callable[[dict], bool]) -> dict[tuple, float]:
     """Samples by name and labels, when they are as they should be."""
     end = time.monotonic() + 20
@@ -95,10 +106,7 @@ def shown(folder: Path, done: Callable[[dict], bool]) -> dict[tuple, float]:
         time.sleep(0.05)
 
 
-def test_two_engines_are_shown_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(METRICS, str(tmp_path))
+def test_two_engines_are_shown_side_by_side(folder: Path) -> None:
     slo, waiting = SLO(0.1, ttft=1.0, rule=CLIENT), tracked((Phase(SLO(0.1, ttft=1.0)),))
     for engine in (0, 1):
         metrics = Metrics(lambda: [waiting])
@@ -117,7 +125,7 @@ def test_two_engines_are_shown_side_by_side(
         metrics.ended(late, False, 0.1)
         metrics.step(0.02, 0.01)
     waiting.progress.best_effort = True
-    found = shown(tmp_path, lambda f: f.get(("slos_best_effort_requests", "1")) == 1)
+    found = shown(folder, lambda f: f.get(("slos_best_effort_requests", "1")) == 1)
     for engine in ("0", "1"):
         counted = {k[2:]: v for k, v in found.items() if k[:2] == ("slos_requests_total", engine)}
         assert counted == {
@@ -129,6 +137,31 @@ def test_two_engines_are_shown_side_by_side(
         assert found["slos_lateness_seconds_sum", engine, "chat"] == pytest.approx(2.0)
         assert found["slos_step_roofline_ratio_sum", engine] == pytest.approx(2.0)
         assert found["slos_best_effort_requests", engine] == 1
+
+
+def test_a_full_disk_costs_numbers_that_stand_still(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.01)
+    full, write = [True], Path.write_bytes
+
+    def write_bytes(path: Path, data: bytes) -> int:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    metrics = Metrics(list)
+    metrics.publish(0)
+    metrics.step(0.02, 0.01)
+    time.sleep(0.1)
+    assert not list(folder.iterdir())
+    full[0] = False
+    found = shown(folder, lambda f: ("slos_step_seconds_count", "0") in f)
+    assert found["slos_step_seconds_count", "0"] == 1
+    assert [r.getMessage() for r in caplog.records].count(
+        "writing metrics failed; the engine goes on without"
+    ) == 1
 
 
 def test_classes_are_clients_to_name_and_yet_bounded() -> None:
