@@ -235,6 +235,24 @@ async def relay(
             await parts.aclose()  # type: ignore[attr-defined]
 
 
+async def of_all(
+    path: str, living: Callable[[], set[str]], ask: Callable[[Asked], AsyncIterator[Any]],
+    patience: float,
+) -> dict[str, str]:  # fmt: skip
+    """What each replica answers at `path`, by its name; those `living` are known by the first."""
+
+    async def asked_of(name: str = "") -> tuple[str, str]:
+        asked = Asked.of("GET", path, {}, b"")
+        asked.route = [name] if name else []
+        parts = relay(asked, ask, patience)
+        status, _ = await anext(parts)
+        text = b"".join([part async for part in parts])
+        return "".join(asked.route), text.decode() if status == 200 else ""
+
+    first = await asked_of()
+    return dict([first, *await asyncio.gather(*map(asked_of, living() - {first[0]}))])
+
+
 async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """An answer that ends with an error when the server closes."""
     closed, begun, why = (

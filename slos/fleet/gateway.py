@@ -34,7 +34,7 @@ from starlette.responses import Response, StreamingResponse
 
 from slos.core.types import require
 from slos.files import ray_address
-from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, of_all, relay, until
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
@@ -169,26 +169,12 @@ class Gateway:
         finally:
             answer.cancel()
 
-    async def metrics(self) -> bytes:
-        """Of all replicas, told apart by a label: first of one, whose routing tells which there
-        are."""
-
-        async def shown(name: str = "") -> tuple[str, str]:
-            asked = Asked.of("GET", "/metrics", {}, b"")
-            asked.route = [name] if name else []
-            parts = relay(asked, self.ask, self.patience)
-            status, _ = await anext(parts)
-            text = b"".join([part async for part in parts])
-            return "".join(asked.route), text.decode() if status == 200 else ""
-
-        first = await shown()
-        others = FleetRouter.living - {first[0]}
-        texts = dict([first, *await asyncio.gather(*map(shown, others))])
-        return exposition(texts.items())
-
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
-            return Response(await self.metrics(), media_type="text/plain; version=0.0.4")
+            texts = await of_all(
+                request.url.path, lambda: FleetRouter.living, self.ask, self.patience
+            )
+            return Response(exposition(texts.items()), media_type="text/plain; version=0.0.4")
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
@@ -206,10 +192,9 @@ def application(
     """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
     router: what `Fleet` takes."""
     routing: dict[str, Any] = {
-        "request_router_class": FleetRouter,
-        "request_router_kwargs": dict(router),
-    }
-    routing["request_routing_stats_period_s"] = REPORTS
+        "request_router_class": FleetRouter, "request_router_kwargs": dict(router),
+        "request_routing_stats_period_s": REPORTS,
+    }  # fmt: skip
     engines = serve.deployment(
         Replica, num_replicas=replicas, max_ongoing_requests=MANY,
         request_router_config=RequestRouterConfig(**routing),
@@ -296,10 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(f"slos.fleet: {why_not_started() or error}", file=sys.stderr)
             return 1
-        print(
-            f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}",
-            flush=True,
-        )
+        at = f"http://{given.host}:{given.port}"
+        print(f"slos: {given.model} on {given.replicas} replicas at {at}", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

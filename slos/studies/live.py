@@ -144,7 +144,8 @@ def figure(rows: Frame) -> Figure:
         axis.set_xlabel("seconds")
         axis.set_xlim(0, max(1.0, rows["second"].max()))
     for axis in (load, queue):
-        axis.set_ylim(0, max(1.0, 1.05 * max(axis.get_ylim()[1], 1.0)))
+        axis.set_ylim(0, max(1.0, 1.05 * axis.get_ylim()[1]))
+        axis.locator_params(axis="y", integer=True)
     return plots.finish(drawn, "measured, as the engine counts")
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from slos.core.roofline import scaled
 from slos.core.types import Load
-from slos.fleet.dispatch import JSON, TAKEN, Asked, Fleet, answered, relay, until
+from slos.fleet.dispatch import JSON, TAKEN, Asked, Fleet, answered, of_all, relay, until
 from slos.hardware.profiles import profile
 from slos.serving.load_report import Report
 
@@ -73,7 +73,7 @@ class Upstream:
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         head = {"path": request.path_qs, "key": request.headers.get("authorization")}
-        self.seen.append(head | json.loads(await request.read()))
+        self.seen.append(head | json.loads(await request.read() or "{}"))
         response = web.StreamResponse(status=self.status, headers=self.headers)
         await response.prepare(request)
         for part in self.parts:
@@ -394,6 +394,18 @@ def test_a_server_that_closes_ends_answers_with_an_error() -> None:
     assert last.startswith(b"data: ") and b"shuts down" in last and last.endswith(DONE)
     status, why = asyncio.run(closed())
     assert status == (503, JSON) and b"shuts down" in why and left == [2, 0]
+
+
+def test_all_replicas_are_asked_and_one_that_fails_says_nothing() -> None:
+    kind = "text/plain"
+    a, b = Upstream(b"one 1\n", kind=kind), Upstream(b"two 2\n", kind=kind)
+    c = Upstream(b"no", kind=kind, status=500)
+
+    async def play() -> dict[str, str]:
+        async with Fleeting(a=a, b=b, c=c) as fleet:
+            return await of_all("/metrics", lambda: {"a", "b", "c"}, fleet.ask, 5.0)
+
+    assert asyncio.run(play()) == {"a": "one 1\n", "b": "two 2\n", "c": ""}
 
 
 def test_until_engines_know_themselves_the_fewest_calls_count() -> None:
