@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from slos.studies.sliders import picture
 from slos.studies.timeline import with_burst
 
 EVERY = 0.5  # seconds between two looks
+SETTLED = 1.0  # seconds after which a server shows all that has been
 WINDOW = 5.0  # seconds over which attainment is counted
 OUTCOMES = ("attained", "late", "best_effort", "declined", "aborted")
 CALIBRATION = "calibration"  # the class of requests that are nobody's
@@ -69,12 +71,14 @@ def watch(url: str, over: Callable[[float], bool], show: Callable[[Frame], objec
     show: what to do with the rows so far at each look."""
     start, first, rows = time.monotonic(), sample(url), []
     while True:
+        if last := bool(rows) and over(time.monotonic() - start):
+            time.sleep(SETTLED)
         now = sample(url) if rows else dict(first)
         past = {name: now[name] - first[name] for name in OUTCOMES}
-        rows.append(now | past | {"second": time.monotonic() - start})
+        rows.append(now | past | {"second": time.monotonic() - start if rows else 0.0})
         table = pd.DataFrame(rows)
         show(table)
-        if over(rows[-1]["second"]):
+        if last:
             return table
         time.sleep(EVERY)
 
@@ -86,9 +90,8 @@ def in_time(rows: Frame) -> Frame:
         rows[["second"]].assign(second=rows["second"] - WINDOW), rows, on="second"
     )[list(OUTCOMES)].fillna(0.0)
     new = rows[list(OUTCOMES)] - then
-    return (
-        100 * new["attained"] / new.drop(columns="aborted").sum(axis=1).replace(0.0, float("nan"))
-    )
+    judged = new.drop(columns="aborted").sum(axis=1)
+    return 100 * new["attained"] / judged.where(judged > 0)
 
 
 def load(step: float, seconds: float) -> list[Request]:
@@ -118,12 +121,17 @@ def run(size: str, url: str = "", seconds: float = 0.0) -> Frame:
         return watch(url, lambda now: now >= seconds, show)
     cure = "give the url of a server, or SLOS_EXTRA=cpu ./run_all.sh installs it"
     require(real_engine.has_engine(), "vllm", None, "installed", cure)
-    with tempfile.TemporaryDirectory(prefix="slos-live-") as name, ThreadPoolExecutor(1) as sender:
+    with (
+        tempfile.TemporaryDirectory(prefix="slos-live-") as name,
+        ThreadPoolExecutor(1) as sender,
+        warnings.catch_warnings(),
+    ):
         folder = Path(name)
         saved = folder / "profile.json"
         more = "--save-profile", str(saved)
         with real_engine.server(write(folder / "tiny"), OURS, folder, *more) as url:
             engine = real_engine.calibrate(url, saved)
+            warnings.filterwarnings("ignore", "lag = ")  # the server's own numbers are shown
             sent = sender.submit(replay.run, load(engine.step, seconds), url)
             return watch(url, lambda _: sent.done(), show)
 
