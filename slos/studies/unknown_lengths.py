@@ -73,11 +73,12 @@ class Before(NamedTuple):
 
 @dataclass(slots=True)
 class Promises:
-    """An observer of a simulation: which requests were admitted, though some of them may be given
-    up later; and of each request the output tokens, and those that came after their deadlines by
-    the rule of pace in force. The steps of a leap are taken as equal."""
+    """An observer of a simulation: in which stage a request was last promised to be served in time,
+    and in which it was given up; of each the output tokens, and those that came after their
+    deadlines by the rule of pace in force. The steps of a leap are taken as equal."""
 
-    admitted: set[str] = field(default_factory=set)
+    promised: dict[str, int] = field(default_factory=dict)
+    given_up: dict[str, int] = field(default_factory=dict)
     said: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
     _before: dict[str, dict[str, Before]] = field(default_factory=dict)
@@ -93,8 +94,10 @@ class Promises:
             )
             self.said[id] = self.said.get(id, 0) + n
             self.late[id] = self.late.get(id, 0) + late
-        running = [p for p in replica.running if not p.best_effort]
-        self.admitted.update(p.id for p in running)
+        self.promised |= {p.id: p.stage for p in replica.running if not p.best_effort}
+        for p in (*replica.waiting, *replica.running):
+            if p.best_effort:
+                self.given_up.setdefault(p.id, p.stage)
         self._before[replica.name] = {
             id: Before(p, p.stage, p.generated, p.t0, p.tpot)
             for id, live in replica.live.items()
@@ -103,11 +106,16 @@ class Promises:
 
     def broken(self, outcomes: Sequence[Outcome]) -> tuple[float, float]:
         """Of those admitted the share of requests that missed an objective, or were given up; and
-        of output tokens that were late."""
-        kept = [o for o in outcomes if o.id in self.admitted]
-        tokens = sum(self.said[o.id] for o in kept)
-        missed = sum(not o.attained for o in kept)
-        return missed / max(1, len(kept)), sum(self.late[o.id] for o in kept) / max(1, tokens)
+        of output tokens that were late. One that is turned away when it comes back from a tool was
+        served as promised until then."""
+        kept = [o for o in outcomes if o.id in self.promised]
+        tokens, late = (sum(each[o.id] for o in kept) for each in (self.said, self.late))
+        missed = sum(not o.attained and self._was_promised(o) for o in kept)
+        return missed / max(1, len(kept)), late / max(1, tokens)
+
+    def _was_promised(self, o: Outcome) -> bool:
+        stage = self.promised[o.id]
+        return not o.declined or self.given_up.get(o.id, stage) == stage
 
 
 @dataclass(frozen=True, slots=True)
