@@ -3,7 +3,8 @@
 import asyncio
 import json
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from slos.core.history import BLIND, make_predictor
 from slos.core.pace import RULES
 from slos.core.types import SLO, Stage
 from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
 from slos.serving.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
+from slos.serving.tracked import Tracked
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
 
@@ -145,6 +148,34 @@ def test_a_malformed_field_is_named(wire: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as error:
         parse(wire, DEFAULT)
     assert says in str(error.value)
+
+
+def asked(wire: dict[str, Any], **sampling: Any) -> Tracked:
+    """A request of 30 tokens for at most 200 more, as the scheduler sees it at its arrival."""
+    params = SimpleNamespace(**{"ignore_eos": False, "min_tokens": 0} | sampling)
+    request = SimpleNamespace(
+        request_id="r", arrival_time=0.0, num_tokens=30, max_tokens=200, sampling_params=params
+    )
+    return Tracked.of(request, parse(wire, DEFAULT), None)
+
+
+@pytest.mark.parametrize("name", sorted(BLIND))
+def test_what_the_client_says_of_its_answer_is_planned_with(name: str) -> None:
+    lengths, like = make_predictor(name), {"slo_class": "summaries"}
+    for n in (90, 91, 92):
+        ended = asked(like).progress
+        ended.generated, ended.tokens = n, 30 + n
+        lengths.ended(ended, True)
+
+    def said(wire: dict[str, Any], **sampling: Any) -> int:
+        return lengths.remaining(asked(wire, **sampling).progress)
+
+    assert said({"slo_output": 40}) == said({"slo_output": "40"} | like) == 40
+    assert said({"slo_output": 900}) == 200, "max_tokens is a bound on what is said, too"
+    assert said({}, ignore_eos=True) == said({"slo_output": 5}, min_tokens=200) == 200
+    assert said(like) == (200 if name == "max-tokens" else said({"slo_output": 0} | like))
+    assert asked(like).progress.kind == "summaries" and asked({}).progress.kind == ""
+    assert asked({}).progress.limit == 230 < inf
 
 
 def test_what_is_not_said_is_the_default_s() -> None:
