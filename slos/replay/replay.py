@@ -32,6 +32,8 @@ from slos.replay.results import Failure, Replayed, by_the_end
 from slos.serving.objectives import NAME, xargs
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
+END = 4  # token id that an answer ends with whose length is not told
+BIAS = 100  # of its logit, the most that the API takes: it is sampled as soon as it may be
 LEAD = 0.1  # seconds from the making of a prompt to its sending
 PULSE = 0.01  # seconds between two looks at how late the client is
 
@@ -45,6 +47,7 @@ class _Client:
     vocabulary: int
     vllm: bool
     e2e: float | None
+    told: bool
     start: float  # on the clock of the event loop
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
     outcomes: list[Outcome] = field(default_factory=list)
@@ -80,9 +83,19 @@ class _Client:
             fields["return_token_ids"] = not last or bool(request.prefix)
             kind = {"slo_class": request.kind[:NAME]} if request.kind else {}
             fields["vllm_xargs"] = xargs(stages, request.value, self.e2e) | kind
+            if not self.told:
+                fields |= self.untold(len(prompt), fields["max_tokens"])
             # or a second replay would find its prompts in the prefix cache
             fields["cache_salt"] = self.salt
         return json.dumps(fields).encode()
+
+    def untold(self, prompt: int, output: int) -> dict[str, Any]:
+        """Fields by which an answer ends after `output` tokens, by itself as the server sees it."""
+        most = max(output, (self.server.max_context or prompt + 2 * output) - prompt)
+        return {
+            "max_tokens": most, "min_tokens": output - 1, "ignore_eos": False,
+            "stop_token_ids": [END], "logit_bias": {END: BIAS},
+        }  # fmt: skip
 
     def random(self, name: str, count: int) -> list[int]:
         rng = np.random.default_rng([self.seed, crc32(name.encode()), count])
@@ -145,7 +158,7 @@ class _Client:
 async def replay(
     requests: Sequence[Request], url: str, model: str | None = None,
     roofline: Roofline | None = None, *, seed: int = 0, vocabulary: int = 500,
-    timeout: float = 600.0, vllm: bool = True, e2e: float | None = None,
+    timeout: float = 600.0, vllm: bool = True, e2e: float | None = None, told: bool = True,
 ) -> Replayed:  # fmt: skip
     """Send `requests` to the server at `url`, and wait for all of them.
 
@@ -153,7 +166,8 @@ async def replay(
     of the prompts, with each request's id. vocabulary: token ids are below it. timeout: seconds for
     a call. vllm: whether to send the fields that only vLLM knows: objectives, no early end, usage
     with every chunk. e2e: seconds from arrival to last token, an objective beside the others, where
-    every request is of one stage.
+    every request is of one stage. told: whether the server is told how long answers will be; if
+    not, `max_tokens` is all that its context holds, and it learns lengths by the requests' kind.
 
     Raises ValueError for requests that the server cannot take, OSError if there is none; whatever
     becomes of a request later is in its outcome. Warns if the client was late by more than half the
@@ -176,6 +190,8 @@ async def replay(
             "in seconds where no roofline is given",
             "a slowdown multiplies a zero-load time; pass roofline=...",
         )  # fmt: skip
+    one = vllm and not any(s.goes_on for r in requests for s in r.stages)
+    require(told or one, "told", told, "true but for calls of one stage to vLLM")
     server = await find(url, model)
     limit = server.max_context or inf
     for r in requests:
@@ -199,7 +215,7 @@ async def replay(
             + LEAD
             - min((r.arrival for r in requests), default=0.0)
         )
-        client = _Client(session, server, zero_load, seed, vocabulary, vllm, e2e, start)
+        client = _Client(session, server, zero_load, seed, vocabulary, vllm, e2e, told, start)
         watch = asyncio.create_task(client.watch())
         try:
             async with asyncio.TaskGroup() as group:

@@ -30,11 +30,11 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
-    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`;
-    where the cache holds dozens of requests, "quantile:0.25" carries more. slowdown or ttft, tpot,
-    e2e, rule of pace, value: objectives of a request that brings none. reject: whether a request
-    that cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router
-    to read it from.
+    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`,
+    which says what a higher level is good for, as in "quantile:0.9". slowdown or ttft, tpot, e2e,
+    rule of pace, value: objectives of a request that brings none. reject: whether a request that
+    cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router to
+    read it from.
     """
 
     policy: str = "slos-serve"
@@ -43,7 +43,7 @@ class Settings:
     learn: bool = True
     caution: float = 0.75
     save: str = ""
-    predictor: str = "quantile:0.9"
+    predictor: str = "quantile"
     ttft: float | None = None
     slowdown: float | None = None
     tpot: float = 0.1

@@ -188,6 +188,14 @@ def test_an_answer_of_two_paces_is_one_call(url: str) -> None:
     assert not run.failures and run.outcomes[0].output == 20 and run.outcomes[0].attained
 
 
+def test_answers_end_by_themselves_where_nobody_tells_their_length(url: str) -> None:
+    requests = bursty(4.0, 12, 0, 0.05)
+    assert len({r.output for r in requests}) > 3
+    got = replay.run(requests, url, vocabulary=500, told=False)
+    assert not got.failures, "each answer has as many tokens as its request says"
+    assert sorted(o.output for o in got.outcomes) == sorted(r.output for r in requests)
+
+
 def test_the_engine_learns_itself_and_keeps_the_profile(url: str, folder: Path) -> None:
     launch.calibrate(url)
     learned = profile(str(folder / "learned.json"))
