@@ -59,7 +59,7 @@ def sample(url: str) -> dict[str, float]:
         "running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting",
         "queue": "slos_best_effort_requests",
     }  # fmt: skip
-    counts = dict.fromkeys(OUTCOMES, 0.0)
+    counts: dict[str, float] = dict.fromkeys(OUTCOMES, 0.0)
     for key, value in found.items():
         if key[0] == "slos_requests_total" and key[1] != CALIBRATION:
             counts[key[2]] += value
