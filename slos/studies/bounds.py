@@ -20,7 +20,7 @@ from slos.policies import OURS
 from slos.records.sweep import sweep
 
 SHARE = "share of the bound"
-SIZES = {"smoke": (60, 1), "quick": (200, 1), "full": (400, 3)}  # requests and seeds of a bound
+SIZES = {"smoke": (60, 1), "quick": (150, 1), "full": (400, 3)}  # requests and seeds of a bound
 PRECISION = 0.03
 
 

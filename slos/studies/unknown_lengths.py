@@ -19,7 +19,7 @@ from slos.core.pace import TOLERANCE
 from slos.core.types import Progress, require
 from slos.evaluation import stats
 from slos.evaluation.capacity_search import NoCapacity, Search, outcomes_at, search
-from slos.evaluation.grids import BEST_ROUTER, PLAIN
+from slos.evaluation.grids import BEST_ROUTER
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.stats import best_settings, mean_of, over, rows_of, select, strongest
@@ -33,32 +33,32 @@ from workloads import SCENARIOS
 
 ORACLE, LEARNED, BASELINE = "oracle", "quantile", "best baseline"
 PREDICTORS = (
-    ORACLE, LEARNED, "quantile:0.1", "quantile:0.5", "quantile:0.75", "quantile:0.9", "mean",
-    "max-tokens",
+    ORACLE, LEARNED, "quantile:0.1", "quantile:0.5", "quantile:0.9", "mean", "max-tokens",
+    "noisy:0.25", "noisy:0.5", "noisy:1",
 )  # fmt: skip
-NOISY = ("noisy:0.25", "noisy:0.5", "noisy:1")
+FEW = (ORACLE, LEARNED, "quantile:0.9")  # where a run is long
 AIM, LATE = dict.fromkeys(SCENARIOS, 0.95) | {"reasoning": 0.9, "tool-calling": 0.9}, 0.01
 """What `LEARNED` is to carry of the oracle's load, and how much of the admitted may be late."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Requests per simulation and replica, seeds, precision of a capacity, and what is run."""
+class Part:
+    """Of a run: requests per simulation and replica, seeds, precision of a capacity, and what is
+    run."""
 
     num_requests: int
     seeds: int
     precision: float
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
-    predictors: tuple[str, ...] = (*PREDICTORS, *NOISY)
-    replicas: tuple[int, ...] = (1,)
+    predictors: tuple[str, ...] = PREDICTORS
+    replicas: int = 1
 
 
 SIZES = {
-    "smoke": Size(40, 1, 0.5, ("coding",), (ORACLE, LEARNED, NOISY[0])),
-    "quick": Size(300, 1, 0.08, ("chatbot", "summarization"),
-                  (ORACLE, LEARNED, "quantile:0.9", "mean", NOISY[1])),
-    "full": Size(600, 3, 0.03, replicas=(1, 4)),
-}  # fmt: skip
+    "smoke": (Part(40, 1, 0.5, ("coding",), (*FEW, "noisy:0.5")),),
+    "quick": (Part(300, 1, 0.08, ("chatbot", "summarization"), (*FEW, "mean", "noisy:0.5")),),
+    "full": (Part(400, 3, 0.03), Part(200, 3, 0.04, predictors=FEW, replicas=4)),
+}
 
 
 class Before(NamedTuple):
@@ -73,11 +73,12 @@ class Before(NamedTuple):
 
 @dataclass(slots=True)
 class Promises:
-    """An observer of a simulation: which requests were admitted, though some of them may be given
-    up later; and of each request the output tokens, and those that came after their deadlines by
-    the rule of pace in force. The steps of a leap are taken as equal."""
+    """An observer of a simulation: in which stage a request was last promised to be served in time,
+    and in which it was given up; of each the output tokens, and those that came after their
+    deadlines by the rule of pace in force. The steps of a leap are taken as equal."""
 
-    admitted: set[str] = field(default_factory=set)
+    promised: dict[str, int] = field(default_factory=dict)
+    given_up: dict[str, int] = field(default_factory=dict)
     said: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
     _before: dict[str, dict[str, Before]] = field(default_factory=dict)
@@ -93,8 +94,10 @@ class Promises:
             )
             self.said[id] = self.said.get(id, 0) + n
             self.late[id] = self.late.get(id, 0) + late
-        running = [p for p in replica.running if not p.best_effort]
-        self.admitted.update(p.id for p in running)
+        self.promised |= {p.id: p.stage for p in replica.running if not p.best_effort}
+        for p in (*replica.waiting, *replica.running):
+            if p.best_effort:
+                self.given_up.setdefault(p.id, p.stage)
         self._before[replica.name] = {
             id: Before(p, p.stage, p.generated, p.t0, p.tpot)
             for id, live in replica.live.items()
@@ -103,11 +106,16 @@ class Promises:
 
     def broken(self, outcomes: Sequence[Outcome]) -> tuple[float, float]:
         """Of those admitted the share of requests that missed an objective, or were given up; and
-        of output tokens that were late."""
-        kept = [o for o in outcomes if o.id in self.admitted]
-        tokens = sum(self.said[o.id] for o in kept)
-        missed = sum(not o.attained for o in kept)
-        return missed / max(1, len(kept)), sum(self.late[o.id] for o in kept) / max(1, tokens)
+        of output tokens that were late. One that is turned away when it comes back from a tool was
+        served as promised until then."""
+        kept = [o for o in outcomes if o.id in self.promised]
+        tokens, late = (sum(each[o.id] for o in kept) for each in (self.said, self.late))
+        missed = sum(not o.attained and self._was_promised(o) for o in kept)
+        return missed / max(1, len(kept)), late / max(1, tokens)
+
+    def _was_promised(self, o: Outcome) -> bool:
+        stage = self.promised[o.id]
+        return not o.declined or self.given_up.get(o.id, stage) == stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,30 +152,27 @@ def carried(case: Search) -> list[Carried]:
     return [Carried(*labels, best.rate, best.declined, *late, source, "simulated")]
 
 
-def size_of(name: str) -> Size:
-    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
-    return SIZES[name]
-
-
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """Ours with each predictor, and the baselines with a few settings. Raises ValueError for
     unknown names."""
-    s = size_of(size)
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
     for name in scenarios:
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
     grid = []
-    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
-        hardware_of(scenario, profile)  # an unknown profile is refused before the first run
-        case = Search(
-            scenario, OURS, profile=profile, seed=seed, num_requests=n * s.num_requests,
-            precision=s.precision, replicas=n, router=BEST_ROUTER if n > 1 else "",
-        )  # fmt: skip
-        grid += [replace(case, predictor=name) for name in s.predictors]
-        router = PLAIN if n > 1 else ""
-        grid += [
-            replace(case, system=system, setting=setting, router=router)
-            for system, several in SETTINGS.items() for setting in several
-        ]  # fmt: skip
+    for part in SIZES[size]:
+        n = part.replicas
+        ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
+        for scenario, seed in product(scenarios or part.scenarios, range(part.seeds)):
+            hardware_of(scenario, profile)  # an unknown profile is refused before the first run
+            case = Search(
+                scenario, OURS, profile=profile, seed=seed, num_requests=n * part.num_requests,
+                precision=part.precision, replicas=n, router=ours,
+            )  # fmt: skip
+            grid += [replace(case, predictor=name) for name in part.predictors]
+            grid += [
+                replace(case, system=system, setting=setting, router=theirs)
+                for system, several in SETTINGS.items() for setting in several
+            ]  # fmt: skip
     return grid
 
 
@@ -223,23 +228,24 @@ def grid(table: Frame, value: str) -> Frame:
 
 
 def chart(table: Frame, source: str) -> Figure:
-    """Share of the oracle's capacity by scenario: above by predictor, below by the error of an
-    oracle that is off by a factor, and the best baseline in both."""
-    ns = unique(table["replicas"])
-    kinds = [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
-    lines = [[p for p in kinds if p.startswith("noisy") == noisy] for noisy in (False, True)]
-    lines = [[*line, BASELINE] for line in lines if line]
-    titles = [f"{n} replica{'s' * (n > 1)}" for _ in lines for n in ns]
-    figure, axes = panels(titles, (7.5, 2.7), (0, 0.4), "capacity over the oracle's", len(ns))
-    for axis, (line, n) in zip(axes, product(lines, ns), strict=True):
-        palette = colors(line)
-        groups = {
-            label: (palette[label], select(table, predictor=label, replicas=n)) for label in line
-        }
-        dots(axis, table, groups, 0.8 / len(line), 0)
-        for i, scenario in enumerate(unique(table["scenario"])):
+    """Share of the oracle's capacity by scenario and predictor, with the best baseline beside: a
+    panel for those that learn, and one for an oracle that is off by a factor, per replicas."""
+    drawn, known = [], [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
+    palette = colors(known) | {BASELINE: "black"}
+    for n, noisy in product(unique(table["replicas"]), (False, True)):
+        here = select(table, replicas=n)
+        kinds = [p for p in known if p in set(here["predictor"])]
+        if kinds := [p for p in kinds if p.startswith("noisy") == noisy]:
+            what = f"{n} replica{'s' * (n > 1)}, " + ("an oracle that errs" if noisy else "learned")
+            drawn.append((what, here, [*kinds, BASELINE]))
+    titles = [what for what, _, _ in drawn]
+    figure, axes = panels(titles, (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
+    for axis, (_, here, kinds) in zip(axes, drawn, strict=True):
+        groups = {p: (palette[p], select(here, predictor=p)) for p in kinds}
+        dots(axis, here, groups, 0.8 / len(kinds), 0)
+        for i, scenario in enumerate(unique(here["scenario"])):
             axis.plot([i - 0.45, i + 0.45], [AIM[scenario]] * 2, **DASHED)
         axis.set_ylim(0, None)
-        axis.legend(fontsize=7, frameon=False, ncols=4, loc="lower left")
+        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     said = f"{source}; dashed: what {LEARNED} is to carry; {seeds_said(table)}"
     return finish(figure, said)
