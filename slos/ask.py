@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from slos.core.pace import RULES
 from slos.core.types import require
@@ -62,7 +63,8 @@ def options() -> argparse.ArgumentParser:
             name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
             choices = [*RULES] if f.name == "rule" else None
-            how = {"type": type(f.default), "default": f.default, "choices": choices}
+            how: dict[str, Any] = {"type": type(f.default), "default": f.default}
+            how |= {"choices": choices} if choices else {}
             how = {"action": "store_true"} if isinstance(f.default, bool) else how
             parser.add_argument(name, help=text, **how)
     parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
