@@ -56,10 +56,12 @@ def grid(size: str, best: Frame, cases: Sequence[Search]) -> list[Loaded]:
     ]
 
 
-def run(size: str, cases: Sequence[Loaded], workers: int | None = None) -> Frame:
-    """Rows of `Probe`, from results/<size>/loads.csv where they lie already."""
+def run(
+    size: str, cases: Sequence[Loaded], workers: int | None = None, name: str = "loads"
+) -> Frame:
+    """Rows of `Probe`, from results/<size>/<name>.csv where they lie already."""
     size_of(size)
-    return pd.DataFrame(sweep(attained, cases, results_dir(size) / "loads.csv", Probe, workers))
+    return pd.DataFrame(sweep(attained, cases, results_dir(size) / f"{name}.csv", Probe, workers))
 
 
 def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
