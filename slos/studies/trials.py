@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 
 from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
@@ -43,11 +44,16 @@ def carried(cases: Sequence[Search], seeds: int, folder: Path) -> list[Probe]:
 
 def scouted(case: Search, systems: Sequence[str], folder: Path) -> float:
     """What ours, or the first of the systems, carries about, in requests per second, by one seed; 0
-    where it carries nothing."""
+    where it carries nothing. At the most it is sqrt(1 + SCOUTING) times that."""
     system = OURS if OURS in systems else systems[0]
     [case] = behind(replace(case, system=system, precision=SCOUTING), (BEST_ROUTER,))
     rows = carried([case], 1, folder)
-    return float(f"{rows[0].rate * case.gpus:.3g}") if rows else 0.0
+    return middle(rows[0].rate * case.gpus, SCOUTING) if rows else 0.0
+
+
+def middle(rate: float, precision: float) -> float:
+    """Where a capacity lies about that a search of a precision has found."""
+    return float(f"{rate * sqrt(1 + precision):.3g}")
 
 
 def tuned(tries: Sequence[Sequence[Search]], near: float, folder: Path) -> list[Search]:
@@ -65,14 +71,14 @@ def tuned(tries: Sequence[Sequence[Search]], near: float, folder: Path) -> list[
         rates = [found.get((c.system, c.setting, c.router), 0.0) for c in group]
         if rate := max(rates):  # 0 of one that had nothing to choose from
             case = group[rates.index(rate)]
-            best.append(replace(case, start=float(f"{rate * case.gpus:.3g}")))
+            best.append(replace(case, start=middle(rate * case.gpus, TUNED)))
     return best
 
 
 def probed(case: Search, systems: Sequence[str], seeds: int, folder: Path) -> list[Probe]:
     """`carried` of the best setting and router of each system, and of its best draft length at the
     setting that is best with a typical one. case: of no system yet."""
-    near = scouted(case, systems, folder)
+    near = case.start or scouted(case, systems, folder)
     groups = [
         [
             each
@@ -90,6 +96,6 @@ def probed(case: Search, systems: Sequence[str], seeds: int, folder: Path) -> li
         tries = [fixed_drafts(c, case.max_drafts) for c in group]
         usual = [typical([c, *each]) for c, each in zip(group, tries, strict=True)]
         for found in tuned([usual], near, folder):
-            each = tries[usual.index(replace(found, start=0.0))]
+            each = tries[usual.index(replace(found, start=case.start))]
             best += tuned([each], found.start, folder)
     return carried(best, seeds, folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, nan
+from math import ceil, nan, sqrt
 from typing import Any
 
 import pandas as pd
@@ -67,6 +67,7 @@ class Question:
     rule: str = CLIENT
     max_context: int = 0
     prefix_cache: bool = False
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
@@ -84,7 +85,7 @@ class Question:
             self.workload, "", profile=self.profile, num_requests=self.num_requests * self.replicas,
             target=self.target, replicas=self.replicas, max_drafts=self.drafts,
             acceptance=self.acceptance, slo_scale=self.slo_scale, rule=self.rule,
-            max_context=self.max_context, prefix_cache=self.prefix_cache,
+            max_context=self.max_context, prefix_cache=self.prefix_cache, start=self.start,
         )  # fmt: skip
 
     def requests(self) -> list[Request]:
@@ -174,14 +175,16 @@ def settled(asked: Question, size: str) -> Question:
         return asked
     asked = replace(asked, num_requests=FEWEST)
     seconds = in_service(asked)
+    rate = 0.0
     for _ in range(LOOKS):
         try:
             rate = scouted(asked.case, asked.systems, results_dir(size))
-            at_once = rate * (1 + SCOUTING) * seconds
+            at_once = rate * sqrt(1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
         except NoLimit:  # all of so few are served at once
             enough = 4 * asked.num_requests
-        longer, asked = enough > asked.num_requests, replace(asked, num_requests=enough)
+        longer = enough > asked.num_requests
+        asked = replace(asked, num_requests=enough, start=rate)
         if not longer:
             break
     return asked
