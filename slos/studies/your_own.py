@@ -18,7 +18,7 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import NoLimit, Probe, Search
+from slos.evaluation.capacity_search import Probe, Search
 from slos.evaluation.grids import (
     BASELINE,
     fixed_drafts,
@@ -28,11 +28,12 @@ from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
 from slos.studies.own_requests import most_tokens
-from slos.studies.trials import SCOUTING, probed, scouted
+from slos.studies.trials import SCOUTING, limited, probed, scout, scouted
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 FEWEST = 600  # requests of a run, per replica
+MOST = 8000  # likewise, unless more are asked for
 ENOUGH = 3  # times as many as may be in service at once
 LOOKS = 3  # at the most, to find how many that are
 SHARES = [f"attainment_{rule}" for rule in RULES]
@@ -175,16 +176,16 @@ def settled(asked: Question, size: str) -> Question:
         return asked
     asked = replace(asked, num_requests=FEWEST)
     seconds = in_service(asked)
-    rate = 0.0
     for _ in range(LOOKS):
-        try:
-            rate = scouted(asked.case, asked.systems, results_dir(size))
-            at_once = rate * sqrt(1 + SCOUTING) * seconds
+        first = scout(asked.case, asked.systems)
+        if limited(first):
+            rate = scouted(first, results_dir(size))
+            asked, at_once = replace(asked, start=rate), rate * sqrt(1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
-        except NoLimit:  # all of so few are served at once
+        else:
             enough = 4 * asked.num_requests
         longer = enough > asked.num_requests
-        asked = replace(asked, num_requests=enough, start=rate)
+        asked = replace(asked, num_requests=min(enough, MOST))
         if not longer:
             break
     return asked
