@@ -1,8 +1,9 @@
 """Fills the cache: `python -m workloads --download [NAME ...]`. Nothing is ever downloaded without
 being asked for.
 
-Files with a known checksum must have it; of others the checksum is recorded at the first download
-and must stay. Of data sets that come as text only the lengths are used, estimated by
+Addresses name a revision where the publisher has some. Files with a known checksum must have it; of
+others, and of what is made of data sets, the checksum is recorded at the first download and must
+stay. Of data sets that come as text only the lengths are used, estimated by
 `estimate_tokens`.
 """
 
@@ -30,7 +31,7 @@ from workloads.files import cache_folder, checksum, expected_checksum, recorded,
 from workloads.lengths import TABLES
 
 GITHUB = "https://raw.githubusercontent.com"
-AZURE_2023 = f"{GITHUB}/Azure/AzurePublicDataset/master/data"
+AZURE_2023 = f"{GITHUB}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data"
 AZURE_2024 = "https://github.com/Azure/AzurePublicDataset/releases/download/dataset-llm-2024"
 SARATHI = (
     f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/"
@@ -41,9 +42,12 @@ FILES = {
     "sharegpt": (TABLES["sharegpt"].sources[0].file, SARATHI),
     "arxiv": (
         TABLES["arxiv"].sources[0].file,
-        f"{GITHUB}/microsoft/vidur/main/data/processed_traces",
+        f"{GITHUB}/microsoft/vidur/6d98aa8f71696520acc603d87439e77cc78160a7/data/processed_traces",
     ),
-    "humaneval": ("coding/HumanEval.jsonl", f"{GITHUB}/openai/human-eval/master/data"),
+    "humaneval": (
+        "coding/HumanEval.jsonl",
+        f"{GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data",
+    ),
 }
 """Name -> (file in the cache, folder on the web). ShareGPT and arXiv come as others' published
 token counts."""
@@ -110,8 +114,10 @@ def download(names: Sequence[str] = (), say: Callable[[str], object] = print) ->
         elif files:
             rows = hub_rows(HUB[name]) if name in HUB else _json_lines(folder / FILES[name][0])
             for file, table in zip(files, lengths_of(name, rows), strict=True):
-                with _replacing(folder / file) as part, part.open("w", newline="") as f:
-                    csv.writer(f, lineterminator="\n").writerows(table)
+                with _replacing(folder / file) as part:
+                    with part.open("w", newline="") as f:
+                        csv.writer(f, lineterminator="\n").writerows(table)
+                    _check(folder, file, part, name)
                 _record(folder, file)
                 say(f"{name}: {folder / file} written, {len(table) - 1} rows, tokens estimated")
 
@@ -165,13 +171,20 @@ def _fetch(folder: Path, file: str, url: str) -> bool:
             raise ConnectionError(
                 f"{url}: {error}; check the network, or put {folder / file} there by hand"
             ) from error
-        found, expected = checksum(part), expected_checksum(folder, file)
-        if expected and found != expected:
-            raise ValueError(
-                f"{file} from {url}: sha256 = {found} must be {expected}; nothing was kept"
-            )
+        _check(folder, file, part, url)
     _record(folder, file)
     return True
+
+
+def _check(folder: Path, file: str, part: Path, source: str) -> None:
+    """Raises ValueError unless `part`, the new `file`, has the checksum known of it, if any is."""
+    found, expected = checksum(part), expected_checksum(folder, file)
+    if expected and found != expected:
+        line = f"remove its line in {folder / 'SHA256SUMS'} to take the new one"
+        cure = line if file in recorded(folder) else "try again"
+        raise ValueError(
+            f"{file} from {source}: sha256 = {found} must be {expected}; nothing was kept: {cure}"
+        )
 
 
 @contextmanager

@@ -120,12 +120,16 @@ def _checksum(path: Path, _: tuple[int, int]) -> str:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Content that cannot be read becomes a ValueError naming the file."""
+    broken = EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error
     try:
         yield
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{path}: content must be readable text or gzip: {error}; replace the file"
-        ) from error
+    except (*broken, OSError) as error:
+        # pyarrow's errors about a packed file have no number
+        if isinstance(error, broken) or error.errno is None:
+            raise ValueError(
+                f"{path}: content must be UTF-8 text, plain, .gz or .zst: {error}; replace the file"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -11,32 +11,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from difflib import get_close_matches
+from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
 from slos.core.types import SLO, require
-from workloads import sessions
+from workloads import own, sessions
 from workloads.files import open_text, tokens
+from workloads.layouts import KNOWN, column_of, layout_of
 
-KNOWN = ("prompt", "output", "tpot", "ttft", "slowdown", "arrival", "kind", "value", "session")
-TIMES = ("timestamp", "time", "arrived_at", "arrival_time", "arrivals")  # what `arrival` is called
-LAYOUTS = {
-    "Azure": {"TIMESTAMP": "arrival", "ContextTokens": "prompt", "GeneratedTokens": "output"},
-    "BurstGPT": {
-        "Timestamp": "arrival", "Request tokens": "prompt", "Response tokens": "output",
-        "Log Type": "kind", "Session ID": "session",
-    },
-    "Mooncake": {
-        "timestamp": "arrival", "input_length": "prompt", "output_length": "output",
-        "hash_ids": "hash_ids",
-    },
-}  # fmt: skip
 CHARACTERS = 4.0  # of English text in a token, where a data set has text and no counts
 TOO_MANY = 0.05  # share of requests that may be left out for their length
+SLOWEST = 10.0  # seconds a token: more was meant to be milliseconds
+LATEST = 1e11  # seconds since 1970: likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +39,25 @@ class Objectives:
     ttft: float | None = None
     slowdown: float | None = None
 
-    def cells(self, path: Path, own: Collection[str]) -> dict[str, float]:
-        """As columns, beside those of its `own`. Raises ValueError naming what is lacking."""
-        lacking = [] if self.tpot or "tpot" in own else ["--tpot"]
-        first = self.ttft or self.slowdown or {"ttft", "slowdown"} & set(own)
+    def cells(self, path: Path, there: Collection[str]) -> dict[str, float]:
+        """As columns, beside those that are `there`. Raises ValueError naming what is lacking."""
+        lacking = [] if self.tpot or "tpot" in there else ["--tpot"]
+        first = self.ttft or self.slowdown or {"ttft", "slowdown"} & set(there)
         lacking += [] if first else ["--ttft or --slowdown"]
         cure = f"give {' and '.join(lacking)}: seconds a token, seconds to the first token"
         require(not lacking, f"{path}: objectives", None, "in the file or given", cure)
         cells = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
         SLO(self.tpot or 1.0, self.ttft, self.slowdown)  # refuses what is out of bounds
-        taken = {*own, *(("ttft", "slowdown") if {"ttft", "slowdown"} & set(own) else ())}
+        _pace("tpot", self.tpot or 0.0)
+        taken = {*there, *(("ttft", "slowdown") if {"ttft", "slowdown"} & set(there) else ())}
         return {name: x for name, x in cells.items() if x is not None and name not in taken}
 
 
 @dataclass(slots=True)
 class Table:
-    """Requests as rows of `KNOWN` columns, and what is to be said about them, in words."""
+    """Requests of a file as rows of `KNOWN` columns, and what there is to say about them."""
 
+    path: Path
     columns: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -75,51 +68,39 @@ def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     plain = path.name.removesuffix(".gz").removesuffix(".zst")
     with open_text(path) as f:
         if plain.endswith(".jsonl"):
-            lines = [(n, line) for n, line in enumerate(f, start=1) if line.strip()]
-            found = [(n, {k: str(v) for k, v in json.loads(t).items()}) for n, t in lines]
-            return _layout(path, list(found[0][1]) if found else []), found
+            found = [(n, _object(path, n, t)) for n, t in enumerate(f, start=1) if t.strip()]
+            return layout_of(path, list(found[0][1]) if found else []), found
         if plain.endswith(".json"):
             return "ShareGPT", list(_conversations(path, json.load(f)))
         reader = csv.reader(f, skipinitialspace=True)
-        header = next(reader, [])
-        twice = [c for c in header if header.count(c) > 1]
-        require(not twice, f"{path}, row 1: header", header, "without a column twice", f"{twice}")
-        layout = _layout(path, header)
+        header = [c.strip() for c in next(reader, [])]
+        layout = layout_of(path, header)
         found = []
         for n, cells in enumerate(reader, start=2):
             if cells:
                 fields = f"{len(header)} fields"
                 require(len(cells) == len(header), f"{path}, row {n}", cells, f"of {fields}")
-                found.append((n, dict(zip(header, cells, strict=True))))
+                found.append((n, dict(zip(header, map(str.strip, cells), strict=True))))
         return layout, found
 
 
-def _layout(path: Path, header: Sequence[str]) -> str:
-    for name, names in LAYOUTS.items():
-        if {"prompt", "output"} <= {names[c] for c in header if c in names}:
-            return name
-    close = {
-        c: [h for h in header if h.lower() == c or get_close_matches(c, [h], 1, 0.8)]
-        for c in KNOWN
-        if c not in header
-    }
-    if "arrival" in close:
-        close["arrival"] += [h for h in header if h.lower() in TIMES]
-    for name, others in close.items():
-        cure = f"rename it to {name!r}, or drop it"
-        require(not others, f"{path}, row 1: column", others[:1], "of a known name", cure)
-    known = "comma-separated, with a column prompt and one output (tokens), tpot (seconds a token)"
-    known += f", ttft (seconds) or slowdown; or a layout of {', '.join(LAYOUTS)}, ShareGPT"
-    require({"prompt", "output"} <= set(header), f"{path}, row 1: header", header, known)
-    return "own"
+def _object(path: Path, n: int, text: str) -> dict[str, str]:
+    cells = json.loads(text)
+    require(isinstance(cells, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
+    return {c.strip(): str(x) for c, x in cells.items()}
 
 
 def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str]]]:
     """A request for each answer of a conversation, with all that was said before as its prompt."""
-    require(isinstance(raw, list), f"{path}: content", type(raw).__name__, "a list")
+    shape = 'a list of {"conversations": [{"from": "human", "value": "..."}, ...]}'
+    other = "a list of requests is a .jsonl file, an object a line"
+    require(isinstance(raw, list), f"{path}: content", type(raw).__name__, shape, other)
     for n, talk in enumerate(cast(list, raw), start=1):
+        turns = talk.get("conversations") if isinstance(talk, dict) else None
+        good = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+        require(good, f"{path}, item {n}", str(talk)[:60], f"in {shape}", other)
         before = 0.0
-        for turn in talk.get("conversations") or ():
+        for turn in cast(list, turns):
             size = len(str(turn.get("value", ""))) / CHARACTERS
             if turn.get("from") in ("gpt", "assistant", "chatgpt"):
                 counts = {"prompt": str(round(before)), "output": str(round(size))}
@@ -128,14 +109,25 @@ def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str
 
 
 def _seconds(path: Path, n: int, text: str, layout: str) -> float:
-    try:
-        return float(text) * (1e-3 if layout == "Mooncake" else 1.0)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text.strip()[:26]).timestamp()
-    except ValueError:
-        raise ValueError(f"{path}, row {n}: arrival = {text!r} must be seconds or a date") from None
+    seconds = None
+    with suppress(ValueError):
+        date = datetime.fromisoformat(text)
+        seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    with suppress(ValueError):
+        seconds = float(text) * (1e-3 if layout == "Mooncake" else 1.0)
+    good = seconds is not None and isfinite(seconds) and seconds < LATEST
+    bound = f"seconds below {LATEST:g}, or a date as 2023-11-16 18:15:46"
+    require(good, f"{path}, row {n}: arrival", text, bound)
+    return cast(float, seconds)
+
+
+def _pace(name: str, tpot: object) -> None:
+    """Refuse milliseconds; what is no number `workloads.own` refuses."""
+    seconds = 0.0
+    with suppress(ValueError):
+        seconds = float(str(tpot))
+    bound = f"at most {SLOWEST:g} seconds a token"
+    require(not seconds > SLOWEST, name, tpot, bound, "divide milliseconds by 1000")
 
 
 def read(
@@ -157,16 +149,19 @@ def read(
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: content must be JSON: {error}") from None
     require(len(records) > 0, f"{path}: rows", 0, "at least 1")
-    names = {c: c for c in KNOWN} | LAYOUTS.get(layout, {})
-    used = {c: names[c] for c in records[0][1] if c in names}
-    own = [c for c in ("tpot", "ttft", "slowdown") if c in used.values()]
-    default = objectives.cells(path, own)
-    table = Table([*(c for c in KNOWN if c in {*used.values(), *default}), "row"])
+    names = {c: column_of(c, layout) for c in records[0][1]}
+    used = {c: name for c, name in names.items() if name}
+    default = objectives.cells(path, used.values())
+    table = Table(path, [*(c for c in KNOWN if c in {*used.values(), *default}), "row"])
     for n, cells in records:
+        lacking = ", ".join(used.keys() - cells.keys())
+        require(not lacking, f"{path}, row {n}: fields", [*cells], "complete", f"add {lacking}")
         row: dict[str, Any] = {used[c]: text for c, text in cells.items() if c in used}
-        row |= {c: tokens(path, n, c, str(row[c]), low=0) for c in ("prompt", "output")}
+        for c in ("prompt", "output"):  # as a spreadsheet writes whole numbers
+            row[c] = tokens(path, n, c, row[c].removesuffix(".0"), low=0)
         if "arrival" in row:
-            row["arrival"] = _seconds(path, n, str(row["arrival"]), layout)
+            row["arrival"] = _seconds(path, n, row["arrival"], layout)
+        _pace(f"{path}, row {n}: tpot", row.get("tpot"))
         table.rows.append(row | default | {"row": n})
     passed = records[0][1].keys() - used.keys()
     table.remarks += _remarks(layout, passed, table, len(records))
@@ -212,7 +207,7 @@ def _fitting(path: Path, table: Table, max_context: int | None, most_left_out: f
     sizes = [row["prompt"] + row["output"] for row in table.rows]
     long = [size for size in sizes if max_context and size > max_context]
     share = len(long) / len(sizes)
-    cure = f"{share:.0%} are longer: leave them out (--max-context), or name another profile"
+    cure = f"{share:.1%} are longer: leave them out (--max-context), or name another profile"
     name, most = f"longest request of {path.name.split('.')[0]}", max(long, default=0)
     require(share <= most_left_out, name, most, f"at most {max_context} tokens", cure)
     said = f"{len(long)} of {len(sizes)} longer than {max_context} tokens: left out"
@@ -225,17 +220,23 @@ def _remarks(layout: str, left: set[str], table: Table, count: int) -> list[str]
     """Where arrivals come from, what was passed over, and what the layout is."""
     arrivals = "arrivals of the file" if "arrival" in table.columns else "Poisson arrivals"
     why = "" if "arrival" in table.columns else ": no column arrival"
-    passed = f"; passed over: {', '.join(sorted(left))}" if left else ""
+    names = ", ".join(sorted(name or "a column without a name" for name in left))
+    passed = f"; passed over: {names}" if left else ""
     kind = "" if layout == "own" else f" in the layout of {layout}"
     guessed = ", tokens estimated from text" if layout == "ShareGPT" else ""
     return [f"{count} rows{kind}{guessed}, {arrivals}{why}{passed}"]
 
 
 def write(table: Table, path: Path) -> Path:
-    """Write the requests as a CSV of `workloads.own`; returns the path."""
+    """Write the requests as a CSV of `workloads.own`; returns the path. Raises ValueError, naming
+    the file that they come from, for what cannot be read there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as out:
         writer = csv.DictWriter(out, table.columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(table.rows)
+    try:
+        own.load(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), str(table.path))) from None
     return path

@@ -7,9 +7,11 @@ such is known all classes stand for it, and at first nothing does.
 What is predicted is planned with as if it were true, and anew at every step; a request that
 outlives what was expected of it is then like one that is longer. Nothing else is reserved. A low
 quantile carries most: the look ahead lets requests of which the same is expected end, and be
-largest, at one moment, while their true ends are scattered and give blocks back before. That holds
-where the cache has dozens of requests; where it has a few, errors do not even out, and a high one
-keeps promised requests from losing their blocks.
+largest, at one moment, while their true ends are scattered and give blocks back before. Simulated
+in chatbot, a quarter carries 97 % of the oracle's load, nine tenths 86 %; in a cache of four
+requests 88 and 54 %. There 4 % of those admitted lose their blocks on the way, and none ends late,
+or 0.5 % where the pace is near the time of a step. Beyond capacity lost blocks cost more: at 1.7
+times the load that is carried 43 % attain their objectives with a quarter, 56 % with nine tenths.
 """
 
 from __future__ import annotations

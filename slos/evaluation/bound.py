@@ -49,6 +49,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from slos.core.attainment import CHECK_EVERY, TOLERANCE
+from slos.core.pace import PAPER
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import Search, capacity, starting_rate
@@ -204,14 +205,17 @@ def bound(case: Search) -> list[Bound]:
 
     def requests_at(rate: float) -> Sequence[Request]:
         nonlocal source
-        made = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        much, most = (rate, case.num_requests, case.seed, case.lengths), case.max_context or None
+        made = build(case.scenario, *much, max_context=most)
         source = made.source
         return made.requests if case.slo_scale == 1 else scaled_slos(made.requests, case.slo_scale)
 
-    finite, _ = capacity(
-        lambda rate: attainable(requests_at(rate), hardware, case.replicas), case.target,
-        starting_rate(case), case.precision,
-    )  # fmt: skip
+    def attained_at(rate: float) -> float:
+        return attainable(requests_at(rate), hardware, case.replicas)
+
+    start, finite = starting_rate(case), inf
+    if attained_at(start * 2**18) < case.target:  # of few, enough may be served though all come now
+        finite, _ = capacity(attained_at, case.target, start, case.precision)
     some = requests_at(1.0)
     lost = loss_system(some, hardware, case.target) * case.replicas
     rate = min(finite, long_run(some, hardware, case.target) * case.replicas)
@@ -226,8 +230,8 @@ def bound(case: Search) -> list[Bound]:
 
 def bound_of(case: Search) -> Search:
     """The one search of those that have the same bound that stands for them."""
-    plain = {"system": "slos-serve", "setting": "", "router": "", "belief": ""}
-    return replace(case, **plain, predictor="oracle")
+    plain = {"system": "slos-serve", "setting": "", "router": "", "belief": "", "rule": PAPER}
+    return replace(case, **plain, predictor="oracle", start=0.0)
 
 
 def loss_system(requests: Sequence[Request], hardware: Profile, target: float = 0.9) -> float:

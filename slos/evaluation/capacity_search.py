@@ -18,7 +18,10 @@ from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, se
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
 from slos.sim.cluster import roles
+from slos.sim.simulator import Observer
 from workloads import build
+
+STRIDE = 1.5  # from one load to the next, until there is a bracket
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Search:
     requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
     `slos.core.history`.
     prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
+    max_context: tokens of the longest request, if less than the scenario's. start: requests per
+    second near which the capacity is supposed, 0 where nothing is known.
     """
 
     scenario: str
@@ -56,6 +61,8 @@ class Search:
     rule: str = PAPER
     prefix_cache: bool = False
     predictor: str = "oracle"
+    max_context: int = 0
+    start: float = 0.0
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -85,7 +92,9 @@ class Search:
         belief = f"belief {self.belief}" if self.belief else ""
         predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
         found = "prefix cache" if self.prefix_cache else ""
-        parts = (*parts, kv, slos, belief, rule, found, predictor)
+        longest = f"to {self.max_context} tokens" if self.max_context else ""
+        near = f"from {self.start:g}/s" if self.start else ""
+        parts = (*parts, kv, slos, belief, rule, found, predictor, longest, near)
         numbers = (
             f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
             f"{self.seed}"
@@ -111,7 +120,8 @@ class Search:
 class Probe:
     """One load that a search tried: requests per second and GPU, attainments, latencies in seconds.
 
-    attainment: by the `rule` of pace that was asked for; those by both rules follow.
+    attainment: by the `rule` of pace that was asked for, as was the `target`; those by both rules
+    follow.
     ttft_p99, tpot_p99: of all requests. accepted_...: of those not declined; declined_...: of the
     others. NaN: of none.
     """
@@ -127,6 +137,7 @@ class Probe:
     seed: int
     rate: float
     rule: str
+    target: float
     attainment: float
     attainment_paper: float
     attainment_client: float
@@ -146,17 +157,21 @@ def _quantile(share: float, values: Sequence[float]) -> float:
     return float(np.quantile(values, share)) if values else nan
 
 
-def outcomes_at(case: Search, rate: float) -> tuple[list[Outcome], str]:
-    """What becomes of a case's requests at `rate` per second in all, and their source."""
+def outcomes_at(
+    case: Search, rate: float, observe: Observer | None = None
+) -> tuple[list[Outcome], str]:
+    """What becomes of a case's requests at `rate` per second in all, and their source. observe:
+    called after every step."""
     hardware = case.hardware
     belief = believed(hardware.roofline, case.belief) if case.belief else None
-    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+    most = case.max_context or None
+    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths, most)
     asked = by_rule(workload.requests, case.rule)
     if case.slo_scale != 1:
         asked = scaled_slos(asked, case.slo_scale)
     outcomes = serve(
-        asked, case.system, hardware, case.setting, replicas=case.replicas, router=case.router,
-        topology=case.topology, belief=belief, predictor=case.predictor,
+        asked, case.system, hardware, case.setting, observe, replicas=case.replicas,
+        router=case.router, topology=case.topology, belief=belief, predictor=case.predictor,
         max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
     return outcomes, workload.source
@@ -169,7 +184,8 @@ def probe(case: Search, rate: float) -> Probe:
     return Probe(
         case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
         case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
-        attainment(outcomes), attainment(outcomes, PAPER), attainment(outcomes, CLIENT),
+        case.target, attainment(outcomes), attainment(outcomes, PAPER),
+        attainment(outcomes, CLIENT),
         len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
         _quantile(0.99, [o.ttft for o in outcomes]),
         _quantile(0.99, [o.tpot for o in outcomes]),
@@ -190,14 +206,24 @@ def search(case: Search) -> list[Probe]:
         rows.append(probe(case, rate))
         return rows[-1].attainment
 
-    best, probes = capacity(attained_at, case.target, starting_rate(case), case.precision)
+    stride = (1 + case.precision) ** 3.9 if case.start else STRIDE  # then two bisections suffice
+    start = starting_rate(case)
+    best, probes = capacity(attained_at, case.target, start, case.precision, stride)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
 
 
 def starting_rate(case: Search) -> float:
     """Requests per second that a search tries first."""
     each = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}
-    return each.get(case.scenario, 3.0) * case.gpus
+    return case.start or each.get(case.scenario, 3.0) * case.gpus
+
+
+def tried(case: Search) -> list[Probe]:
+    """The same; nothing where no load attains the target."""
+    try:
+        return search(case)
+    except NoCapacity:
+        return []
 
 
 class NoCapacity(ValueError):
@@ -217,10 +243,11 @@ def capacity(
     target: float = 0.9,
     start: float = 1.0,
     precision: float = 0.02,
+    stride: float = STRIDE,
     limit: int = 40,
 ) -> tuple[float, list[Tried]]:
-    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, then bisection; and
-    the probes.
+    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, first by a factor of
+    `stride`, then bisection; and the probes.
 
     Returns the highest rate of the final bracket that attained the target. Of the rates within a
     factor of 2**20 of `start`: raises NoCapacity where none attains it, ValueError where all do.
@@ -235,7 +262,8 @@ def capacity(
         low, high = (rate, high) if probes[-1].attainment >= target else (low, rate)
         if low and high <= low * (1 + precision):
             return low, probes
-        rate = high / 1.5 if not low else low * 1.5 if high == inf else sqrt(low * high)
+        rate = high / stride if not low else low * stride if high == inf else sqrt(low * high)
+        stride = min(STRIDE, stride**2)
         if not start / 2**20 < rate < start * 2**20:
             break
     where = f"no capacity near start = {start:g} at target {target:g}"

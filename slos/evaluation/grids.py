@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from slos.core.pace import PAPER, RULES
 from slos.core.types import require
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
@@ -86,6 +87,7 @@ def searches(
     systems: Sequence[str] = tuple(ordinary()),
     profile: str = "",
     target: float = 0.9,
+    rule: str = PAPER,
 ) -> list[Search]:
     """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for
     unknown names."""
@@ -94,10 +96,11 @@ def searches(
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
     for name in systems:
         require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
+    require(rule in RULES, "rule", rule, f"one of {', '.join(RULES)}")
+    where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule}
+    where |= {"num_requests": s.num_requests, "precision": s.precision}
     grid = [
-        Search(
-            scenario, system, setting, profile, lengths, seed, s.num_requests, target, s.precision
-        )
+        Search(scenario, system, setting, lengths=lengths, seed=seed, **where)
         for lengths, scenario, system in product(s.lengths, scenarios, systems)
         for setting in SETTINGS.get(system, ("",))
         for seed in range(s.seeds)

@@ -87,6 +87,12 @@ def best_settings(rows: Frame, columns: Sequence[str], precision: float = 0.0) -
     return strongest(found, *(c for c in columns if c not in ("setting", "source", "status")))
 
 
+def of_every_seed(probes: Frame, seeds: int, *by: str) -> Frame:
+    """The rows of settings that have a capacity for all seeds; by: what tells settings apart."""
+    found = probes[probes["capacity"]].groupby([*by], as_index=False)["seed"].nunique()
+    return probes.merge(select(found, seed=seeds)[[*by]], on=[*by])
+
+
 def over(mine: Frame, theirs: Frame) -> Frame:
     """Each row of `mine` over those of `theirs` that agree in all columns which both have, but for
     the rate.
@@ -117,6 +123,15 @@ def geometric_means(table: Frame, *by: str) -> Frame:
     columns = list(by or ("against",))
     rows = [(*key, *mean_of(g), len(g)) for key, g in table.groupby(columns, sort=False)]
     return pd.DataFrame(rows, columns=[*columns, "ratio", "low", "high", "scenarios"])
+
+
+def told(table: Frame, *by: str) -> Frame:
+    """The ratios of a table with their intervals, in words: a column per scenario, and their
+    geometric mean; a row per value of `by`."""
+    means = geometric_means(table, *by).assign(scenario="geometric mean")
+    rows = pd.concat([table, means], ignore_index=True)
+    cells = [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows_of(rows)]
+    return rows.assign(cell=cells).pivot_table("cell", [*by], "scenario", "first", sort=False)
 
 
 def by_scenario(table: Frame, *by: str) -> Frame:

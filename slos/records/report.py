@@ -170,10 +170,16 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
             mine = rows[rows.scenario == name]
             origin = ", ".join(dict.fromkeys([*mine["source"], *mine["profile"]]))
             cells = [texts.get((name, s), "-") for s in grid]
-            lines.append([name, *cells, f"{ratio[name]:.2f}".replace("nan", "-"), origin])
+            cells += [f"{ratio[name]:.2f}".replace("nan", "-")]
+            if "bound" in rows:
+                carried = grid.get(ours, ratio * 0)[name], grid.loc[name, baselines].max()
+                cells += [" / ".join(f"{x / mine['bound'].iloc[0]:.0%}" for x in carried)]
+            lines.append([name, *cells, origin])
         means = [_mean(column.dropna()) for column in (*(grid[s] for s in grid), ratio)]
-        lines.append(["geometric mean", *means, ""])
-        table = _table(["scenario", *map(str, grid), "ours / best baseline", "source"], lines)
+        head = ["scenario", *map(str, grid), "ours / best baseline"]
+        head += ["share of the bound: ours / best baseline"] * ("bound" in rows)
+        lines.append(["geometric mean", *means, *[""] * (len(head) - len(means))])
+        table = _table([*head, "source"], lines)
         title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
         tables.append(
             f"{title}: mean [95 % interval over seeds] token budget, the best of those "

@@ -10,6 +10,7 @@ here, which is why a simulation hardly takes longer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -58,12 +59,13 @@ class Contents:
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Blocks `start` to `end`, the last one not included, of a piece; held: by so many requests."""
+    """Blocks `start` to `end`, the last one not included, of a piece; holders: which requests hold
+    them."""
 
     piece: int
     start: int
     end: int
-    held: int = 1
+    holders: set[str]
 
     @property
     def blocks(self) -> int:
@@ -75,18 +77,20 @@ class PrefixCache(Ledger):
     """A `Ledger` whose free blocks keep what they hold until they are taken.
 
     cached: all runs by piece, in the order in which they were computed; tables: those of each
-    request here, in order; idle: those that nobody holds, least recently used first, and how many
-    blocks they have; leaving: the runs of requests that are lent, and how many blocks count as
-    that; waiting: requests that may find something; changed: pieces of which they may find more or
-    less than they were told. hits, evicted: tokens and blocks so far.
+    request here, in order; shared: how many blocks of a table others hold, too; idle: runs that
+    nobody holds, least recently used first, and how many blocks they have; leaving: the runs of
+    requests that are lent, and how many blocks count as that; waiting: requests that may find
+    something, by piece; changed: pieces of which they may find more or less than they were told.
+    hits, evicted: tokens and blocks so far.
     """
 
     cached: dict[int, list[Run]] = field(init=False, default_factory=dict)
     tables: dict[str, list[Run]] = field(init=False, default_factory=dict)
+    shared: Counter[str] = field(init=False, default_factory=Counter)
     idle: dict[Run, None] = field(init=False, default_factory=dict)
     idle_blocks: int = field(init=False, default=0)
     leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
-    waiting: dict[str, Live] = field(init=False, default_factory=dict)
+    waiting: dict[int, dict[str, Live]] = field(init=False, default_factory=dict)
     changed: set[int] = field(init=False, default_factory=set)
     hits: int = field(init=False, default=0)
     evicted: int = field(init=False, default=0)
@@ -114,59 +118,73 @@ class PrefixCache(Ledger):
     def expect(self, live: Live) -> None:
         """A request waits. One that finds nothing now, and shares with no other, never will."""
         if live.content.shared or live.content.pieces[0] in self.cached:
-            self.waiting[live.request.id] = live
+            for piece in live.content.pieces:
+                self.waiting.setdefault(piece, {})[live.request.id] = live
             self.changed.update(live.content.pieces[-1:])
 
     def forget(self, live: Live) -> None:
         """It waits no longer."""
-        self.waiting.pop(live.request.id, None)
+        for piece in live.content.pieces:
+            if known := self.waiting.get(piece):
+                known.pop(live.request.id, None)
+                if not known:
+                    del self.waiting[piece]
         live.progress.cached = live.progress.shared = 0
 
     def show(self, running: Sequence[Progress]) -> None:
         """Write down what would be found for those that wait, and what all share with running
         ones."""
-        for live in self.waiting.values():
-            if self.changed.isdisjoint(live.content.pieces):
-                continue
+        asked: dict[str, Live] = {}
+        for piece in self.changed:
+            asked |= self.waiting.get(piece, {})
+        for live in asked.values():
             end = held = 0
-            if live.content.pieces[0] in self.cached:
-                for run, start, end in self._found(live):
-                    held += end - start if run.held else 0
+            for run, start, end in self._found(live):
+                held += end - start if run.holders else 0
             live.progress.cached, live.progress.shared = end * self.block_size, held
         self.changed.clear()
         if self._sharing:
             self._sharing = False
             for p in running:
-                p.shared = sum(r.blocks for r in self.tables[p.id] if r.held > 1)
+                p.shared = self.shared[p.id]
 
     def start(self, live: Live) -> None:
         """Hold what is found for a request that starts, beyond what it holds already."""
-        p, table = live.progress, self.tables.setdefault(live.request.id, [])
+        p, id = live.progress, live.request.id
+        table = self.tables.setdefault(id, [])
         for run, start, end in [*self._found(live, table[-1].end if table else 0)]:
             if run.start < start:
                 self._split(run, start)
             found = self._split(run, end) if end < run.end else run
-            if not found.held:
+            if found.holders:
+                self._sharing = True
+                self.shared[id] += found.blocks
+                self._count_alone(found, found.blocks)
+            else:
                 self.changed.add(found.piece)
                 del self.idle[found]
                 self.idle_blocks -= found.blocks
                 self.free -= found.blocks
-            self._sharing |= found.held > 0
-            found.held += 1
+            found.holders.add(id)
             table.append(found)
         p.computed = table[-1].end * self.block_size if table else 0
 
+    def _count_alone(self, run: Run, blocks: int) -> None:
+        """The one that holds a run, if it is one alone, shares so many blocks more."""
+        if len(run.holders) == 1:
+            [id] = run.holders
+            self.shared[id] += blocks
+
     def _split(self, run: Run, at: int) -> Run:
         """Let a run begin at a block within it; the new run of what lies before."""
-        before = Run(run.piece, run.start, at, run.held)
+        before = Run(run.piece, run.start, at, {*run.holders})
         run.start = at
         runs = self.cached[run.piece]
         runs.insert(runs.index(run), before)
-        if run.held:
-            for table in (*self.tables.values(), *(runs for runs, _ in self.leaving.values())):
-                if run in table:
-                    table.insert(table.index(run), before)
-        else:  # the end goes first
+        for id in run.holders:
+            table = self.tables[id] if id in self.tables else self.leaving[id][0]
+            table.insert(table.index(run), before)
+        if not run.holders:  # the end goes first
             both = {run: (run, before)}
             self.idle = {r: None for old in self.idle for r in both.get(old, (old,))}
         return before
@@ -176,18 +194,21 @@ class PrefixCache(Ledger):
     def fill(self, live: Live, tokens: int) -> None:
         """A request has computed so many tokens, or will have after this step: blocks that are full
         then can be found from now on."""
-        table, full = self.tables[live.request.id], tokens // self.block_size
+        id, full = live.request.id, tokens // self.block_size
+        table = self.tables[id]
         at = table[-1].end if table else 0
+        if at >= full:
+            return
         for piece, end in zip(live.content.pieces, live.content.ends, strict=True):
             end = min(end, full)
             if at < end:
                 self.changed.add(piece)
                 runs = self.cached.setdefault(piece, [])
                 last = table[-1] if table else None
-                if last and last.held == 1 and runs and runs[-1] is last:
+                if last and len(last.holders) == 1 and runs and runs[-1] is last:
                     last.end = end
                 else:
-                    runs.append(Run(piece, at, end))
+                    runs.append(Run(piece, at, end, {id}))
                     table.append(runs[-1])
                 at = end
 
@@ -237,10 +258,13 @@ class PrefixCache(Ledger):
 
     def _give_back(self, live: Live, table: list[Run]) -> None:
         self.free += self.blocks(live.progress.computed) - (table[-1].end if table else 0)
+        del self.shared[live.request.id]
         for run in reversed(table):
-            run.held -= 1
-            self._sharing |= run.held > 0
-            if not run.held:
+            run.holders.remove(live.request.id)
+            if run.holders:
+                self._sharing = True
+                self._count_alone(run, -run.blocks)
+            else:
                 self.changed.add(run.piece)
                 self.idle[run] = None
                 self.idle_blocks += run.blocks
@@ -248,7 +272,7 @@ class PrefixCache(Ledger):
 
     def lend(self, live: Live) -> None:
         table = self._table(live)
-        alone = self.blocks(live.progress.computed) - sum(r.blocks for r in table if r.held > 1)
+        alone = self.blocks(live.progress.computed) - self.shared[live.request.id]
         self.leaving[live.request.id] = table, alone
         self.lent += alone
 

@@ -203,19 +203,18 @@ class Replica:
         """Let those that start hold what is found for them, first of all; then, in vLLM's order,
         what others of the batch compute, too. The tokens that are left, who starts, and how many
         tokens were found that were not there before the batch."""
-        starts = [self.live[p.id] for p in self.waiting if p.id in tokens]
-        if not starts:
+        starting = {p.id for p in self.waiting if p.id in tokens}
+        if not starting:
             return tokens, [], 0
-        within = 0
-        place, left = {id: i for i, id in enumerate(tokens)}, dict(tokens)
-        starts.sort(key=lambda live: place[live.request.id])
+        left, size, within = dict(tokens), kv.block_size, 0
+        starts = [self.live[id] for id in tokens if id in starting]
         for live in starts:
             kv.start(live)
         if any(live.content.shared for live in starts):
-            for live in map(self._find, tokens):
-                p = live.progress
-                if p.computed and live not in starts:
-                    kv.fill(live, min(p.computed + tokens[p.id], p.tokens))
+            for live in (self._find(id) for id in tokens if id not in starting):
+                p, n = live.progress, tokens[live.request.id]
+                if (p.computed + n) // size > p.computed // size and live.content.shared:
+                    kv.fill(live, min(p.computed + n, p.tokens))
         for live in starts:
             p, id = live.progress, live.request.id
             kv.start(live)
@@ -282,7 +281,7 @@ class Replica:
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
-            if cache and live.content.shared and p.computed // size > before // size:
+            if cache and p.computed // size > before // size and live.content.shared:
                 grown.append((live, before))
             if finished:
                 ended.append(live)

@@ -1,8 +1,9 @@
 """The arena: schedulers that came after the paper beside it and its baselines, on the same traces,
 roofline and objectives. All simulated.
 
-Of each system the best setting counts. It is found on one replica without drafts, and kept where
-several replicas, drafts or another target are asked about, so that a full run stays an hour's.
+A star: of each system the best setting counts, found on one replica without drafts at 90 % by the
+paper's rule of pace. It is kept where one of these is changed: four replicas, drafts, 98 %, the
+clients' rule.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from slos.core.pace import CLIENT
 from slos.core.types import require
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
+from slos.evaluation.capacity_search import Probe, Search, tried
 from slos.evaluation.grids import (
     BEST_ROUTER,
     MAX_DRAFTS,
@@ -25,7 +28,15 @@ from slos.evaluation.grids import (
 )
 from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
 from slos.evaluation.runs import hardware_of
-from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
+from slos.evaluation.stats import (
+    capacities,
+    mean_of,
+    of_every_seed,
+    over,
+    rows_of,
+    select,
+    strongest,
+)
 from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import LATER, OURS, POLICIES
 from slos.records.sweep import sweep
@@ -34,25 +45,29 @@ from workloads import SCENARIOS
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Requests per simulation and replica, seeds, precision of a capacity, and what of the arena is
-    run: scenarios, replicas, longest drafts, targets."""
+    """Requests per simulation, seeds, precision of a capacity, scenarios, and what is changed."""
 
     num_requests: int
     seeds: int
     precision: float
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
-    replicas: tuple[int, ...] = (1,)
-    drafts: tuple[int, ...] = (0,)
-    targets: tuple[float, ...] = (0.9,)
+    changes: tuple[dict[str, Any], ...] = ()
 
 
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"rule": CLIENT},
+    {"target": 0.98},
+    {"replicas": 4, "num_requests": 1200},
+    {"max_drafts": MAX_DRAFTS},
+)
+COARSER = 0.05  # the precision of a capacity where something is changed
 SIZES = {
-    "smoke": Size(40, 1, 0.5, ("coding",), (1, 2)),
-    "quick": Size(200, 1, 0.08, ("coding", "summarization", "mixed")),
-    "full": Size(600, 3, 0.03, replicas=(1, 4), drafts=(0, MAX_DRAFTS), targets=(0.9, 0.98)),
+    "smoke": Size(40, 1, 0.5, ("coding",), ({"replicas": 2},)),
+    "quick": Size(200, 1, 0.08, ("coding", "summarization", "mixed"), CHANGES[:1]),
+    "full": Size(600, 3, 0.03, changes=CHANGES),
 }
 ROUTERS = (BEST_ROUTER, "least-loaded", "lmetric", "polyserve")
-WHERE = ("target", "drafts", "replicas")
+WHERE = ("target", "drafts", "replicas", "rule")
 
 FREE = "margin=1,free=1"
 LADDER = {
@@ -72,28 +87,18 @@ def size_of(name: str) -> Size:
     return SIZES[name]
 
 
-def tried(case: Search) -> list[Probe]:
-    """Every load of a search; none where no load attains the target."""
-    try:
-        return search(case)
-    except NoCapacity:
-        return []
-
-
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
-    """Rows of `Probe` with target and longest draft, from results/<size>/arena_*.csv where they lie
+    """Rows of `Probe` with their longest draft, from results/<size>/arena_*.csv where they lie
     already; of each system and setting only if every seed has a capacity."""
     parts, cases = [], list(dict.fromkeys(cases))
     for target, drafts in dict.fromkeys((c.target, c.max_drafts) for c in cases):
         mine = [c for c in cases if (c.target, c.max_drafts) == (target, drafts)]
         path = results_dir(size) / f"arena_{target:g}_{drafts}.csv"
         rows = pd.DataFrame(sweep(tried, mine, path, Probe, workers))
-        parts.append(rows.assign(target=target, drafts=drafts))
+        parts.append(rows.assign(drafts=drafts))
     rows = pd.concat(parts, ignore_index=True)
     key = ["scenario", "system", "setting", "router", *WHERE]
-    seeds = rows[rows["capacity"]].groupby(key, as_index=False)["seed"].nunique()
-    whole = select(seeds, seed=len({c.seed for c in cases}))[key]
-    return rows.merge(whole, on=key)
+    return of_every_seed(rows, len({c.seed for c in cases}), *key)
 
 
 def cases(
@@ -124,20 +129,21 @@ def best(probes: Frame) -> Frame:
 
 
 def further(size: str, found: Frame, profile: str = "") -> list[Search]:
-    """The same at the other targets, with drafts and on several replicas, each system at the
-    setting that `best` found."""
+    """The same with one thing changed, each system at the setting that `best` found: several
+    replicas, where each router is tried, and drafts in the scenarios that have a draft model."""
     s, grid = size_of(size), []
-    places = [*product(s.targets, s.drafts, s.replicas)]
-    for (target, drafts, n), row, seed in product(places, rows_of(found), range(s.seeds)):
-        if (target, drafts, n) == (s.targets[0], 0, 1) or (drafts and not can_draft(row.scenario)):
-            continue
+    precision = max(s.precision, COARSER)
+    for change, row, seed in product(s.changes, rows_of(found), range(s.seeds)):
         case = Search(
-            row.scenario, row.system, row.setting, profile, seed=seed, target=target,
-            num_requests=n * s.num_requests, precision=s.precision, replicas=n, max_drafts=drafts,
+            row.scenario, row.system, row.setting, profile, seed=seed,
+            num_requests=s.num_requests, precision=precision,
         )  # fmt: skip
-        fixed = drafts and hasattr(POLICIES[row.system], "drafts")
-        for c in [case, *fixed_drafts(case, drafts)] if fixed else [case]:
-            grid += [replace(c, router=name) for name in ROUTERS] if n > 1 else [c]
+        case = replace(case, **change)
+        if (case.max_drafts or case.replicas > 1) and not can_draft(row.scenario):
+            continue
+        fixed = case.max_drafts and hasattr(POLICIES[row.system], "drafts")
+        for c in [case, *fixed_drafts(case)] if fixed else [case]:
+            grid += [replace(c, router=r) for r in ROUTERS] if c.replicas > 1 else [c]
     return grid
 
 

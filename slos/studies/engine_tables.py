@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from slos.evaluation.stats import select
 from slos.files import Frame, commit, write_whole
 from slos.policies import OURS
 from slos.studies.engine_workloads import TIERS
-from slos.studies.real_engine import STOCK, Calibrated
+from slos.studies.real_engine import STOCK, TOLD, Calibrated
 
 
 def save(table: Frame, folder: Path) -> None:
@@ -128,14 +129,16 @@ def gain(found: Frame, ours: str, other: str) -> str:
 
 def gains(found: Frame) -> Frame:
     """Our capacity over that of vLLM's own scheduler, or of other rivals, in words, per workload
-    and status."""
-    rivals = [name for name in unique(found["system"]) if name != OURS]
+    and status; with lengths learned, and where `found` has it, told."""
+    systems = unique(found["system"])
+    ours = {name: how for name, how in ((OURS, ""), (TOLD, ", lengths told,")) if name in systems}
+    pairs = [*product(ours, (name for name in systems if name not in ours))]
     rows = [
-        (*key, *(gain(all_of_them.set_index("system"), OURS, name) for name in rivals))
+        (*key, *(gain(all_of_them.set_index("system"), *pair) for pair in pairs))
         for key, all_of_them in found.groupby(["scenario", "status"], sort=False)
     ]
-    named = ["vLLM's own" if name == STOCK else name_of(name) for name in rivals]
-    over = [f"SLOs-Serve over {name}" for name in named]
+    named = {name: "vLLM's own" if name == STOCK else name_of(name) for name in systems}
+    over = [f"SLOs-Serve{ours[mine]} over {named[rival]}" for mine, rival in pairs]
     return pd.DataFrame(rows, columns=["scenario", "status", *over])
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Probe, Search, probe
-from slos.evaluation.grids import searches
 from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import rows_of, select
@@ -43,26 +42,26 @@ def attained(case: Loaded) -> list[Probe]:
     return [probe(case.search, case.rate)]
 
 
-def grid(size: str, best: Frame, profile: str = "") -> list[Loaded]:
+def grid(size: str, best: Frame, cases: Sequence[Search]) -> list[Loaded]:
     """Each system of a table of capacities with its best setting at all loads of its scenario, for
-    the seeds of a size; lengths of the data sets."""
+    the seeds of the searches behind it; lengths of the data sets."""
     best = best[best["lengths"] == "dataset"]
     chosen = {(r.scenario, r.system, r.setting) for r in rows_of(best)}
     top = best.groupby("scenario")["capacity"].max()
-    names = unique(best["scenario"]), unique(best["system"])
-    cases = [c for c in searches(size, *names, profile) if c.lengths == "dataset"]
     return [
         Loaded(c, share * top[c.scenario] * c.gpus)
         for c in cases
-        if (c.scenario, c.system, c.setting) in chosen
+        if c.lengths == "dataset" and (c.scenario, c.system, c.setting) in chosen
         for share in AT[size]
     ]
 
 
-def run(size: str, cases: Sequence[Loaded], workers: int | None = None) -> Frame:
-    """Rows of `Probe`, from results/<size>/loads.csv where they lie already."""
+def run(
+    size: str, cases: Sequence[Loaded], workers: int | None = None, name: str = "loads"
+) -> Frame:
+    """Rows of `Probe`, from results/<size>/<name>.csv where they lie already."""
     size_of(size)
-    return pd.DataFrame(sweep(attained, cases, results_dir(size) / "loads.csv", Probe, workers))
+    return pd.DataFrame(sweep(attained, cases, results_dir(size) / f"{name}.csv", Probe, workers))
 
 
 def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:

@@ -1,6 +1,8 @@
 """The kit's promises on a real engine: vLLM's own scheduler and ours, and beside both what the
 simulator says of them.
 
+Nobody tells the servers how long answers will be: ours learns it. As a second series, `TOLD`, it is
+told, as in the paper; vLLM's own has no use for it.
 Both servers are up on this machine, and one works at a time; the simulator is given nothing but
 what was calibrated on the engine, and the workloads are not those of the calibration.
 """
@@ -26,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from slos.core.attainment import Outcome, attainment, judged
-from slos.core.lengths import Oracle
+from slos.core.history import make_predictor
 from slos.core.pace import TOLERANCE
 from slos.core.roofline import scaled
 from slos.core.types import Request, require
@@ -38,12 +40,14 @@ from slos.records.sweep import Bar
 from slos.replay import replay
 from slos.replay.results import Labels, Replayed, rows
 from slos.serving import launch
+from slos.serving.settings import Settings
 from slos.serving.tiny_model import write
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 from slos.studies import engine_workloads
 from slos.studies.engine_workloads import WORKLOADS
 
+TOLD = f"{OURS}, lengths told"  # in place of the system's name
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
 SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (100, 3, 4)}
 """Requests per load, seeds, and loads."""
@@ -185,20 +189,23 @@ def _learned(saved: Path) -> Profile:
     raise RuntimeError(f"{saved} was not written: too few steps for a fit")
 
 
-def _replay(requests: Sequence[Request], url: str, seed: int = 0) -> Replayed:
+def _replay(requests: Sequence[Request], url: str, seed: int = 0, told: bool = True) -> Replayed:
     # a notebook has an event loop of its own
     with ThreadPoolExecutor(1) as outside, warnings.catch_warnings():
         # on how late the client was, which is in the rows
         warnings.simplefilter("ignore", RuntimeWarning)
-        return outside.submit(replay.run, requests, url, seed=seed, vocabulary=500).result()
+        made = outside.submit(replay.run, requests, url, seed=seed, vocabulary=500, told=told)
+        return made.result()
 
 
-def predict(requests: Sequence[Request], system: str, engine: Calibrated) -> Replayed:
-    """What the simulator says a client will see."""
+def predict(requests: Sequence[Request], series: str, engine: Calibrated) -> Replayed:
+    """What the simulator says a client of a system, or of `TOLD`, will see."""
+    told, system = series == TOLD, OURS if series == TOLD else series
+    lengths = make_predictor("oracle" if told else Settings().predictor, requests)
     p = engine.profile
     belief = scaled(p.roofline, p.margin)
     settings = {"max_batched_tokens": BUDGET} if system == STOCK else {}
-    policy = make_policy(system, belief, Oracle(requests), **settings)
+    policy = make_policy(system, belief, lengths, **settings)
     outcomes = simulate(requests, policy, World.of(p))
     return Replayed([_seen(o, engine.outside) for o in outcomes], [])
 
@@ -219,8 +226,8 @@ def run(
     target: float = 0.9,
     rivals: Sequence[str] = (STOCK,),
 ) -> tuple[Frame, Calibrated]:
-    """Rows of every request, measured and simulated, for ours and its rivals at the same loads; and
-    the calibration.
+    """Rows of every request, measured and simulated, for ours, `TOLD` and its rivals at the same
+    loads; and the calibration.
 
     model: a folder or a name; without one a small model with random weights. arguments: more for
     `vllm serve`. target: attainment around which the loads lie. rivals: policies, each with a
@@ -257,13 +264,13 @@ def run(
             if time.monotonic() > since + FRESH:
                 now, since = again(now, urls[OURS], saved), time.monotonic()
             requests = WORKLOADS[workload](rate, num_requests, seed, engine.step)
-            for system, url in urls.items():  # one works, the other one waits
+            for series, url in (urls | {TOLD: urls[OURS]}).items():  # one works, the others wait
                 runs = {
-                    "simulated": predict(requests, system, now),
-                    "measured": _replay(requests, url, seed),
+                    "simulated": predict(requests, series, now),
+                    "measured": _replay(requests, url, seed, series == TOLD),
                 }
                 for status, run in runs.items():
-                    labels = Labels(workload, system, engine.profile.gpu, rate, seed, status=status)
+                    labels = Labels(workload, series, engine.profile.gpu, rate, seed, status=status)
                     tables.append(
                         rows(labels, run).assign(lag=run.lag, drift=now.step / engine.step)
                     )

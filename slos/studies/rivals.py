@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 
-from slos.evaluation.capacity_search import Search
+from slos.core.pace import PAPER
+from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.grids import (
     RIVALS,
     behind,
     can_draft,
     case_of_rival,
     fixed_drafts,
-    run_searches,
     typical,
 )
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import interval, rows_of
-from slos.files import Frame
+from slos.evaluation.stats import interval
+from slos.files import Frame, results_dir
+from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 
 Key = TypeVar("Key", bound=Hashable)
@@ -32,16 +33,19 @@ Cases = dict[tuple[str, str], Search]
 ROWS = "waterfall"  # the file of their rows
 
 
+def carries(case: Search) -> list[Probe]:
+    """The row of a case that is its capacity, alone: there are many cases."""
+    return [row for row in search(case) if row.capacity]
+
+
 def carried(
     size: str, cases: Sequence[Search], workers: int | None = None, name: str = ROWS
-) -> dict[Search, Any]:
+) -> dict[Search, Probe]:
     """The row of each case that is its capacity, from results/<size>/<name>.csv where it lies
     already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
-    if not cases:  # each group had a single one
-        return {}
-    probes = run_searches(size, cases, workers, name)
-    return dict(zip(cases, rows_of(probes[probes["capacity"]]), strict=True))
+    path = results_dir(size) / f"{name}.csv"
+    return dict(zip(cases, sweep(carries, cases, path, Probe, workers), strict=True))
 
 
 def tuned(
@@ -86,8 +90,9 @@ def rivals(
     workers: int | None = None,
     replicas: int = 0,
     profile: str = "",
+    rule: str = PAPER,
 ) -> Cases:
-    """By scenario and name: each baseline at its best on as many GPUs, by the paper's rule of pace.
+    """By scenario and name: each baseline at its best on as many GPUs, by a rule of pace.
 
     First the token budget or the topology is chosen, and the router, drafting as is `typical` where
     there is a draft model; then the draft length, none among them.
@@ -98,7 +103,8 @@ def rivals(
     for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
         drafts, plain = can_draft(scenario, profile), []
         for rival in options:
-            plain += behind(case_of_rival(scenario, rival, s.replicas, profile))
+            case = replace(case_of_rival(scenario, rival, s.replicas, profile), rule=rule)
+            plain += behind(case)
         tries[scenario, name] = [[c, *(fixed_drafts(c) if drafts else ())] for c in plain]
     best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
     lengths = {key: next(t for t in tries[key] if case in t) for key, case in best.items()}

@@ -24,12 +24,14 @@ from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_
 from slos.files import Frame, results_dir
 from slos.policies import OURS
 from slos.records.sweep import sweep
+from slos.studies import bounds
 from workloads.scenarios import LONGER
 
 MAIN, DRAFTING = "llama-3.1-8b-h100", "llama-3.1-8b-draft-h100"
 OTHERS = ("llama-3.1-8b-a100", "llama-3.1-8b-h200", "qwen3-8b-h100", "llama-3.1-70b-h100x4")
 TRACED = ("coding", "mixed")  # lengths of the Azure traces: those of HumanEval are short
-ELSEWHERE = ("chatbot-8k", "mixed-8k-mlperf")  # tried on the other profiles, too
+DRAFTED = ("chatbot-8k", "mixed-8k-mlperf")  # tried with a draft model, too
+IN_SECONDS = "mlperf"  # how names of scenarios end whose objectives do not depend on the hardware
 SETTINGS = {
     "vllm-v1": ("max_batched_tokens=2048", "max_batched_tokens=8192"),
     "sarathi": ("chunk=1024",),
@@ -41,7 +43,8 @@ CHANGES = (
     {"rule": CLIENT},
 )
 """What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
-asked for with vLLM's prefix cache, too: each call brings its whole context again."""
+asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
+other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
 COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73")
 
@@ -58,8 +61,8 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(40, 1, 0.5, ("chatbot-8k",)),
-    "quick": Scale(200, 1, 0.15, ("chatbot-8k", "mixed-8k", "mixed-8k-mlperf")),
-    "full": Scale(300, 1, 0.1),
+    "quick": Scale(200, 1, 0.15, ("chatbot-8k", "mixed-8k-mlperf")),
+    "full": Scale(400, 3, 0.05),
 }
 
 
@@ -106,8 +109,8 @@ def asked(case: Search) -> str:
 
 
 def cases(size: str) -> Iterator[Search]:
-    """Every scenario, system and setting on `MAIN` with each of the `CHANGES`; some of them on
-    `OTHERS`, and with drafts."""
+    """A star: every scenario, system and setting on `MAIN`, and one thing changed at a time: what
+    is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and drafts."""
     s = SCALES[size]
     systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
     known = {"num_requests": s.num_requests, "precision": s.precision}
@@ -123,8 +126,9 @@ def cases(size: str) -> Iterator[Search]:
         again = (case for case in plain if case.scenario.startswith("tool-calling"))
         yield from (replace(case, prefix_cache=True) for case in again)
         for case in plain if size == "full" else ():
-            if case.scenario in ELSEWHERE:
+            if not case.scenario.endswith(IN_SECONDS):
                 yield from (replace(case, profile=name) for name in OTHERS)
+            if case.scenario in DRAFTED:
                 yield from drafting(case)
 
 
@@ -163,10 +167,24 @@ def table(rows: Frame) -> Frame:
     return pd.DataFrame(out, columns=columns)
 
 
+def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
+    """The table with the bound, and the shares of it that ours and the best other carry. Drafts and
+    a prefix cache have none."""
+    known = bounds.run(size, [*cases(size)], workers)
+    known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
+    by = ["profile", "drafts", "wanted", "scenario"]
+    most = known.groupby(by)["rate"].agg(geometric_mean).rename("bound").reset_index()
+    wanted = found["asked"].str.removesuffix(", clients' rule")
+    out = found.assign(wanted=wanted).merge(most, "left", by).drop(columns="wanted")
+    for name in ("ours", "best other"):
+        out[f"{bounds.SHARE}: {name}"] = out[name] / out["bound"]
+    return out
+
+
 def means(found: Frame) -> Frame:
     """The geometric mean of the gain over scenarios where both carry something, and of how many,
     by all that was asked for and by whose objectives."""
-    whose = np.where(found["scenario"].str.endswith("mlperf"), "MLPerf", "paper")
+    whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf", "paper")
     by = [*ASKED, "objectives"]
     kept = found.assign(objectives=whose).dropna(subset=["gain"])
     gains = kept.groupby(by, sort=False)["gain"]
@@ -179,7 +197,7 @@ def bars(found: Frame, source: str) -> Figure:
     """Ours over the best other system by scenario on `MAIN`, a bar for all that was asked for; a
     panel for each kind of objectives."""
     mine = select(found, profile=MAIN, drafts=0)
-    named = mine["scenario"].str.endswith("mlperf")
+    named = mine["scenario"].str.endswith(IN_SECONDS)
     titles = ["objectives of the paper", "objectives of MLPerf"]
     figure, axes = panels(titles, (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
     for axis, rows in zip(axes, (mine[~named], mine[named]), strict=True):
@@ -192,9 +210,15 @@ def bars(found: Frame, source: str) -> Figure:
             error = np.maximum(0, [group["gain"] - group["low"], group["high"] - group["gain"]])
             looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
             axis.bar(at, group["gain"], 0.2, yerr=error, color=COLORS[i], **looks)
+            if "bound" in group:
+                most = group["bound"] / group["best other"]
+                said = None if i else "bound"
+                axis.plot(at, most, "k_", markersize=9, label=said)
         axis.axhline(1, **DASHED)
         axis.set_yscale("log")
         plain_log(axis.yaxis, 1, 2, 5)
-        axis.set_xticks(range(len(names)), [n.removesuffix("-mlperf") for n in names], rotation=25)
+        shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
+        axis.set_xticks(range(len(names)), shown, rotation=25)
     text = f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds"
+    text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
     return finish(figure, text, axes[0], ncols=4)

@@ -36,7 +36,7 @@ from slos.evaluation.plots import DASHED, MARKERS, colors, finish
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import by_scenario, geometric_means, mean_of, over, select, strongest
-from slos.files import Frame
+from slos.files import Frame, commit, results_dir, write_whole
 from slos.records.claims import Spread, paper
 from slos.sim.cluster import KV_BYTES
 from slos.studies.ablation import PARTS, case_of
@@ -115,11 +115,12 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
             behind_each = [c for case in plain for c in behind(case, step.routers)]
             groups[scenario, f"{step.name}|{name}"] = behind_each
     found = at_scale(tuned(size, groups, workers), size)
-    best = rivals(size, scenarios, workers, replicas)
-    best |= {(name, OURS_IS): found[name, f"{STEPS[-1].name}|{OURS_IS}"] for name in scenarios}
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
-        ruled = {key: replace(case, rule=rule) for key, case in best.items()}
-        found |= {(name, f"{step}|{system}"): case for (name, system), case in ruled.items()}
+        best = rivals(size, scenarios, workers, replicas, rule=rule)
+        for name in scenarios:
+            ours = found[name, f"{STEPS[-1].name}|{OURS_IS}"]
+            best[name, OURS_IS] = replace(ours, rule=rule)
+        found |= {(name, f"{step}|{system}"): case for (name, system), case in best.items()}
     return found
 
 
@@ -172,6 +173,15 @@ def numbers(table: Frame) -> dict[str, Spread]:
         if len(rows):
             found[f"published_{scenario}".replace("-", "_")] = mean_of(rows)
     return found
+
+
+def save(size: str, best: Frame) -> None:
+    """Write what each system carries at each step to results/<size>/waterfall_steps.csv."""
+    columns = ["step", "scenario", "name", "setting", "profile", "replicas", "topology", "router"]
+    columns += ["max_drafts", "capacity", "low", "high", "source"]
+    table = best[columns].assign(seeds=best["rate"].map(len), status="simulated", commit=commit())
+    path = results_dir(size) / "waterfall_steps.csv"
+    write_whole(path, table.to_csv(index=False, float_format="%.6g"))
 
 
 def waterfall_chart(table: Frame, source: str) -> Figure:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
@@ -267,6 +268,10 @@ def test_capacity_table(tmp_path: Path) -> None:
     ]
     assert cells(dataset, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "2.83", ""]
     assert cells(trace, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces, opt"]
+    head, *rows = CAPACITY.splitlines()
+    path.write_text("\n".join([f"{head},bound", *(f"{row},8" for row in rows)]))
+    dataset = report.capacity_tables(path).split("\n\nCapacity")[0]
+    assert cells(dataset, "chatbot")[-3:-1] == ["2.00", "50% / 25%"]
     path.write_text("scenario,system\n")
     with pytest.raises(ValueError, match="columns"):
         report.capacity_tables(path)
@@ -324,6 +329,20 @@ def test_the_table_of_the_repository_is_made_from_the_rows_in_it(
         assert rows and all(row.command.startswith(word) for row in rows), (
             f"{name}.csv has rows of another size"
         )
+
+
+def test_a_search_has_one_capacity_in_all_tables_of_the_repository() -> None:
+    """So the waterfall ends at the capacities of the ablation, and the others agree, too."""
+    tables = {}
+    for path in (files.ROOT / "results" / "reference").glob("*.csv"):
+        table = pd.read_csv(path, keep_default_na=False)
+        if {"run", "capacity", "rate"} <= set(table):
+            rows = table[table["capacity"].astype(str) == "True"]
+            tables[path.stem] = rows.set_index("run")["rate"]
+    found = pd.concat(tables, names=["table"]).groupby("run").agg(["nunique", "count"])
+    assert set(found["nunique"]) == {1}, found[found["nunique"] > 1]
+    whole = [run for run in tables["ablation"].index if "slos-serve" in run]
+    assert set(tables["waterfall"].index) & set(whole)
 
 
 def test_a_bad_row_stops_the_report_with_one_line(

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,27 @@ def test_a_call_says_what_is_wanted() -> None:
         "no prefix is known from another run"
     )
     assert parse(second["vllm_xargs"], DEFAULT) == Objectives((Phase(EASY),), 2.0)
+
+
+def test_a_length_need_not_be_told() -> None:
+    """The answer ends by itself, as the server sees it: with a token that may not come before."""
+
+    async def early(out: web.StreamResponse, body: dict[str, Any]) -> None:
+        for i in range(body["min_tokens"] + 1):
+            await out.write(event(usage=i + 1, finish="stop" if i == body["min_tokens"] else None))
+        await out.write(usage_event(body["min_tokens"] + 1) + DONE)
+
+    requests = [replace(r, kind="chat") for r in chats(2, output=5)]
+    with serving(early) as fake:
+        got = run(requests, fake.url, told=False)
+        with pytest.raises(ValueError, match="told = False must be true but for calls of one"):
+            run(requests, fake.url, told=False, vllm=False)
+    assert not got.failures and [o.output for o in got.outcomes] == [5, 5]
+    body = fake.bodies[0]
+    assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == (4096 - 4, 4, False)
+    assert body["stop_token_ids"] == [4] and body["logit_bias"] == {"4": 100}
+    objectives = parse(body["vllm_xargs"], DEFAULT)
+    assert (objectives.kind, objectives.output) == ("chat", 0)
 
 
 def test_a_plain_server_is_sent_nothing_of_vllm_s() -> None:
@@ -548,7 +569,8 @@ def test_figures_of_a_summary() -> None:
         "TTFT, ms      500.0    500.0    990.0",
         "TPOT, ms       50.0     50.0     99.0",
     ]
-    assert told[4] == "answered 101, failed 0; the client was late by at most 250.0 ms"
+    assert told[4] == "E2EL, ms     1000.0   1000.0   1000.0"
+    assert told[5] == "answered 101, failed 0; the client was late by at most 250.0 ms"
 
 
 # The stream

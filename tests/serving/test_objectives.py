@@ -3,7 +3,8 @@
 import asyncio
 import json
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from slos.core.history import BLIND, make_predictor
 from slos.core.pace import RULES
+from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Stage
 from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
-from slos.serving.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
+from slos.serving.objectives import FIELDS, LEAST, PREFIX, Objectives, Phase, parse, xargs
+from slos.serving.tracked import Tracked
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
 
@@ -118,6 +122,12 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_slowdown": 0.5}, "slo_slowdown = 0.5 must be at least 1"),
         ({"slo_ttft": 1, "slo_slowdown": 2}, "slo_ttft = 1.0 must be None beside a slowdown"),
         ({"slo_value": 0}, "slo_value = 0.0 must be positive"),
+        ({"slo_e2e": 0}, "slo_e2e = 0.0 must be positive"),
+        ({"slo_e2e": "soon"}, "slo_e2e = 'soon' must be a finite number"),
+        (
+            {"slo_e2e": 1, "slo_stages": '[{"tpot": 1}]'},
+            """slo_stages = '[{"tpot": 1}]' must be left out beside slo_e2e""",
+        ),
         ({"slo_output": 1.5}, "slo_output = 1.5 must be a whole number of tokens"),
         ({"slo_output": -1}, "slo_output = -1 must be a whole number of tokens"),
         ({"slo_class": 7}, "slo_class = 7 must be a name of at most 64 characters"),
@@ -145,6 +155,34 @@ def test_a_malformed_field_is_named(wire: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as error:
         parse(wire, DEFAULT)
     assert says in str(error.value)
+
+
+def asked(wire: dict[str, Any], **sampling: Any) -> Tracked:
+    """A request of 30 tokens for at most 200 more, as the scheduler sees it at its arrival."""
+    params = SimpleNamespace(**{"ignore_eos": False, "min_tokens": 0} | sampling)
+    request = SimpleNamespace(
+        request_id="r", arrival_time=0.0, num_tokens=30, max_tokens=200, sampling_params=params
+    )
+    return Tracked.of(request, parse(wire, DEFAULT), None)
+
+
+@pytest.mark.parametrize("name", sorted(BLIND))
+def test_what_the_client_says_of_its_answer_is_planned_with(name: str) -> None:
+    lengths, like = make_predictor(name), {"slo_class": "summaries"}
+    for n in (90, 91, 92):
+        ended = asked(like).progress
+        ended.generated, ended.tokens = n, 30 + n
+        lengths.ended(ended, True)
+
+    def said(wire: dict[str, Any], **sampling: Any) -> int:
+        return lengths.remaining(asked(wire, **sampling).progress)
+
+    assert said({"slo_output": 40}) == said({"slo_output": "40"} | like) == 40
+    assert said({"slo_output": 900}) == 200, "max_tokens is a bound on what is said, too"
+    assert said({}, ignore_eos=True) == said({"slo_output": 5}, min_tokens=200) == 200
+    assert said(like) == (200 if name == "max-tokens" else said({"slo_output": 0} | like))
+    assert asked(like).progress.kind == "summaries" and asked({}).progress.kind == ""
+    assert asked({}).progress.limit == 230 < inf
 
 
 def test_what_is_not_said_is_the_default_s() -> None:
@@ -294,3 +332,63 @@ def test_seconds_are_bounded(field: str) -> None:
             parse({field: value}, DEFAULT)
     for value in (1e-4, 1e6):
         parse({field: value}, DEFAULT)
+
+
+END = Roofline((Plane(1e-3, 0.0, 1e-2),))  # 10 ms, and 1 ms a token
+
+
+def ending(wire: dict[str, Any], output: int = 21, prompt: int = 90) -> Tracked:
+    request: Any = SimpleNamespace(
+        request_id="r", arrival_time=5.0, num_tokens=prompt, num_prompt_tokens=prompt,
+        max_tokens=output, num_output_tokens=0, output_token_ids=[],
+    )  # fmt: skip
+    return Tracked.of(request, parse(wire, DEFAULT), END)
+
+
+def test_an_objective_on_the_end_is_planned_for_by_first_token_and_pace() -> None:
+    p = ending({"slo_e2e": 3.2}).progress
+    # alone it takes 100 ms and 20 x 11 ms: each is given ten times as long
+    assert p.t0 == pytest.approx(6.0) and p.tpot == pytest.approx(0.11)
+    p = ending({"slo_e2e": 3.2, "slo_ttft": 0.2}).progress
+    assert p.t0 == pytest.approx(5.2) and p.tpot == pytest.approx(0.15)
+    p = ending({"slo_e2e": 3.2, "slo_tpot": 0.05}).progress
+    assert p.t0 == pytest.approx(6.0) and p.tpot == 0.05
+    assert ending({"slo_e2e": 3.2}, output=1).progress.t0 == pytest.approx(8.2)
+    first = parse({}, replace(DEFAULT, e2e=9.0))
+    assert first.e2e == 9.0 and first.phases == DEFAULT.phases, "beside the default's others"
+
+
+@given(
+    st.floats(1e-3, 1e3), st.none() | st.floats(1e-3, 1e3), st.none() | st.floats(1e-3, 1e2),
+    st.integers(1, 400), st.integers(1, 2000),
+)  # fmt: skip
+def test_what_is_planned_for_implies_the_end(
+    e2e: float, ttft: float | None, tpot: float | None, output: int, prompt: int
+) -> None:
+    wire = {"slo_e2e": e2e, "slo_ttft": ttft, "slo_tpot": tpot}
+    p = ending({k: v for k, v in wire.items() if v is not None}, output, prompt).progress
+    end = p.t0 + (output - 1) * p.tpot - 5.0
+    assert end <= e2e * (1 + 1e-9) or p.tpot == LEAST
+    assert p.t0 - 5.0 <= (ttft or e2e) + 1e-9 and p.tpot <= (tpot or max(e2e, LEAST)) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("wire", "late"),
+    [
+        ({"slo_e2e": 2.0}, -0.5),
+        ({"slo_e2e": 1.0}, 0.5),
+        ({"slo_e2e": 2.0, "slo_ttft": 1.2}, -0.2),
+        ({"slo_e2e": 2.0, "slo_ttft": 0.9}, 0.1),
+        ({"slo_e2e": 2.0, "slo_tpot": 0.2}, 0.1),
+    ],
+)
+def test_it_is_judged_by_the_end_and_by_what_else_was_said(
+    wire: dict[str, Any], late: float
+) -> None:
+    t = ending(wire, output=3)
+    for now in (6.0, 6.2, 6.5):  # 1 s, then a mean of 0.25 s
+        t.request.num_output_tokens += 1
+        t.request.output_token_ids += [7]
+        if now < 6.5:
+            t.emitted(now)
+    assert t.late(6.5) == pytest.approx(late)

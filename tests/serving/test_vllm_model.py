@@ -182,8 +182,8 @@ def test_speculative_decoding_changes_no_token(generate, method):
 @pytest.mark.parametrize("predictor", ["max-tokens", "quantile:0.9", "quantile"])
 def test_promises_hold_where_answers_end_early(generate, predictor):
     """All are promised in turn, of lengths that nobody knows; four of the longest fill the cache.
-    With what nine of ten grow to, none or hardly one loses its KV blocks; with a quarter, which is
-    meant for caches of many, some do, and are served all the same."""
+    With what nine of ten grow to, none or hardly one loses its KV blocks; with a quarter some do,
+    and are served all the same."""
     asked = [p[: 5 + 3 * i] for i, p in enumerate(prompts(stems=0) * 3)]
     early = {
         "max_tokens": 120, "ignore_eos": False, "stop_token_ids": list(range(5, 20)),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from slos.core.pace import CLIENT, PAPER
 from slos.evaluation.grids import FIXED_DRAFTS, MAX_DRAFTS, SETTINGS, can_draft
 from slos.evaluation.plots import name_of
 from slos.evaluation.stats import geometric_mean
@@ -35,15 +36,15 @@ def test_what_is_best_is_asked_further() -> None:
     )  # fmt: skip
     cases = arena.further("full", found)
     assert len(cases) == len({str(c) for c in cases})
-    assert {(c.target, c.max_drafts > 0, c.replicas) for c in cases} == {
-        (t, d, n) for t in (0.9, 0.98) for d in (False, True) for n in (1, 4)
-    } - {(0.9, False, 1)}
-    assert {c.scenario for c in cases if c.max_drafts} == set(filter(can_draft, SCENARIOS))
+    assert {(c.target, c.max_drafts, c.replicas, c.rule) for c in cases} == {
+        (0.9, 0, 1, CLIENT), (0.98, 0, 1, PAPER), (0.9, 0, 4, PAPER), (0.9, MAX_DRAFTS, 1, PAPER)
+    }  # fmt: skip
+    for several in ([c for c in cases if c.max_drafts], [c for c in cases if c.replicas > 1]):
+        assert {c.scenario for c in several} == set(filter(can_draft, SCENARIOS))
     drafting = {c.setting for c in cases if c.system == "sarathi" and c.max_drafts}
     assert drafting == {"chunk=512", *(f"chunk=512,drafts={n}" for n in FIXED_DRAFTS)}
     assert {c.router for c in cases if c.replicas > 1} == set(arena.ROUTERS)
     assert {c.router for c in cases if c.replicas == 1} == {""}
-    assert {c.max_drafts for c in cases} == {0, MAX_DRAFTS}
 
 
 def rows(*carried: tuple[str, str, float]) -> pd.DataFrame:
@@ -53,6 +54,7 @@ def rows(*carried: tuple[str, str, float]) -> pd.DataFrame:
             {
                 "scenario": "coding", "lengths": "dataset", "system": system, "setting": setting,
                 "profile": "p", "router": "", "replicas": 1, "target": 0.9, "drafts": 0,
+                "rule": PAPER,
                 "seed": seed, "rate": rate * (1 + seed), "capacity": True, "source": "s",
                 "status": "simulated",
             }
@@ -86,9 +88,15 @@ def test_an_unknown_size_is_refused() -> None:
         arena.cases("huge")
 
 
-def test_in_the_reference_run_ours_is_nowhere_behind() -> None:
+def reference() -> pd.DataFrame:
+    """One replica, no drafts, 90 %, the paper's rule."""
     table = pd.read_csv(REFERENCE, keep_default_na=False)
     table = table[(table["replicas"] == 1) & (table["drafts"] == 0) & (table["target"] == 0.9)]
+    return table[table["rule"] == PAPER] if "rule" in table else table
+
+
+def test_in_the_reference_run_ours_is_nowhere_behind() -> None:
+    table = reference()
     grid = table.pivot_table("capacity", "scenario", "system")
     assert set(grid.index) == set(SCENARIOS) and set(grid) == set(POLICIES)
     ahead = (grid[OURS] / grid[list(LATER)].max(axis=1)).tolist()
@@ -96,8 +104,7 @@ def test_in_the_reference_run_ours_is_nowhere_behind() -> None:
 
 
 def test_the_readme_shows_the_rows() -> None:
-    table = pd.read_csv(REFERENCE, keep_default_na=False)
-    table = table[(table["replicas"] == 1) & (table["drafts"] == 0) & (table["target"] == 0.9)]
+    table = reference()
     grid = table.pivot_table("capacity", "system", "scenario")[list(SCENARIOS)]
     text = (REFERENCE.parents[2] / "README.md").read_text()
     for name in ("sarathi", "fair-batching", "scorpio", "qoserve", OURS):

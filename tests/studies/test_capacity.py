@@ -54,6 +54,7 @@ SMALL = Search("chatbot", "vllm-v1", num_requests=60, precision=0.2)
         (lambda: searches("smoke", scenarios=["chatbot", "gaming"]), SCENARIOS),
         (lambda: searches("smoke", systems=["orca"]), POLICIES),
         (lambda: searches("smoke", profile="tpu"), profiles()),
+        (lambda: searches("smoke", rule="mine"), ["paper", "client"]),
         (lambda: search(replace(SMALL, scenario="gaming")), SCENARIOS),
         (lambda: search(replace(SMALL, system="orca")), POLICIES),
         (
@@ -121,6 +122,7 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
         "target": 0.95, "precision": 0.1, "replicas": 2, "router": "sequential", "topology": "2:1",
         "max_drafts": 4, "acceptance": 0.5, "slo_scale": 0.7, "kv_scale": 0.5,
         "belief": "scale=0.9", "rule": "client", "prefix_cache": True, "predictor": "mean",
+        "max_context": 600, "start": 2.0,
     }  # fmt: skip
     base = replace(SMALL, max_drafts=3)
     assert changes.keys() == {f for f in SMALL.__dataclass_fields__}
@@ -433,7 +435,53 @@ def test_a_part_is_no_headline() -> None:
     assert capacity.is_complete(whole, cases)
     assert not capacity.is_complete(whole[1:], cases)
     assert not capacity.is_complete(whole, [replace(cases[0], target=0.95)])
+    assert not capacity.is_complete(whole, [replace(cases[0], rule="client")])
     assert not capacity.is_complete(whole, [replace(cases[0], profile="opt-13b-h100")])
+
+
+def test_what_is_asked_otherwise_is_a_part_of_the_grid() -> None:
+    cases = grids.searches("full", systems=["sarathi", OURS])
+    others = capacity.asked_otherwise("full", cases, ["paper", "client"], [0.9, 0.98])
+    asked = {(c.rule, c.target) for c in others}
+    assert asked == {("paper", 0.98), ("client", 0.9), ("client", 0.98)}
+    assert len({str(c) for c in others}) == len(others) == 3 * 4 * 3 * len(SCENARIOS)
+    assert {c.lengths for c in others} == {"dataset"} and {c.seed for c in others} == {0, 1, 2}
+    assert capacity.asked_otherwise("full", cases, ["paper"], [0.9]) == []
+    with pytest.raises(ValueError, match="rule = 'mine' must be one of paper, client"):
+        capacity.asked_otherwise("full", cases, ["mine"], [0.9])
+
+
+def test_ours_over_the_best_by_what_is_asked(best: pd.DataFrame) -> None:
+    """At 98 % sarathi has a capacity at one seed alone and does not count."""
+    asked = [c for c in CARRIED if c[1] != "sarathi"]
+    strict = probes_of([*asked, ("chatbot", "sarathi", "chunk=512", (2,))]).assign(target=0.98)
+    strict = stats.of_every_seed(strict, 2, "scenario", "system", "setting")
+    more = capacities(strict.assign(rule="client"), *capacity.ASKED)
+    first = best.assign(rule="paper", target=0.9)
+    table = capacity.by_what_is_asked(capacity.alike(pd.concat([first, more])))
+    rows = records(table, *capacity.ASKED, "scenario")
+    assert list(rows["paper", 0.9, "chatbot"].each) == [5 / 2, 6 / 3]
+    assert list(rows["client", 0.98, "chatbot"].each) == [5, 6]
+    told = stats.told(table, *capacity.ASKED)
+    assert list(told.columns) == ["chatbot", "coding", "geometric mean"]
+    assert told.loc[("client", 0.98), "chatbot"].startswith("5.48 [")
+    assert capacity.asked_numbers(table) == {}, "two of six scenarios are no headline"
+    few = capacity.alike(pd.concat([first, more[more["scenario"] == "coding"]]))
+    assert set(few["scenario"]) == {"coding"} and set(few["target"]) == {0.9, 0.98}
+
+
+def test_headlines_by_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "SCENARIOS", {"coding": None})
+    rows = [("paper", 0.9, 2.0), ("paper", 0.98, 3.0), ("client", 0.9, 4.0)]
+    table = pd.DataFrame(
+        [(rule, target, "coding", [x, x]) for rule, target, x in rows],
+        columns=["rule", "target", "scenario", "each"],
+    )
+    found = {key: value[0] for key, value in capacity.asked_numbers(table).items()}
+    assert found == {
+        "capacity_vs_best_paper_98": pytest.approx(3),
+        "capacity_vs_best_client_90": pytest.approx(4),
+    }
 
 
 def test_results_go_to_the_repository_wherever_one_works(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos.studies.engine_tables import _falling, capacities, errors, gain, gains
-from slos.studies.real_engine import OURS, STOCK
+from slos.studies.real_engine import OURS, STOCK, TOLD
 
 
 def table(attained: list[float], status: str = "measured", ttft: float = 1.0) -> pd.DataFrame:
@@ -66,6 +66,11 @@ def test_a_gain_says_so_where_the_loads_do_not_reach_as_far(
     assert gain(found.set_index("system"), "s", "t") == said
     names = found["system"].map({"s": OURS, "t": STOCK})
     assert gains(found.assign(system=names)).iloc[0].tolist() == ["w", "measured", said]
+    told = found[found["system"] == "s"].assign(system=TOLD)
+    series = gains(pd.concat([found.assign(system=names), told]))
+    assert series.columns[2:].tolist() == [
+        "SLOs-Serve over vLLM's own", "SLOs-Serve, lengths told, over vLLM's own",
+    ] and series.iloc[0].tolist()[2:] == [said, said]  # fmt: skip
 
 
 def test_errors_are_of_the_simulation_against_the_measurement() -> None:

@@ -22,7 +22,7 @@ def test_all_systems_of_a_scenario_have_the_same_loads() -> None:
     ]
     best = capacities(pd.DataFrame([row for case in cases for row in search(case)]))
     top = best["capacity"].max()
-    grid = loads.grid("smoke", best)
+    grid = loads.grid("smoke", best, cases)
     assert len(grid) == 2 * len(loads.AT["smoke"]) and len({str(case) for case in grid}) == len(
         grid
     )

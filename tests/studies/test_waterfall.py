@@ -12,8 +12,9 @@ import pytest
 from slos.core.pace import CLIENT
 from slos.evaluation.grids import MAX_DRAFTS, PLAIN, RIVAL_ROUTERS, RIVALS
 from slos.evaluation.stats import select
+from slos.files import ROOT, results_dir
 from slos.policies import POLICIES
-from slos.records.claims import read_claims
+from slos.records.claims import read_claims, read_headlines
 from slos.studies import as_published, rivals, waterfall
 from slos.studies.ablation import PARTS, case_of
 from slos.studies.waterfall import CLIENTS, OURS_IS, PUBLISHED, STEPS, TODAY, TOTALS
@@ -79,6 +80,25 @@ def test_the_ends_are_the_capacities_of_the_tables() -> None:
     assert list(falls.index) == [*(step.name for step in STEPS), TODAY, CLIENTS]
     assert {*TOTALS} <= {*falls.index}
     assert set(best["router"]) <= {*RIVAL_ROUTERS, "cheapest"}
+    waterfall.save("smoke", best)
+    saved = pd.read_csv(results_dir("smoke") / "waterfall_steps.csv")
+    assert list(saved["capacity"]) == pytest.approx(list(best["capacity"]), rel=1e-5)
+    rows = pd.read_csv(results_dir("smoke") / "waterfall.csv")
+    assert set(rows["capacity"]) == {True} and rows["run"].is_unique, "one of each search"
+
+
+STEPS_FILE = ROOT / "results" / "reference" / "waterfall_steps.csv"
+
+
+@pytest.mark.skipif(not STEPS_FILE.exists(), reason="no full run has written it yet")
+def test_the_headlines_of_the_repository_are_the_ends_of_the_waterfall() -> None:
+    best = pd.read_csv(STEPS_FILE, keep_default_na=False)
+    levels = waterfall.levels(best.assign(rate=[[rate] for rate in best["capacity"]]))
+    rows = {h.key: h for h in read_headlines(STEPS_FILE.with_name("headlines.csv"))}
+    found = waterfall.numbers(levels)
+    assert {"authors_vs_best", "today_vs_best", "clients_vs_best"} <= found.keys()
+    for key, (value, _, _) in found.items():
+        assert rows[key].value == pytest.approx(value, rel=1e-4)
 
 
 def test_what_is_made_of_the_rows() -> None:

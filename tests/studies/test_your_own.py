@@ -469,7 +469,7 @@ def test_a_file_that_changed_is_run_anew(tmp_path: Path) -> None:
         (
             "prompt,output,tpot,ttft,arrival",
             "9,9,1,1,",
-            "row 3: arrival = '' must be seconds or a date",
+            "row 3: arrival = '' must be seconds below 1e+11, or a date",
         ),
         (
             "prompt,output,tpot,ttft,arrival",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -85,17 +86,106 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     assert "passed over: deadline" in table.remarks[0]
     assert table.remarks[1].startswith("1 of 200 longer than 2048 tokens")
     with pytest.raises(
-        ValueError, match=r"must be at most 150 tokens; 84% are longer: .*--max-context"
+        ValueError, match=r"must be at most 150 tokens; 84.5% are longer: .*--max-context"
     ):
         read(path, Objectives(), 150)
 
 
-@pytest.mark.parametrize("wrong", ["timestamp", "Arrival", "arrivel", "arrived_at"])
-def test_a_near_miss_is_refused_with_the_name_that_is_meant(wrong: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("timestamp", "arrival"), ("Arrival", "arrival"), ("arrivel", "arrival"),
+        ("arrived_at", "arrival"), ("arrived", "arrival"), ("timestamp ", "arrival"),
+        ("Arrival_Time", "arrival"), ("arrivalTime", "arrival"), ("arrival_ms", "arrival"),
+        ("ts", "arrival"), ("created_at", "arrival"), ("request time (s)", "arrival"),
+        ("tpot_ms", "tpot"), ("TTFT", "ttft"), ("session_id", "session"), ("Value", "value"),
+    ],
+)  # fmt: skip
+def test_a_near_miss_is_refused_with_the_name_that_is_meant(
+    wrong: str, meant: str, tmp_path: Path
+) -> None:
+    columns = {"prompt": 10, "output": 5, "tpot": 0.1, "ttft": 1, wrong: 2}
+    columns.pop(meant, None)
     path = tmp_path / "requests.csv"
-    path.write_text(f"{wrong},prompt,output,tpot,ttft\n0.1,10,5,0.1,1\n0.2,10,5,0.1,1\n")
-    with pytest.raises(ValueError, match=rf"{wrong}.*rename it to 'arrival'"):
-        read(path, Objectives())
+    path.write_text("\n".join(",".join(map(str, row)) for row in (columns, columns.values())))
+    with pytest.raises(ValueError, match=rf"{re.escape(wrong.strip())}'.*rename it to '{meant}'"):
+        read(path, ASKED)
+
+
+def test_a_time_that_is_no_arrival_is_passed_over_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("Elapsed time,type,,prompt,output\n3,a,7,10,5\n")
+    [said] = read(path, ASKED).remarks
+    assert "Poisson" in said and "passed over: Elapsed time, a column without a name, type" in said
+
+
+def test_a_layout_is_known_however_its_columns_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text(AZURE.replace("TIMESTAMP,ContextTokens", "timestamp, contexttokens "))
+    assert [row["prompt"] for row in read(path, ASKED).rows] == [374, 396]
+    path.write_text(AZURE.replace("TIMESTAMP", "Time"))
+    with pytest.raises(ValueError, match=r"'Time'.*rename it to 'arrival'"):
+        read(path, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("times", "arrivals"),
+    [
+        (["2024-05-10 00:00:00.5+02:00", "2024-05-10 00:00:01.7500000+02:00"], [0.0, 1.25]),
+        (["2024-05-10 00:00:00+00:00", "2024-05-10 00:00:00.25"], [0.0, 0.25]),
+        (["-5", "1"], [0.0, 6.0]),
+        (["9", "1"], [0.0, 8.0]),
+    ],
+)
+def test_times_are_seconds_or_dates(
+    times: list[str], arrivals: list[float], tmp_path: Path
+) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("\n".join(["arrival,prompt,output", *(f"{t},10.0,5" for t in times)]))
+    assert [row["arrival"] for row in read(path, ASKED).rows] == arrivals
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "prompt,output,tpot,ttft\n9,5,50,1000\n", "row 2: tpot = '50' must be at"),
+        ("a.csv", "arrival,prompt,output\nnan,9,5\n", "row 2: arrival = 'nan' must be seconds"),
+        ("a.csv", "arrival,prompt,output\n1700000000000,9,5\n", "must be seconds below 1e"),
+        ("a.csv", "prompt;output\n9;5\n", "must be comma-separated"),
+        ("a.csv", "prompt,output,tpot,ttft,slowdown\n9,5,1,1,2\n", "a.csv, row 2: objectives"),
+        ("a.csv", "prompt,output,value\n9,5,high\n", "a.csv, row 2: value = 'high'"),
+        ("a.csv", "", "header = [] must be"),
+        ("a.csv", "prompt,output\n", "rows = 0 must be at least 1"),
+        ("a.csv.gz", "prompt,output\n9,5\n", "a.csv.gz: content must be UTF-8 text"),
+        ("a.csv.zst", "prompt,output\n9,5\n", "a.csv.zst: content must be UTF-8 text"),
+        ("a.jsonl", '{"prompt": 9, "output": 5}\n[9, 5]\n', "row 2 = '[9, 5]' must be a JSON"),
+        ("a.jsonl", '{"prompt": 9, "output": 5}\n{"prompt": 9}\n', "row 2: fields = ['prompt']"),
+        ("a.json", '[{"prompt": 9, "output": 5}]', "a list of requests is a .jsonl file"),
+        ("a.json", '[{"conversations": "none"}]', "item 1"),
+        ("a.json", "{}", "content = 'dict' must be a list of"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write(read(tmp_path / name, ASKED), tmp_path / "plain.csv")
+    with pytest.raises(ValueError, match=r"tpot = 50.* divide milliseconds by 1000"):
+        Objectives(tpot=50.0, ttft=1.0).cells(tmp_path, [])
+
+
+@pytest.mark.parametrize(("long", "fits"), [(49, True), (50, True), (51, False)])
+def test_a_share_of_one_in_twenty_may_be_too_long(long: int, fits: bool, tmp_path: Path) -> None:
+    path = tmp_path / "requests.csv"
+    path.write_text("prompt,output\n" + "10,5\n" * (1000 - long) + "900,5\n" * long)
+    if fits:
+        assert len(read(path, ASKED, 500).rows) == 1000 - long
+    else:
+        with pytest.raises(ValueError, match=r"5\.1% are longer"):
+            read(path, ASKED, 500)
+    assert len(read(path, ASKED, 500, 1.0).rows) == 1000 - long
 
 
 def test_a_column_twice_or_of_no_layout_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -370,8 +371,17 @@ def test_an_unknown_checksum_is_recorded_at_first(
     assert len(load_azure("azure-code-2024").times) == 5
     (cache / file).unlink()
     write(folder / Path(file).name, azure(6))  # the publisher changed it
-    with pytest.raises(ValueError, match=r"sha256 = .* must be .*; nothing was kept"):
+    line = rf"sha256 = .* must be .*; nothing was kept: remove its line in {cache}.*SHA256SUMS"
+    with pytest.raises(ValueError, match=line):
         download.download(["azure-code-2024"], lambda _: None)
+    assert not (cache / file).exists()
+
+
+def test_every_address_is_fixed_or_its_checksum_recorded() -> None:
+    revision = re.compile(r"/[0-9a-f]{40}/")
+    for name, (file, base) in download.FILES.items():
+        fixed = revision.search(base) and file in files.PINNED
+        assert fixed or name in download.LARGE, f"{name}: {base}"
 
 
 def test_humaneval_becomes_lengths(
@@ -425,6 +435,15 @@ def test_text_sets_become_lengths(monkeypatch: pytest.MonkeyPatch, cache: Path) 
     monkeypatch.setattr(download, "hub_rows", by_hub.__getitem__)
     said: list[str] = []
     download.download(["s1k", "toolbench"], said.append)
+    [file] = download.DERIVED["s1k"]
+    (cache / file).unlink()
+    by_hub[download.HUB["s1k"]] = S1K[:1]  # the publisher changed it
+    with pytest.raises(
+        ValueError, match=r"s1K.* from s1k: sha256 = .* must be .*: remove its line"
+    ):
+        download.download(["s1k"])
+    by_hub[download.HUB["s1k"]] = S1K
+    download.download(["s1k"], lambda _: None)
     assert len(said) == 3 and all("tokens estimated" in s for s in said)
     assert load("s1k").data.tolist() == [[6, 7, 1], [2, 1, 2]]
     rounds = load("toolbench-rounds").data

@@ -1,0 +1,59 @@
+"""How far from the possible: beside capacities stands what no scheduler exceeds, even one that
+knows the future (`slos.evaluation.bound`).
+
+It is of the long run: of few requests many are served after the last has come, so that a short run
+may carry more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from slos.evaluation.bound import Bound, bound, bound_of
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.stats import geometric_mean, strongest
+from slos.files import Frame, results_dir
+from slos.policies import OURS
+from slos.records.sweep import sweep
+
+SHARE = "share of the bound"
+SIZES = {"smoke": (60, 1), "quick": (150, 1), "full": (400, 3)}  # requests and seeds of a bound
+PRECISION = 0.03
+
+
+def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
+    """Rows of `Bound` for what the cases ask for, from results/<size>/bounds.csv where they lie
+    already. Where there is no bound (drafts, several kinds of replicas, a prefix cache) there is no
+    row, nor is there of several replicas, whose bound takes long."""
+    requests, seeds = SIZES[size]
+    plain = [c for c in cases if not (c.max_drafts or c.topology or c.prefix_cache)]
+    asked = dict.fromkeys(bound_of(c) for c in plain if c.replicas == 1 and c.seed < seeds)
+    small: dict[str, Any] = {"num_requests": requests, "precision": PRECISION}
+    each = dict.fromkeys(replace(case, **small) for case in asked)
+    path = results_dir(size) / "bounds.csv"
+    return pd.DataFrame(sweep(bound, [*each], path, Bound, workers))
+
+
+def beside(best: Frame, found: Frame) -> Frame:
+    """A table of capacities with the bound and the share of it that is carried; without these
+    columns where none is known. A bound is the mean over its seeds."""
+    if found.empty:
+        return best
+    keys = [c for c in ("scenario", "lengths", "profile", "target") if c in best]
+    means = found.groupby(keys)["rate"].agg(geometric_mean).rename("bound").reset_index()
+    best = best.merge(means, "left", keys)
+    return best.assign(**{SHARE: best["capacity"] / best["bound"]})
+
+
+def shares(best: Frame, *by: str) -> Frame:
+    """Which share of the bound ours carries, and which the best other system, in words, as
+    geometric mean over scenarios; a row per value of `by`."""
+    ours, cells = best["system"] == OURS, {}
+    for name, part in (("ours", best[ours]), ("the best other", best[~ours])):
+        most = strongest(part, *dict.fromkeys(("scenario", *by)))
+        means = most.groupby([*by], sort=False)[SHARE].agg(geometric_mean)
+        cells[name] = means.map("{:.0%}".format)
+    return pd.DataFrame(cells)

@@ -1,0 +1,251 @@
+"""Lengths that nobody knows: what each predictor carries of the oracle's load, and what is late of
+what was admitted. All simulated.
+
+`slos.core.history` has the predictors. The baselines need none, and stand beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from slos.core.attainment import Outcome
+from slos.core.pace import TOLERANCE
+from slos.core.types import Progress, require
+from slos.evaluation import stats
+from slos.evaluation.capacity_search import NoCapacity, Search, outcomes_at, search
+from slos.evaluation.grids import BEST_ROUTER
+from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
+from slos.evaluation.runs import hardware_of
+from slos.evaluation.stats import best_settings, mean_of, over, rows_of, select, strongest
+from slos.files import Frame, commit, results_dir, write_whole
+from slos.policies import OURS
+from slos.records.claims import Spread
+from slos.records.sweep import sweep
+from slos.sim.replica import Replica, Step
+from slos.studies.sensitivity import SETTINGS
+from workloads import SCENARIOS
+
+ORACLE, LEARNED, BASELINE = "oracle", "quantile", "best baseline"
+PREDICTORS = (
+    ORACLE, LEARNED, "quantile:0.1", "quantile:0.5", "quantile:0.9", "mean", "max-tokens",
+    "noisy:0.25", "noisy:0.5", "noisy:1",
+)  # fmt: skip
+FEW = (ORACLE, LEARNED, "quantile:0.9")  # where a run is long
+AIM, LATE = dict.fromkeys(SCENARIOS, 0.95) | {"reasoning": 0.9, "tool-calling": 0.9}, 0.01
+"""What `LEARNED` is to carry of the oracle's load, and how much of the admitted may be late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of a run: requests per simulation and replica, seeds, precision of a capacity, and what is
+    run."""
+
+    num_requests: int
+    seeds: int
+    precision: float
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    predictors: tuple[str, ...] = PREDICTORS
+    replicas: int = 1
+
+
+SIZES = {
+    "smoke": (Part(40, 1, 0.5, ("coding",), (*FEW, "noisy:0.5")),),
+    "quick": (Part(300, 1, 0.08, ("chatbot", "summarization"), (*FEW, "mean", "noisy:0.5")),),
+    "full": (Part(400, 3, 0.03), Part(200, 3, 0.04, predictors=FEW, replicas=4)),
+}
+
+
+class Before(NamedTuple):
+    """A request as it was before a step."""
+
+    progress: Progress
+    stage: int
+    said: int
+    t0: float
+    tpot: float
+
+
+@dataclass(slots=True)
+class Promises:
+    """An observer of a simulation: in which stage a request was last promised to be served in time,
+    and in which it was given up; of each the output tokens, and those that came after their
+    deadlines by the rule of pace in force. The steps of a leap are taken as equal."""
+
+    promised: dict[str, int] = field(default_factory=dict)
+    given_up: dict[str, int] = field(default_factory=dict)
+    said: dict[str, int] = field(default_factory=dict)
+    late: dict[str, int] = field(default_factory=dict)
+    _before: dict[str, dict[str, Before]] = field(default_factory=dict)
+
+    def __call__(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
+        each = (step.end - step.start) / step.count
+        for id, b in self._before.get(replica.name, {}).items():
+            p, ended = b.progress, b.progress.stage > b.stage
+            n = step.count * (id in replica.flight.tokens) if ended else p.generated - b.said
+            first = step.end - (n - 1) * each
+            late = sum(
+                first + i * each > b.t0 + (b.said + i) * b.tpot + TOLERANCE for i in range(n)
+            )
+            self.said[id] = self.said.get(id, 0) + n
+            self.late[id] = self.late.get(id, 0) + late
+        self.promised |= {p.id: p.stage for p in replica.running if not p.best_effort}
+        for p in (*replica.waiting, *replica.running):
+            if p.best_effort:
+                self.given_up.setdefault(p.id, p.stage)
+        self._before[replica.name] = {
+            id: Before(p, p.stage, p.generated, p.t0, p.tpot)
+            for id, live in replica.live.items()
+            for p in [live.progress]
+        }
+
+    def broken(self, outcomes: Sequence[Outcome]) -> tuple[float, float]:
+        """Of those admitted the share of requests that missed an objective, or were given up; and
+        of output tokens that were late. One that is turned away when it comes back from a tool was
+        served as promised until then."""
+        kept = [o for o in outcomes if o.id in self.promised]
+        tokens, late = (sum(each[o.id] for o in kept) for each in (self.said, self.late))
+        missed = sum(not o.attained and self._was_promised(o) for o in kept)
+        return missed / max(1, len(kept)), late / max(1, tokens)
+
+    def _was_promised(self, o: Outcome) -> bool:
+        stage = self.promised[o.id]
+        return not o.declined or self.given_up.get(o.id, stage) == stage
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A capacity in requests per second and GPU, 0 where no load meets the target; and at that load
+    the shares of requests declined, at once or later, and of the admitted what is late: requests,
+    those given up included, and output tokens."""
+
+    scenario: str
+    system: str
+    setting: str
+    predictor: str
+    profile: str
+    replicas: int
+    seed: int
+    rate: float
+    declined: float
+    late_requests: float
+    late_tokens: float
+    source: str
+    status: str
+
+
+def carried(case: Search) -> list[Carried]:
+    labels = (case.scenario, case.system, case.setting, case.predictor, case.hardware.name,
+              case.replicas, case.seed)  # fmt: skip
+    try:
+        [best] = [probe for probe in search(case) if probe.capacity]
+    except NoCapacity:
+        return [Carried(*labels, 0.0, 0.0, 0.0, 0.0, "", "simulated")]
+    promises = Promises()
+    outcomes, source = outcomes_at(case, best.rate * case.gpus, promises)
+    late = promises.broken(outcomes)
+    return [Carried(*labels, best.rate, best.declined, *late, source, "simulated")]
+
+
+def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
+    """Ours with each predictor, and the baselines with a few settings. Raises ValueError for
+    unknown names."""
+    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    for name in scenarios:
+        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    grid = []
+    for part in SIZES[size]:
+        n = part.replicas
+        ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
+        for scenario, seed in product(scenarios or part.scenarios, range(part.seeds)):
+            hardware_of(scenario, profile)  # an unknown profile is refused before the first run
+            case = Search(
+                scenario, OURS, profile=profile, seed=seed, num_requests=n * part.num_requests,
+                precision=part.precision, replicas=n, router=ours,
+            )  # fmt: skip
+            grid += [replace(case, predictor=name) for name in part.predictors]
+            grid += [
+                replace(case, system=system, setting=setting, router=theirs)
+                for system, several in SETTINGS.items() for setting in several
+            ]  # fmt: skip
+    return grid
+
+
+def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
+    """Rows of `Carried`, from results/<size>/unknown_lengths_runs.csv where they lie already."""
+    path = results_dir(size) / "unknown_lengths_runs.csv"
+    return pd.DataFrame(sweep(carried, cases, path, Carried, workers))
+
+
+def shares(rows: Frame) -> Frame:
+    """Of the oracle's capacity what ours has with each predictor, and the best of the baselines:
+    ratio with its interval over seeds; beside it the shares that are late, and what is aimed at."""
+    columns = ["scenario", "replicas", "system", "predictor", "setting", "profile"]
+    late = rows.groupby(columns, as_index=False)[["declined", "late_requests", "late_tokens"]]
+    found = best_settings(rows, columns).merge(late.mean(), on=columns)
+    ours = found[found["system"] == OURS]
+    rival = strongest(found[found["system"] != OURS], "scenario", "replicas")
+    keep = ["scenario", "replicas", "predictor", "system", "rate"]
+    keep += ["capacity", "declined", "late_requests", "late_tokens"]
+    table = over(
+        pd.concat([ours, rival.assign(predictor=BASELINE)])[keep],
+        select(ours, predictor=ORACLE)[["scenario", "replicas", "rate"]],
+    )
+    aim = [AIM[r.scenario] if r.predictor == LEARNED else None for r in rows_of(table)]
+    return table.assign(aim=pd.Series(aim, table.index, dtype=float))
+
+
+def save(size: str, table: Frame, rows: Frame) -> Frame:
+    """Write the shares to results/<size>/unknown_lengths.csv, and that of `LEARNED` as geometric
+    mean over the scenarios to its headlines."""
+    text = table.drop(columns="each").assign(status="simulated", commit=commit())
+    path = results_dir(size) / "unknown_lengths.csv"
+    write_whole(path, text.to_csv(index=False, float_format="%.4g"))
+    numbers: dict[str, Spread] = {}
+    for n in unique(table["replicas"]):
+        part = select(table, predictor=LEARNED, replicas=n)
+        numbers["lengths_learned" + f"_{n}_replicas" * (n > 1)] = mean_of(part)
+    found = rows[rows["rate"] > 0]
+    return stats.save(size, found, "15_unknown_lengths", numbers)
+
+
+def aims(table: Frame) -> Frame:
+    """What `LEARNED` comes to beside what is aimed at, per scenario and replicas."""
+    mine = select(table, predictor=LEARNED)
+    reached = (mine["ratio"] >= mine["aim"]) & (mine["late_requests"] <= LATE)
+    columns = ["scenario", "replicas", "ratio", "low", "high", "aim", "late_requests"]
+    return mine[columns].assign(late_aim=LATE, reached=reached).reset_index(drop=True)
+
+
+def grid(table: Frame, value: str) -> Frame:
+    """`value` to be read: a row per predictor, a column per scenario and number of replicas."""
+    return table.pivot_table(value, "predictor", ["replicas", "scenario"], sort=False)
+
+
+def chart(table: Frame, source: str) -> Figure:
+    """Share of the oracle's capacity by scenario and predictor, with the best baseline beside: a
+    panel for those that learn, and one for an oracle that is off by a factor, per replicas."""
+    drawn, known = [], [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
+    palette = colors(known) | {BASELINE: "black"}
+    for n, noisy in product(unique(table["replicas"]), (False, True)):
+        here = select(table, replicas=n)
+        kinds = [p for p in known if p in set(here["predictor"])]
+        if kinds := [p for p in kinds if p.startswith("noisy") == noisy]:
+            what = f"{n} replica{'s' * (n > 1)}, " + ("an oracle that errs" if noisy else "learned")
+            drawn.append((what, here, [*kinds, BASELINE]))
+    titles = [what for what, _, _ in drawn]
+    figure, axes = panels(titles, (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
+    for axis, (_, here, kinds) in zip(axes, drawn, strict=True):
+        groups = {p: (palette[p], select(here, predictor=p)) for p in kinds}
+        dots(axis, here, groups, 0.8 / len(kinds), 0)
+        for i, scenario in enumerate(unique(here["scenario"])):
+            axis.plot([i - 0.45, i + 0.45], [AIM[scenario]] * 2, **DASHED)
+        axis.set_ylim(0, None)
+        axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    said = f"{source}; dashed: what {LEARNED} is to carry; {seeds_said(table)}"
+    return finish(figure, said)
