@@ -205,7 +205,8 @@ def bound(case: Search) -> list[Bound]:
 
     def requests_at(rate: float) -> Sequence[Request]:
         nonlocal source
-        made = build(case.scenario, rate, case.num_requests, case.seed, case.lengths)
+        much, most = (rate, case.num_requests, case.seed, case.lengths), case.max_context or None
+        made = build(case.scenario, *much, max_context=most)
         source = made.source
         return made.requests if case.slo_scale == 1 else scaled_slos(made.requests, case.slo_scale)
 
@@ -230,7 +231,7 @@ def bound(case: Search) -> list[Bound]:
 def bound_of(case: Search) -> Search:
     """The one search of those that have the same bound that stands for them."""
     plain = {"system": "slos-serve", "setting": "", "router": "", "belief": "", "rule": PAPER}
-    return replace(case, **plain, predictor="oracle")
+    return replace(case, **plain, predictor="oracle", start=0.0)
 
 
 def loss_system(requests: Sequence[Request], hardware: Profile, target: float = 0.9) -> float:

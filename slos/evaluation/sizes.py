@@ -66,7 +66,7 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
     return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
 
 
-TEXT, LIST = ("size", "scenario", "profile", "mix", "model"), "a list of names"
+TEXT, LIST = ("size", "scenario", "profile", "mix", "model", "url"), "a list of names"
 LISTS = dict.fromkeys(
     ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "arguments", "rules"),
     (str, LIST),
@@ -74,7 +74,7 @@ LISTS = dict.fromkeys(
 WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
 NUMBERS = (
     "target", "rate", "slo_scale", "tpot", "ttft", "width",
-    "burst_at", "burst_rate", "burst_seconds",
+    "burst_at", "burst_rate", "burst_seconds", "seconds",
 )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 Hosted by `slos.fleet.gateway`.
 
 A replica that declines a request before it starts passes it on, with its arrival kept; the last of
-the route serves it as best effort. What a lost replica had not begun to answer goes to another one;
-an answer that breaks off ends with an error. So every call gets one answer.
+the route serves it as best effort, or refuses it with HTTP 429 (`--slo-reject`). What a lost
+replica had not begun to answer goes to another one; an answer that breaks off ends with an error.
+So every call gets one answer.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a
 # what a replica says first, and what it may say instead of an answer
 TAKEN, PASSED = b"taken", b"passed"
 HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
+TOLD = ("content-type", "retry-after")  # and by it
+JSON = {"content-type": "application/json"}
 
 
 @dataclass(slots=True, eq=False)
@@ -151,15 +154,16 @@ class Fleet:
 async def answered(
     session: aiohttp.ClientSession, url: str, asked: Asked, secret: str = ""
 ) -> AsyncIterator[Any]:
-    """An engine's answer: status and content type, then bytes, of a stream whole events; or
+    """An engine's answer: status and headers, then bytes, of a stream whole events; or
     `PASSED`. secret: by which the engine knows that objectives come from its router."""
     leaves = len(asked.route) > 1
     headers = asked.headers | ({FROM: secret} if asked.fields and secret else {})
     async with session.request(
         asked.method, url + asked.path, data=asked.sent(), headers=headers
     ) as response:
-        head = response.status, response.headers.get("content-type", "application/json")
-        if not head[1].startswith("text/event-stream"):
+        told = {name: response.headers[name] for name in TOLD if name in response.headers}
+        head = response.status, JSON | told
+        if not head[1]["content-type"].startswith("text/event-stream"):
             whole = await response.read()
             if (
                 leaves
@@ -194,7 +198,7 @@ async def answered(
 async def relay(
     asked: Asked, ask: Callable[[Asked], AsyncIterator[Any]], patience: float
 ) -> AsyncIterator[Any]:
-    """The one answer that a call gets: status and content type, then bytes."""
+    """The one answer that a call gets: status and headers, then bytes."""
     begun = False
     while True:
         parts = ask(asked)
@@ -222,13 +226,31 @@ async def relay(
                 yield b"data: [DONE]\n\n"
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
-                yield 503, "application/json"
+                yield 503, JSON
                 yield failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
                 return
             asked.lost.update(asked.route[:1])
             asked.route.clear()
         finally:
             await parts.aclose()  # type: ignore[attr-defined]
+
+
+async def of_all(
+    path: str, living: Callable[[], set[str]], ask: Callable[[Asked], AsyncIterator[Any]],
+    patience: float,
+) -> dict[str, str]:  # fmt: skip
+    """What each replica answers at `path`, by its name; those `living` are known by the first."""
+
+    async def asked_of(name: str = "") -> tuple[str, str]:
+        asked = Asked.of("GET", path, {}, b"")
+        asked.route = [name] if name else []
+        parts = relay(asked, ask, patience)
+        status, _ = await anext(parts)
+        text = b"".join([part async for part in parts])
+        return "".join(asked.route), text.decode() if status == 200 else ""
+
+    first = await asked_of()
+    return dict([first, *await asyncio.gather(*map(asked_of, living() - {first[0]}))])
 
 
 async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -250,7 +272,7 @@ async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncItera
             begun = True
             yield found
         if not begun:
-            yield 503, "application/json"
+            yield 503, JSON
         yield b"data: " + why + b"\n\ndata: [DONE]\n\n" if begun else why
     finally:
         for future in (closed, part):

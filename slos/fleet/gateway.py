@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import aiohttp
@@ -34,12 +34,13 @@ from starlette.responses import Response, StreamingResponse
 
 from slos.core.types import require
 from slos.files import ray_address
-from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
+from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, of_all, relay, until
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
 from slos.serving.calls import SECRET, secret
 from slos.serving.load_report import Report
+from slos.serving.metrics import exposition
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
@@ -52,7 +53,9 @@ MANY = 100_000
 
 
 class FleetRouter(RequestRouter):
-    """`Fleet` in Ray Serve's terms."""
+    """`Fleet` in Ray Serve's terms. living: the replicas that it last chose from."""
+
+    living: ClassVar[set[str]] = set()
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.fleet = Fleet(**kwargs)
@@ -63,6 +66,7 @@ class FleetRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True  # where there is none to ask
         asked, now = pending_request.args[0], time.time()
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
+        FleetRouter.living = set(living)
         name = self.fleet.choose(
             asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
         )
@@ -166,15 +170,20 @@ class Gateway:
             answer.cancel()
 
     async def __call__(self, request: Request) -> Response:
+        if request.url.path == "/metrics":
+            texts = await of_all(
+                request.url.path, lambda: FleetRouter.living, self.ask, self.patience
+            )
+            return Response(exposition(texts.items()), media_type="text/plain; version=0.0.4")
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())
         except ValueError as error:
             return refusal(str(error))
         parts = until(self.closing, relay(asked, self.ask, self.patience))
-        status, kind = await anext(parts)
+        status, headers = await anext(parts)
         told = {"x-slo-replica": "".join(asked.route[:1]), "x-slo-hops": str(asked.hops)}
-        return StreamingResponse(parts, status, {"content-type": kind} | told)
+        return StreamingResponse(parts, status, headers | told)
 
 
 def application(
@@ -183,10 +192,9 @@ def application(
     """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
     router: what `Fleet` takes."""
     routing: dict[str, Any] = {
-        "request_router_class": FleetRouter,
-        "request_router_kwargs": dict(router),
-    }
-    routing["request_routing_stats_period_s"] = REPORTS
+        "request_router_class": FleetRouter, "request_router_kwargs": dict(router),
+        "request_routing_stats_period_s": REPORTS,
+    }  # fmt: skip
     engines = serve.deployment(
         Replica, num_replicas=replicas, max_ongoing_requests=MANY,
         request_router_config=RequestRouterConfig(**routing),
@@ -242,13 +250,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("--uds", "--ssl-certfile"):
             cure = "leave it out: replicas are reached on this machine"
             require(option not in started.argv, "option", option, "one of a single server", cure)
-        reject, cure = started.settings.reject, "leave it out: the last replica keeps a request"
-        require(not reject, "option", "--slo-reject", "one of a single server", cure)
         launch.require_free(given.host, given.port)
         settings = started.settings
-        default = {
-            name: getattr(settings, name) for name in ("ttft", "slowdown", "tpot", "rule", "value")
-        }
+        names = ("ttft", "slowdown", "tpot", "e2e", "rule", "value")
+        default = {name: getattr(settings, name) for name in names}
         hops = {} if given.hops is None else {"hops": given.hops}
         router = {"router": given.router, "options": hops, "default": default}
         # which refuses what is wrong before Ray starts
@@ -276,10 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(f"slos.fleet: {why_not_started() or error}", file=sys.stderr)
             return 1
-        print(
-            f"slos: {given.model} on {given.replicas} replicas at http://{given.host}:{given.port}",
-            flush=True,
-        )
+        at = f"http://{given.host}:{given.port}"
+        print(f"slos: {given.model} on {given.replicas} replicas at {at}", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

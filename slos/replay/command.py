@@ -17,7 +17,7 @@ from slos.files import write_whole
 from slos.hardware.profiles import profile
 from slos.replay.client import find
 from slos.replay.replay import run
-from slos.replay.results import Labels, rows, table
+from slos.replay.results import Labels, good, limits_of, rows, table
 from workloads import SCENARIOS, build, own, published
 from workloads.scenarios import by_name
 
@@ -58,6 +58,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": float,
         "metavar": "S",
         "help": "TPOT objective in seconds, instead of the requests' own",
+    },
+    "e2e": {
+        "type": float,
+        "metavar": "S",
+        "help": "and an objective on the last token in seconds, asked for and judged by",
+    },
+    "goodput": {
+        "nargs": "*",
+        "default": [],
+        "metavar": "NAME:MS",
+        "help": "count requests within ttft:500 tpot:50 e2el:5000, as `vllm bench serve` does",
     },
     "slo-rule": {
         "default": CLIENT,
@@ -198,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = options(argv)
     try:
         roofline = profile(given.profile).roofline if given.profile else None
+        limits = limits_of(given.goodput)
         asked_of(given, None)  # its own faults are told without a server
         server = asyncio.run(find(given.url, given.model))
         asked = asked_of(given, server.max_context)
@@ -210,14 +222,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         replayed = run(
             asked.requests, server.url, server.model, roofline, seed=given.seed,
             vocabulary=given.vocabulary, timeout=given.timeout, vllm=not given.plain,
+            e2e=given.e2e,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
-    print(table(replayed))
+    print(table(replayed, limits))
     if given.output:
         run_of = asked.name, given.system, server.model, asked.rate, given.seed, given.lengths
         labels = Labels(*run_of, source=asked.source)
-        write_whole(Path(given.output), rows(labels, replayed).to_csv(index=False))
+        more = {"good": good(replayed, limits)} if limits else {}
+        found = rows(labels, replayed).assign(**more)
+        write_whole(Path(given.output), found.to_csv(index=False))
         print(f"{len(replayed.outcomes)} rows in {given.output}")
     return 0 if len(replayed.failures) < len(replayed.outcomes) else 1

@@ -28,8 +28,8 @@ from slos.core.attainment import Live, Outcome, judged
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
 from slos.replay.client import Server, call, find
-from slos.replay.results import Failure, Replayed
-from slos.serving.objectives import xargs
+from slos.replay.results import Failure, Replayed, by_the_end
+from slos.serving.objectives import NAME, xargs
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
 END = 4  # token id that an answer ends with whose length is not told
@@ -46,6 +46,7 @@ class _Client:
     seed: int
     vocabulary: int
     vllm: bool
+    e2e: float | None
     told: bool
     start: float  # on the clock of the event loop
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -80,10 +81,10 @@ class _Client:
             fields["stream_options"]["continuous_usage_stats"] = True
             # they are part of the next prompt
             fields["return_token_ids"] = not last or bool(request.prefix)
-            fields["vllm_xargs"] = xargs(stages, request.value)
+            kind = {"slo_class": request.kind[:NAME]} if request.kind else {}
+            fields["vllm_xargs"] = xargs(stages, request.value, self.e2e) | kind
             if not self.told:
                 fields |= self.untold(len(prompt), fields["max_tokens"])
-                fields["vllm_xargs"]["slo_class"] = request.kind
             # or a second replay would find its prompts in the prefix cache
             fields["cache_salt"] = self.salt
         return json.dumps(fields).encode()
@@ -151,21 +152,22 @@ class _Client:
                 due, times = times[stage.output - 1], times[stage.output :]
             self.answered(request, prompt, ids)
             prompt += ids if len(ids) == asked else random(asked)
-        self.outcomes.append(live.outcome(due))
+        self.outcomes.append(by_the_end(live.outcome(due), self.e2e))
 
 
 async def replay(
     requests: Sequence[Request], url: str, model: str | None = None,
     roofline: Roofline | None = None, *, seed: int = 0, vocabulary: int = 500,
-    timeout: float = 600.0, vllm: bool = True, told: bool = True,
+    timeout: float = 600.0, vllm: bool = True, e2e: float | None = None, told: bool = True,
 ) -> Replayed:  # fmt: skip
     """Send `requests` to the server at `url`, and wait for all of them.
 
     roofline: the server's, for the zero-load times that objectives given as a slowdown need. seed:
     of the prompts, with each request's id. vocabulary: token ids are below it. timeout: seconds for
     a call. vllm: whether to send the fields that only vLLM knows: objectives, no early end, usage
-    with every chunk. told: whether the server is told how long answers will be; if not, it is given
-    each request's kind as its class, and `max_tokens` is all that its context holds.
+    with every chunk. e2e: seconds from arrival to last token, an objective beside the others, where
+    every request is of one stage. told: whether the server is told how long answers will be; if
+    not, `max_tokens` is all that its context holds, and it learns lengths by the requests' kind.
 
     Raises ValueError for requests that the server cannot take, OSError if there is none; whatever
     becomes of a request later is in its outcome. Warns if the client was late by more than half the
@@ -174,6 +176,11 @@ async def replay(
     require(timeout > 0, "timeout", timeout, "positive (seconds)")
     require(vocabulary > FIRST_ID, "vocabulary", vocabulary, f"above {FIRST_ID}")
     require(seed >= 0, "seed", seed, "at least 0")
+    several = [r.id for r in requests if len(r.stages) > 1]
+    require(e2e is None or e2e > 0, "e2e", e2e, "positive (seconds)")
+    require(
+        e2e is None or not several, "e2e of requests of several stages", several[:3], "left out"
+    )
     twice = [id for id, n in Counter(r.id for r in requests).items() if n > 1]
     require(not twice, "request ids", twice[:3], "different for every request")
     for r in requests:
@@ -208,7 +215,7 @@ async def replay(
             + LEAD
             - min((r.arrival for r in requests), default=0.0)
         )
-        client = _Client(session, server, zero_load, seed, vocabulary, vllm, told, start)
+        client = _Client(session, server, zero_load, seed, vocabulary, vllm, e2e, told, start)
         watch = asyncio.create_task(client.watch())
         try:
             async with asyncio.TaskGroup() as group:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from slos.core.attainment import Outcome, attainment
-from slos.core.pace import RULES, other
+from slos.core.attainment import Outcome, attainment, judged
+from slos.core.pace import RULES, TOLERANCE, other
+from slos.core.types import require
 from slos.files import Frame, commit
 
 
@@ -51,6 +53,45 @@ class Labels:
     status: str = "measured"
 
 
+def by_the_end(outcome: Outcome, e2e: float | None) -> Outcome:
+    """The same outcome, which attains only if its last token came within `e2e` seconds as well."""
+    if e2e is None or outcome.finish - outcome.arrival <= e2e + TOLERANCE:
+        return outcome
+    return judged(outcome, False, False)
+
+
+GOODPUT = ("ttft", "tpot", "e2el")
+
+
+def limits_of(said: Sequence[str]) -> dict[str, float]:
+    """Milliseconds by name, of words such as "ttft:500", as `vllm bench serve --goodput` has
+    them."""
+    limits = {}
+    for word in said:
+        name, _, number = word.partition(":")
+        good = name in GOODPUT and number.replace(".", "", 1).isdigit()
+        require(good, "goodput", word, f"NAME:MILLISECONDS with a name of {', '.join(GOODPUT)}")
+        limits[name] = float(number)
+    return limits
+
+
+def good(run: Replayed, limits: Mapping[str, float]) -> list[bool]:
+    """Which outcomes are within all `limits`, whatever the objectives were: TTFT, mean time per
+    token after the first one (0 if that is all), and end, from the time at which it was due."""
+    failed = {f.id for f in run.failures}
+    seen = [{"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival} for o in run.outcomes]
+    return [
+        o.id not in failed and all(times[name] <= ms / 1e3 for name, ms in limits.items())
+        for o, times in zip(run.outcomes, seen, strict=True)
+    ]
+
+
+def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
+    """Good requests per second, from the first arrival to the last end."""
+    ends, starts = [o.finish for o in run.outcomes], [o.arrival for o in run.outcomes]
+    return sum(good(run, limits)) / max(max(ends) - min(starts), TOLERANCE)
+
+
 def rows(labels: Labels, run: Replayed) -> Frame:
     """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was
     none."""
@@ -85,9 +126,9 @@ def by_kind(run: Replayed) -> Frame:
     return pd.DataFrame(columns).rename_axis("kind").reset_index()
 
 
-def table(run: Replayed) -> str:
+def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     """The figures for a terminal, with the reasons of failures, and by kind where there are some;
-    latencies are those of the requests answered."""
+    latencies are those of the requests answered. limits: of goodput, see `good`."""
     rule = run.outcomes[0].rule
     shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
     lines = [
@@ -96,12 +137,16 @@ def table(run: Replayed) -> str:
     ]
     for name, times in {
         "TTFT": [o.ttft for o in run.outcomes],
-        "TPOT": [o.tpot for o in run.outcomes],
+        "TPOT": [o.tpot for o in run.outcomes if o.output > 1],
+        "E2EL": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
     }.items():
         ms = 1e3 * pd.Series(times)
         lines.append(
             f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}"
         )
+    if limits:
+        within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
+        lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
     failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
     done = len(run.outcomes) - failed
     lines.append(

@@ -27,6 +27,7 @@ PROMPTS = (8, 16, 32, 64, 128, 256, 512)
 TOGETHER = (1, 4, 16, 48)
 ROUNDS = 4
 SECRET = "SLOS_SECRET"  # environment variable: of a server and of the process that started it
+METRICS = "SLOS_METRICS"  # environment variable: where the engines of a server write theirs
 FROM = "x-router-secret"  # header: by it a router shows that it started the server
 PROVE = "x-router-proof"  # header: asks the server to show that it was started by the caller
 
@@ -88,6 +89,7 @@ def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) 
         count = max(1, min(prompt, longest - output - 1))
         tokens = [rng.randint(5, 200) for _ in range(count)]
         fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
+        fields["vllm_xargs"] = {"slo_class": "calibration"}  # as metrics call it
         fetch("/v1/completions", fields)
 
     with ThreadPoolExecutor(max(TOGETHER)) as pool:

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from slos.core.pace import RULES
 from slos.core.types import require
-from slos.serving.calls import calibrate, secret, wait
+from slos.serving.calls import METRICS, calibrate, secret, wait
 from slos.serving.settings import Settings
 
 __all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
@@ -59,6 +59,9 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--slo-tpot", type=float, dest="tpot", help="and: seconds per token (default: 0.1)"
+    )
+    parser.add_argument(
+        "--slo-e2e", type=float, dest="e2e", help="and: seconds to the last token (default: none)"
     )
     parser.add_argument(
         "--slo-reject",
@@ -93,7 +96,7 @@ def options() -> argparse.ArgumentParser:
 
 
 # settings with an option
-OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "rule", "reject", "load")
+OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "e2e", "rule", "reject", "load")
 VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
 
 
@@ -215,6 +218,7 @@ def _own_folder() -> None:
     where = usual if len(usual) < 40 else "/tmp"
     folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-", dir=where)
     os.environ["TMPDIR"], tempfile.tempdir = folder, None
+    os.environ[METRICS] = tempfile.mkdtemp(prefix="metrics-")
     if LEASHED not in os.environ:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from slos.core.types import SLO, require
 from slos.serving.calls import FROM, PROVE, proof, secret
+from slos.serving.metrics import show
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
 from slos.serving.refused import refusing
 
@@ -82,6 +83,7 @@ class CheckObjectives:
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        show()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"].endswith(OTHERS):
@@ -102,7 +104,7 @@ class CheckObjectives:
             return
         if fields and any(NEAR.fullmatch(name) for name in request.headers):
             body = json.dumps(fields).encode()
-        if fields and not router:
+        if fields and not (router and float(fields["vllm_xargs"].get("slo_elsewhere", 0))):
             send = refusing(send, partial(_too_late(fields), scope, _gone, send))
         await self.app(_sized(scope, body), _once(body, receive), send)
 
@@ -124,7 +126,7 @@ class CheckObjectives:
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
     """HTTP 429 for who cannot be in time; to come again when its first token would be due."""
     answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
-    after = float(fields["vllm_xargs"].get("slo_ttft") or 1.0)
+    after = float(fields["vllm_xargs"].get("slo_ttft", 1.0))
     answer.headers["retry-after"] = str(ceil(after))
     return answer
 

@@ -2,8 +2,9 @@
 `SamplingParams.extra_args`.
 
 `slo_ttft` (seconds) or `slo_slowdown` (times the zero-load time of the prompt), `slo_tpot` (seconds
-per token), `slo_rule` (by which the pace is counted: "client" or "paper", see `slos.core.pace`),
-`slo_value`, and for an answer of several paces `slo_stages`, a JSON string such as
+per token), `slo_e2e` (seconds until the last token; said alone, it is the only objective),
+`slo_rule` (by which the pace is counted: "client" or "paper", see `slos.core.pace`), `slo_value`,
+and for an answer of several paces `slo_stages`, a JSON string such as
 `[{"tpot": 0.05, "until": 151649}, {"tpot": 0.1}]`: a stage ends with the token id `until`, or after
 `tokens` tokens. Two fields help to foresee an answer's length: `slo_class`, a name that it has in
 common with its like, and `slo_output`, the tokens that the client expects. The router before some
@@ -19,7 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
-from typing import Any
+from typing import Any, cast
 
 from slos.core.pace import RULES
 from slos.core.types import SLO, Stage, require
@@ -27,7 +28,8 @@ from slos.core.types import SLO, Stage, require
 PREFIX = "slo_"
 ROUTERS = ("slo_arrival", "slo_elsewhere")  # fields that are a router's to say
 TEXTS = ("slo_rule", "slo_stages", "slo_class")
-FIELDS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_value", "slo_output", *TEXTS, *ROUTERS)
+NUMBERS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_e2e", "slo_value", "slo_output")
+FIELDS = (*NUMBERS, *TEXTS, *ROUTERS)
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
 STAGES = 64  # of one request, at the most
 NAME = 64  # characters of a class, at the most
@@ -47,7 +49,7 @@ class Phase:
 class Objectives:
     """What one request asks for: its phases, and what serving it in time is worth; what a router
     says of it; and its class, and the output tokens that its client expects, 0 if it does not
-    say."""
+    say. e2e: seconds from its arrival until its last token."""
 
     phases: tuple[Phase, ...]
     value: float = 1.0
@@ -55,6 +57,7 @@ class Objectives:
     elsewhere: bool = False
     kind: str = ""
     output: int = 0
+    e2e: float | None = None
 
     def __post_init__(self) -> None:
         require(0 < self.value <= MOST, "slo_value", self.value, f"positive, at most {MOST:g}")
@@ -85,11 +88,18 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     for name in given:
         require(name in FIELDS, "field", name, f"one of {', '.join(FIELDS)}")
     numbers = {name: _number(name, value) for name, value in given.items() if name not in TEXTS}
-    phases, first = default.phases, default.phases[0].slo
+    phases, first, e2e = default.phases, default.phases[0].slo, numbers.get("slo_e2e", default.e2e)
+    if "slo_e2e" in given:
+        within(PREFIX, "e2e", e2e)
+        with_stages = "slo_stages" in given
+        require(not with_stages, "slo_stages", given.get("slo_stages"), "left out beside slo_e2e")
+        first = SLO(cast(float, e2e), ttft=e2e)  # what is not said is free
+        phases = (Phase(first),)
     ttft, slowdown = first.ttft, first.slowdown
     if given.keys() & {"slo_ttft", "slo_slowdown"}:
         ttft, slowdown = numbers.get("slo_ttft"), numbers.get("slo_slowdown")
     if "slo_stages" in given:
+        e2e = None  # theirs are other objectives than the default's
         require(
             "slo_tpot" not in given, "slo_tpot", given.get("slo_tpot"), "left out beside slo_stages"
         )
@@ -97,7 +107,7 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     elif "slo_tpot" in given:
         phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)
     slo = bounded(PREFIX, phases[0].slo.tpot, ttft, slowdown)
-    rule = given.get("slo_rule", first.rule)
+    rule = given.get("slo_rule", default.phases[0].slo.rule)
     require(rule in tuple(RULES), "slo_rule", rule, f"one of {', '.join(RULES)}")
     phases = (replace(phases[0], slo=slo), *phases[1:])
     phases = tuple(replace(p, slo=replace(p.slo, rule=rule)) for p in phases)
@@ -107,11 +117,12 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     require(named, "slo_class", kind, f"a name of at most {NAME} characters")
     whole = output == int(output) and 0 <= output <= MOST
     require(whole, "slo_output", given.get("slo_output"), "a whole number of tokens, at least 0")
-    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere, kind, int(output))
+    return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere, kind, int(output), e2e)
 
 
-def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
-    """What `parse` reads back, for stages that follow each other without a wait or a prompt."""
+def xargs(stages: Sequence[Stage], value: float = 1.0, e2e: float | None = None) -> dict[str, Any]:
+    """What `parse` reads back, for stages that follow each other without a wait or a prompt; e2e,
+    in seconds, for a single one."""
     require(
         len(stages) > 0 and all(s.goes_on for s in stages[1:]),
         "stages",
@@ -123,7 +134,7 @@ def xargs(stages: Sequence[Stage], value: float = 1.0) -> dict[str, Any]:
     # the server's default.
     ttft = first.first_token(0.0) if first.slowdown is None else None
     fields: dict[str, Any] = {"slo_ttft": ttft, "slo_slowdown": first.slowdown, "slo_value": value}
-    fields["slo_rule"] = first.rule
+    fields |= {"slo_rule": first.rule, "slo_e2e": e2e}
     if len(stages) == 1:
         fields["slo_tpot"] = first.tpot
     else:
@@ -147,9 +158,8 @@ def bounded(
     prefix: str, tpot: float, ttft: float | None = None, slowdown: float | None = None
 ) -> SLO:
     """Objectives as a client may have them. Raises ValueError that names `prefix` and the field."""
-    seconds = f"positive, {LEAST:g} to {MOST:g} seconds"
-    for name, value in (("tpot", tpot), ("ttft", ttft)):
-        require(value is None or LEAST <= value <= MOST, f"{prefix}{name}", value, seconds)
+    within(prefix, "tpot", tpot)
+    within(prefix, "ttft", ttft)
     times = f"at least 1 (times zero load), at most {MOST:g}"
     good = slowdown is None or 1 <= slowdown <= MOST
     require(good, f"{prefix}slowdown", slowdown, times)
@@ -157,6 +167,12 @@ def bounded(
         return SLO(tpot, ttft, slowdown)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
+
+
+def within(prefix: str, name: str, seconds: float | None) -> None:
+    """Raises ValueError for seconds that no objective may have."""
+    bound = f"positive, {LEAST:g} to {MOST:g} seconds"
+    require(seconds is None or LEAST <= seconds <= MOST, f"{prefix}{name}", seconds, bound)
 
 
 def _stages(text: Any) -> tuple[Phase, ...]:

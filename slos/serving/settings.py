@@ -10,7 +10,7 @@ from typing import Any
 from slos.core.history import make_predictor
 from slos.core.pace import CLIENT
 from slos.core.types import require
-from slos.serving.objectives import Objectives, Phase, bounded
+from slos.serving.objectives import Objectives, Phase, bounded, within
 
 NUMBER = (int, float)
 
@@ -31,7 +31,7 @@ class Settings:
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
     fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`,
-    which says what a higher level is good for, as in "quantile:0.9". slowdown or ttft, tpot,
+    which says what a higher level is good for, as in "quantile:0.9". slowdown or ttft, tpot, e2e,
     rule of pace, value: objectives of a request that brings none. reject: whether a request that
     cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router to
     read it from.
@@ -47,6 +47,7 @@ class Settings:
     ttft: float | None = None
     slowdown: float | None = None
     tpot: float = 0.1
+    e2e: float | None = None
     rule: str = CLIENT
     value: float = 1.0
     reject: bool = False
@@ -91,4 +92,5 @@ class Settings:
     def objectives(self) -> Objectives:
         slowdown = 5.0 if self.ttft is None and self.slowdown is None else self.slowdown
         slo = replace(bounded("", self.tpot, self.ttft, slowdown), rule=self.rule)
-        return Objectives((Phase(slo),), self.value)
+        within("", "e2e", self.e2e)
+        return Objectives((Phase(slo),), self.value, e2e=self.e2e)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from slos.core.attainment import CHECK_EVERY
 from slos.core.pace import CLIENT, start
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Progress
-from slos.serving.objectives import Objectives
+from slos.serving.objectives import LEAST, Objectives
 
 
 @dataclass(slots=True, eq=False)
@@ -34,13 +35,28 @@ class Tracked:
     claim: int = 0
     turn: int = 0
     admitted: bool = False
+    declined: bool = False  # it ends unserved
+    lateness: float = -inf  # of the latest of its tokens that were looked at, in seconds
+    first: float = 0.0  # when its first token appeared
+    first_due: float = 0.0  # by the objective on it alone
 
     @classmethod
-    def of(cls, request: Any, objectives: Objectives, roofline: Roofline | None) -> Tracked:
-        """Give a request that has just arrived its deadlines."""
+    def of(
+        cls,
+        request: Any,
+        objectives: Objectives,
+        roofline: Roofline | None,
+        lengths: LengthPredictor | None = None,
+    ) -> Tracked:
+        """Give a request that has just arrived its deadlines.
+
+        One on the end becomes, by the length that is expected of it, a TTFT and a TPOT that imply
+        it: without others each as many times as long as alone on the engine.
+        """
         first = objectives.phases[0].slo
         arrival = min(request.arrival_time, objectives.arrival or inf)
-        due = arrival + first.first_token(roofline.time(request.num_tokens) if roofline else 0.0)
+        prompt = roofline.time(request.num_tokens) if roofline else 0.0
+        due = arrival + first.first_token(prompt)
         progress = Progress(
             request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value
         )
@@ -49,7 +65,13 @@ class Tracked:
         progress.kind, progress.told_stage = objectives.kind, objectives.phases[0].tokens or 0
         progress.limit = request.num_tokens + request.max_tokens
         progress.told = request.num_tokens + told_output(request, objectives)
-        return cls(request, progress, objectives)
+        if (end := objectives.e2e) is not None:
+            more = (lengths.remaining(progress) if lengths else request.max_tokens) - 1
+            decodes = more * (roofline.time(1) if roofline else 0.0)
+            ttft = min(due - arrival, end * prompt / (prompt + decodes) if prompt else end / 2)
+            progress.t0 = arrival + ttft
+            progress.tpot = min(first.tpot, max(LEAST, (end - ttft) / max(1, more)))
+        return cls(request, progress, objectives, first_due=due)
 
     @property
     def done(self) -> bool:
@@ -79,25 +101,56 @@ class Tracked:
         p.tokens, p.generated = r.num_tokens, r.num_output_tokens - self.phase_start
         return p
 
-    def emitted(self, now: float, lengths: LengthPredictor) -> None:
+    def emitted(self, now: float, lengths: LengthPredictor | None = None) -> None:
         """Look at the tokens that have appeared: a phase's first one may move the schedule, and a
         phase may be over."""
         r, p, phases = self.request, self.progress, self.objectives.phases
         while self.seen < r.num_output_tokens:
             if self.seen == self.phase_start:
-                p.t0 = start(p.t0, now, p.client, p.stage > 0)
+                self._first(now)
             if p.stage + 1 == len(phases):
+                self._look(now, r.num_output_tokens)
                 self.seen = r.num_output_tokens
                 return
+            self._look(now, self.seen + 1)
             token, self.seen = r.output_token_ids[self.seen], self.seen + 1
             generated = self.seen - self.phase_start
             if self.objectives.ends(p.stage, token, generated):
                 p.generated, p.tokens = generated, r.num_prompt_tokens + self.seen
-                lengths.ended(p, False)
+                self.lateness = max(self.lateness, now - p.t0 - (generated - 1) * p.tpot)
+                if lengths:
+                    lengths.ended(p, False)
                 tpot, p.told_stage = phases[p.stage + 1].slo.tpot, phases[p.stage + 1].tokens or 0
                 p.t0 = p.t0 + (generated - 1) * p.tpot + tpot
                 p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
                 p.later_tpot, p.stages_left = self.objectives.later(p.stage)
+
+    def _first(self, now: float) -> None:
+        """A phase's first token has appeared."""
+        p = self.progress
+        if not p.stage:
+            self.lateness, self.first = now - p.t0, now
+        p.t0 = start(p.t0, now, p.client, p.stage > 0)
+
+    def _look(self, now: float, end: int) -> None:
+        """At the pace of the output tokens from `seen` to `end`, as the paper's rule has it."""
+        first, p = self.seen - self.phase_start, self.progress
+        token = max(CHECK_EVERY, first + -first % CHECK_EVERY)
+        if not p.client and token < end - self.phase_start:
+            self.lateness = max(self.lateness, now - p.t0 - token * p.tpot)
+
+    def late(self, now: float) -> float:
+        """Seconds by which the worst deadline was missed of a request whose last token appeared at
+        `now`, at most 0 if none was: by its rule of pace, as `slos.core.attainment` has it. With a
+        deadline for the end the pace is a mean by either rule."""
+        self.emitted(now)
+        if self.objectives.e2e is not None:
+            gaps, tpot = self.request.num_output_tokens - 1, self.objectives.phases[0].slo.tpot
+            end = now - self.progress.arrival - self.objectives.e2e
+            return max(end, self.first - self.first_due, now - self.first - gaps * tpot)
+        p, generated = self.progress, self.request.num_output_tokens - self.phase_start
+        last = now - p.t0 - (generated - 1) * p.tpot if generated else 0.0
+        return max(self.lateness, last)
 
 
 def told_output(request: Any, objectives: Objectives) -> int:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from operator import attrgetter, index
@@ -37,8 +36,10 @@ from slos.core.types import Request as Work
 from slos.hardware.profiles import Profile, profile, save
 from slos.policies import OURS, make_policy
 from slos.policies.warm_up import warm_up
+from slos.serving.beside import Beside
 from slos.serving.calibration import Learned, Measured
 from slos.serving.load_report import Report, load_of
+from slos.serving.metrics import Metrics
 from slos.serving.objectives import parse
 from slos.serving.prefix_hits import PrefixHits
 from slos.serving.settings import Settings
@@ -74,14 +75,8 @@ class SLOScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        asked = self.scheduler_config.policy
-        require(
-            isinstance(self.waiting, deque),
-            "scheduling policy",
-            asked,
-            "fcfs",
-            "leave --scheduling-policy out",
-        )
+        asked, cure = self.scheduler_config.policy, "leave --scheduling-policy out"
+        require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", cure)
         self.settings = Settings.of(
             dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {})
         )
@@ -94,7 +89,7 @@ class SLOScheduler(AsyncScheduler):
         # start, tokens, draft steps, context of steps
         self.flying: deque[tuple[float, int, int, int]] = deque()
         self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
-        self.warned: set[str] = set()  # of what failed beside scheduling
+        self.beside = Beside()
         self.passed: list[Request] = []  # declined before they started, for another replica
         start = profile(self.settings.profile) if self.settings.profile else None
         self.learned = Learned(
@@ -107,6 +102,8 @@ class SLOScheduler(AsyncScheduler):
         # whether a prompt is started is the policy's to say
         self.scheduler_reserve_full_isl = False
         self._warm_up()
+        self.metrics = Metrics(lambda: list(self.tracked.values()))
+        self.metrics.publish(self.parallel_config.data_parallel_rank)
         self._tell(self.clock())
 
     def _policy(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
@@ -130,13 +127,15 @@ class SLOScheduler(AsyncScheduler):
         # the front-end refuses it with HTTP 400; an engine must not die of it
         except Exception as error:
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
-        t = self.tracked[request.request_id] = Tracked.of(request, objectives, self.roofline)
+        t = Tracked.of(request, objectives, self.roofline, self.lengths)
+        self.tracked[request.request_id] = t
         t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
         t.turn = next(self.turns)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         start = self.clock()
-        batch = self._decide(start)
+        with self.metrics.planning.time():
+            batch = self._decide(start)
         if batch is not None:
             self._apply(batch)
         try:
@@ -163,7 +162,7 @@ class SLOScheduler(AsyncScheduler):
         if not self.settings.load or (now < self.told + TELL and self.tracked):
             return
         self.told, path = now, Path(self.settings.load)
-        with self._beside("the report of the load"):
+        with self.beside("the report of the load"):
             if path.exists():
                 os.utime(path)  # a sign of life, even where the disk is full
             load = load_of(
@@ -171,16 +170,6 @@ class SLOScheduler(AsyncScheduler):
                 self.block_size,
             )  # fmt: skip
             Report(load, now, self.learned.cautious).write(path)
-
-    @contextmanager
-    def _beside(self, what: str) -> Iterator[None]:
-        """Around what is not scheduling: a failure there is logged once, and the engine goes on."""
-        try:
-            yield
-        except Exception:
-            if what not in self.warned:
-                logger.exception("%s failed; the engine goes on without", what)
-            self.warned.add(what)
 
     def _decide(self, now: float) -> Batch | None:
         """The policy's answer, checked; None where vLLM is to schedule this step by itself, or
@@ -192,14 +181,9 @@ class SLOScheduler(AsyncScheduler):
             if not view.waiting and not view.running:
                 return None
             batch = self.slo_policy.step(view)
-            known = self.tracked.keys()
-            for ids in (batch.tokens, batch.preempt, batch.decline):
-                require(
-                    known >= set(ids),
-                    "request ids of a batch",
-                    [i for i in ids if i not in known],
-                    "in the view",
-                )
+            ids = (*batch.tokens, *batch.preempt, *batch.decline)
+            unknown = [id for id in ids if id not in self.tracked]
+            require(not unknown, "request ids of a batch", unknown, "in the view")
             tokens = {id: index(n) for id, n in batch.tokens.items()}
             require(
                 min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each"
@@ -243,7 +227,7 @@ class SLOScheduler(AsyncScheduler):
             elif r.status in READY:
                 waiting.append(t)
         in_turn = attrgetter("turn")
-        with self._beside("looking into the prefix cache"):
+        with self.beside("looking into the prefix cache"):
             self.prefix_hits.show(waiting, running)
         waits = [
             t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
@@ -261,8 +245,9 @@ class SLOScheduler(AsyncScheduler):
             id for id in batch.decline
             if (t := self.tracked[id]).progress.elsewhere or (self.settings.reject and t.untouched)
         }  # fmt: skip
-        for id in set(batch.decline) - leave:
-            self.tracked[id].progress.best_effort = True
+        for id in batch.decline:
+            self.tracked[id].declined = id in leave
+            self.tracked[id].progress.best_effort = id not in leave
         self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
         for id in batch.preempt:
             request = self.tracked[id].request
@@ -271,7 +256,7 @@ class SLOScheduler(AsyncScheduler):
                 self._preempt_request(request, time.monotonic())
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
-        with self._beside("holding what is cached"):
+        with self.beside("holding what is cached"):
             self.prefix_hits.hold(batch.tokens.keys())
         place = {id: i for i, id in enumerate(batch.tokens)}
         last = len(place)
@@ -334,7 +319,9 @@ class SLOScheduler(AsyncScheduler):
         if scheduler_output.num_scheduled_tokens and self.flying:
             begin, tokens, drafts, context = self.flying.popleft()
             seconds, self.last_end = now - max(begin, self.last_end), now
-            with self._beside("learning from steps"):
+            with self.beside("learning from steps"):
+                expected = self.roofline and self.roofline.time(tokens, drafts, context)
+                self.metrics.step(seconds, expected)
                 if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
                     self.fitter.submit(self._refit, self.learned.steps)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
@@ -345,7 +332,7 @@ class SLOScheduler(AsyncScheduler):
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
             out.setdefault(r.client_index, EngineCoreOutputs()).outputs.append(end)
-        with self._beside("planning with what was learned"):
+        with self.beside("planning with what was learned"):
             self._believe()
         return out
 
@@ -386,9 +373,12 @@ class SLOScheduler(AsyncScheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every request ends here, finished or aborted."""
-        tracked = self.tracked.pop(request.request_id, None)
-        if tracked and request.status != RequestStatus.FINISHED_ABORTED:
-            self.lengths.ended(tracked.finished(), True)
+        if tracked := self.tracked.pop(request.request_id, None):
+            aborted = request.status == RequestStatus.FINISHED_ABORTED
+            if not aborted:
+                self.lengths.ended(tracked.finished(), True)
+            with self.beside("counting requests"):
+                self.metrics.ended(tracked, aborted, self.clock())
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from slos.core.roofline import scaled
 from slos.core.types import Load
-from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, relay, until
+from slos.fleet.dispatch import JSON, TAKEN, Asked, Fleet, answered, of_all, relay, until
 from slos.hardware.profiles import profile
 from slos.serving.load_report import Report
 
@@ -64,15 +64,17 @@ class Upstream:
         end: str = "properly",
         kind: str = "text/event-stream",
         status: int = 200,
+        **headers: str,
     ) -> None:
-        self.parts, self.end, self.kind, self.status = parts, end, kind, status
+        self.parts, self.end, self.status = parts, end, status
+        self.headers = {"Content-Type": kind} | headers
         self.seen: list[dict[str, Any]] = []
         self.left = asyncio.Event()
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
         head = {"path": request.path_qs, "key": request.headers.get("authorization")}
-        self.seen.append(head | json.loads(await request.read()))
-        response = web.StreamResponse(status=self.status, headers={"Content-Type": self.kind})
+        self.seen.append(head | json.loads(await request.read() or "{}"))
+        response = web.StreamResponse(status=self.status, headers=self.headers)
         await response.prepare(request)
         for part in self.parts:
             await response.write(part)
@@ -125,10 +127,10 @@ class Fleeting:
         async for part in answered(self.session, self.urls[name], call):
             yield part
 
-    async def serve(self, call: Asked) -> tuple[int, str, bytes]:
+    async def serve(self, call: Asked) -> tuple[int, dict[str, str], bytes]:
         parts = [part async for part in relay(call, self.ask, self.patience)]
-        status, kind = parts[0]
-        return status, kind, b"".join(parts[1:])
+        status, headers = parts[0]
+        return status, headers, b"".join(parts[1:])
 
 
 def played(
@@ -136,8 +138,8 @@ def played(
 ) -> tuple[int, bytes, list[str]]:
     async def play() -> tuple[int, bytes, list[str]]:
         async with Fleeting(patience, **upstreams) as fleet:
-            status, kind, text = await fleet.serve(call)
-            assert kind.split(";")[0] == (
+            status, headers, text = await fleet.serve(call)
+            assert headers["content-type"].split(";")[0] == (
                 "text/event-stream" if text.startswith(b"data:") else "application/json"
             )
             return status, text, fleet.calls
@@ -266,6 +268,24 @@ def test_what_the_engine_refuses_is_said_in_its_words() -> None:
     )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_nobody_can_serve_in_time_is_told_when_to_come_again(stream: bool) -> None:
+    """The engine of the last replica refuses by itself (`--slo-reject`)."""
+    told = {"Retry-After": "3", "X-Own": "engine"}
+    late = Upstream(b'{"error": {"code": 429}}', kind="application/json", status=429, **told)
+
+    async def play() -> None:
+        async with Fleeting(a=Upstream(REFUSED, DONE), b=late) as fleet:
+            call = asked(stream=stream)
+            call.route = ["a", "b"]
+            status, headers, text = await fleet.serve(call)
+            assert (status, text) == (429, b'{"error": {"code": 429}}')
+            assert headers["retry-after"] == "3" and set(headers) == {"content-type", "retry-after"}
+            assert fleet.calls == ["a", "b"]
+
+    asyncio.run(play())
+
+
 def test_an_error_in_a_stream_is_the_engines_answer() -> None:
     a = Upstream(b'data: {"error": {"message": "bad"}}\n\n', DONE)
     assert played(asked(), a=a, b=Upstream(*WHOLE))[2] == ["a"]
@@ -368,12 +388,24 @@ def test_a_server_that_closes_ends_answers_with_an_error() -> None:
         return [part async for part in until(closing, answer(*parts))]
 
     left: list[int] = []
-    head = (200, "text/event-stream")
+    head = (200, {"content-type": "text/event-stream"})
     *begun, last = asyncio.run(closed(head, event()))
     assert begun == [head, event()]
     assert last.startswith(b"data: ") and b"shuts down" in last and last.endswith(DONE)
     status, why = asyncio.run(closed())
-    assert status == (503, "application/json") and b"shuts down" in why and left == [2, 0]
+    assert status == (503, JSON) and b"shuts down" in why and left == [2, 0]
+
+
+def test_all_replicas_are_asked_and_one_that_fails_says_nothing() -> None:
+    kind = "text/plain"
+    a, b = Upstream(b"one 1\n", kind=kind), Upstream(b"two 2\n", kind=kind)
+    c = Upstream(b"no", kind=kind, status=500)
+
+    async def play() -> dict[str, str]:
+        async with Fleeting(a=a, b=b, c=c) as fleet:
+            return await of_all("/metrics", lambda: {"a", "b", "c"}, fleet.ask, 5.0)
+
+    assert asyncio.run(play()) == {"a": "one 1\n", "b": "two 2\n", "c": ""}
 
 
 def test_until_engines_know_themselves_the_fewest_calls_count() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import psutil
 import pytest
 
@@ -191,6 +193,32 @@ def test_what_nobody_can_do_in_time_is_passed_on_and_then_kept(
     assert answer.status == 200 and answer.getheader("x-slo-hops") == "0"
 
 
+def test_nothing_beyond_this_machine_is_answered(served: Served) -> None:
+    """What listens there is the gRPC server of each Ray Serve replica, and it asks for a token."""
+    ends = [(p, c) for p in served.children() for c in p.net_connections() if c.status == "LISTEN"]
+    beyond = [
+        (" ".join(served.arguments(p)), c.laddr)
+        for p, c in ends
+        if c.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    ]
+    assert len(ends) > 6 and all("ServeReplica" in name for name, _ in beyond), beyond
+    for _, at in beyond:
+        with grpc.insecure_channel(f"127.0.0.1:{at.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_metrics_are_those_of_all_replicas(served: Served) -> None:
+    connection = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    for name in ("slos_step_seconds_count", "vllm:num_requests_running"):
+        lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
+        assert len({re.search('replica="([^"]+)"', line)[1] for line in lines}) == 2, lines  # type: ignore[index]
+
+
 def test_errors_are_those_of_one_server(served: Served) -> None:
     answer, text = ask(served.url, vllm_xargs={"slo_ttft": -1})
     assert answer.status == 400 and "slo_ttft = -1" in json.loads(text)["error"]["message"]
@@ -282,7 +310,6 @@ def test_a_stopped_server_ends_streams_and_leaves_nothing_behind(served: Served)
         (["--patience", "0"], "--patience = 0.0 must be positive"),
         (["--slo-tpot", "-1"], "tpot = -1.0 must be positive"),
         (["--uds", "/tmp/s"], "option = '--uds' must be one of a single server"),
-        (["--slo-reject"], "option = '--slo-reject' must be one of a single server"),
         (["--scheduling-policy", "priority"], "'priority' must be fcfs"),
     ],
 )

@@ -569,7 +569,8 @@ def test_figures_of_a_summary() -> None:
         "TTFT, ms      500.0    500.0    990.0",
         "TPOT, ms       50.0     50.0     99.0",
     ]
-    assert told[4] == "answered 101, failed 0; the client was late by at most 250.0 ms"
+    assert told[4] == "E2EL, ms     1000.0   1000.0   1000.0"
+    assert told[5] == "answered 101, failed 0; the client was late by at most 250.0 ms"
 
 
 # The stream

@@ -14,10 +14,11 @@ from starlette.requests import Request
 
 from slos.core.history import BLIND, make_predictor
 from slos.core.pace import RULES
+from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Stage
 from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
-from slos.serving.objectives import FIELDS, PREFIX, Objectives, Phase, parse, xargs
+from slos.serving.objectives import FIELDS, LEAST, PREFIX, Objectives, Phase, parse, xargs
 from slos.serving.tracked import Tracked
 
 DEFAULT = Objectives((Phase(SLO(0.1, slowdown=5.0)),), value=2.0)
@@ -121,6 +122,12 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_slowdown": 0.5}, "slo_slowdown = 0.5 must be at least 1"),
         ({"slo_ttft": 1, "slo_slowdown": 2}, "slo_ttft = 1.0 must be None beside a slowdown"),
         ({"slo_value": 0}, "slo_value = 0.0 must be positive"),
+        ({"slo_e2e": 0}, "slo_e2e = 0.0 must be positive"),
+        ({"slo_e2e": "soon"}, "slo_e2e = 'soon' must be a finite number"),
+        (
+            {"slo_e2e": 1, "slo_stages": '[{"tpot": 1}]'},
+            """slo_stages = '[{"tpot": 1}]' must be left out beside slo_e2e""",
+        ),
         ({"slo_output": 1.5}, "slo_output = 1.5 must be a whole number of tokens"),
         ({"slo_output": -1}, "slo_output = -1 must be a whole number of tokens"),
         ({"slo_class": 7}, "slo_class = 7 must be a name of at most 64 characters"),
@@ -325,3 +332,63 @@ def test_seconds_are_bounded(field: str) -> None:
             parse({field: value}, DEFAULT)
     for value in (1e-4, 1e6):
         parse({field: value}, DEFAULT)
+
+
+END = Roofline((Plane(1e-3, 0.0, 1e-2),))  # 10 ms, and 1 ms a token
+
+
+def ending(wire: dict[str, Any], output: int = 21, prompt: int = 90) -> Tracked:
+    request: Any = SimpleNamespace(
+        request_id="r", arrival_time=5.0, num_tokens=prompt, num_prompt_tokens=prompt,
+        max_tokens=output, num_output_tokens=0, output_token_ids=[],
+    )  # fmt: skip
+    return Tracked.of(request, parse(wire, DEFAULT), END)
+
+
+def test_an_objective_on_the_end_is_planned_for_by_first_token_and_pace() -> None:
+    p = ending({"slo_e2e": 3.2}).progress
+    # alone it takes 100 ms and 20 x 11 ms: each is given ten times as long
+    assert p.t0 == pytest.approx(6.0) and p.tpot == pytest.approx(0.11)
+    p = ending({"slo_e2e": 3.2, "slo_ttft": 0.2}).progress
+    assert p.t0 == pytest.approx(5.2) and p.tpot == pytest.approx(0.15)
+    p = ending({"slo_e2e": 3.2, "slo_tpot": 0.05}).progress
+    assert p.t0 == pytest.approx(6.0) and p.tpot == 0.05
+    assert ending({"slo_e2e": 3.2}, output=1).progress.t0 == pytest.approx(8.2)
+    first = parse({}, replace(DEFAULT, e2e=9.0))
+    assert first.e2e == 9.0 and first.phases == DEFAULT.phases, "beside the default's others"
+
+
+@given(
+    st.floats(1e-3, 1e3), st.none() | st.floats(1e-3, 1e3), st.none() | st.floats(1e-3, 1e2),
+    st.integers(1, 400), st.integers(1, 2000),
+)  # fmt: skip
+def test_what_is_planned_for_implies_the_end(
+    e2e: float, ttft: float | None, tpot: float | None, output: int, prompt: int
+) -> None:
+    wire = {"slo_e2e": e2e, "slo_ttft": ttft, "slo_tpot": tpot}
+    p = ending({k: v for k, v in wire.items() if v is not None}, output, prompt).progress
+    end = p.t0 + (output - 1) * p.tpot - 5.0
+    assert end <= e2e * (1 + 1e-9) or p.tpot == LEAST
+    assert p.t0 - 5.0 <= (ttft or e2e) + 1e-9 and p.tpot <= (tpot or max(e2e, LEAST)) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("wire", "late"),
+    [
+        ({"slo_e2e": 2.0}, -0.5),
+        ({"slo_e2e": 1.0}, 0.5),
+        ({"slo_e2e": 2.0, "slo_ttft": 1.2}, -0.2),
+        ({"slo_e2e": 2.0, "slo_ttft": 0.9}, 0.1),
+        ({"slo_e2e": 2.0, "slo_tpot": 0.2}, 0.1),
+    ],
+)
+def test_it_is_judged_by_the_end_and_by_what_else_was_said(
+    wire: dict[str, Any], late: float
+) -> None:
+    t = ending(wire, output=3)
+    for now in (6.0, 6.2, 6.5):  # 1 s, then a mean of 0.25 s
+        t.request.num_output_tokens += 1
+        t.request.output_token_ids += [7]
+        if now < 6.5:
+            t.emitted(now)
+    assert t.late(6.5) == pytest.approx(late)

@@ -27,9 +27,12 @@ WHOLE = json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode
 GOOD = json.dumps({"choices": [{"text": "x", "finish_reason": "length"}]}).encode()
 
 
-def answered(kind: bytes, parts: list[bytes], status: int = 200, shown: str = "") -> list[Any]:
-    """What a client is sent of an answer in these parts."""
-    body, sent = json.dumps({"prompt": "x", "vllm_xargs": {"slo_ttft": 2.5}}).encode(), []
+def answered(
+    kind: bytes, parts: list[bytes], status: int = 200, shown: str = "", elsewhere: int = 0
+) -> list[Any]:
+    """What a client is sent of an answer in these parts, or a router that shows the secret."""
+    xargs = {"slo_ttft": 2.5} | ({"slo_elsewhere": elsewhere} if shown else {})
+    body, sent = json.dumps({"prompt": "x", "vllm_xargs": xargs}).encode(), []
 
     async def receive() -> Any:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -75,6 +78,8 @@ def test_any_other_answer_is_sent_on_as_it_is(kind: bytes, parts: list[bytes]) -
     assert b"".join(b["body"] for b in bodies) == b"".join(parts)
 
 
-def test_a_router_and_an_error_are_left_alone() -> None:
-    assert answered(JSON, [WHOLE], shown=secret())[0]["status"] == 200
+def test_a_router_is_told_by_the_last_replica_and_an_error_is_left_alone() -> None:
+    assert answered(JSON, [WHOLE], shown=secret(), elsewhere=1)[0]["status"] == 200
+    last = answered(JSON, [WHOLE], shown=secret())[0]
+    assert last["status"] == 429 and (b"retry-after", b"3") in last["headers"]
     assert answered(JSON, [WHOLE], status=500)[0]["status"] == 500

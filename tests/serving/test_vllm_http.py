@@ -7,12 +7,14 @@ import http.client
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 pytest.importorskip(
     "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
@@ -107,6 +109,50 @@ def test_malformed_objectives_are_refused_and_the_server_lives_on(
     status, answer = completion(url, headers={f"x-{name.replace('_', '-')}": str(value)})
     assert status == 400 and name in answer["error"]["message"]
     assert completion(url)[0] == 200
+
+
+def counted(url: str) -> dict[tuple[str, ...], float]:
+    """The kit's samples at the server's `/metrics`, by name and labels but the engine's."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    assert "vllm:num_requests_running" in text
+    return {
+        (s.name, *(v for k, v in s.labels.items() if k != "engine")): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+        if s.name.startswith("slos_")
+    }
+
+
+def test_what_becomes_of_requests_is_at_vllms_own_metrics(url: str) -> None:
+    sent = {
+        ("easy", "attained"): {"slo_ttft": 30, "slo_tpot": 3},
+        ("hard", "best_effort"): {"slo_ttft": 1e-4, "slo_tpot": 0.5},
+    }
+    launch.calibrate(url, rounds=1)  # until it knows itself vLLM serves, and nobody is declined
+    for (kind, _), xargs in sent.items():
+        for _ in range(3):
+            assert completion(url, xargs | {"slo_class": kind})[0] == 200
+    end = time.monotonic() + 10
+    while True:
+        now = counted(url)
+        found = {k[1:]: v for k, v in now.items() if k[0] == "slos_requests_total"}
+        ours = {k: v for k, v in found.items() if k[0] in ("easy", "hard")}
+        if sum(ours.values()) >= 6 or time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    assert ours == dict.fromkeys(sent, 3)
+    assert (
+        now["slos_lateness_seconds_count", "easy"]
+        == now["slos_lateness_seconds_bucket", "easy", "0.0"]
+    )
+    assert now["slos_lateness_seconds_bucket", "hard", "0.0"] == 0
+    assert now["slos_requests_total", "calibration", "attained"] > 0
+    steps = now["slos_step_seconds_count",]  # of each of these requests 6, one after the other
+    assert now["slos_planning_seconds_count",] >= steps >= 36
+    assert 0.2 < now["slos_step_roofline_ratio_sum",] / now["slos_step_roofline_ratio_count",] < 5
+    assert now["slos_best_effort_requests",] == 0
 
 
 def test_an_aborted_stream_leaves_the_others_alone(url: str) -> None:

@@ -122,6 +122,7 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
         "target": 0.95, "precision": 0.1, "replicas": 2, "router": "sequential", "topology": "2:1",
         "max_drafts": 4, "acceptance": 0.5, "slo_scale": 0.7, "kv_scale": 0.5,
         "belief": "scale=0.9", "rule": "client", "prefix_cache": True, "predictor": "mean",
+        "max_context": 600, "start": 2.0,
     }  # fmt: skip
     base = replace(SMALL, max_drafts=3)
     assert changes.keys() == {f for f in SMALL.__dataclass_fields__}

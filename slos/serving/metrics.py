@@ -1,0 +1,150 @@
+"""What becomes of requests, for Prometheus: counted in the engine, shown at vLLM's own `/metrics`.
+
+An engine is a process of its own. A thread beside it writes what it has counted to a file, in
+Prometheus' text format, and the front-end reads the files whenever it is asked for its metrics. So
+neither waits for the other, and a full disk costs no more than numbers that stand still.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from slos.core.pace import TOLERANCE
+from slos.serving.beside import Beside
+from slos.serving.calls import METRICS
+from slos.serving.tracked import Tracked
+
+EVERY = 0.5  # seconds between two looks at what there is to write
+CLASSES = 50  # that are told apart: clients name them, and may name any number
+REST = "other"  # the class of those that come later
+LATE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, inf)
+SECONDS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, inf)
+RATIOS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0, inf)
+
+
+class Metrics:
+    """The numbers of one engine, whose requests are `living()`."""
+
+    def __init__(self, living: Callable[[], Iterable[Tracked]]) -> None:
+        self.registry = CollectorRegistry()
+        self.classes: set[str] = set()
+
+        def made(kind: Any, name: str, what: str, *labels: str, **more: Any) -> Any:
+            return kind(f"slos_{name}", what, labels, registry=self.registry, **more)
+
+        self.requests = made(
+            Counter, "requests", "Requests by what became of them: attained, late, best_effort "
+            "(served after it was declined), declined (ended unserved), aborted.",
+            "class", "outcome",
+        )  # fmt: skip
+        late = "Seconds by which a request missed the worst of its deadlines, 0 if none."
+        self.lateness = made(Histogram, "lateness_seconds", late, "class", buckets=LATE)
+        what = "Seconds that a step took."
+        self.steps = made(Histogram, "step_seconds", what, buckets=SECONDS)
+        what = "Time of a step over what the roofline says."
+        self.ratio = made(Histogram, "step_roofline_ratio", what, buckets=RATIOS)
+        what = "Seconds that the policy took to decide on a step."
+        self.planning = made(Histogram, "planning_seconds", what, buckets=SECONDS)
+        what = "Requests that are best effort now, waiting or running."
+        made(Gauge, "best_effort_requests", what).set_function(
+            lambda: sum(t.progress.best_effort for t in living())
+        )
+
+    def ended(self, t: Tracked, aborted: bool, now: float) -> None:
+        """A request is over, at `now` if it was served."""
+        kind = t.progress.kind
+        kind = kind if kind in self.classes or len(self.classes) < CLASSES else REST
+        self.classes.add(kind)
+        if aborted or not t.request.num_output_tokens:
+            return self.requests.labels(kind, "declined" if t.declined else "aborted").inc()
+        late = t.late(now)
+        self.lateness.labels(kind).observe(max(0.0, late))
+        outcome = "attained" if late <= TOLERANCE else "late"
+        self.requests.labels(kind, "best_effort" if t.progress.best_effort else outcome).inc()
+
+    def step(self, seconds: float, expected: float | None) -> None:
+        self.steps.observe(seconds)
+        if expected:
+            self.ratio.observe(seconds / expected)
+
+    def publish(self, engine: int) -> None:
+        """Keep a file up to date from now on, if `METRICS` names a folder. engine: its number."""
+        if folder := os.environ.get(METRICS):
+            path = Path(folder) / f"{engine}.prom"
+            threading.Thread(target=self._write, args=(path,), daemon=True).start()
+
+    def _write(self, path: Path) -> None:
+        written, part, beside = b"", path.with_suffix(".part"), Beside()
+        while path.parent.is_dir():  # the folder goes with its server
+            if (text := generate_latest(self.registry)) != written:
+                with beside("writing metrics"):
+                    part.write_bytes(text)
+                    part.replace(path)
+                    written = text
+            time.sleep(EVERY)
+
+
+def totals(text: str) -> dict[tuple[str, ...], float]:
+    """The samples of a server's `/metrics`, by name, class and outcome; sums over engines, models
+    and replicas."""
+    found: dict[tuple[str, ...], float] = {}
+    for family in text_string_to_metric_families(text):
+        for s in family.samples:
+            key = (s.name, *(s.labels[k] for k in ("class", "outcome") if k in s.labels))
+            found[key] = found.get(key, 0.0) + s.value
+    return found
+
+
+class Shown:
+    """A collector of the families in `texts()`, each with the name that tells it from the others;
+    label: what the name is of."""
+
+    def __init__(self, label: str, texts: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        self.label, self.texts = label, texts
+
+    def collect(self) -> Iterator[Any]:
+        found: dict[str, Any] = {}
+        for name, text in self.texts():
+            for family in text_string_to_metric_families(text):
+                samples = [s._replace(labels={self.label: name} | s.labels) for s in family.samples]
+                if family.name in found:
+                    samples = found[family.name].samples + samples
+                family.samples, found[family.name] = samples, family
+        return iter([f for name, f in found.items() if not name.endswith("_created")])
+
+
+def of_engines(folder: Path) -> Shown:
+    """What the engines of a server have written."""
+    paths = folder.glob
+    return Shown("engine", lambda: [(p.stem, p.read_text()) for p in sorted(paths("*.prom"))])
+
+
+def exposition(replicas: Iterable[tuple[str, str]]) -> bytes:
+    """What servers show at their `/metrics`, by name, as one such text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Shown("replica", lambda: replicas))
+    return generate_latest(registry)
+
+
+@cache
+def show() -> None:
+    """Add what the engines of this server write to what its front-end shows."""
+    if folder := os.environ.get(METRICS):
+        REGISTRY.register(of_engines(Path(folder)))
