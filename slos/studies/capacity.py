@@ -45,7 +45,7 @@ from workloads import SCENARIOS
 ASKED = ("rule", "target")
 OTHERWISE = {
     "smoke": (Size(60, 1, 0.5), ("coding",)),
-    "quick": (Size(150, 1, 0.15), ("chatbot", "coding")),
+    "quick": (Size(360, 1, 0.1), ("mixed",)),
     "full": (Size(600, 3, 0.04), tuple(SCENARIOS)),
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by
