@@ -106,9 +106,10 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
 
 
 def alike(best: Frame) -> Frame:
-    """Of capacities by rule and target those of the lengths and scenarios that are known for
-    all."""
-    best = best[best["lengths"] == "dataset"]
+    """Of capacities by rule and target, in that order, those of the lengths and scenarios that are
+    known for all."""
+    best = best[best["lengths"] == "dataset"].sort_values("target", kind="stable")
+    best = best.sort_values("rule", key=lambda c: c.map([*RULES].index), kind="stable")
     whole = best.groupby("scenario").filter(
         lambda rows: len(rows[[*ASKED]].drop_duplicates()) == len(best[[*ASKED]].drop_duplicates())
     )
