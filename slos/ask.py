@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from slos.core.pace import RULES
 from slos.core.types import require
@@ -14,7 +15,15 @@ from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
 from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
-from slos.studies.your_own import Question, answer, caution, described, in_words, table
+from slos.studies.your_own import (
+    Question,
+    answer,
+    caution,
+    described,
+    in_words,
+    settled,
+    table,
+)
 from workloads import SCENARIOS
 
 HELP = {
@@ -25,17 +34,18 @@ HELP = {
     "slo_scale": "makes all objectives so many times as long",
     "target": "share of requests that meet all objectives",
     "rate": "how many replicas for so many requests per second?",
-    "num_requests": "per replica and simulation",
+    "num_requests": "per replica and simulation (0: as many as the answer can be trusted with)",
     "seeds": "runs of every load",
     "rule": "of pace: client, mean time per token after the first one; paper, token by token from "
     "the first one's deadline",
+    "max_context": "leave out longer requests (what the profile takes)",
+    "prefix_cache": "find again what prompts share: rounds of sessions, hash_ids",
 }
 
 OWN = {
     "tpot": "objective of --requests that have none: seconds per token",
     "ttft": "and seconds to the first token",
     "slowdown": "or times the zero-load time of the prompt",
-    "max_context": "leave out longer ones of --requests (what the profile takes)",
 }
 
 
@@ -47,15 +57,16 @@ def options() -> argparse.ArgumentParser:
     layouts = "your own, in a layout of workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ..."
     what.add_argument("--requests", default="", metavar="FILE", help=layouts)
     for name, text in OWN.items():
-        kind = int if name == "max_context" else float
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=0, help=text)
+        parser.add_argument(f"--{name}", type=float, default=0, help=text)
     for f in fields(Question):
         if f.name in HELP:
             name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
             choices = [*RULES] if f.name == "rule" else None
-            kind = type(f.default)
-            parser.add_argument(name, type=kind, default=f.default, choices=choices, help=text)
+            how: dict[str, Any] = {"type": type(f.default), "default": f.default}
+            how |= {"choices": choices} if choices else {}
+            how = {"action": "store_true"} if isinstance(f.default, bool) else how
+            parser.add_argument(name, help=text, **how)
     parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser
@@ -70,9 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rest = {name: getattr(given, name) for name in (*HELP, "systems")}
         work, said = given.mix, ""
         if mine:
-            own = {name: getattr(given, name) for name in (*OWN, "profile", "drafts")}
-            work, said = Mine(mine, **own).workload()
-        asked = Question(work, **rest)
+            names = [f.name for f in fields(Mine) if f.name != "path"]
+            work, said = Mine(mine, **{n: getattr(given, n) for n in names}).workload()
+        for name in () if mine else OWN:
+            cure = "a mix has its own objectives, slo_scale changes them"
+            require(not getattr(given, name), name, getattr(given, name), "of --requests", cure)
+        asked = settled(Question(work, **rest), "ask")
         print(described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
         best = answer(asked, "ask")
         shown = table(best, asked.rate).to_string(index=False)

@@ -5,6 +5,8 @@ import ast
 import importlib
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +16,8 @@ import pandas as pd
 import pytest
 
 import slos
+from slos import ask
+from slos.hardware import fit
 from slos.policies import POLICIES
 from slos.records.claims import read_claims, read_headlines
 from slos.records.report import against_table
@@ -38,6 +42,32 @@ def test_what_was_measured_is_what_the_reference_run_measured() -> None:
     for workload, phrase in (("bursty", "{}x on a bursty"), ("steady", "{}x on a steady")):
         ratio = found[workload, "measured", "slos-serve"] / found[workload, "measured", "vllm-v1"]
         assert phrase.format(f"{ratio:.2f}") in README
+
+
+# Your own
+
+
+def test_from_five_measured_steps_and_a_trace_to_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr("slos.records.sweep.os.cpu_count", lambda: 1)  # no Ray for so little
+    steps = tmp_path / "docs" / "my_steps.csv"
+    steps.write_text("\n".join(steps.read_text().splitlines()[:6]))  # a header and five
+    said = re.findall(r"python -m slos\.(\S+) (.*docs/my.*)", README)
+    commands = {module: shlex.split(options) for module, options in said}
+    assert fit.main(commands["hardware.fit"]) == 0
+    assert "R2" in capsys.readouterr().out
+    asked = [*commands["ask"], "--num-requests", "300", "--seeds", "1"]
+    asked += ["--systems", "slos-serve", "vllm-v1"]
+    for gpu in ("docs/my_gpu.json", "my_gpu.json"):
+        asked[asked.index("--profile") + 1] = gpu
+        assert ask.main(asked) == 0
+        text = capsys.readouterr().out
+        assert "Requests: 40 rows, arrivals of the file" in text
+        assert re.search(r"^ *slos-serve +- +\d", text, re.MULTILINE)
 
 
 # The policy

@@ -26,7 +26,7 @@ from slos.evaluation.grids import (
     can_draft,
     fixed_drafts,
 )
-from slos.evaluation.plots import colors, finish, name_of, panels, unique, whiskers
+from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.stats import (
     capacities,
@@ -219,4 +219,4 @@ def ladder_chart(table: Frame, source: str) -> Figure:
         whiskers(axis, range(len(rungs)), rows, i, label=name, **looks)
     axis.set_xticks(range(len(rungs)), rungs)
     axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
-    return finish(figure, f"{source}; whiskers: 95 % interval over seeds", axis, ncols=4)
+    return finish(figure, f"{source}; {seeds_said(table)}", axis, ncols=4)

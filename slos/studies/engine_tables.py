@@ -67,12 +67,16 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
                 )
                 axis.plot(
                     part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
-                    fillstyle=kind, label=f"{name_of(system)}, {status}",
+                    fillstyle=kind, label=f"{_name(system)}, {status}",
                 )  # fmt: skip
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
     said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"
     return finish(figure, said, axes[0], ncols=2)
+
+
+def _name(series: str) -> str:
+    return name_of(series).replace(OURS, name_of(OURS))
 
 
 def by_load(frame: Frame) -> Frame:

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation.grids import AS_PUBLISHED, behind, case_of_rival
-from slos.evaluation.plots import colors, dots, finish, panels, unique
+from slos.evaluation.plots import colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.stats import over, select, strongest
 from slos.files import Frame
 from slos.records.claims import paper
@@ -65,5 +65,5 @@ def models_chart(table: Frame, source: str) -> Figure:
         rows, palette = select(table, kind=kind), colors(unique(table["model"]))
         groups = {name: (color, select(rows, model=name)) for name, color in palette.items()}
         dots(axis, rows, groups, 0.16, paper("authors_vs_best"))
-    said = f"{source}; one replica, drafts where there is a draft model; whiskers: 95 % over seeds"
+    said = f"{source}; one replica, drafts where there is a draft model; {seeds_said(table)}"
     return finish(figure, said, axes[0], ncols=4)

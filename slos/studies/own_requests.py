@@ -24,6 +24,7 @@ class Mine:
     slowdown: float = 0.0
     max_context: int = 0
     drafts: int = 0
+    prefix_cache: bool = False
 
     def __post_init__(self) -> None:
         require(isinstance(self.path, str), "requests", self.path, "the name of a file")
@@ -41,7 +42,13 @@ class Mine:
         table = published.read(path, objectives, limit or None, left_out)
         key = crc32(repr((path.resolve(), self)).encode())
         out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
-        return str(published.write(table, out)), "; ".join(table.remarks)
+        asked = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
+        unused = [name for name, x in asked.items() if x and table.rows[0].get(name) != x]
+        own = f"passed over: {', '.join(unused)} given, since the file has its own"
+        anew = "what prompts share is computed anew, unless prefix_cache is given"
+        shared = "prefix" in table.columns and not self.prefix_cache
+        said = [*table.remarks, *([anew] if shared else ()), *([own] if unused else ())]
+        return str(published.write(table, out)), "; ".join(said)
 
 
 def most_tokens(hardware: Profile, drafts: int = 0) -> int:

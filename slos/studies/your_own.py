@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, nan
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,29 +18,28 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, search
+from slos.evaluation.capacity_search import NoLimit, Probe, Search
 from slos.evaluation.grids import (
     BASELINE,
-    BEST_ROUTER,
-    RIVAL_ROUTERS,
-    SETTINGS,
-    behind,
     fixed_drafts,
-    typical,
 )
 from slos.evaluation.runs import by_rule, scaled_slos, serve
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
-from slos.records.sweep import sweep
 from slos.studies.own_requests import most_tokens
+from slos.studies.trials import SCOUTING, probed, scouted
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
+FEWEST = 600  # requests of a run, per replica
+ENOUGH = 3  # times as many as may be in service at once
+LOOKS = 3  # at the most, to find how many that are
 SHARES = [f"attainment_{rule}" for rule in RULES]
 BOUNDS = {
     "replicas": (1, 1000), "drafts": (0, 100), "acceptance": (0, 1), "slo_scale": (0.01, 100),
-    "target": (0.01, 1), "rate": (0, 1e6), "num_requests": (1, 1e6), "seeds": (1, 100),
+    "target": (0.01, 1), "rate": (0, 1e6), "num_requests": (0, 1e6), "seeds": (1, 100),
+    "max_context": (0, 1e7),
 }  # fmt: skip
 
 
@@ -49,8 +47,8 @@ BOUNDS = {
 class Question:
     """workload: a mix of scenarios, or a CSV of requests. profile: a name or a JSON file, "" for
     the scenarios' own. rate: requests per second for which replicas are counted, 0 for none.
-    num_requests: per replica and simulation. The others: see `Search`; the rule of pace is that of
-    the tools that one's own load is measured with.
+    num_requests: per replica and simulation, 0 for as many as it takes (see `settled`). The others:
+    see `Search`; the rule of pace is that of the tools that one's own load is measured with.
 
     Raises ValueError for unknown systems and rules, and for values out of bounds.
     """
@@ -64,14 +62,17 @@ class Question:
     slo_scale: float = 1.0
     target: float = 0.9
     rate: float = 0.0
-    num_requests: int = 600
+    num_requests: int = 0
     seeds: int = 3
     rule: str = CLIENT
+    max_context: int = 0
+    prefix_cache: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             require(low <= value <= high, name, value, f"of {low:g} to {high:g}")
+        require(len(self.systems) > 0, "systems", self.systems, "at least one")
         for name in self.systems:
             require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
@@ -83,12 +84,14 @@ class Question:
             self.workload, "", profile=self.profile, num_requests=self.num_requests * self.replicas,
             target=self.target, replicas=self.replicas, max_drafts=self.drafts,
             acceptance=self.acceptance, slo_scale=self.slo_scale, rule=self.rule,
+            max_context=self.max_context, prefix_cache=self.prefix_cache,
         )  # fmt: skip
 
     def requests(self) -> list[Request]:
         """Of all seeds, the first one's first, at 1 request per second."""
-        n = self.num_requests * self.replicas
-        made = [build(self.workload, 1.0, n, seed).requests for seed in range(self.seeds)]
+        case, seeds = self.case, range(self.seeds)
+        n, most = case.num_requests, case.max_context or None
+        made = [build(self.workload, 1.0, n, s, max_context=most).requests for s in seeds]
         every = [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
         return by_rule(every, self.rule)
 
@@ -100,6 +103,7 @@ def described(asked: Question) -> str:
     drafts = f", at most {asked.drafts} drafts accepted at {asked.acceptance:g}" * (
         asked.drafts > 0
     )
+    most = f" of at most {asked.max_context} tokens" * (asked.max_context > 0)
     columns = ["kind", "first token (s)", "or times its zero load", "then per token (ms)"]
     slos = [(r.kind, s.slo) for r in requests for s in r.stages]
     table = pd.DataFrame(
@@ -111,7 +115,7 @@ def described(asked: Question) -> str:
         f"Capacity: {asked.target:.0%} of the requests meet every objective\n"
         f"by {RULES[asked.rule]}; P99 of those not declined\n"
         f"Workload: {name} ({made.source}), {asked.seeds} seed(s) of {asked.case.num_requests} "
-        f"requests\n{asks.to_string(float_format='{:.3g}'.format, na_rep='-')}\n"
+        f"requests{most}\n{asks.to_string(float_format='{:.3g}'.format, na_rep='-')}\n"
         f"Hardware: {asked.replicas} replica(s) of {hardware.model} on {hardware.gpus} "
         f"{hardware.gpu}{drafts}, simulated"
     )
@@ -129,7 +133,7 @@ def in_service(asked: Question) -> float:
     require(
         longest.context <= most, f"longest request of {longest.kind}", longest.context,
         f"at most {most} tokens on {hardware.name}",
-        "name a profile that takes it, or leave it out: another mix, max_context of a file",
+        f"name a profile that takes it, or give max_context = {most}: longer ones are left out",
     )  # fmt: skip
     share, step = alone(case, requests[: case.num_requests]), 1e3 * hardware.roofline.time(1)
     require(
@@ -155,49 +159,32 @@ def alone(case: Search, requests: Sequence[Request]) -> float:
     return share
 
 
-def tried(case: Search) -> list[Probe]:
-    """Every load of a search; none where no load attains the target."""
-    try:
-        return search(case)
-    except NoCapacity:
-        return []
-
-
-def carried(cases: Sequence[Search], seeds: int, folder: Path) -> list[Probe]:
-    """The capacities, seed by seed, of those cases that have one for every seed."""
-    runs = [replace(case, seed=seed) for case in cases for seed in range(seeds)]
-    rows = [row for row in sweep(tried, runs, folder / "your_own.csv", Probe) if row.capacity]
-    found = Counter((row.system, row.setting, row.router) for row in rows)
-    return [row for row in rows if found[row.system, row.setting, row.router] == seeds]
-
-
 def best_of(rows: Sequence[Probe], precision: float = 0.0) -> Frame:
     """A row per system: what it carries with its best setting and router."""
     return strongest(capacities(pd.DataFrame(rows), "router", precision=precision), "system")
 
 
-def probed(asked: Question, folder: Path) -> list[Probe]:
-    """`carried` of all that is tried: draft lengths at the setting that is best with a typical
-    one."""
-    cases = [
-        case
-        for name in dict.fromkeys(asked.systems)
-        for text in SETTINGS.get(name, ("",))
-        for case in behind(
-            replace(asked.case, system=name, setting=text),
-            (BEST_ROUTER,) if name == OURS else RIVAL_ROUTERS,
-        )
-    ]
-    rows = carried(cases, asked.seeds, folder)
-    able = [c for c in cases if asked.drafts and hasattr(POLICIES[c.system], "drafts")]
-    tries = [[c, *fixed_drafts(c, asked.drafts)] for c in able]
-    if found := carried([typical(each) for each in tries], asked.seeds, folder):
-        best = {(r.system, r.setting, r.router) for r in rows_of(best_of(found))}
-        told = {t[0]: (t[0].system, typical(t).setting, t[0].router) for t in tries}
-        chosen = [t for t in tries if told[t[0]] in best]
-        others = [c for t in chosen for c in t[1:] if c != typical(t)]
-        rows += [*found, *carried(others, asked.seeds, folder)]
-    return rows
+def settled(asked: Question, size: str) -> Question:
+    """The question with a number of requests: as many as the answer can be trusted with (see
+    `caution`), by a quick search, and another one where that was too short itself.
+
+    Raises ValueError as `in_service`.
+    """
+    if asked.num_requests:
+        return asked
+    asked = replace(asked, num_requests=FEWEST)
+    seconds = in_service(asked)
+    for _ in range(LOOKS):
+        try:
+            rate = scouted(asked.case, asked.systems, results_dir(size))
+            at_once = rate * (1 + SCOUTING) * seconds
+            enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
+        except NoLimit:  # all of so few are served at once
+            enough = 4 * asked.num_requests
+        longer, asked = enough > asked.num_requests, replace(asked, num_requests=enough)
+        if not longer:
+            break
+    return asked
 
 
 def answer(asked: Question, size: str) -> Frame:
@@ -211,7 +198,7 @@ def answer(asked: Question, size: str) -> Frame:
     estimated from the capacity per GPU. at_once: requests that may be in service at once.
     """
     seconds, case = in_service(asked), asked.case
-    rows = probed(asked, results_dir(size))
+    rows = probed(case, asked.systems, asked.seeds, results_dir(size))
     if not rows:
         return pd.DataFrame(columns=["system", "capacity", "at_once"])
     at = pd.DataFrame(rows)
@@ -262,7 +249,7 @@ def table(best: Frame, rate: float = 0.0) -> Frame:
 
 def caution(best: Frame, asked: Question) -> str:
     """What makes the answer one not to be trusted, to be said before it; or nothing."""
-    if best.empty or asked.case.num_requests >= 3 * (at_once := best["at_once"].max()):
+    if best.empty or asked.case.num_requests >= ENOUGH * (at_once := best["at_once"].max()):
         return ""
     return (
         f"Too short to trust: {at_once:.0f} requests may be in service at once, and a run has "

@@ -17,12 +17,12 @@ from slos import ask
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import Probe, Search, capacity, search
+from slos.evaluation.capacity_search import Probe, Search, capacity, probe, search
 from slos.evaluation.runs import hardware_of, scaled_slos, serve
 from slos.evaluation.stats import rows_of
 from slos.hardware.profiles import profile
 from slos.policies import ordinary
-from slos.studies import your_own
+from slos.studies import trials, your_own
 from slos.studies.your_own import Question
 from workloads import SCENARIOS, build
 
@@ -105,9 +105,12 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
         )  # fmt: skip
         behind = [search(replace(case, router=router)) for router in routers]
         found = max((p for probes in behind for p in probes if p.capacity), key=lambda p: p.rate)
-        assert row.capacity == found.rate
+        # the answer's search began elsewhere, and attainment of so few is no steady line
+        assert row.capacity == pytest.approx(found.rate, rel=0.2)
+        at = probe(replace(case, router=row.router), 2 * row.capacity)
         for column in your_own.LATENCIES:
-            assert row[column] == pytest.approx(getattr(found, column), nan_ok=True)
+            assert row[column] == pytest.approx(getattr(at, column), nan_ok=True)
+        assert at.attainment >= 0.9
         assert f"{row.accepted_ttft_p99:.2f} s {1e3 * row.accepted_tpot_p99:.0f} ms" in " ".join(
             lines[name]
         )
@@ -116,7 +119,7 @@ def test_it_prints_who_carries_most(capsys: pytest.CaptureFixture[str], tmp_path
 def test_the_best_setting_counts_and_seeds_make_an_interval(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(your_own.SETTINGS, "sarathi", ("chunk=64", "chunk=512"))
+    monkeypatch.setitem(trials.SETTINGS, "sarathi", ("chunk=64", "chunk=512"))
     asked = Question("coding", systems=["sarathi"], num_requests=40, seeds=2)
     case = asked.case
     [row] = rows_of(your_own.answer(asked, "smoke"))
@@ -127,7 +130,8 @@ def test_the_best_setting_counts_and_seeds_make_an_interval(
         for setting in ("chunk=64", "chunk=512")
     }
     best = max(each, key=lambda setting: np.prod(each[setting]))
-    assert (row.setting, row.each) == (best, each[best]) and row.low < row.capacity < row.high
+    assert row.setting == best and row.each == pytest.approx(each[best], rel=0.05)
+    assert row.low < row.capacity < row.high
     assert np.isnan(row.to_ours)
 
 
@@ -137,6 +141,38 @@ def test_a_run_too_short_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert short.index("Too short to trust") < short.index("best setting")
     assert "slos-serve carries most" not in short
     assert "Too short to trust" not in told(capsys, *one, "--num-requests", "300")
+
+
+def test_what_is_given_and_not_used_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "own.csv", [(1000, 200, 0.1, 1)], "prompt,output,tpot,ttft")
+    asked = ["--requests", str(path), "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
+    text = told(capsys, *asked, "--tpot", "0.05", "--slowdown", "5")
+    assert "passed over: tpot, slowdown given, since the file has its own" in text
+    assert "given, since" not in told(capsys, *asked)
+
+
+def test_the_longest_requests_of_a_mix_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--mix", "reasoning", "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
+    assert ask.main(asked) == 2
+    assert "give max_context = 2048" in capsys.readouterr().err
+    assert "requests of at most 2048 tokens" in told(capsys, *asked, "--max-context", "2048")
+
+
+def test_a_conversation_is_found_again_where_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = [(i, f"s{i % 5}", 400, 10, 0.1, 1) for i in range(60)]
+    path = write(tmp_path / "own.csv", rows, "arrival,session,prompt,output,tpot,ttft")
+    asked = ["--requests", str(path), "--profile", "opt-13b-h100", "--systems", "vllm-v1"]
+    asked += ["--max-context", "2048", "--num-requests", "60", "--seeds", "1"]
+    text = told(capsys, *asked)
+    assert "what prompts share is computed anew, unless prefix_cache is given" in text
+    found = told(capsys, *asked, "--prefix-cache")
+    assert "computed anew" not in found
+    most = [float(re.findall(r"carries ([\d.]+) requests", t)[0]) for t in (text, found)]
+    assert most[1] > 1.2 * most[0]
 
 
 def test_objectives_out_of_reach_and_a_run_that_ends_too_soon(
@@ -161,7 +197,7 @@ def test_what_no_system_attains_is_said(
     def tried(case: Search) -> list[Probe]:
         return [] if case.system == "vllm" else search(case)
 
-    monkeypatch.setattr(your_own, "tried", tried)
+    monkeypatch.setattr(trials, "tried", tried)
     question = ["--mix", "coding", *TINY, "--systems", "vllm"]
     text = told(capsys, *question)
     assert "vllm: not attained, at any load" in text and "No load can be carried" in text
@@ -180,6 +216,46 @@ def test_stopped_by_hand(
     assert "the same command goes on" in capsys.readouterr().err
 
 
+# How it is searched
+
+
+def test_settings_are_chosen_by_one_seed_and_the_best_is_measured_by_all(tmp_path: Path) -> None:
+    asked = Question("coding", systems=["vllm-v1", "slos-serve"], num_requests=300, seeds=2)
+    best = your_own.answer(asked, "smoke").set_index("system")
+    rows = pd.read_csv(tmp_path / "results" / "smoke" / "your_own.csv", keep_default_na=False)
+    runs = rows.groupby(["system", "setting", "seed"])["run"].nunique()
+    chosen = best.loc["vllm-v1", "setting"]
+    others = {s for s in trials.SETTINGS["vllm-v1"] if s != chosen}
+    tries = {(chosen, 0): 2, (chosen, 1): 1} | {(setting, 0): 1 for setting in others}
+    assert runs["vllm-v1"].to_dict() == tries
+    assert runs["slos-serve"].to_dict() == {("", 0): 2, ("", 1): 1}, "a look, then each seed"
+    for system, row in best.iterrows():
+        case = replace(asked.case, system=str(system), setting=row.setting)
+        whole = [capacity_of(replace(case, seed=seed)) for seed in range(2)]
+        assert row.each == pytest.approx(whole, rel=2 * case.precision)
+
+
+def test_a_run_is_as_long_as_it_takes(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", [(400, 60, 0.2, 3)], "prompt,output,tpot,ttft")
+    question = Question(str(path), "opt-13b-h100", systems=["slos-serve"], seeds=1)
+    asked = your_own.settled(question, "smoke")
+    assert asked.num_requests > your_own.FEWEST and asked.num_requests % 100 == 0
+    assert your_own.caution(your_own.answer(asked, "smoke"), asked) == ""
+    assert f"1 seed(s) of {asked.num_requests} requests" in your_own.described(asked)
+    short = replace(asked, num_requests=200)
+    assert your_own.settled(short, "smoke") is short, "what was asked for stays"
+    assert "Too short" in your_own.caution(your_own.answer(short, "smoke"), short)
+
+
+def test_where_a_first_look_is_too_short_to_find_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(your_own, "FEWEST", 10)
+    path = write(tmp_path / "own.csv", [(400, 20, 0.2, 3)], "prompt,output,tpot,ttft")
+    question = Question(str(path), "opt-13b-h100", systems=["slos-serve"], seeds=1)
+    assert your_own.settled(question, "smoke").num_requests > 40
+
+
 # Drafts
 
 
@@ -187,7 +263,7 @@ def test_drafts_are_tried_at_the_best_budget(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = ("chunk=64", "chunk=1024")
-    monkeypatch.setitem(your_own.SETTINGS, "sarathi", settings)
+    monkeypatch.setitem(trials.SETTINGS, "sarathi", settings)
     asked = Question(
         "coding",
         systems=["sarathi", "slos-serve"],
@@ -207,9 +283,9 @@ def test_drafts_are_tried_at_the_best_budget(
     found |= drafting | {s: capacity_of(replace(case, system="sarathi", setting=s)) for s in tried}
     top = max(found, key=lambda s: found[s])
     assert best.loc["sarathi", "setting"] == top and "drafts" in top
-    assert best.loc["sarathi", "capacity"] == pytest.approx(found[top])
+    assert best.loc["sarathi", "capacity"] == pytest.approx(found[top], rel=0.05)
     assert best.loc["slos-serve", "capacity"] == pytest.approx(
-        capacity_of(replace(case, system="slos-serve"))
+        capacity_of(replace(case, system="slos-serve")), rel=0.2
     )
     assert set(best["profile"]) == {"opt-6.7b-draft-a100"}
     probes = pd.read_csv(tmp_path / "results" / "smoke" / "your_own.csv", keep_default_na=False)
@@ -405,7 +481,9 @@ def test_a_file_has_the_capacity_of_its_requests(tmp_path: Path) -> None:
         ]
         return attainment(serve(at, "slos-serve", profile("opt-6.7b-a100")))
 
-    assert row.capacity == capacity(attained_at, 0.9, 3.0, asked.case.precision)[0]
+    assert attained_at(row.capacity) >= 0.9
+    expected = capacity(attained_at, 0.9, 3.0, asked.case.precision)[0]
+    assert row.capacity == pytest.approx(expected, rel=2 * asked.case.precision)
 
 
 def test_the_rule_of_pace_is_named_and_the_other_one_stands_beside() -> None:
@@ -495,7 +573,9 @@ def test_a_wrong_file_is_refused(
     ("argv", "message"),
     [
         (["--replicas", "0"], "replicas = 0 must be of 1 to 1000"),
-        (["--num-requests", "0"], "num_requests = 0 must be of 1 to 1e+06"),
+        (["--num-requests", "-1"], "num_requests = -1 must be of 0 to 1e+06"),
+        (["--tpot", "0.05"], "tpot = 0.05 must be of --requests; a mix has its own objectives"),
+        (["--max-context", "-1"], "max_context = -1 must be of 0 to"),
         (["--seeds", "0"], "seeds = 0 must be of 1 to 100"),
         (["--target", "1.5"], "target = 1.5 must be of 0.01 to 1"),
         (["--rate", "-1"], "rate = -1.0 must be of 0 to 1e+06"),
