@@ -78,6 +78,7 @@ class Lawful:
     sends: Callable[[str, float, Place], None] | None = None  # one that has its first token
     gone: dict[str, Place] = field(default_factory=dict)
     pool: Pool | None = None
+    within: int = 0  # tokens that are found in the batch that computes them
     by_id: dict[str, Request] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +131,7 @@ class Lawful:
         """Let the model of the pool go through the steps that just ended; the tokens of each that
         were computed. Who starts holds what is there first of all."""
         pool, here, tokens = self.pool, self.here, dict(self.batch.tokens)
+        self.within = 0
         if not pool:
             return tokens
         starts = [id for id in tokens if not here[id].computed]
@@ -142,6 +144,7 @@ class Lawful:
                 assert place.computed >= seen, "what the view said was not found"
                 if place.computed > seen:  # by the batch itself: so much less is left to do
                     tokens[id] = max(1, tokens[id] - (place.computed - seen))
+                    self.within += place.computed - seen
             drafted = tokens[id] > 1 and self.left(id) == 1
             self.keep(id, place.computed + (1 if drafted else tokens[id]))
         for step in range(2, count + 1):  # of a leap: all decode
@@ -200,7 +203,7 @@ class Lawful:
         """Of each of the steps that were taken at once."""
         total = sum(tokens.values())
         drafts = max(n - 1 if self.left(id) == 1 else 0 for id, n in tokens.items())
-        context = sum(self.here[id].computed for id in tokens)
+        context = sum(self.here[id].computed for id in tokens) - self.within
         ends, now = [], step.start
         for k in range(step.count):
             now += self.world.roofline.time(total, drafts, context + k * total)

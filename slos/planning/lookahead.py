@@ -153,18 +153,29 @@ def _unfinished(prefills, jobs, alive):
 @kernel
 def _in_the_long_run(now, jobs, alive, engine):
     """The verdict on jobs of which some must sit out batches: whether one step of the tightest
-    pace holds what all are owed in that time, and the KV cache their final sizes."""
-    tightest, owed, final, context = np.inf, 0.0, 0.0, 0.0
+    pace holds what all are owed in that time, and the KV cache their final sizes.
+
+    Who is to decode faster than any step must be able to wait for steps of all: nobody who sits
+    out makes up for slack that is gone.
+    """
+    count, context, final, owed, tightest = 0.0, 0.0, 0.0, 0.0, np.inf
+    for j in range(len(jobs)):
+        if alive[j]:
+            size = jobs[j].computed + jobs[j].remaining
+            count += 1
+            context += size
+            final += blocks_of(jobs[j], size, engine.block_size)
+    shortest, longest = batch_time(engine, 1.0, context), batch_time(engine, count, context)
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
             pace = _tightest(job) + slack_per_token(job, now)
+            if _tightest(job) < shortest and pace < longest:
+                return LATE
             if job.reopens:
                 pace = min(pace, job.later)
             tightest = min(tightest, pace)
-            final += blocks_of(job, job.computed + job.remaining, engine.block_size)
             owed += 1.0 / pace
-            context += job.computed
     if owed * tightest > batch_fits(engine, tightest, context):
         return LATE
     return OK if final <= engine.blocks else MEMORY

@@ -23,7 +23,7 @@ from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, form, latest_end
 from slos.planning.jobs import advanced, needed
-from slos.planning.lookahead import OK, look_ahead
+from slos.planning.lookahead import OK, look_ahead, steady
 
 # tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
 AHEAD = 2.0
@@ -192,31 +192,36 @@ class Drafting:
         """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is
         changed for them.
 
-        Drafts may take from prefill that is left over, if the look ahead passes whether all or none
-        are accepted. Where it fails for what came of them between the two, the step is formed as if
-        none had been: that was proven.
+        Drafts may take from prefill that is left over, and from slack that a promise counts on, if
+        the look ahead passes whether all or none are accepted. Where it fails for what came of them
+        between the two, the step is formed as if none had been: that was proven.
         """
-        now, ahead, all_of_them = self.view.now, self.acceptance.ahead, np.ones(len(jobs), np.bool_)
-        none = np.zeros(len(jobs), np.int64)
-        if not left_over(jobs, share):
+        now, ahead, everyone = self.view.now, self.acceptance.ahead, np.ones(len(jobs), np.bool_)
+        none, rest = np.zeros(len(jobs), np.int64), np.zeros(len(jobs))
+        idle = not left_over(jobs, share)
+        if idle and steady(now, jobs, everyone, everyone, self.engine):
             ahead.clear()
             return self.lengths(jobs, share, seconds)
-        if ahead and look_ahead(now, jobs, all_of_them, self.engine)[0] != OK:
+        if ahead and look_ahead(now, jobs, everyone, self.engine)[0] != OK:
             held, tokens = jobs.copy(), np.array([ahead.get(p.id, 0) for p in requests])
             held["due"] -= tokens * jobs["tpot"]
             held["remaining"] += tokens
-            form(now, held, all_of_them, self.engine, share)
+            form(now, held, everyone, self.engine, share)
             return none
         ahead.clear()
-        drafts, rest = self.lengths(jobs, share, seconds), np.zeros(len(jobs))
-        if drafts.any():
+        drafts = self.lengths(jobs, share, seconds)
+        if not drafts.any():
+            return none
+        if idle:
+            rest = share
+        else:
             engine = drafted(self.engine, int(drafts.max()), int(drafts.sum()))
-            form(now, jobs, all_of_them, engine, rest)
+            form(now, jobs, everyone, engine, rest)
             drafts[rest == 0] = 0
-            if self._proven(jobs, rest, drafts):
-                share[:] = rest
-                return drafts
-        return none
+        if not self._proven(jobs, rest, drafts):
+            return none
+        share[:] = rest
+        return drafts
 
     def _proven(self, jobs: np.ndarray, share: np.ndarray, drafts: np.ndarray) -> bool:
         """Whether there is memory for a step of `share` and `drafts`, and all promises hold after

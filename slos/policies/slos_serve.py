@@ -83,9 +83,12 @@ class Plan:
             return 1
         if jobs["opens"].any():  # its slack is gone after this step
             return 1
-        everyone = np.ones(len(jobs), np.bool_)
-        calm = lookahead.steady(self.view.now, jobs, everyone, everyone, self.engine)
-        return max(1, self.repeat) if calm else 1
+        return max(1, self.repeat) if self.keeps_pace() else 1
+
+    def keeps_pace(self) -> bool:
+        """Whether all could decode in every step to their ends without losing slack."""
+        everyone = np.ones(len(self.jobs), np.bool_)
+        return lookahead.steady(self.view.now, self.jobs, everyone, everyone, self.engine)
 
 
 @dataclass(slots=True)
@@ -320,6 +323,8 @@ class SLOsServe:
             first = next(iter((*plan.room.evictable, *plan.waiting)))
             return now + batching.longest_step(plan.engine, float(first.computed))
         cushion = CUSHION * slowness(self.roofline)
+        if not plan.keeps_pace():  # what slack there is was counted on
+            return now + plan.seconds
         end = batching.latest_end(now, jobs, plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * jobs["tpot"].min():
             return min(end, now + plan.seconds * (1 + STRETCH))

@@ -161,7 +161,8 @@ class Replica:
         context = need = drafts = 0
         started: list[Progress] = []
         if isinstance(kv, PrefixCache) and self.waiting:
-            tokens, started = self._take_hold(tokens, kv)
+            tokens, started, within = self._take_hold(tokens, kv)
+            context -= within
         for id, n in tokens.items():
             live = self._find(id)
             p = live.progress
@@ -198,13 +199,14 @@ class Replica:
 
     def _take_hold(
         self, tokens: Mapping[str, int], kv: PrefixCache
-    ) -> tuple[Mapping[str, int], list[Progress]]:
+    ) -> tuple[Mapping[str, int], list[Progress], int]:
         """Let those that start hold what is found for them, first of all; then, in vLLM's order,
-        what others of the batch compute, too. The tokens that are left, and who starts."""
+        what others of the batch compute, too. The tokens that are left, who starts, and how many
+        tokens were found that were not there before the batch."""
         starting = {p.id for p in self.waiting if p.id in tokens}
         if not starting:
-            return tokens, []
-        left, size = dict(tokens), kv.block_size
+            return tokens, [], 0
+        left, size, within = dict(tokens), kv.block_size, 0
         starts = [self.live[id] for id in tokens if id in starting]
         for live in starts:
             kv.start(live)
@@ -218,10 +220,11 @@ class Replica:
             kv.start(live)
             if p.computed > p.cached:  # more than the view said
                 left[id] = max(1, left[id] - (p.computed - p.cached))
+                within += p.computed - p.cached
             kv.hits += p.computed
             kv.forget(live)
             kv.fill(live, min(p.computed + left[id], p.tokens))
-        return left, [live.progress for live in starts]
+        return left, [live.progress for live in starts], within
 
     def _find(self, id: str) -> Live:
         if id not in self.live:

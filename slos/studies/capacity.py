@@ -45,7 +45,7 @@ from workloads import SCENARIOS
 ASKED = ("rule", "target")
 OTHERWISE = {
     "smoke": (Size(60, 1, 0.5), ("coding",)),
-    "quick": (Size(150, 1, 0.15), ("chatbot", "coding")),
+    "quick": (Size(360, 1, 0.1), ("mixed",)),
     "full": (Size(600, 3, 0.04), tuple(SCENARIOS)),
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by
@@ -106,9 +106,10 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
 
 
 def alike(best: Frame) -> Frame:
-    """Of capacities by rule and target those of the lengths and scenarios that are known for
-    all."""
-    best = best[best["lengths"] == "dataset"]
+    """Of capacities by rule and target, in that order, those of the lengths and scenarios that are
+    known for all."""
+    best = best[best["lengths"] == "dataset"].sort_values("target", kind="stable")
+    best = best.sort_values("rule", key=lambda c: c.map([*RULES].index), kind="stable")
     whole = best.groupby("scenario").filter(
         lambda rows: len(rows[[*ASKED]].drop_duplicates()) == len(best[[*ASKED]].drop_duplicates())
     )

@@ -116,6 +116,27 @@ def test_200_busy_replicas_keep_every_promise() -> None:
     assert 0.2 * total < admitted < 0.9 * total and agents > 0.05 * total, (admitted, agents, total)
 
 
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_slack_that_a_promise_counts_on_is_not_spent(drafts: int) -> None:
+    """Where steps take longer than a pace, time that was won before is all there is: neither best
+    effort nor drafts lengthen a step."""
+    admitted = 0
+    for seed in range(80):
+        work, world = busy_replica(seed)
+        work = [replace(r, stages=tuple(map(hurried, r.stages))) for r in work]
+        roofline = replace(world.roofline, k_ctx=2e-5)
+        world = replace(world, roofline=roofline, max_drafts=drafts, acceptance=0.0)
+        watch = Watch(SLOsServe(roofline, Oracle(work)))
+        outcomes = simulate(work, watch, world, seed)
+        assert not broken(watch, outcomes), f"seed {seed}"
+        admitted += sum(o.attained for o in outcomes)
+    assert admitted > 500, admitted
+
+
+def hurried(stage: Stage) -> Stage:
+    return replace(stage, slo=replace(stage.slo, tpot=0.3 * stage.slo.tpot))
+
+
 def test_no_promise_rests_on_what_may_be_evicted() -> None:
     """With a prefix cache: shared system prompts, talks that go on, and rounds that come back."""
     hits = evicted = admitted = 0
