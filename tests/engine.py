@@ -192,11 +192,19 @@ class Modelless(Executor):
     def _pass_time(self, out, start: dict[str, int]) -> None:
         if start:
             drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
-            seconds = self.roofline.time(
-                out.total_num_scheduled_tokens, drafts, sum(start.values())
-            )
+            context = sum(start.values()) - self._within(out.num_scheduled_tokens, start)
+            seconds = self.roofline.time(out.total_num_scheduled_tokens, drafts, context)
             self.end = max(self.clock.now, self.end) + seconds
             self.steps += 1
+
+    def _within(self, scheduled: dict[str, int], start: dict[str, int]) -> int:
+        """Tokens that requests find in the step that computes them: no context before it."""
+        fresh = {
+            self.tables[id][at // BLOCK]
+            for id, n in scheduled.items() for at in range(start[id], start[id] + n)
+        }  # fmt: skip
+        found = (fresh & {*self.tables[id][: start[id] // BLOCK]} for id in scheduled)
+        return BLOCK * sum(map(len, found))
 
     def _tokens(self, id: str, count: int, out, proposed: list[int]) -> list[int]:
         """Write this step's tokens into the request's blocks; if they reach its end, what the model

@@ -47,8 +47,8 @@ JSON = {"content-type": "application/json"}
 
 @dataclass(slots=True, eq=False)
 class Asked:
-    """A call on its way. route: the replicas to ask, the next one first; lost: those that it must
-    not be sent to again.
+    """A call on its way. route: the replicas to ask, the next one first; among: all that there
+    were; lost: those that it must not be sent to again.
 
     stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
     num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
@@ -66,6 +66,7 @@ class Asked:
     request_id: str = field(default_factory=lambda: os.urandom(8).hex())
     arrival_time: float = field(default_factory=time.time)
     route: list[str] = field(default_factory=list)
+    among: tuple[str, ...] = ()
     lost: set[str] = field(default_factory=set)
     hops: int = 0
 
@@ -112,6 +113,7 @@ class Fleet:
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
         """The replica to ask, of those that live; None if it has to wait for one."""
         reports = {name: report for name, report in reports.items() if name not in asked.lost}
+        asked.among = tuple(reports)
         while asked.route and asked.route[0] not in reports:
             asked.route.pop(0)
         if not asked.route and reports:
@@ -236,21 +238,22 @@ async def relay(
 
 
 async def of_all(
-    path: str, living: Callable[[], set[str]], ask: Callable[[Asked], AsyncIterator[Any]],
-    patience: float,
-) -> dict[str, str]:  # fmt: skip
-    """What each replica answers at `path`, by its name; those `living` are known by the first."""
+    path: str, ask: Callable[[Asked], AsyncIterator[Any]], patience: float
+) -> dict[str, str]:
+    """What each replica answers at `path`, by its name."""
 
-    async def asked_of(name: str = "") -> tuple[str, str]:
+    async def asked_of(name: str = "") -> tuple[Asked, str]:
         asked = Asked.of("GET", path, {}, b"")
         asked.route = [name] if name else []
         parts = relay(asked, ask, patience)
         status, _ = await anext(parts)
         text = b"".join([part async for part in parts])
-        return "".join(asked.route), text.decode() if status == 200 else ""
+        return asked, text.decode() if status == 200 else ""
 
-    first = await asked_of()
-    return dict([first, *await asyncio.gather(*map(asked_of, living() - {first[0]}))])
+    first = await asked_of()  # with whose routing it is known who else there is
+    others = set(first[0].among) - set(first[0].route)
+    found = [first, *await asyncio.gather(*map(asked_of, others))]
+    return {"".join(asked.route): text for asked, text in found}
 
 
 async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:

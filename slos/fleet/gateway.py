@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.request import urlopen
 
 import aiohttp
@@ -53,9 +53,7 @@ MANY = 100_000
 
 
 class FleetRouter(RequestRouter):
-    """`Fleet` in Ray Serve's terms. living: the replicas that it last chose from."""
-
-    living: ClassVar[set[str]] = set()
+    """`Fleet` in Ray Serve's terms."""
 
     def initialize_state(self, **kwargs: Any) -> None:
         self.fleet = Fleet(**kwargs)
@@ -66,7 +64,6 @@ class FleetRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True  # where there is none to ask
         asked, now = pending_request.args[0], time.time()
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
-        FleetRouter.living = set(living)
         name = self.fleet.choose(
             asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
         )
@@ -171,9 +168,7 @@ class Gateway:
 
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
-            texts = await of_all(
-                request.url.path, lambda: FleetRouter.living, self.ask, self.patience
-            )
+            texts = await of_all(request.url.path, self.ask, self.patience)
             return Response(exposition(texts.items()), media_type="text/plain; version=0.0.4")
         path = f"{request.url.path}?{request.url.query}"
         try:

@@ -403,7 +403,7 @@ def test_all_replicas_are_asked_and_one_that_fails_says_nothing() -> None:
 
     async def play() -> dict[str, str]:
         async with Fleeting(a=a, b=b, c=c) as fleet:
-            return await of_all("/metrics", lambda: {"a", "b", "c"}, fleet.ask, 5.0)
+            return await of_all("/metrics", fleet.ask, 5.0)
 
     assert asyncio.run(play()) == {"a": "one 1\n", "b": "two 2\n", "c": ""}
 

@@ -83,14 +83,12 @@ def test_the_simulator_and_vllm_take_the_same_steps(model, tmp_path, name, rule,
     assert said == {r.id: answer(prompts[r.id], r.output) for r in requests}
 
 
-@pytest.mark.parametrize("blocks", [TIGHT, ROOMY])
-def test_the_simulated_vllm_v1_is_vllm(model, blocks):
-    requests, prompts = workload(seed=3, rate=14, thinks=False)
-    simulated = Recorder(VLLMV1(max_batched_tokens=256))
-    simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
+def stock_steps(model, blocks, requests, prompts, most, caching=False):
+    """When vLLM's own scheduler begins each step, and the tokens of it."""
     core, clock = engine(
-        model, ROOFLINE, stock=True, blocks=blocks, max_seqs=24, max_num_batched_tokens=256
-    )
+        model, ROOFLINE, stock=True, blocks=blocks, max_seqs=24, max_num_batched_tokens=most,
+        caching=caching,
+    )  # fmt: skip
     steps, schedule = [], core.scheduler.schedule
 
     def watched(*args, **kwargs):
@@ -101,6 +99,15 @@ def test_the_simulated_vllm_v1_is_vllm(model, blocks):
 
     core.scheduler.schedule = watched
     serve(core, clock, requests, prompts)
+    return steps
+
+
+@pytest.mark.parametrize("blocks", [TIGHT, ROOMY])
+def test_the_simulated_vllm_v1_is_vllm(model, blocks):
+    requests, prompts = workload(seed=3, rate=14, thinks=False)
+    simulated = Recorder(VLLMV1(max_batched_tokens=256))
+    simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
+    steps = stock_steps(model, blocks, requests, prompts, 256)
     assert len(steps) > 400
     assert steps == [(s.now, s.tokens) for s in simulated.steps if s.tokens]
 
@@ -240,3 +247,21 @@ def test_the_simulated_prefix_cache_is_vllms(model, tmp_path, name, blocks):
             assert mine == theirs
         assert cache.hits > 1000 and (blocks == ROOMY or cache.evicted > 100)
         assert said == {r.id: answer(prompts[r.id], r.output) for r in requests}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_simulated_vllm_v1_is_vllm_with_its_prefix_cache_too(model, seed):
+    """Where requests that start in one step need nothing of each other: the simulator lets all of
+    them hold what they find before blocks are taken, and its policies plan for what the view says;
+    vLLM's own scheduler takes for one after the other, which may evict what the next would find,
+    and gives the tokens that one need not compute, because another of the step does, to a third."""
+    requests, prompts = talks(seed, rate=14)
+    world = World(ROOFLINE, ROOMY, max_seqs=24, prefix_cache=True)
+    replica = Replica("", Recorder(VLLMV1(max_batched_tokens=8192)), world)
+    simulated = []
+    list(stream(requests, [replica], observe=lambda replica, step, _: simulated.append(
+        (step.start, dict(replica.flight.tokens)))
+    ))  # fmt: skip
+    assert stock_steps(model, ROOMY, requests, prompts, 8192, caching=True) == simulated
+    cache = replica.kv
+    assert isinstance(cache, PrefixCache) and cache.hits > 3000 and cache.evicted > 200

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -74,7 +75,7 @@ def test_a_server_is_watched_as_it_moves(url: str, monkeypatch: pytest.MonkeyPat
         "attained": 12, "late": 4, "best_effort": 0, "declined": 0, "aborted": 0,
     }  # fmt: skip
     figure = live.figure(rows)
-    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [
+    assert [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines] == [
         rows["running"].tolist(),
         rows["waiting"].tolist(),
     ]
