@@ -230,10 +230,6 @@ class NoCapacity(ValueError):
     """No load attains the target."""
 
 
-class NoLimit(ValueError):
-    """Every load attains the target."""
-
-
 @dataclass(frozen=True, slots=True)
 class Tried:
     """One load that was tried, and its attainment."""
@@ -254,7 +250,7 @@ def capacity(
     `stride`, then bisection; and the probes.
 
     Returns the highest rate of the final bracket that attained the target. Of the rates within a
-    factor of 2**20 of `start`: raises NoCapacity where none attains it, NoLimit where all do.
+    factor of 2**20 of `start`: raises NoCapacity where none attains it, ValueError where all do.
     """
     require(0 < target <= 1, "target", target, "in (0, 1]")
     require(start > 0, "start", start, "positive (requests per second)")
@@ -272,7 +268,7 @@ def capacity(
             break
     where = f"no capacity near start = {start:g} at target {target:g}"
     if low:
-        raise NoLimit(
+        raise ValueError(
             f"{where}: even {low:g} requests per second attain it; take more requests, or tighter "
             "SLOs"
         )

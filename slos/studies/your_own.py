@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, nan
+from math import ceil, nan, sqrt
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import NoLimit, Probe, Search
+from slos.evaluation.capacity_search import Probe, Search
 from slos.evaluation.grids import (
     BASELINE,
     fixed_drafts,
@@ -28,11 +28,12 @@ from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
 from slos.studies.own_requests import most_tokens
-from slos.studies.trials import SCOUTING, probed, scouted
+from slos.studies.trials import SCOUTING, limited, probed, scout, scouted
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 FEWEST = 600  # requests of a run, per replica
+MOST = 8000  # likewise, unless more are asked for
 ENOUGH = 3  # times as many as may be in service at once
 LOOKS = 3  # at the most, to find how many that are
 SHARES = [f"attainment_{rule}" for rule in RULES]
@@ -67,6 +68,7 @@ class Question:
     rule: str = CLIENT
     max_context: int = 0
     prefix_cache: bool = False
+    start: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
@@ -84,7 +86,7 @@ class Question:
             self.workload, "", profile=self.profile, num_requests=self.num_requests * self.replicas,
             target=self.target, replicas=self.replicas, max_drafts=self.drafts,
             acceptance=self.acceptance, slo_scale=self.slo_scale, rule=self.rule,
-            max_context=self.max_context, prefix_cache=self.prefix_cache,
+            max_context=self.max_context, prefix_cache=self.prefix_cache, start=self.start,
         )  # fmt: skip
 
     def requests(self) -> list[Request]:
@@ -175,13 +177,15 @@ def settled(asked: Question, size: str) -> Question:
     asked = replace(asked, num_requests=FEWEST)
     seconds = in_service(asked)
     for _ in range(LOOKS):
-        try:
-            rate = scouted(asked.case, asked.systems, results_dir(size))
-            at_once = rate * (1 + SCOUTING) * seconds
+        first = scout(asked.case, asked.systems)
+        if limited(first):
+            rate = scouted(first, results_dir(size))
+            asked, at_once = replace(asked, start=rate), rate * sqrt(1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
-        except NoLimit:  # all of so few are served at once
+        else:
             enough = 4 * asked.num_requests
-        longer, asked = enough > asked.num_requests, replace(asked, num_requests=enough)
+        longer = enough > asked.num_requests
+        asked = replace(asked, num_requests=min(enough, MOST))
         if not longer:
             break
     return asked
