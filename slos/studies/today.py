@@ -13,6 +13,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
@@ -46,7 +47,7 @@ CHANGES = (
 asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
-COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73")
+COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,32 +194,45 @@ def means(found: Frame) -> Frame:
     )  # fmt: skip
 
 
+def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
+    """Gains by scenario, a bar for each of the `keys` in column `by`, from 1 up or down; and what
+    the bound is of what the best other system carries."""
+    names, width = unique(rows["scenario"]), 0.8 / len(keys)
+    for i, key in enumerate(keys):
+        group, shift = select(rows, **{by: key}), width * (i - (len(keys) - 1) / 2)
+        at = [names.index(name) + shift for name in group["scenario"]]
+        error = np.maximum(
+            0, [group["gain"] - group["low"], group["high"] - group["gain"]]
+        ).tolist()
+        looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
+        axis.bar(at, group["gain"] - 1, width, 1, yerr=error, color=COLORS[i], **looks)
+        if "bound" in group:
+            most = group["bound"] / group["best other"]
+            axis.plot(at, most, "k_", markersize=9, label=None if i else "bound")
+    axis.axhline(1, **DASHED)
+    axis.set_yscale("log")
+    plain_log(axis.yaxis, ticks=(0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200))
+    shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
+    axis.set_xticks(range(len(names)), shown, rotation=25)
+
+
 def bars(found: Frame, source: str) -> Figure:
-    """Ours over the best other system by scenario on `MAIN`, a bar for all that was asked for; a
-    panel for each kind of objectives."""
-    mine = select(found, profile=MAIN, drafts=0)
-    named = mine["scenario"].str.endswith(IN_SECONDS)
-    titles = ["objectives of the paper", "objectives of MLPerf"]
-    figure, axes = panels(titles, (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
-    for axis, rows in zip(axes, (mine[~named], mine[named]), strict=True):
-        names = unique(rows["scenario"])
-        groups = [*rows.groupby("asked", sort=False)]
-        for i, (key, group) in enumerate(groups):
-            at = [
-                names.index(name) + 0.2 * (i - (len(groups) - 1) / 2) for name in group["scenario"]
-            ]
-            error = np.maximum(0, [group["gain"] - group["low"], group["high"] - group["gain"]])
-            looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
-            axis.bar(at, group["gain"], 0.2, yerr=error, color=COLORS[i], **looks)
-            if "bound" in group:
-                most = group["bound"] / group["best other"]
-                said = None if i else "bound"
-                axis.plot(at, most, "k_", markersize=9, label=said)
-        axis.axhline(1, **DASHED)
-        axis.set_yscale("log")
-        plain_log(axis.yaxis, 1, 2, 5)
-        shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
-        axis.set_xticks(range(len(names)), shown, rotation=25)
+    """Ours over the best other system by scenario: on `MAIN` by all that was asked for, a panel for
+    each kind of objectives, and on all profiles, if others were tried."""
+    mine = select(found, drafts=0)
+    here, named = mine["profile"] == MAIN, mine["scenario"].str.endswith(IN_SECONDS)
+    parts = {
+        "objectives of the paper": (mine[here & ~named], "asked"),
+        "objectives of MLPerf": (mine[here & named], "asked"),
+    }
+    if not here.all():
+        first = mine["asked"] == mine["asked"].iloc[0]
+        parts["objectives of the paper, by profile"] = mine[first & ~named], "profile"
+    figure, axes = panels([*parts], (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
+    for axis, (rows, by) in zip(axes, parts.values(), strict=True):
+        _gains(axis, rows, by, unique(mine[by]))
+        if by == "profile":
+            axis.legend(fontsize=7)
     text = f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds"
     text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
-    return finish(figure, text, axes[0], ncols=4)
+    return finish(figure, text, axes[0], ncols=5)

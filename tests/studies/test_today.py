@@ -70,3 +70,18 @@ def test_what_was_measured_is_a_line() -> None:
     for system in charged.SYSTEMS:
         first, each, mean = charged.line(system)
         assert 0 <= first <= mean < 0.005 and each >= 0
+
+
+def test_a_key_has_one_colour_in_all_panels() -> None:
+    asked = ["90 %", "98 %", "90 %, clients' rule"]
+    rows = [(today.MAIN, 0, a, "chatbot-8k", 2.0, 1.9, 2.1) for a in asked]
+    rows += [(today.MAIN, 0, asked[2], "chatbot-8k-mlperf", 0.5, 0.5, 0.5)]
+    rows += [(today.OTHERS[0], 0, asked[0], "chatbot-8k", 3.0, 3.0, 3.0)]
+    found = pd.DataFrame(
+        rows, columns=["profile", "drafts", "asked", "scenario", "gain", "low", "high"]
+    )
+    paper, mlperf, profiles = today.bars(found, "made up").axes
+    colors = [c[0].get_facecolor() for c in paper.containers[1::2]]
+    [one] = [c[0] for c in mlperf.containers if len(c) == 1 and hasattr(c[0], "get_height")]
+    assert one.get_facecolor() == colors[2] and one.get_height() == -0.5
+    assert len(profiles.get_legend().get_texts()) == 2
