@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, nan, sqrt
+from math import ceil, nan
 from typing import Any
 
 import pandas as pd
@@ -180,7 +180,7 @@ def settled(asked: Question, size: str) -> Question:
         first = scout(asked.case, asked.systems)
         if limited(first):
             rate = scouted(first, results_dir(size))
-            asked, at_once = replace(asked, start=rate), rate * sqrt(1 + SCOUTING) * seconds
+            asked, at_once = replace(asked, start=rate), rate * (1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
         else:
             enough = 4 * asked.num_requests
