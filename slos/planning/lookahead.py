@@ -158,13 +158,15 @@ def _in_the_long_run(now, jobs, alive, engine):
     Who is to decode faster than any step must be able to wait for steps of all: nobody who sits
     out makes up for slack that is gone.
     """
-    count, context, final, owed, tightest = 0.0, 0.0, 0.0, 0.0, np.inf
+    count, context, shared, final, owed, tightest = 0.0, 0.0, 0.0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
         if alive[j]:
             size = jobs[j].computed + jobs[j].remaining
             count += 1
             context += size
+            shared += jobs[j].shared
             final += blocks_of(jobs[j], size, engine.block_size)
+    context = _held(context, shared, engine)
     shortest, longest = batch_time(engine, 1.0, context), batch_time(engine, count, context)
     for j in range(len(jobs)):
         if alive[j]:
@@ -189,18 +191,27 @@ def _tightest(job):
 
 
 @kernel
+def _held(context, shared, engine):
+    """KV tokens that one step reads at the most, of jobs that end with `context` in all: never more
+    than the cache holds, in which several may read the `shared` blocks."""
+    return min(context, (engine.blocks + shared) * engine.block_size)
+
+
+@kernel
 def steady(now, jobs, alive, strict, engine):
     """Whether all alive can decode in every step from now to the end without losing slack."""
-    count = context = 0.0
+    count = context = shared = 0.0
     slack = tightest = np.inf
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
             count += 1
             context += job.computed + job.remaining
+            shared += job.shared
             tightest = min(tightest, _tightest(job))
             if strict[j]:
                 slack = min(slack, job.due - now)
+    context = _held(context, shared, engine)
     return count == 0 or batch_time(engine, count, context) <= min(slack, tightest) + EPS
 
 

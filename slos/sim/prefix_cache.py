@@ -212,19 +212,18 @@ class PrefixCache(Ledger):
                     table.append(runs[-1])
                 at = end
 
-    def fill_all(self, grown: Sequence[tuple[Live, int]], steps: int) -> None:
-        """Requests have computed what they had before and since; in a leap block by block, as one
-        step after another fills them, since a hit finds the older one of two copies."""
-        size = self.block_size
-        if steps == 1:
-            for live, _ in grown:
-                self.fill(live, live.progress.computed)
-            return
-        blocks = [
-            (tokens - before, at, tokens)
-            for at, (live, before) in enumerate(grown)
-            for tokens in range(before - before % size + size, live.progress.computed + 1, size)
-        ]
+    def fill_all(self, grown: Sequence[tuple[Live, int, bool]]) -> None:
+        """Requests have computed what they had before and since, prompts at once and decodes token
+        by token; block by block as it fills, since a hit finds the older one of two copies.
+        Accepted drafts are known of at the end."""
+        size, blocks = self.block_size, list[tuple[int, int, int]]()
+        for at, (live, before, decodes) in enumerate(grown):
+            now = live.progress.computed
+            if decodes:
+                ends = range(before - before % size + size, now + 1, size)
+                blocks += [(tokens - before, at, tokens) for tokens in ends]
+            else:
+                blocks.append((1, at, now))
         for _, at, tokens in sorted(blocks):
             self.fill(grown[at][0], tokens)
 

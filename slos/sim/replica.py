@@ -264,15 +264,15 @@ class Replica:
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
-        grown: list[tuple[Live, int]] = []
+        grown: list[tuple[Live, int, bool]] = []
         kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
         cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
         taken = self.flight.need if count == 1 else self._growth(count)
         for id, n in self.flight.tokens.items():
             live = self.live[id]
             p = live.progress
-            before = p.computed
-            if n > 1 and p.tokens - p.computed == 1:
+            before, decodes = p.computed, p.tokens - p.computed == 1
+            if n > 1 and decodes:
                 drafted = p.computed + n
                 times = ends * live.draft(n - 1, self.world.acceptance)
                 p.computed += len(times)
@@ -282,11 +282,11 @@ class Replica:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
             if cache and p.computed // size > before // size and live.content.shared:
-                grown.append((live, before))
+                grown.append((live, before, decodes))
             if finished:
                 ended.append(live)
         if cache and grown:
-            cache.fill_all(grown, count)
+            cache.fill_all(grown)
         kv.take(taken)
         self.flight.ends = []
         return ended
