@@ -212,21 +212,6 @@ class PrefixCache(Ledger):
                     table.append(runs[-1])
                 at = end
 
-    def fill_all(self, grown: Sequence[tuple[Live, int, bool]]) -> None:
-        """Requests have computed what they had before and since, prompts at once and decodes token
-        by token; block by block as it fills, since a hit finds the older one of two copies.
-        Accepted drafts are known of at the end."""
-        size, blocks = self.block_size, list[tuple[int, int, int]]()
-        for at, (live, before, decodes) in enumerate(grown):
-            now = live.progress.computed
-            if decodes:
-                ends = range(before - before % size + size, now + 1, size)
-                blocks += [(tokens - before, at, tokens) for tokens in ends]
-            else:
-                blocks.append((1, at, now))
-        for _, at, tokens in sorted(blocks):
-            self.fill(grown[at][0], tokens)
-
     def take(self, blocks: int) -> None:
         self.free -= blocks
         gone = self.idle_blocks - self.free

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 
@@ -264,15 +265,15 @@ class Replica:
     def finish(self) -> list[Live]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
-        grown: list[tuple[Live, int, bool]] = []
+        filled: list[tuple[int, Live, int]] = []  # in which step, whose context, its tokens then
         kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
         cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
         taken = self.flight.need if count == 1 else self._growth(count)
         for id, n in self.flight.tokens.items():
             live = self.live[id]
             p = live.progress
-            before, decodes = p.computed, p.tokens - p.computed == 1
-            if n > 1 and decodes:
+            before = p.computed
+            if drafts := n > 1 and p.tokens - before == 1:
                 drafted = p.computed + n
                 times = ends * live.draft(n - 1, self.world.acceptance)
                 p.computed += len(times)
@@ -282,11 +283,15 @@ class Replica:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
             if cache and p.computed // size > before // size and live.content.shared:
-                grown.append((live, before, decodes))
+                if drafts:  # those accepted are known of afterwards
+                    filled += (1, live, before + 1), (2, live, p.computed)
+                else:
+                    filled += ((k, live, before + n * k) for k in range(1, count + 1))
             if finished:
                 ended.append(live)
-        if cache and grown:
-            cache.fill_all(grown)
+        if cache:  # of two copies a hit finds the one that was filled first
+            for _, live, tokens in sorted(filled, key=itemgetter(0)):
+                cache.fill(live, tokens)
         kv.take(taken)
         self.flight.ends = []
         return ended

@@ -84,4 +84,5 @@ def test_a_key_has_one_colour_in_all_panels() -> None:
     colors = [c[0].get_facecolor() for c in paper.containers[1::2]]
     [one] = [c[0] for c in mlperf.containers if len(c) == 1 and hasattr(c[0], "get_height")]
     assert one.get_facecolor() == colors[2] and one.get_height() == -0.5
-    assert len(profiles.get_legend().get_texts()) == 2
+    legend = profiles.get_legend()
+    assert legend is not None and len(legend.get_texts()) == 2
