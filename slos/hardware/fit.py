@@ -12,6 +12,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.optimize import lsq_linear
 
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
-from slos.hardware.profiles import Profile, save
+from slos.hardware.profiles import SLOWEST, Profile, save
 
 # a step that took so many times what was predicted (a pause of the machine) is left out of a fit
 OUTLIER = 2.0
@@ -66,26 +67,27 @@ def fit(
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
-    with path.open(newline="") as f:
-        reader = csv.DictReader(f)
+    rows: list[tuple[float, float, float, float]] = []
+    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
+        reader = csv.reader(f, skipinitialspace=True)
+        header = [c.strip().lower() for c in next(reader, [])]
         for column in ("tokens", "seconds"):
-            require(
-                column in (reader.fieldnames or ()),
-                f"{path}: columns",
-                reader.fieldnames,
-                f"with {column!r}",
-            )
-        rows = []
-        for n, row in enumerate(reader, start=2):
+            require(column in header, f"{path}: columns", header, f"with {column!r}")
+        for n, cells in enumerate(reader, start=2):
+            if not cells:
+                continue
+            here = f"{path}, row {n}"
+            require(len(cells) == len(header), here, cells, f"of {len(header)} fields")
+            row = dict(zip(header, cells, strict=True))
             try:
-                rows.append(
-                    tuple(
-                        float(row.get(c) or 0)
-                        for c in ("tokens", "draft_steps", "context", "seconds")
-                    )
+                tokens, drafts, context, seconds = (
+                    float(row.get(c) or 0) for c in ("tokens", "draft_steps", "context", "seconds")
                 )
             except ValueError as error:
-                raise ValueError(f"{path}, row {n}: {error}") from None
+                raise ValueError(f"{here}: {error}") from None
+            known = all(0 <= x < inf for x in (tokens, seconds))
+            require(known, f"{here}: tokens, seconds", (tokens, seconds), "at least 0 and finite")
+            rows.append((tokens, drafts, context, seconds))
     return rows
 
 
@@ -190,7 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         rows = [row for path in given.steps for row in _read(path)]
+        require(len({row[0] for row in rows}) > 1, "batch sizes", 1, "several", "measure more")
         found = fitted(rows)
+        step, cure = found.fit.roofline.time(1), "divide milliseconds by 1000"
+        require(step <= SLOWEST, "the step of one token", step, f"at most {SLOWEST:g} s", cure)
         source = f"fitted to {len(rows)} rows of {', '.join(p.name for p in given.steps)}"
         made = Profile(
             given.name or given.output.stem,

@@ -129,6 +129,34 @@ def test_the_sample_profile_is_made_of_the_sample_steps(root: Path, tmp_path: Pa
     assert mine.roofline.time(700, 0, 100) == pytest.approx(sample.roofline.time(700, 0, 100))
 
 
+FIVE = "1,0.02\n64,0.021\n256,0.028\n512,0.045\n1024,0.08\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\ufeffTokens, Seconds \r\n" + FIVE.replace("\n", "\r\n"), ""),
+        ("tokens;seconds\n1;0.02\n", "must be with 'tokens'"),
+        (
+            "tokens,seconds\n" + FIVE.replace(".", ","),
+            "row 2 = ['1', '0', '02'] must be of 2 fields",
+        ),
+        ("tokens,seconds\n-1,0.02\n" + FIVE, "row 2: tokens, seconds = (-1.0, 0.02) must be"),
+        ("tokens,seconds\n1,nan\n" + FIVE, "row 2: tokens, seconds = (1.0, nan) must be"),
+        ("tokens,seconds\n" + FIVE.replace("0.0", ""), "divide milliseconds by 1000"),
+        ("tokens,seconds\n" + "64,0.02\n" * 5, "batch sizes = 1 must be several"),
+    ],
+)
+def test_five_steps_are_read_or_what_is_wrong_is_said(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.csv").write_text(text, newline="")
+    asked = ["--model", "m", "--gpu", "g", "--kv-tokens", "2000", "-o", str(tmp_path / "my.json")]
+    assert fit.main([str(tmp_path / "s.csv"), *asked]) == (2 if said else 0)
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "my.json").exists() == (not said)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
