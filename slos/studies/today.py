@@ -211,7 +211,8 @@ def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
             axis.plot(at, most, "k_", markersize=9, label=None if i else "bound")
     axis.axhline(1, **DASHED)
     axis.set_yscale("log")
-    plain_log(axis.yaxis, ticks=(0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200))
+    axis.set_ylim(max(0.5, axis.get_ylim()[0]), min(300, axis.get_ylim()[1]))
+    plain_log(axis.yaxis, ticks=(0.5, 1, 2, 5, 10, 20, 50, 100, 200))
     shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
     axis.set_xticks(range(len(names)), shown, rotation=25)
 
