@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 
 from laws import EVERY, FAST, Lawful, Watch, build
+from tqdm.auto import tqdm
 
 from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
@@ -138,6 +140,7 @@ def killed(dice: random.Random) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         if not (child := os.fork()):
+            tqdm.set_lock(RLock())  # theirs is shared: who is killed with it would hold it for ever
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             sweep(rows_of, names, path, Row, workers=1)
             os._exit(0)
