@@ -17,10 +17,12 @@ import pytest
 
 import slos
 from slos import ask
+from slos.evaluation.stats import geometric_mean
 from slos.hardware import fit
 from slos.policies import POLICIES
 from slos.records.claims import read_claims, read_headlines
 from slos.records.report import against_table
+from slos.studies import today
 from slos.studies.engine_tables import capacities
 from workloads import SCENARIOS
 
@@ -201,6 +203,17 @@ def test_the_results_are_those_of_the_reference_run() -> None:
     rows = read_headlines(REFERENCE / "headlines.csv")
     expected = against_table(read_claims(), rows)
     assert block.strip() == expected, f"paste this between the marks:\n{expected}"
+
+
+def test_todays_gains_are_those_of_the_reference_run() -> None:
+    found = today.table(pd.read_csv(REFERENCE / "today.csv", keep_default_na=False))
+    found = found[(found["profile"] == today.MAIN) & (found["drafts"] == 0)]
+    gains = found[found["asked"] == "90 %"].set_index("scenario")["gain"]
+    order = ("chatbot-8k", "coding-8k", "summarization-8k", "tool-calling-8k", "reasoning-32k")
+    for whose, end in (("MLPerf's", "-mlperf"), ("the paper's", "")):
+        each = [gains[name + end] for name in (*order, "mixed-8k")]
+        cells = [f"{x:.3g}x" if x >= 10 else f"{x:.2f}x" for x in (*each, geometric_mean(each))]
+        assert f"| {whose} | {' | '.join(cells)} |" in README
 
 
 def test_it_is_of_a_length_to_be_read_and_names_no_place() -> None:
