@@ -83,15 +83,12 @@ def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
     table, _ = gpu.engine()
     measured = table[table["status"] == "measured"].set_index(["scenario", "rate", "system"])
     text = " ".join((root / "README.md").read_text().split())
-    for workload, rate, said in (
-        ("steady", 10, "steady tier at 10 requests/s"), ("steady", 12, "at 12 requests/s"),
-        ("bursty", 7, "in bursts at 7 requests/s"),
-    ):  # fmt: skip
+    for workload, rate in (("steady", 10), ("steady", 12), ("bursty", 7)):
         shares = (
             measured.loc[(workload, rate, s), "attainment"] for s in ("slos-serve", "vllm-v1")
         )
         ours, stock = (f"{100 * share:.0f} %" for share in shares)
-        assert f"{said} {ours} against {stock}" in text
+        assert f"{ours} against {stock} at {rate}" in text
 
 
 @pytest.mark.slow
@@ -187,4 +184,4 @@ def test_the_gains_on_measured_profiles_are_what_the_readme_says(root: Path) -> 
     text = " ".join((root / "README.md").read_text().split())
     for name, label in zip(gpu.MODELS, ("OPT-6.7B", "OPT-13B", "Llama-3.1-8B"), strict=True):
         gain = float(np.exp(np.log(table[table["profile"] == name]["ratio"]).mean()))
-        assert f"{gain:.2f}x with {label}" in text
+        assert f"{gain:.2f}x ({label})" in text
