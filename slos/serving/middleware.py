@@ -18,6 +18,7 @@ from slos.serving.calls import FROM, PROVE, proof, secret
 from slos.serving.metrics import show
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
 from slos.serving.refused import refusing
+from slos.serving.stopped import Answers
 
 OTHERS = ("/tokenize", "/detokenize")  # calls that generate nothing
 ELSEWHERE = ("extra_body", "extra_args", "sampling_params", "xargs")  # where they do not belong
@@ -83,9 +84,13 @@ class CheckObjectives:
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self.answers = Answers()
         show()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.answers.give(self._checked, scope, receive, send)
+
+    async def _checked(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"].endswith(OTHERS):
             return await self.app(scope, receive, send)
         request = Request(scope, receive)
