@@ -8,11 +8,10 @@ True output lengths live in `Request`, which a policy never sees: it learns a le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from math import inf
-from typing import Any, Protocol
+from typing import Protocol
 
 from slos.core.pace import PAPER, RULES
 
@@ -27,22 +26,6 @@ def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> N
         shown = repr(value)
         shown = shown if len(shown) <= QUOTED else shown[: QUOTED - 3] + "..."
         raise ValueError(f"{name} = {shown} must be {bound}{'; ' + cure if cure else ''}")
-
-
-def make(
-    what: str, known: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any],
-    **beliefs: Any,
-):  # fmt: skip
-    """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter
-    for."""
-    cure = f"or add yours to the {what} table"
-    require(name in known, what, name, f"one of {', '.join(known)}", cure)
-    parameters = signature(known[name]).parameters
-    choices = sorted(parameters.keys() - beliefs.keys())
-    bound, kind = f"one of {', '.join(choices) or 'none'}", f"setting of {what} {name!r}"
-    for setting in settings:
-        require(setting in choices, kind, setting, bound)
-    return known[name](**settings, **{k: v for k, v in beliefs.items() if k in parameters})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,6 @@ rate and steps do not show."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +10,6 @@ import numpy as np
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, tokens_in
 from slos.planning.jobs import blocks_of, slack_per_token
-
-STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
-MOST = 256  # candidates of a planning at the most
-TIERS = 8  # so many TPOTs are planned with as they are,
-FEW = 4  # more of them rounded down to so many tiers
-FEWEST = 40  # candidates that have at most STATES count vectors, however they spread over FEW tiers
 
 
 class Problem(NamedTuple):
@@ -40,37 +32,6 @@ class Problem(NamedTuple):
     forced: np.ndarray
     M: float
     seats: int
-
-
-def vectors(counts: Iterable[int]) -> int:
-    """Count vectors of so many requests of each tier, `STATES` + 1 where there are more."""
-    states = 1
-    for n in counts:
-        states = min(states * (n + 1), STATES + 1)
-    return states
-
-
-def planned_first(tpots: Sequence[float]) -> int:
-    """How many of the first candidates, by their TPOTs, one planning takes."""
-    counts: Counter[float] = Counter()
-    states = 1.0
-    for taken, tpot in enumerate(tpots):
-        states *= (counts[tpot] + 2) / (counts[tpot] + 1)
-        counts[tpot] += 1
-        if states > STATES + 0.5 or len(counts) > TIERS:
-            return min(max(taken, FEWEST), len(tpots))
-    return len(tpots)
-
-
-def tiers(tpots: np.ndarray, new: int) -> np.ndarray:
-    """The TPOTs [requests] to plan with, the last `new` of candidates: their own, or rounded down
-    to a few tiers where there are too many count vectors."""
-    if len(np.unique(tpots)) <= TIERS:
-        counts = np.unique(tpots[len(tpots) - new :], return_counts=True)[1]
-        if vectors(counts.tolist()) <= STATES:
-            return tpots
-    tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
-    return tau[np.searchsorted(tau, tpots, side="right") - 1]
 
 
 def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, Policy, make
+from slos.core.types import LengthPredictor, Policy
 from slos.policies.ablated import slos_serve
 from slos.policies.adaserve import AdaServe
 from slos.policies.as_published import SarathiAuthors, SarathiCapped, VLLMAuthors
@@ -14,6 +14,7 @@ from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 from slos.policies.fair_batching import FairBatching
 from slos.policies.qoserve import QoServe
 from slos.policies.scorpio import Scorpio
+from slos.policies.table import make
 
 OURS = "slos-serve"
 LATER = ("qoserve", "fair-batching", "scorpio", "adaserve")

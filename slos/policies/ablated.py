@@ -18,7 +18,8 @@ from slos.core.roofline import EPS, Roofline, batch_time, least_time
 from slos.core.types import LengthPredictor, Progress, View
 from slos.planning.jobs import advance
 from slos.planning.lookahead import OK, look_ahead
-from slos.policies.slos_serve import Plan, SLOsServe
+from slos.planning.plan import Plan
+from slos.policies.slos_serve import SLOsServe
 
 IN_TURN = 64  # candidates looked at in a step
 
@@ -37,7 +38,7 @@ class FirstCome(SLOsServe):
 
     def sort(self, view: View) -> Plan:
         self._started.clear()  # nothing is promised
-        return SLOsServe.sort(self, view)
+        return self.told_apart(view, view.waiting)
 
     def hopeless(self, due: float, end: float) -> bool:
         return self.best_effort and due < end
@@ -65,6 +66,9 @@ class FirstCome(SLOsServe):
 @dataclass(slots=True)
 class InTurn(SLOsServe):
     """No best effort: requests are admitted in order of arrival, each when its turn comes."""
+
+    def sort(self, view: View) -> Plan:
+        return self.told_apart(view, view.waiting)
 
     def hopeless(self, due: float, end: float) -> bool:
         return False

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from slos.core.roofline import EPS, Roofline, slowness
-from slos.core.types import LengthPredictor, Load, Progress, Router, make, require
+from slos.core.types import LengthPredictor, Load, Progress, Router, require
+from slos.policies.table import make
 
 FULL = 1e6  # what it costs where something has run out
 LONGEST = 1e6  # seconds of a batch

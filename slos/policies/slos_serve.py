@@ -12,24 +12,25 @@ answer: the promise covers what a request does until it waits for one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 
 import numpy as np
 
 from slos.core.roofline import EPS, Roofline, slowness
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
-from slos.planning.batching import Engine, engine_of
-from slos.planning.fluid import MOST, STATES, fluid, planned_first, prefill_rates, tiers, vectors
+from slos.planning.batching import engine_of
+from slos.planning.candidates import MOST, due_first, planned, tiers
+from slos.planning.fluid import fluid, prefill_rates
 from slos.planning.jobs import jobs_of, needed
+from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
 
-REPEAT = 64  # steps for which a steady batch is promised
 # Seconds below are those of usual hardware: `slowness` multiplies them on a slower one.
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
@@ -42,53 +43,6 @@ STRETCH = 0.1  # it then lengthens a step by this share at most,
 RESERVE = 0.2
 AGE = 30.0  # seconds after which the oldest of best effort is promised to end too,
 PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
-    the guaranteed requests get, `fill` what is left for best effort.
-
-    guaranteed: promised; candidates: may be, `unplanned` those that the next step looks at;
-    best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
-    the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
-    tokens without drafts; seconds: of a step with these; draft: the longest. spare: KV tokens until
-    memory is short; repeat: steps for which best effort stays as it is.
-    """
-
-    view: View
-    engine: Engine
-    guaranteed: list[Progress] = field(default_factory=list)
-    candidates: list[Progress] = field(default_factory=list)
-    unplanned: list[Progress] = field(default_factory=list)
-    best_effort: list[Progress] = field(default_factory=list)
-    waiting: list[Progress] = field(default_factory=list)
-    declined: list[Progress] = field(default_factory=list)
-    jobs: np.ndarray = field(init=False)
-    asked: np.ndarray = field(init=False)
-    share: np.ndarray = field(init=False)
-    seconds: float = 0.0
-    draft: int = 0
-    spare: float = 0.0
-    repeat: float = REPEAT
-    room: Room = field(init=False)
-    tokens: dict[str, int] = field(default_factory=dict)
-
-    def steady(self) -> float:
-        """For how many steps this one can be repeated while no candidate waits."""
-        running, jobs = len(self.view.running), self.jobs
-        if sum(self.tokens.values()) != running or len(self.tokens) != running:
-            return 1
-        if self.room.preempted or self.declined or (jobs["left"] != 1).any():
-            return 1
-        if jobs["opens"].any():  # its slack is gone after this step
-            return 1
-        return max(1, self.repeat) if self.keeps_pace() else 1
-
-    def keeps_pace(self) -> bool:
-        """Whether all could decode in every step to their ends without losing slack."""
-        everyone = np.ones(len(self.jobs), np.bool_)
-        return lookahead.steady(self.view.now, self.jobs, everyone, everyone, self.engine)
 
 
 @dataclass(slots=True)
@@ -136,6 +90,18 @@ class SLOsServe:
 
     def sort(self, view: View) -> Plan:
         """Tell requests apart: promised, to be decided, best effort."""
+        waiting, first = due_first(view, self.roofline)
+        plan = self.told_apart(view, waiting)
+        if not first:
+            return plan
+        # more than one planning takes are due before all others, and none of these was promised
+        sure = sum(p in first and not p.generated for p in plan.candidates)
+        if sure > MOST and {p.id for p in waiting} >= self._started | self._admitted:
+            return plan
+        return self.told_apart(view, view.waiting)
+
+    def told_apart(self, view: View, waiting: Sequence[Progress]) -> Plan:
+        """`sort` of the view's running requests and of those `waiting`."""
         engine = engine_of(self.roofline, view, self.longest_step, self.batch_tokens)
         plan = Plan(view, engine)
         for p in view.running:
@@ -144,7 +110,7 @@ class SLOsServe:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
         most, end = 0, view.now  # the longest prompt yet, and when it would end
-        for p in view.waiting:  # of which there may be very many
+        for p in waiting:
             if p.best_effort:
                 plan.waiting.append(p)
                 continue
@@ -163,26 +129,16 @@ class SLOsServe:
         return due < end
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
-        """As many as one planning takes, those admitted already and then the most urgent first; and
-        the others."""
-        if len(candidates) <= MOST:
-            counts = Counter(p.tpot for p in candidates)
-            if vectors(counts.values()) <= STATES:
-                return candidates, []
-        admitted = self._admitted
-        new = np.array([p.id not in admitted for p in candidates])
-        due = np.array([p.due for p in candidates])
-        candidates = [candidates[i] for i in np.lexsort((due, new)).tolist()]
-        last = planned_first([p.tpot for p in candidates[:MOST]])
-        return candidates[:last], candidates[last:]
+        """As many as one planning takes; and the others."""
+        return planned(candidates, self._admitted)
 
     def _age(self, plan: Plan) -> None:
         """Move the oldest of best effort to the guaranteed ones, at an easy pace, if all promises
         hold beside it."""
         now, queue = plan.view.now, [*plan.best_effort, *plan.waiting]
-        old = [p for p in queue if p.id in self._aged]
+        old = [p for p in queue if p.id in self._aged] if self._aged else []
         if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
-            oldest = min(queue, key=lambda p: p.arrival)
+            oldest = min(queue, key=attrgetter("arrival"))
             old = [oldest] if now - oldest.arrival > AGE * slowness(self.roofline) else []
         before, self._aged = self._aged, {}
         for p in old:
@@ -228,8 +184,8 @@ class SLOsServe:
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
         jobs = jobs.copy()
         jobs["tpot"] = tiers(jobs["tpot"], new)
-        paces = np.unique(jobs["tpot"])
-        tau = np.append(paces, 2 * paces[-1])
+        paces = sorted(set(jobs["tpot"].tolist()))
+        tau = np.array([*paces, 2 * paces[-1]])
         decoding = jobs[:old][jobs["left"][:old] == 1]
         context = int(decoding["computed"].sum()) if self.roofline.k_ctx else 0
         rates = prefill_rates(tau, self.roofline, context)
@@ -238,11 +194,11 @@ class SLOsServe:
         proposed = sweep(fluid(now, jobs, tau, rates, engine, max(0, seats)))[0][-new:]
         jobs = plan.jobs
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
+        if chosen.any() or not self._admitted:
+            return chosen
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own
-        if before.any() and not chosen.any() and not self._proven(plan, jobs[:old]):
-            return before
-        return chosen
+        return before if before.any() and not self._proven(plan, jobs[:old]) else chosen
 
     def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
         """Whether the jobs are all served in time."""
@@ -267,7 +223,7 @@ class SLOsServe:
         need, starts = needed(jobs, plan.share, view.block_size)
         wanted = plan.share[urgent].astype(np.int64).tolist()
         in_turn = [guaranteed[j] for j in urgent.tolist()]
-        if any(p.cached for p in in_turn):  # what starts needs is another sum
+        if any(map(attrgetter("cached"), in_turn)):  # what starts needs is another sum
             need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
         tokens = room.give_all(in_turn, wanted, need, starts)
         for j in np.flatnonzero(drafts).tolist():
@@ -299,6 +255,8 @@ class SLOsServe:
             n = min(p.left, fits - used if tokens else max(fits, engine.tile))
             if n < 1:
                 plan.repeat = 1
+                break
+            if free < 1 and tokens and not p.computed:  # all the others wait, too
                 break
             whole = 0 if p.computed else view.needs(p, p.left + self.lengths.remaining(p))
             # one that runs already is let in whatever is free, and one that would be alone

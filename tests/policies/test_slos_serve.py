@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
+from time import thread_time
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,12 @@ from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Progress, Request, Stage, View
+from slos.core.types import SLO, Batch, Progress, Request, Stage, View
 from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
-from slos.planning.fluid import MOST, STATES, TIERS, vectors
+from slos.planning import candidates
+from slos.planning.candidates import MANY, MOST, STATES, TIERS, due_first, vectors
+from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
@@ -381,20 +384,79 @@ def test_a_roofline_without_a_cost_per_batch_is_planned_with() -> None:
     assert policy.step(view_of(Progress("a", 0.0, 90, 1e-6, 0.1))).tokens == {"a": 90}
 
 
-@pytest.mark.parametrize("distinct", [1, 4, 2000])
+@pytest.mark.parametrize("distinct", [1, 5, 100, 20_000])
 def test_a_planning_of_any_size_and_any_paces_has_a_bound(
     distinct: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2,000 candidates: as many of them and of their count vectors as one planning takes."""
-    paces = [0.05 + 0.15 * (i % distinct) / distinct for i in range(2000)]
+    """20,000 candidates: as many of them and of their count vectors as one planning takes, in steps
+    of at most 5 ms of CPU time where no other program is in the way."""
+    paces = [0.05 + 0.15 * (i % distinct) / distinct for i in range(20_000)]
     crowd = [req(f"r{i}", 40, 3, SLO(tpot, ttft=60.0)) for i, tpot in enumerate(paces)]
-    problems = []
+    waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
+    problems, seconds, policy = [], [], SLOsServe(FAST, Oracle(crowd))
     monkeypatch.setattr(
         sys.modules[SLOsServe.__module__], "sweep", lambda p: problems.append(p) or sweep(p)
     )
-    waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
-    batch = SLOsServe(FAST, Oracle(crowd)).step(View(0.0, waiting, (), 9000, 9000))
-    assert batch.tokens and not batch.decline
-    new = problems[0].tier[~problems[0].forced]
-    assert 20 < len(new) <= MOST and vectors(Counter(new.tolist()).values()) <= STATES
-    assert len(problems[0].tau) <= TIERS + 1
+    for step in range(8):
+        start = thread_time()
+        batch = policy.step(View(step / 100, waiting, (), 9000, 9000))
+        seconds.append(thread_time() - start)
+        assert batch.tokens and not batch.decline
+        waiting = [p for p in waiting if p.id not in batch.tokens]
+        problem = problems.pop()
+        new = problem.tier[~problem.forced]
+        assert 20 < len(new) <= MOST and vectors(Counter(new.tolist()).values()) <= STATES
+        assert len(problem.tau) <= TIERS + 1
+    assert min(seconds) < 0.005, seconds
+
+
+class LooksAtAll(SLOsServe):
+    """The same without a look at those that are due first."""
+
+    def sort(self, view: View) -> Plan:
+        return self.told_apart(view, view.waiting)
+
+
+@examples(150)
+@given(data=st.data())
+def test_where_many_wait_the_plan_is_that_of_all(data: st.DataObject) -> None:
+    """Whatever comes, ends, is preempted, learned or begins anew between two steps."""
+    of = stages(most=3, kinds=["goes on", "tool"])
+    work = data.draw(requests(size=24, of=of))
+    world = data.draw(worlds(work, caching=True))
+    policies = [kind(world.roofline, Oracle(work)) for kind in (SLOsServe, LooksAtAll)]
+
+    class Both:
+        lengths = policies[0].lengths
+
+        def step(self, view: View) -> Batch:
+            batch, same = (policy.step(view) for policy in policies)
+            assert batch == same
+            return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "MANY", 4)
+        for module in (candidates, sys.modules[SLOsServe.__module__]):
+            patch.setattr(module, "MOST", 2)
+        simulate(work, Both(), world)
+
+
+def test_those_that_a_step_is_about_are_due_first_late_or_best_effort() -> None:
+    roofline, dice = Roofline((Plane(1e-3, 0.0, 1e-2),)), Random(0)
+    for _ in range(50):
+        dues = dice.choice([[9.0], [2.0, 7.0, 8.0], [dice.uniform(0.5, 30.0) for _ in range(2000)]])
+        crowd = [
+            Progress(f"r{i}", 0.0, dice.choice([9, 900, 9900]), dice.choice(dues), 0.1)
+            for i in range(MANY + dice.randint(1, 400))
+        ]
+        for p in dice.sample(crowd, 40):
+            p.best_effort, p.generated = dice.choice([(True, 0), (False, 9)])
+        seen, first = due_first(View(0.0, crowd, (), 9000, 9000), roofline)
+        others, place = set(crowd).difference(seen), {p: i for i, p in enumerate(crowd)}
+        assert seen == [p for p in crowd if p not in others] and len(others) > 100
+        latest = max((p.t0, place[p]) for p in first)
+        assert MOST < len(first) < MANY and not any(p.best_effort for p in first | others)
+        assert all((p.due, place[p]) > latest for p in others)
+        assert all(roofline.time(p.tokens) < p.due for p in others)
+    view = View(0.0, crowd[:MANY], (), 9000, 9000)
+    assert due_first(view, roofline) == (view.waiting, set())

@@ -1,0 +1,82 @@
+"""Which candidates one planning takes, and in which tiers: the count vectors of the planner grow
+with the product of the tiers, and what a step costs must not grow with those that wait."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from math import inf
+
+import numpy as np
+
+from slos.core.roofline import Roofline
+from slos.core.types import Progress, View
+
+STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
+MOST = 256  # candidates of a planning at the most
+MANY = 1024  # that wait: of more than these, not every one is looked at in every step
+TIERS = 8  # so many TPOTs are planned with as they are,
+FEW = 4  # more of them rounded down to so many tiers
+FEWEST = 40  # candidates that have at most STATES count vectors, however they spread over FEW tiers
+
+
+def vectors(counts: Iterable[int]) -> int:
+    """Count vectors of so many requests of each tier, `STATES` + 1 where there are more."""
+    states = 1
+    for n in counts:
+        states = min(states * (n + 1), STATES + 1)
+    return states
+
+
+def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
+    """Those waiting, in order, that a step is about: all, or where very many wait the first to be
+    due, which are told apart, and those that are best effort or may not be in time alone."""
+    waiting, first = view.waiting, set[Progress]()
+    if len(waiting) <= MANY:
+        return waiting, first
+    # none is due before t0; twice as many as are planned, since some may be declined
+    t0 = np.array([inf if p.best_effort else p.t0 for p in waiting])
+    until = float(np.partition(t0, 2 * MOST)[2 * MOST])
+    if until == inf:
+        return waiting, first
+    some = np.flatnonzero(t0 <= until)  # all of them, where all came at once
+    some = some[np.argsort(t0[some], kind="stable")[: 2 * MOST]]
+    first.update(waiting[i] for i in some.tolist())
+    most = roofline.fits(until - view.now - 1e-3)  # a millisecond for rounding
+    return [p for p in waiting if p in first or p.tokens > most or p.best_effort], first
+
+
+def planned(
+    candidates: list[Progress], admitted: Collection[str]
+) -> tuple[list[Progress], list[Progress]]:
+    """As many as one planning takes, those `admitted` already and then the most urgent first; and
+    the others."""
+    if len(candidates) <= MOST and vectors(Counter(p.tpot for p in candidates).values()) <= STATES:
+        return candidates, []
+    new = np.array([p.id not in admitted for p in candidates])
+    due = np.array([p.due for p in candidates])
+    candidates = [candidates[i] for i in np.lexsort((due, new)).tolist()]
+    last = _taken([p.tpot for p in candidates[:MOST]])
+    return candidates[:last], candidates[last:]
+
+
+def _taken(tpots: Sequence[float]) -> int:
+    """How many of the first candidates, by their TPOTs, one planning takes."""
+    counts: Counter[float] = Counter()
+    states = 1.0
+    for taken, tpot in enumerate(tpots):
+        states *= (counts[tpot] + 2) / (counts[tpot] + 1)
+        counts[tpot] += 1
+        if states > STATES + 0.5 or len(counts) > TIERS:
+            return min(max(taken, FEWEST), len(tpots))
+    return len(tpots)
+
+
+def tiers(tpots: np.ndarray, new: int) -> np.ndarray:
+    """The TPOTs [requests] to plan with, the last `new` of candidates: their own, or rounded down
+    to a few tiers where there are too many count vectors."""
+    counts = Counter(tpots[len(tpots) - new :].tolist())
+    if len(set(tpots.tolist())) <= TIERS and vectors(counts.values()) <= STATES:
+        return tpots
+    tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
+    return tau[np.searchsorted(tau, tpots, side="right") - 1]

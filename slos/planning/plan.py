@@ -1,0 +1,61 @@
+"""One step while it is put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slos.core.types import Progress, View
+from slos.planning import lookahead
+from slos.planning.batching import Engine
+from slos.planning.room import Room
+
+REPEAT = 64  # steps for which a steady batch is promised
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
+    the guaranteed requests get, `fill` what is left for best effort.
+
+    guaranteed: promised; candidates: may be, `unplanned` those that the next step looks at;
+    best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
+    the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
+    tokens without drafts; seconds: of a step with these; draft: the longest. spare: KV tokens until
+    memory is short; repeat: steps for which best effort stays as it is.
+    """
+
+    view: View
+    engine: Engine
+    guaranteed: list[Progress] = field(default_factory=list)
+    candidates: list[Progress] = field(default_factory=list)
+    unplanned: list[Progress] = field(default_factory=list)
+    best_effort: list[Progress] = field(default_factory=list)
+    waiting: list[Progress] = field(default_factory=list)
+    declined: list[Progress] = field(default_factory=list)
+    jobs: np.ndarray = field(init=False)
+    asked: np.ndarray = field(init=False)
+    share: np.ndarray = field(init=False)
+    seconds: float = 0.0
+    draft: int = 0
+    spare: float = 0.0
+    repeat: float = REPEAT
+    room: Room = field(init=False)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def steady(self) -> float:
+        """For how many steps this one can be repeated while no candidate waits."""
+        running, jobs = len(self.view.running), self.jobs
+        if sum(self.tokens.values()) != running or len(self.tokens) != running:
+            return 1
+        if self.room.preempted or self.declined or (jobs["left"] != 1).any():
+            return 1
+        if jobs["opens"].any():  # its slack is gone after this step
+            return 1
+        return max(1, self.repeat) if self.keeps_pace() else 1
+
+    def keeps_pace(self) -> bool:
+        """Whether all could decode in every step to their ends without losing slack."""
+        everyone = np.ones(len(self.jobs), np.bool_)
+        return lookahead.steady(self.view.now, self.jobs, everyone, everyone, self.engine)
