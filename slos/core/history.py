@@ -1,17 +1,16 @@
-"""Predictors of lengths that learn from requests that have finished; and all predictors by name.
+"""Predictors of lengths that learn from requests that are served; and all predictors by name.
 
 A class is a request's kind, and the stages of its requests are learned apart. What is expected of a
-request that has generated g tokens is told by those of its class that generated more. Until one
-such is known all classes stand for it, and at first nothing does.
+request that has generated g tokens is told by those of its class that generated more. Until one of
+the class has ended all classes stand for it, and at first nothing does. Those that still go on
+count for what they came to: the first to end are the short ones, and by them alone an engine that
+fills up for the first time promises memory that it does not have.
 
 What is predicted is planned with as if it were true, and anew at every step; a request that
 outlives what was expected of it is then like one that is longer. Nothing else is reserved. A low
 quantile carries most: the look ahead lets requests of which the same is expected end, and be
-largest, at one moment, while their true ends are scattered and give blocks back before. Simulated
-in chatbot, a quarter carries 97 % of the oracle's load, nine tenths 86 %; in a cache of four
-requests 88 and 54 %. There 4 % of those admitted lose their blocks on the way, and none ends late,
-or 0.5 % where the pace is near the time of a step. Beyond capacity lost blocks cost more: at 1.7
-times the load that is carried 43 % attain their objectives with a quarter, 56 % with nine tenths.
+largest, at one moment, while their true ends are scattered and give blocks back before. Far beyond
+capacity, where lost blocks cost more, a higher one does.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from math import ceil, log
 from typing import final
 
 from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle, Told
-from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress, Request, require
 
 WINDOW = 512  # requests of a class that are remembered
 LEVEL = 0.25
+ROUNDING = 1e-9
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +117,7 @@ class Learned(Told):
                 window.look()
             first = bisect_right(window.ascending, g)
             said = self.estimate(window, first, g) if window.learned else 2 * g + UNKNOWN
-            window.known[g] = max(g + 1, ceil(said - EPS))
+            window.known[g] = max(g + 1, ceil(said - ROUNDING))
         return window.known[g]
 
     def began(self, progress: Progress) -> None:
@@ -178,7 +177,7 @@ class Quantile(Learned):
     def estimate(self, window: Window, first: int, g: int) -> float:
         before = window.within[first - 1] if first else 0.0
         asked = before + self._level * (1.0 - before)
-        at = bisect_right(window.within, asked + EPS, first)
+        at = bisect_right(window.within, asked + ROUNDING, first)
         if at < len(window.within):
             return window.ascending[at]
         if first == at:
