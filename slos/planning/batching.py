@@ -7,7 +7,6 @@ for another such step go before it.
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +37,7 @@ class Engine(NamedTuple):
 def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:
     hardware = roofline.array, roofline.tile, float(roofline.k_ctx), roofline.chunk
     longest, blocks = float(longest) * slowness(roofline), view.total_blocks
-    if any(map(attrgetter("shared"), view.running)):
+    if any(p.shared for p in view.running):
         # held for ever, as it were, because none of those that hold them gives them back for sure
         blocks = view.free_blocks + sum(map(view.frees, view.running))
     return Engine(*hardware, longest, fixed, blocks, view.block_size)

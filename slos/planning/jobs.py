@@ -29,25 +29,31 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0
     What these find in a prefix cache they hold if they start now. Others that wait were promised
     before, and what they would find may be gone when they start: they are to compute it again.
     """
-    n, old = len(requests), len(requests) - new
-    computed = [p.computed for p in requests[:old]]
-    computed += [p.computed + p.cached for p in requests[old:]]
-    left = [p.tokens - have for p, have in zip(requests, computed, strict=True)]
-    due, tpot = [p.t0 + p.generated * p.tpot for p in requests], [p.tpot for p in requests]
-    later, value = [p.later_tpot for p in requests], [p.value for p in requests]
-    opens = [p.client and not p.generated for p in requests]
-    shared = [p.shared if p.computed else 0 for p in requests]
-    switch, reopens = [0] * n, [0.0] * n
-    for j in [j for j, pace in enumerate(later) if pace < inf]:
+    n, later = len(requests), [p.later_tpot for p in requests]
+    tokens, computed = [p.tokens for p in requests], [p.computed for p in requests]
+    generated, remaining = [p.generated for p in requests], map(lengths.remaining, requests)
+    t0, tpot = [p.t0 for p in requests], [p.tpot for p in requests]
+    # filled by struct, several times as fast as np.array
+    ints, floats = np.empty((4, n), np.int64), np.empty((4, n))
+    pack_into(f"{4 * n}q", ints.data, 0, *tokens, *computed, *generated, *remaining)
+    pack_into(f"{4 * n}d", floats.data, 0, *t0, *tpot, *later, *[p.value for p in requests])
+    jobs = np.zeros(n, JOB)
+    jobs["left"] = ints[0] - ints[1]
+    jobs["due"] = floats[0] + ints[2] * floats[1]
+    jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
+    jobs["remaining"], jobs["computed"] = ints[3], ints[1]
+    jobs["new"][n - new :] = 1
+    jobs["opens"] = [p.client and not p.generated for p in requests]
+    for j in np.flatnonzero(floats[2] < inf).tolist():
         p = requests[j]
-        switch[j] = lengths.after_stage(p)
-        reopens[j] = 0.0 if not p.client else 1.0 if p.stages_left == 1 else inf
-    columns = np.empty((len(JOB), n))  # filled by struct, several times as fast as np.array
-    pack_into(
-        f"{columns.size}d", columns.data, 0, *left, *due, *tpot, *map(lengths.remaining, requests),
-        *computed, *[0] * old, *[1] * new, *switch, *later, *value, *opens, *reopens, *shared,
-    )  # fmt: skip
-    return np.ascontiguousarray(columns.T).view(JOB).reshape(n)
+        jobs["switch"][j] = lengths.after_stage(p)
+        jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
+    if any(p.cached or p.shared for p in requests):
+        found = np.array([p.cached for p in requests[n - new :]])
+        jobs["left"][n - new :] -= found
+        jobs["computed"][n - new :] += found
+        jobs["shared"] = [p.shared if p.computed else 0 for p in requests]
+    return jobs
 
 
 @kernel
