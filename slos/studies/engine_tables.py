@@ -62,21 +62,15 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
     for axis, workload in zip(axes, workloads, strict=True):
         for i, (system, color) in enumerate(colors(systems).items()):
             for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
-                part = select(table, scenario=workload, system=system, status=status).sort_values(
-                    "rate"
-                )
-                axis.plot(
-                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
-                    fillstyle=kind, label=f"{_name(system)}, {status}",
-                )  # fmt: skip
+                part = select(table, scenario=workload, system=system, status=status)
+                part = part.sort_values("rate")
+                label = f"{name_of(system).replace(OURS, name_of(OURS))}, {status}"
+                looks = {"marker": MARKERS[i], "color": color, "fillstyle": kind, "label": label}
+                axis.plot(part["rate"], 100 * part["attainment"], style, **looks)
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
     said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"
     return finish(figure, said, axes[0], ncols=2)
-
-
-def _name(series: str) -> str:
-    return name_of(series).replace(OURS, name_of(OURS))
 
 
 def by_load(frame: Frame) -> Frame:
@@ -99,10 +93,8 @@ def capacities(table: Frame, target: float = 0.9) -> Frame:
     smallest one if it is below from the start. Attainment is made to fall with the load first, as
     it does but for chance: neighbours out of order are averaged.
     """
-    found = []
-    for (workload, status, system), group in table.groupby(
-        ["scenario", "status", "system"], sort=False
-    ):
+    found, by = [], ["scenario", "status", "system"]
+    for key, group in table.groupby(by, sort=False):
         curve = group.sort_values("rate")
         rates, falling = curve["rate"].tolist(), _falling(curve["attainment"])
         i = int((falling >= target).sum())
@@ -111,8 +103,8 @@ def capacities(table: Frame, target: float = 0.9) -> Frame:
             load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
         else:
             load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
-        found.append((workload, status, system, float(load), bound))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
+        found.append((*key, float(load), bound))
+    return pd.DataFrame(found, columns=[*by, "capacity", "bound"])
 
 
 def _falling(values: Sequence[float]) -> np.ndarray:
@@ -149,11 +141,8 @@ def gains(found: Frame) -> Frame:
 def errors(table: Frame) -> Frame:
     """How far the simulator is off, per workload, scheduler and load: attainment in points, mean
     TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (
-        table[table["status"] == s].set_index(by) for s in ("measured", "simulated")
-    )
-    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
-    for column in ("ttft", "tpot"):
-        off[column] = 100 * (simulated[column] / measured[column] - 1)
+    each = table.set_index(["scenario", "system", "rate"])
+    real, said = (select(each, status=status) for status in ("measured", "simulated"))
+    off = pd.DataFrame({"attainment": 100 * (said["attainment"] - real["attainment"])})
+    off[["ttft", "tpot"]] = 100 * (said[["ttft", "tpot"]] / real[["ttft", "tpot"]] - 1)
     return off.reset_index()

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from slos.core.types import Request, require
 from slos.evaluation import plots
+from slos.evaluation.sizes import of_size
 from slos.files import Frame
 from slos.policies import OURS
 from slos.replay import replay
@@ -109,9 +110,8 @@ def run(size: str, url: str = "", seconds: float = 0.0) -> Frame:
     Raises ValueError for an unknown size or where vLLM is needed and not there, OSError where
     nothing answers at `url`.
     """
-    require(size in SECONDS, "size", size, f"one of {', '.join(SECONDS)}")
     require(seconds >= 0, "seconds", seconds, "at least 0 (0: those of the size)")
-    seconds, shown = seconds or SECONDS[size], DisplayHandle()
+    seconds, shown = seconds or of_size(size, SECONDS), DisplayHandle()
     shown.display(f"watched for {seconds:g} s")
 
     def show(rows: Frame) -> None:

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import NoCapacity, Search, search
-from slos.evaluation.grids import searches
+from slos.evaluation.grids import searches, swept
 from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
-from slos.files import Frame, results_dir
+from slos.files import Frame
 from slos.policies import OURS
-from slos.records.sweep import sweep
 from slos.studies import capacity
 from workloads import SCENARIOS
 
@@ -90,18 +88,17 @@ def varied(
     systems: Sequence[str],
     changes: Sequence[dict],
     profile: str = "",
-):
+) -> list[Search]:
     """Searches of a size for every change of a `Search`, each once; the baselines at a few of their
     settings."""
-    base = searches(size, scenarios, systems, profile)
-    base = [
-        c
-        for c in base
+    fewer = {"num_requests": QUICK} if size == "quick" else {}
+    every = (
+        replace(c, **fewer | change)
+        for c in searches(size, scenarios, systems, profile)
         if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))
-    ]
-    if size == "quick":
-        base = [replace(c, num_requests=QUICK) for c in base]
-    return list(dict.fromkeys(replace(c, **change) for c in base for change in changes))
+        for change in changes
+    )
+    return list(dict.fromkeys(every))
 
 
 def sensitivity_cases(
@@ -122,9 +119,7 @@ def sensitivity_cases(
 
 def run(size: str, cases: Sequence[Search], name: str, workers: int | None = None) -> Frame:
     """Rows of `Capacity`, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(
-        sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers)
-    )
+    return swept(size, name, capacity_of, cases, Capacity, workers)
 
 
 def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
@@ -134,7 +129,7 @@ def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
     own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
     kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
-        kept = kept if name == by else kept[kept[name] == value]
+        kept = kept if name == by else select(kept, **{name: value})
     return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
 
 
@@ -160,9 +155,8 @@ def sensitivity(
     """`value` against what was varied: a panel per scenario, a line per system; bars where that is
     the hardware."""
     if by == "profile":
-        return capacity.capacity_bars(
-            table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source
-        )
+        named = table.assign(scenario=table["scenario"] + "\n" + table["profile"])
+        return capacity.capacity_bars(named, source)
     scenarios, systems = unique(table["scenario"]), unique(table["system"])
     figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):
