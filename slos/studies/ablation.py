@@ -48,8 +48,7 @@ BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixe
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
-    """Our policy with these parts alone. batch_tokens: of every batch without "batching". where:
-    fields of a search."""
+    """Our policy with these parts alone, and without "batching" of `batch_tokens` a batch."""
     check_names("part", parts, PARTS)
     off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
     off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []
@@ -98,12 +97,8 @@ def named(best: Frame, name: str) -> Frame:
 
 
 def gains(best: Frame) -> Frame:
-    """What each part brings: the whole system over it without the part, and the base with the part
-    over the base.
-
-    Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation:
-    where drafts are.
-    """
+    """What each part brings: the whole system over it without the part, "off alone" (`how`), and
+    the base with the part over the base, "on alone". Speculation: where drafts are."""
     tables, drafting = [], select(best, name="all").query("max_drafts > 0")["scenario"]
     for part in PARTS:
         known = best[best["scenario"].isin(drafting)] if part == "speculation" else best
@@ -115,8 +110,7 @@ def gains(best: Frame) -> Frame:
 
 
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high, of the
-    scenario that it is about."""
+    """What stands beside the paper's, of the scenario that it is about: value, low, high by key."""
     parts, found = gains(best), {}
     for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
         table = select(parts, part=part, how="off alone")
@@ -127,8 +121,7 @@ def numbers(best: Frame) -> dict[str, Spread]:
 
 
 def ablation_chart(table: Frame, source: str) -> Figure:
-    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean
-    last, the paper's."""
+    """What each part brings, a panel per part: scenarios, geometric mean last, the paper's."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
     counts = table.groupby("part")["scenario"].nunique().to_dict()

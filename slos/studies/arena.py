@@ -71,8 +71,7 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
 def cases(
     size: str, scenarios: Sequence[str] = (), systems: Sequence[str] = (), profile: str = ""
 ) -> list[Search]:
-    """Every scenario, system, setting and seed on one replica without drafts. Raises ValueError for
-    unknown names."""
+    """Every scenario, system, setting and seed on one replica without drafts."""
     s, _ = of_size(size, SIZES)
     scenarios, systems = scenarios or s.scenarios, systems or tuple(POLICIES)
     grids.check_cases(scenarios, systems, profile)
@@ -91,8 +90,7 @@ def _grid(
 
 
 def best(probes: Frame) -> Frame:
-    """Of each scenario, system and place (`WHERE`) what carries most, of all settings and
-    routers."""
+    """Of each scenario, system and place (`WHERE`) the setting and router that carries most."""
     return strongest(capacities(probes, "router", *WHERE), "scenario", "system", *WHERE)
 
 

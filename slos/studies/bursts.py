@@ -86,8 +86,7 @@ def watch(case: Bursts) -> list[Window]:
 
 
 def cases(size: str, systems: Sequence[str], **load: Any) -> list[Bursts]:
-    """Every system and seed of a size. load: the other fields of `Bursts`. Raises ValueError for
-    unknown names."""
+    """Every system and seed of a size. load: the other fields of `Bursts`."""
     seeds = size_of(size).seeds
     check_cases([load["scenario"]], systems, load["profile"])
     return [
@@ -131,8 +130,7 @@ def phases(rows: Frame, case: Bursts) -> Frame:
 
 
 def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
-    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows,
-    by system."""
+    """Load, tails of TTFT and TPOT over their targets, attainment and best effort, by system."""
     drawn = (
         ("arrivals", "load\n(requests/s)", None),
         ("ttft_p99", "P99 TTFT\nover its SLO", 1),

@@ -58,8 +58,7 @@ def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
 def asked_otherwise(
     size: str, cases: Sequence[Search], rules: Sequence[str], targets: Sequence[float]
 ) -> list[Search]:
-    """The cases by each other rule of pace and target, with lengths of the data sets; requests,
-    seeds and scenarios of `OTHERWISE`."""
+    """The cases of `OTHERWISE` by each other rule of pace and target."""
     s, known = OTHERWISE[size], {(c.rule, c.target) for c in cases}
     check_names("rule", rules, RULES)
     for target in targets:
@@ -84,8 +83,7 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
 
 
 def alike(best: Frame) -> Frame:
-    """Of capacities by rule and target, in that order, those of the lengths and scenarios that are
-    known for all."""
+    """Of capacities by rule and target, in that order, the scenarios that are known for all."""
     best = select(best, lengths="dataset").sort_values("target", kind="stable")
     best = best.sort_values("rule", key=lambda c: c.map([*RULES].index), kind="stable")
     asked = best.groupby([*ASKED]).ngroup()
@@ -94,8 +92,7 @@ def alike(best: Frame) -> Frame:
 
 
 def by_what_is_asked(best: Frame) -> Frame:
-    """Ours over the best other system by rule and target: rule, target, scenario, ratio, low, high,
-    each."""
+    """Ours over the best other system by rule, target and scenario: ratio, low, high, each."""
     return select(ratios(best, "dataset", *ASKED), against="best")
 
 
@@ -132,8 +129,7 @@ def asked_numbers(table: Frame) -> dict[str, Spread]:
 
 
 def capacity_bars(best: Frame, source: str) -> Figure:
-    """Capacity per scenario and system, each scenario relative to ours, with intervals and the
-    number on the bar."""
+    """Capacity by scenario and system, with intervals, the number on the bar, and the bound."""
     scenarios, systems = unique(best["scenario"]), unique(best["system"])
     figure, axes = plots.panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):

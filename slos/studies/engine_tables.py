@@ -55,8 +55,7 @@ def _lateness(frame: Frame) -> Frame:
 
 
 def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel
-    per workload."""
+    """Attainment against load, a panel per workload: lines are measured, open marks simulated."""
     workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
     figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
     for axis, workload in zip(axes, workloads, strict=True):
@@ -87,12 +86,10 @@ def by_load(frame: Frame) -> Frame:
 
 
 def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated.
-
-    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the
-    smallest one if it is below from the start. Attainment is made to fall with the load first, as
-    it does but for chance: neighbours out of order are averaged.
-    """
+    """The load at which attainment falls below `target`, interpolated. `bound` says "at least" of
+    the largest load if attainment never falls so far, "at most" of the smallest one if it is below
+    from the start. Attainment is made to fall with the load first, as it does but for chance:
+    neighbours out of order are averaged."""
     found, by = [], ["scenario", "status", "system"]
     for key, group in table.groupby(by, sort=False):
         curve = group.sort_values("rate")
@@ -113,8 +110,7 @@ def _falling(values: Sequence[float]) -> np.ndarray:
 
 
 def gain(found: Frame, ours: str, other: str) -> str:
-    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`,
-    indexed by system."""
+    """In words, our capacity over another's. found: of `capacities`, indexed by system."""
     opposite = {"at least": "at most", "at most": "at least", "": ""}
     bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
     if len(bounds) > 1:
@@ -139,8 +135,7 @@ def gains(found: Frame) -> Frame:
 
 
 def errors(table: Frame) -> Frame:
-    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean
-    TTFT and TPOT in %."""
+    """How far the simulator is off, by run: attainment in points, mean TTFT and TPOT in %."""
     each = table.set_index(["scenario", "system", "rate"])
     real, said = (select(each, status=status) for status in ("measured", "simulated"))
     off = pd.DataFrame({"attainment": 100 * (said["attainment"] - real["attainment"])})

@@ -64,8 +64,7 @@ QUANTITIES = {
 
 
 def measured() -> Frame:
-    """The requests by experiment and arrival, with a column for each quantity; none without the
-    file."""
+    """The requests by experiment and arrival, a column per quantity; none without the file."""
     path = locate([FILE])
     if path is None:
         return pd.DataFrame(columns=["experiment", *QUANTITIES])
@@ -155,8 +154,7 @@ def run(size: str) -> tuple[Frame, Frame]:
 
 
 def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
-    """Simulated against measured time of every request, end to end and to the first token: a panel
-    per experiment."""
+    """Simulated against measured time of every request, a panel per experiment."""
     figure, axes = panels([*names], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
     text = "no measured requests at hand; set SLOS_DATA"
     if len(rows):

@@ -90,8 +90,7 @@ def simulated(workload: str, rate: float, system: str) -> list[Outcome]:
 
 
 def engine() -> tuple[Frame, Frame]:
-    """vLLM under load by both schedulers: a row per workload, load, scheduler and status, and how
-    far the simulator is off."""
+    """vLLM under load, a row per load, scheduler and status; and how far the simulator is off."""
     measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
     asked = {"rule": PAPER, "attained_paper": measured["attained"]}  # then there was no other
     tables: list[Frame] = [measured.assign(status="measured", lag=0.0, **asked)]
@@ -119,8 +118,7 @@ def planning() -> Frame:
 
 
 def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) -> list[Search]:
-    """Capacity searches on measured profiles: vLLM V1 and Sarathi-Serve at several budgets, and
-    ours."""
+    """Capacity searches on measured profiles: ours, and the baselines at several budgets."""
     systems = (STOCK, "sarathi", OURS)
     return [case for name in names for case in searches(size, scenarios, systems, name)]
 
@@ -170,10 +168,7 @@ def _carried(system: str, hardware: Profile, count: int, waits: float, **world: 
 
 
 def charged(size: str, name: str = "llama-3.1-8b-h100") -> Frame:
-    """A row per system and way of charging; written to results/<size>/charged.csv.
-
-    planning: milliseconds of a step, mean of those that were measured.
-    """
+    """A row per system and way of charging, written to results/<size>/charged.csv."""
     hardware, count, rows = profile(name), of_size(size, REQUESTS), []
     for system in BUDGETS:
         first, each, mean = line(system)

@@ -80,8 +80,7 @@ def kernels(gpu: str) -> Kernels | None:
 
 
 def compositions(drafts: bool = False) -> Iterator[Composition]:
-    """The steps that are fitted: decodes alone, chunks of prompts alone and beside decodes, and
-    decodes with drafts."""
+    """The steps that are fitted: decodes, with drafts too, and chunks alone and beside decodes."""
     for decodes, length in product(DECODES, LENGTHS):
         if decodes * length <= ROOM:
             yield Composition(decodes=decodes, length=length)

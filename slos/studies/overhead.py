@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import product
 from statistics import median
 
@@ -51,21 +51,6 @@ PLAIN = {"headers": "keys", "showindex": False, "floatfmt": ".3f", "tablefmt": "
 PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
 
 
-@dataclass(frozen=True, slots=True)
-class Planning:
-    """Times of many plannings of one size, and of the steps that they are part of, in
-    milliseconds."""
-
-    tiers: int
-    new: int
-    running: int
-    p50: float
-    p99: float
-    step_p50: float
-    step_p99: float
-    step_worst: float
-
-
 def simulation_cost(
     scenario: str, lengths: str, system: str, rate: float, num_requests: int
 ) -> float:
@@ -83,8 +68,7 @@ def simulation_cost(
 def planning_views(
     tiers: int, new: int, running: int, count: int, seed: int = 0
 ) -> list[tuple[View, Oracle]]:
-    """Random replicas at work: `running` chats decoding at up to `tiers` paces, `new` ones
-    waiting."""
+    """Random replicas: `running` chats decode at up to `tiers` paces, `new` ones wait."""
     rng = np.random.default_rng(seed)
     tpots, n, now = np.array([0.05, 0.1, 0.15, 0.2])[:tiers], new + running, 100.0
     views = []
@@ -105,8 +89,8 @@ def planning_views(
     return views
 
 
-def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Planning:
-    """Time `count` plannings on views that differ."""
+def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> dict[str, float]:
+    """Milliseconds of `count` plannings on views that differ, and of the steps around them."""
     roofline = profile("opt-13b-h100").roofline
     planned, steps = [], []
     for i, (view, lengths) in enumerate(planning_views(tiers, new, running, count)):
@@ -120,10 +104,10 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
             start = time.process_time()
             policy.choose(plan, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
-    (p50, p99), (step_p50, step_p99) = (
-        np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)
-    )
-    return Planning(tiers, new, running, p50, p99, step_p50, step_p99, max(steps[10:]))
+    found: dict[str, float] = {"tiers": tiers, "new": new, "running": running}
+    for name, times in (("", planned), ("step_", steps)):
+        found[f"{name}p50"], found[f"{name}p99"] = np.percentile(times[10:], (50, 99)).tolist()
+    return found | {"step_worst": max(steps[10:])}
 
 
 def simulations(num_requests: int) -> Frame:
@@ -136,12 +120,11 @@ def simulations(num_requests: int) -> Frame:
 def plannings(count: int, shapes: Sequence[tuple[int, int, int]] = PLANNINGS) -> Frame:
     """Milliseconds of planning and of whole steps, a row per shape."""
     planning_cost(2, 1, 1, count=11)  # compiles
-    return pd.DataFrame([asdict(planning_cost(*shape, count=count + 10)) for shape in shapes])
+    return pd.DataFrame([planning_cost(*shape, count=count + 10) for shape in shapes])
 
 
 def run(size: str) -> tuple[Frame, Frame]:
-    """`plannings` and `simulations` at a size that notebooks know; the longest planning goes beside
-    the paper's."""
+    """`plannings` and `simulations` of a size; the longest planning goes beside the paper's."""
     num_requests, count = of_size(size, SIZES)
     planned, simulated = plannings(count), simulations(num_requests)
     # the paper's scheduler plans in every step: all of ours counts
@@ -153,8 +136,7 @@ def run(size: str) -> tuple[Frame, Frame]:
 
 
 def planning_curves(planned: Frame) -> Figure:
-    """P99 of a step against new requests, a panel per number of running ones, a line per number of
-    tiers."""
+    """P99 of a step against new requests: a panel per number of running ones, a line per tiers."""
     running = sorted(set(planned["running"]))
     titles = [f"{count} running requests" for count in running]
     label = "step with a planning, P99 (ms)"

@@ -119,8 +119,7 @@ def origin(table: Frame) -> str:
 
 
 def forms(table: Frame) -> Frame:
-    """One row per GPU, degree of parallelism and form of the model: R2, mean error, and the largest
-    with its size."""
+    """By GPU, degree of parallelism and form of the model: R2, mean error, and the largest one."""
     by = ["kind", "gpu", "tp", "context", "tile"]
     table = table.assign(mean_error=table["mean_error"] * table["steps"])
     groups = table.groupby(by, sort=False)
@@ -137,8 +136,7 @@ def best_forms(table: Frame) -> Frame:
 
 
 def save_fits(size: str, table: Frame, notebook: str) -> Frame:
-    """Put R2 of the best forms beside the paper's, if they are of measurements; what was put
-    there."""
+    """Put R2 of the best forms beside the paper's, if they are of measurements."""
     if "stand-in" in set(table["kind"]):
         return pd.DataFrame(columns=["no measurements: nothing is put beside the paper"])
     r2 = best_forms(table)["r2"]
@@ -148,8 +146,7 @@ def save_fits(size: str, table: Frame, notebook: str) -> Frame:
 
 
 def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
-    """Our policy on a profile with beliefs that are wrong: about all batch times, or about
-    tiles."""
+    """Our policy on a profile with wrong beliefs: about all batch times, or about tiles."""
     precision = max(PRECISION, size_of(size).precision)
     beliefs = list(BLIND) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
     changes = [{"belief": b, "precision": precision} for b in beliefs]
@@ -169,8 +166,7 @@ def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
 
 
 def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
-    """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per
-    GPU."""
+    """Steps of prompts alone by tokens, the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
     gpus = unique(table["gpu"])
     figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
@@ -192,8 +188,7 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:
-    """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of
-    steps."""
+    """Relative errors by batch size, mean and largest: a panel per GPU and kind of steps."""
     shown = unique(zip(table["kind"], table["gpu"], strict=True))
     least = table.groupby(["kind", "gpu"])["tp"].min()
     titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
@@ -215,8 +210,7 @@ def errors_by_size(table: Frame, source: str) -> Figure:
 
 
 def belief_curves(table: Frame, source: str) -> Figure:
-    """Capacity over that of the true belief, against how long the policy takes batches for, a line
-    per scenario."""
+    """Capacity over that of the true belief, by how long the policy takes batches for."""
     told = table["belief"].map(lambda text: float(text.split("=")[1]) if text else 1.0)
     table, label = table.assign(belief=told), "capacity over that of the truth (x)"
     figure = sensitivity(table, "belief", source, "ratio", label)
@@ -240,8 +234,7 @@ def batches(names: Sequence[str] = MODELS, most: int = 4096) -> Frame:
 
 
 def gains(names: Sequence[str] = MODELS) -> Frame:
-    """What the looser of the paper's two paces allows: tokens of a step at each, and how many times
-    the tokens per second."""
+    """What the looser of the paper's two paces allows: tokens of a step, and times the tokens/s."""
     rows = []
     for name in names:
         tight, loose = (profile(name).roofline.fits(pace) for pace in PACES)

@@ -65,11 +65,9 @@ def _linear(gpu: str, tp: int) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _attention(gpu: str, kind: str, tp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds of all layers' attention, [batch, length], with both axes.
-
-    Decodes of several heads are measured with up to 8 KV heads only; a batch four times as large of
-    a quarter of the heads reads the same bytes in as many thread blocks.
-    """
+    """Seconds of all layers' attention, [batch, length], with both axes. Decodes of several heads
+    are measured with up to 8 KV heads only; a batch four times as large of a quarter of the heads
+    reads the same bytes in as many thread blocks."""
     table: Frame = pd.read_parquet(_file(ATTENTION.format(gpu, kind)))
     heads = HEADS // tp
     share = 1 if kind == "context" else heads // 8
@@ -96,10 +94,7 @@ def _prefill_seconds(gpu: str, tp: int, tokens: int) -> float:
 
 def kernel_steps(gpu: str, tp: int) -> Frame:
     """One row per step of Llama-2-7B: a prompt, decodes, or both, for every measured number of
-    tokens.
-
-    Columns: tokens, draft_steps, context (KV tokens that the decodes read), seconds.
-    """
+    tokens. context: KV tokens that the decodes read."""
     rows = []
     for n, linear in zip(*_linear(gpu, tp), strict=True):
         for decodes in {d for d in (*DECODES, int(n)) if d <= min(n, DECODES[-1])}:
@@ -111,8 +106,7 @@ def kernel_steps(gpu: str, tp: int) -> Frame:
 
 
 def engine_steps(gpu: str, tp: int) -> Frame:
-    """Steps of Llama-2-70B with the same columns: all prompts of a batch at once, and its mean
-    decode step."""
+    """Steps of Llama-2-70B: all prompts of a batch at once, and its mean decode step."""
     table: Frame = pd.read_csv(_file(ENGINE))
     table = table.query(f"model == 'llama2-70b' and hardware == '{gpu}-80gb'")
     table = table.query(f"tensor_parallel == {tp} and prompt_size <= {MOST}")
@@ -125,8 +119,7 @@ def engine_steps(gpu: str, tp: int) -> Frame:
 
 
 def stand_in_steps(gpu: str, tp: int) -> Frame:
-    """Instead of `kernel_steps` where the files are not: the shipped profile with noise of 5 %, no
-    measurement."""
+    """Where the files are not: the shipped profile with noise of 5 %, no measurement."""
     r, rng = profile(f"llama-2-7b-{gpu}").roofline, np.random.default_rng(tp)
     sizes = (1, 2, 4, *range(8, 1024, 8), *range(1024, MOST, 64))
     shapes = [(n, 0, decodes * CONTEXTS[0]) for n in sizes for decodes in (0, min(n, 64))]

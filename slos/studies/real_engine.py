@@ -81,10 +81,10 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
 def starting(
     model: Path | str, system: str, folder: Path, *arguments: str
 ) -> Iterator[Callable[[], str]]:
-    """The same without waiting, so that two may start side by side: what is returned waits, for the
-    URL."""
+    """The same without waiting: what is returned waits, for the URL. So two start side by side."""
     check_names("system", [system], POLICIES)
     port = str(launch.free_port())
+    url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "slos.serving.launch", "serve", str(model), "--port", port]
     command += ["--stock"] if system == STOCK else ["--policy", system]
     command += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET)]
@@ -96,7 +96,7 @@ def starting(
         how = {"stdout": out, "stderr": out, "start_new_session": True}
         process = subprocess.Popen(command, env=environment, **how)
     try:
-        yield partial(_ready, process, f"http://127.0.0.1:{port}", log)
+        yield lambda: launch.wait(url, process, log) or url
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -104,11 +104,6 @@ def starting(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
-
-
-def _ready(process: subprocess.Popen, url: str, log: Path) -> str:
-    launch.wait(url, process, log)
-    return url
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +122,7 @@ class Calibrated:
     def loads(
         self, workload: str, num_requests: int, seeds: int, count: int, target: float
     ) -> list[float]:
-        """Requests per second, by simulation: from where vLLM's own scheduler meets the target to
-        where ours fails."""
+        """Requests per second, by simulation: from where vLLM's own attains to where ours fails."""
 
         def attained(system: str, rate: float) -> float:
             build, n = WORKLOADS[workload], max(num_requests, 60)
@@ -142,8 +136,7 @@ class Calibrated:
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
-    """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add;
-    then `again`."""
+    """By short prompts and decodes; single requests tell what HTTP adds; then `again`."""
     launch.calibrate(url, rounds=2)
     first = _learned(saved)
     took = np.median([o.ttft for o in _replay(engine_workloads.alone(), url).outcomes])

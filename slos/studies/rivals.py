@@ -42,8 +42,7 @@ def carried(
 def tuned(
     size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None, name: str = ROWS
 ) -> dict[Key, Search]:
-    """Of each group the case that carries most, with one seed and as many replicas as it is
-    about."""
+    """Of each group the case that carries most, with one seed, and its own number of replicas."""
     s = scale_of(size)
     tried = {
         key: [replace(_sized(c, s.tuning_requests, s.tuning_precision), seed=0) for c in cases]
@@ -96,8 +95,7 @@ def rivals(
 
 
 def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
-    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
-    what ran."""
+    """By scenario and name: what ran, its capacity with interval, and that of each seed."""
     seeds = range(scale_of(size).seeds)
     every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
     found = carried(size, every, workers, name)

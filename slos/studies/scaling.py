@@ -36,17 +36,21 @@ TOLD = 4
 best one only."""
 
 
-def checked(
-    size: str,
-    scenarios: Sequence[str],
-    systems: Sequence[str],
-    profile: str,
-    routers: Sequence[str] = (),
-) -> Size:
-    """The size of that name, once all names are found to be known."""
-    s = of_size(size, SIZES)
+def _grid(
+    size: str, scenarios: Sequence[str], kinds: Sequence[tuple[str, int, str, str]], profile: str
+) -> list[Search]:
+    """Every scenario and seed of a size with each system, replicas, router and topology."""
+    s, systems, routers = of_size(size, SIZES), [k[0] for k in kinds], [k[2] for k in kinds if k[2]]
     check_cases(scenarios or s.scenarios, systems, profile, routers)
-    return s
+    return [
+        Search(
+            scenario, system, profile=profile, seed=seed, precision=s.precision, replicas=n,
+            num_requests=n * len(roles(topology)) * s.num_requests, router=router,
+            topology=topology,
+        )
+        for scenario, seed in product(scenarios or s.scenarios, range(s.seeds))
+        for system, n, router, topology in kinds
+    ]  # fmt: skip
 
 
 def told_at(replicas: Collection[int]) -> int:
@@ -63,20 +67,13 @@ def scaling_cases(
 ) -> list[Search]:
     """Every scenario, system and number of replicas, and the routers; where they are compared all
     of them, and ours in one engine as large as all replicas."""
-    s, ladder, grid = checked(size, scenarios, systems, profile, routers), REPLICAS[size], []
+    ladder, kinds = of_size(size, REPLICAS), []
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
-    for scenario, n, seed in product(scenarios or s.scenarios, ladder, range(s.seeds)):
+    for n in ladder:
         choice = ("",) if n == 1 else routers if n == told_at(ladder) else some
-        kinds = [(system, router, "") for system in systems for router in choice]
-        kinds += [(OURS, "", POOLED)] if n == told_at(ladder) and OURS in systems else []
-        grid += [
-            Search(
-                scenario, system, profile=profile, seed=seed, num_requests=n * s.num_requests,
-                precision=s.precision, replicas=n, router=router, topology=topology,
-            )
-            for system, router, topology in kinds
-        ]  # fmt: skip
-    return grid
+        kinds += [(system, n, router, "") for system in systems for router in choice]
+        kinds += [(OURS, n, "", POOLED)] if n == told_at(ladder) and OURS in systems else []
+    return _grid(size, scenarios, kinds, profile)
 
 
 def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE), most: int = 8) -> list[Search]:
@@ -93,19 +90,10 @@ def disaggregation_cases(
     systems: Sequence[str] = ("vllm", BASELINE, OURS),
     profile: str = "",
 ) -> list[Search]:
-    """Prefill and decode apart at each ratio, and as many replicas side by side, all with the same
-    router."""
-    s = checked(size, scenarios, systems, profile)
+    """Prefill and decode apart at each ratio, and side by side, all with the same router."""
     places = [(1, ratio) for ratio in RATIOS] + [(2, ""), (3, "")]
-    return [
-        Search(
-            scenario, system, profile=profile, seed=seed, precision=s.precision,
-            num_requests=n * len(roles(topology)) * s.num_requests, replicas=n,
-            router="least-loaded", topology=topology,
-        )
-        for scenario, system, seed in product(scenarios or s.scenarios, systems, range(s.seeds))
-        for n, topology in places
-    ]  # fmt: skip
+    kinds = [(name, n, "least-loaded", topology) for name in systems for n, topology in places]
+    return _grid(size, scenarios, kinds, profile)
 
 
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
@@ -116,8 +104,7 @@ def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Fra
 
 
 def routing(best: Frame, replicas: int) -> Frame:
-    """What each router carries over round robin on the same system, and the ceiling: ours in one
-    large engine."""
+    """What each router carries over round robin, and the ceiling: ours in one large engine."""
     here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
     here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
     plain = select(here, what=PLAIN)[["scenario", "system", "rate"]]
@@ -148,15 +135,13 @@ def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
 
 
 def best_ratio(best: Frame, *by: str) -> Frame:
-    """Per scenario, and `by`, the ratio of prefill to decode replicas that carries most per GPU, as
-    `what`."""
+    """The ratio of prefill to decode (`what`) that carries most per GPU, per scenario and `by`."""
     apart = best[best["topology"].isin(RATIOS)].rename(columns={"topology": "what"})
     return strongest(apart, "scenario", *by)[["scenario", "what", "system", "gpus", "rate"]]
 
 
 def against_distserve(best: Frame) -> Frame:
-    """Ours side by side, on as many GPUs and with the same router, over the best DistServe: vLLM's
-    policies."""
+    """Ours side by side, on as many GPUs, over the best DistServe: vLLM with its policies."""
     ours = select(best, system=OURS, topology="")[["scenario", "gpus", "rate"]]
     return over(ours, best_ratio(best[best["system"] != OURS]))
 
@@ -212,8 +197,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
 
 
 def disaggregation_bars(best: Frame, source: str) -> Figure:
-    """Capacity per GPU of prefill and decode apart, and side by side on as many GPUs, with the same
-    router."""
+    """Capacity per GPU of prefill and decode apart, and side by side on as many GPUs."""
     scenarios, systems = unique(best["scenario"]), unique(best["system"])
     best = best.assign(
         kind=[t or f"{n} together" for t, n in zip(best["topology"], best["replicas"], strict=True)]

@@ -89,8 +89,7 @@ def varied(
     changes: Sequence[dict],
     profile: str = "",
 ) -> list[Search]:
-    """Searches of a size for every change of a `Search`, each once; the baselines at a few of their
-    settings."""
+    """Searches of a size with every change, each once; the baselines at a few of their settings."""
     fewer = {"num_requests": QUICK} if size == "quick" else {}
     every = (
         replace(c, **fewer | change)
@@ -104,8 +103,7 @@ def varied(
 def sensitivity_cases(
     size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = ""
 ) -> list[Search]:
-    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for
-    unknown names."""
+    """Each of `VARIED` alone; other hardware only beside a scenario's own."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [
         known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]
@@ -152,8 +150,7 @@ def gain(table: Frame, by: str) -> Frame:
 def sensitivity(
     table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = ""
 ) -> Figure:
-    """`value` against what was varied: a panel per scenario, a line per system; bars where that is
-    the hardware."""
+    """`value` by what was varied: a panel per scenario, a line per system; of hardware bars."""
     if by == "profile":
         named = table.assign(scenario=table["scenario"] + "\n" + table["profile"])
         return capacity.capacity_bars(named, source)

@@ -24,10 +24,7 @@ def answer(
     scenario: str, hardware: Profile, load: float, slo_scale: float, burst: float, policy: str
 ) -> Figure:
     """A minute under `policy`: `load` requests/s, `burst` times as many for 5 s, objectives
-    `slo_scale` times as long.
-
-    Raises ValueError for unknown names and values out of bounds.
-    """
+    `slo_scale` times as long. Raises ValueError for unknown names and values out of bounds."""
     base = build(scenario, load, max(1, round(load * SPAN)), seed=1)
     requests, more = list(base.requests), (burst - 1) * load
     if extra := round(more * BURST_FOR):
@@ -39,8 +36,7 @@ def answer(
 
 
 def picture(figure: Figure) -> Image:
-    """Rendered once and closed: the notebook's own rendering takes twice as long and would show it
-    again."""
+    """Rendered once and closed: in the notebook it would take twice as long and show up again."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
@@ -48,8 +44,7 @@ def picture(figure: Figure) -> Image:
 
 
 def corner(scenario: str, hardware: Profile, rate: float) -> VBox:
-    """Displays the timeline, an ordinary output that needs no front-end, and returns the sliders
-    that redraw it."""
+    """Displays the timeline, an output that needs no front-end; returns sliders that redraw it."""
 
     def slider(text: str, value: float, low: float, high: float, step: float) -> FloatSlider:
         bounds = {"min": low, "max": high, "step": step}

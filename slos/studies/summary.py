@@ -18,8 +18,7 @@ from slos.records.report import SIZES
 
 
 def table(size: str) -> Frame:
-    """One row per claim: paper, ours with its interval, verdict, and ours over the paper's (turned
-    over for times)."""
+    """A row per claim: paper, ours, verdict, and ours over the paper's (of times, the inverse)."""
     check_names("size", [size], SIZES)
     ours = {h.key: h for h in read_headlines(results_dir(size) / "headlines.csv")}
     rows = []

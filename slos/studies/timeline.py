@@ -31,8 +31,7 @@ def fate(outcome: Outcome) -> str:
 def with_burst(
     base: Sequence[Request], at: float, extra: Sequence[Request], name: str = "burst"
 ) -> list[Request]:
-    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival; `name` goes
-    before their ids."""
+    """`base` with `extra` from `at` seconds on, by arrival; `name` goes before their ids."""
     late = [replace(r, id=f"{name}-{r.id}", arrival=r.arrival + at) for r in extra]
     return sorted([*base, *late], key=lambda r: r.arrival)
 
@@ -60,8 +59,7 @@ def timeline(
 
 
 def summary(runs: Sequence[Timeline]) -> Frame:
-    """One row per system: shares of requests by fate, latencies, and from arrival to end of best
-    effort."""
+    """By system: shares of requests by fate, latencies, and how long best effort took."""
     rows = {}
     for run in runs:
         frame = pd.DataFrame([asdict(o) for o in run.outcomes])
@@ -80,12 +78,9 @@ def summary(runs: Sequence[Timeline]) -> Frame:
 
 
 def windows(run: Timeline, requests: Sequence[Request], width: float) -> Frame:
-    """One row per window of `width` seconds, by arrival, with its middle as `time`.
-
-    Requests per second; and of those that arrived in it P99 of TTFT and of mean TPOT over their
-    objectives, guaranteed or not, and the shares (%) that met every objective and that became best
-    effort.
-    """
+    """A row per window of `width` seconds, by arrival, with its middle as `time`: requests per
+    second; of those that arrived P99 of TTFT and of mean TPOT over their objectives, guaranteed or
+    not, and the shares (%) that met every objective and that became best effort."""
     require(width > 0, "width", width, "positive (seconds)")
     pace = {r.id: sum(s.output * s.slo.tpot for s in r.stages) / r.output for r in requests}
     rows = [
@@ -117,8 +112,7 @@ def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray
 
 
 def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source: str) -> Figure:
-    """What schedulers do with a burst: arrivals, tokens by kind, requests in the system, TTFT
-    against its SLO."""
+    """Arrivals, tokens by kind, requests in the system, TTFT over its SLO: a column per run."""
     edges = np.linspace(0, max(s.end for run in runs for s in run.steps), 121)
     size, shared = (5.2 * len(runs), 8.2), {"sharex": True, "sharey": "row", "squeeze": False}
     figure, axes = plt.subplots(4, len(runs), figsize=size, layout="constrained", **shared)

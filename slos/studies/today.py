@@ -146,8 +146,7 @@ def table(rows: Frame) -> Frame:
 
 
 def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
-    """The table with the bound, and the shares of it that ours and the best other carry. Drafts and
-    a prefix cache have none."""
+    """The table with the bound, where there is one, and the shares of it that are carried."""
     known = bounds.run(size, [*cases(size)], workers)
     known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
     by = ["profile", "drafts", "wanted", "scenario"]

@@ -10,14 +10,7 @@ from math import sqrt
 from pathlib import Path
 
 from slos.evaluation.capacity_search import Probe, Search, probe, tried
-from slos.evaluation.grids import (
-    BEST_ROUTER,
-    RIVAL_ROUTERS,
-    SETTINGS,
-    behind,
-    fixed_drafts,
-    typical,
-)
+from slos.evaluation.grids import BEST_ROUTER, SETTINGS, behind, fixed_drafts, typical
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
 
@@ -118,9 +111,9 @@ def probed(case: Search, systems: Sequence[str], seeds: int, folder: Path) -> li
     setting that is best with a typical one. case: of no system yet."""
     near, groups = case.start or scouted(scout(case, systems), folder), []
     for name in dict.fromkeys(systems):
-        routers = (BEST_ROUTER,) if name == OURS else RIVAL_ROUTERS
+        how = {"routers": (BEST_ROUTER,)} if name == OURS else {}
         plain = [replace(case, system=name, setting=text) for text in SETTINGS.get(name, ("",))]
-        groups.append([each for c in plain for each in behind(c, routers)])
+        groups.append([each for c in plain for each in behind(c, **how)])
     best = tuned(groups, near, folder)
     able = [g for g in groups if case.max_drafts and hasattr(POLICIES[g[0].system], "drafts")]
     for group in able:

@@ -141,8 +141,7 @@ def carried(case: Search) -> list[Carried]:
 
 
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
-    """Ours with each predictor, and the baselines with a few settings. Raises ValueError for
-    unknown names."""
+    """Ours with each predictor, and the baselines with a few settings."""
     grid = []
     for s, predictors, n in of_size(size, SIZES):
         ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")

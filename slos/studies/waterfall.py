@@ -17,20 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT, PAPER
-from slos.evaluation import stats
+from slos.evaluation import grids, stats
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import (
-    AS_PUBLISHED,
-    AUTHORS,
-    AUTHORS_MEMORY,
-    PLAIN,
-    RIVAL_ROUTERS,
-    RIVALS,
-    TYPICAL_DRAFTS,
-    Rival,
-    check_cases,
-    tries_of,
-)
+from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, RIVAL_ROUTERS, RIVALS, Rival
 from slos.evaluation.plots import DASHED, colors, finish, marked
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
@@ -74,11 +63,13 @@ _BATCHED = _changed(
 _CHUNKED = _changed(_BATCHED, sarathi=AS_PUBLISHED["sarathi"][0])
 _ENGINES = {name: AS_PUBLISHED[name] for name in ("vllm", "sarathi")}
 _BUDGETS = {
-    "vllm": [r._replace(drafts=TYPICAL_DRAFTS) for n in ("vllm", "vllm-v1") for r in RIVALS[n]],
+    "vllm": [
+        r._replace(drafts=grids.TYPICAL_DRAFTS) for n in ("vllm", "vllm-v1") for r in RIVALS[n]
+    ],
     "sarathi": RIVALS["sarathi"],
 }
 STEPS = (
-    Step("the authors' simulation", AUTHORS, memory=AUTHORS_MEMORY),
+    Step("the authors' simulation", AUTHORS, memory=grids.AUTHORS_MEMORY),
     Step("the whole KV cache, not 10 GB", AUTHORS),
     Step("KV blocks as they fill, not set aside", _PAGED),
     Step("prompts batched, and chunked in turn", _BATCHED),
@@ -108,7 +99,7 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
         ours = case_of(scenario, PARTS, replicas=s.replicas, kv_scale=share)
         groups[scenario, f"{step.name}|{OURS_IS}"] = [ours]
         for name, tries in step.tries.items():
-            cases = tries_of(scenario, tries, s.replicas, step.routers, kv_scale=share)
+            cases = grids.tries_of(scenario, tries, s.replicas, step.routers, kv_scale=share)
             groups[scenario, f"{step.name}|{name}"] = cases
     found = at_scale(tuned(size, groups, workers), size)
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
@@ -125,7 +116,7 @@ def carried_by(
 ) -> Frame:
     """A row per step, scenario and system: capacity with its interval over seeds, that of each
     seed, and what ran. vLLM is whichever of its two versions carries more."""
-    check_cases(scenarios)
+    grids.check_cases(scenarios)
     scenarios = scenarios or scale_of(size, replicas).scenarios
     best = measured(size, _cases(size, scenarios, workers, replicas), workers)
     best[["step", "name"]] = best["name"].str.split("|", expand=True)
@@ -176,10 +167,7 @@ def save(size: str, best: Frame) -> None:
 
 def waterfall_chart(table: Frame, source: str) -> Figure:
     """Ours over the best baseline as geometric mean: coloured bars from one step's level to the
-    next, whole ones at `TOTALS` with their interval and scenarios; dashed: the paper's number.
-
-    table: of `levels`.
-    """
+    next, whole ones at `TOTALS` with their interval and scenarios. table: of `levels`."""
     each = select(table, against="best")
     means = rows_of(stats.geometric_means(each, "step"))
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
