@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -109,12 +109,22 @@ def searches(
     check_cases(scenarios, systems, profile)
     check_names("rule", [rule], RULES)
     where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule} | s.effort
+    tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
     return [
-        Search(scenario, system, setting, lengths=lengths, seed=seed, **where)
-        for lengths, scenario, system in product(s.lengths, scenarios, systems)
-        for setting in SETTINGS.get(system, ("",))
-        for seed in range(s.seeds)
-        if lengths == "dataset" or SCENARIOS[scenario].has_trace
+        case
+        for lengths in s.lengths
+        for case in crossed(scenarios, tries, s.seeds, lengths=lengths, **where)
+        if lengths == "dataset" or SCENARIOS[case.scenario].has_trace
+    ]
+
+
+def crossed(
+    scenarios: Sequence[str], tries: Iterable[tuple[str, str]], seeds: int, **where: Any
+) -> list[Search]:
+    """Every scenario, system with its setting, and seed. where: other fields of a search."""
+    return [
+        Search(scenario, system, setting, seed=seed, **where)
+        for scenario, (system, setting), seed in product(scenarios, tries, range(seeds))
     ]
 
 

@@ -48,7 +48,7 @@ BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixe
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
-    """Our policy with these parts alone, and without "batching" of `batch_tokens` a batch."""
+    """Our policy with these parts alone; batches of `batch_tokens` where "batching" is not one."""
     check_names("part", parts, PARTS)
     off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
     off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
@@ -76,17 +76,7 @@ def cases(
     scenarios, systems = scenarios or s.scenarios, systems or tuple(POLICIES)
     grids.check_cases(scenarios, systems, profile)
     tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
-    return _grid(s, scenarios, tries, profile)
-
-
-def _grid(
-    s: Size, scenarios: Sequence[str], tries: Sequence[tuple[str, str]], profile: str
-) -> list[Search]:
-    """Every scenario, system with its setting, and seed."""
-    return [
-        Search(scenario, system, text, profile, seed=seed, **s.effort)
-        for scenario, (system, text), seed in product(scenarios, tries, range(s.seeds))
-    ]
+    return grids.crossed(scenarios, tries, s.seeds, profile=profile, **s.effort)
 
 
 def best(probes: Frame) -> Frame:
@@ -113,13 +103,12 @@ def further(size: str, found: Frame, profile: str = "") -> list[Search]:
 def ladder_cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """What the rungs of `LADDER` run that `cases` does not."""
     s, _ = of_size(size, SIZES)
-    rungs = dict.fromkeys(rung for several in LADDER.values() for rung in several)
-    return _grid(s, scenarios or s.scenarios, [*rungs], profile)
+    rungs, where = dict.fromkeys(chain(*LADDER.values())), {"profile": profile, **s.effort}
+    return grids.crossed(scenarios or s.scenarios, rungs, s.seeds, **where)
 
 
 def save(size: str, found: Frame, climbed: Frame) -> None:
-    """Write the capacities to results/<size>/arena.csv, and what each idea is worth to
-    arena_ladder.csv."""
+    """Write the capacities to arena.csv of a size, what each idea is worth to arena_ladder.csv."""
     columns = ["scenario", "system", "setting", "profile", "router", *WHERE]
     columns += ["capacity", "low", "high", "seeds", "source", "status"]
     stats.write(size, "arena", found[columns], float_format="%.6g")
@@ -157,9 +146,10 @@ def ladder_chart(table: Frame, source: str) -> Figure:
     rungs, mean = list(LADDER), "geometric mean"
     lines = pd.concat([table, stats.geometric_means(table, "system").assign(scenario=mean)])
     for i, (name, color) in enumerate(colors(unique(lines["scenario"])).items()):
-        looks = {"color": "black", "linewidth": 2.2} if name == mean else {"color": color}
+        looks: dict[str, Any] = {"color": color, "linewidth": 1, "label": name}
+        looks |= {"color": "black", "linewidth": 2.2} if name == mean else {}
         rows = select(lines, scenario=name).set_index("system").loc[rungs]
-        plots.whiskers(axis, range(len(rungs)), rows, i, label=name, **{"linewidth": 1} | looks)
+        plots.whiskers(axis, range(len(rungs)), rows, i, **looks)
     axis.set_xticks(range(len(rungs)), rungs)
     axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
     return plots.finish(figure, f"{source}; {plots.seeds_said(table)}", axis, ncols=4)

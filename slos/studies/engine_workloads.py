@@ -78,5 +78,6 @@ def ramp(step: float, count: int = 60) -> list[Request]:
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(np.linspace(16, 2, count) * step).tolist()
     sizes = rng.integers(8, (600, 64), (count, 2)).tolist()
-    each = enumerate(zip(arrivals, sizes, strict=True))
-    return [Request(f"r{i}", t, (Stage(*size, EASY),)) for i, (t, size) in each]
+    stages = [Stage(prompt, output, EASY) for prompt, output in sizes]
+    each = enumerate(zip(arrivals, stages, strict=True))
+    return [Request(f"r{i}", t, (stage,)) for i, (t, stage) in each]

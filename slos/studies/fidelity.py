@@ -91,8 +91,9 @@ def replayed(table: Frame, served: Served, scale: float = 1.0, cache: bool = Tru
     known = replace(known, roofline=scaled(known.roofline, scale))
     sent, settings = requests(table, served.prefix), table.iloc[0]
     setting = f"max_batched_tokens={settings['max_num_batched_tokens']:.0f}"
-    world = {"max_seqs": int(settings["max_num_seqs"]), "prefix_cache": cache}
-    found = {o.id: o for o in serve(sent, "vllm-v1", known, setting, **world)}
+    seats = int(settings["max_num_seqs"])
+    outcomes = serve(sent, "vllm-v1", known, setting, max_seqs=seats, prefix_cache=cache)
+    found = {o.id: o for o in outcomes}
     rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (found[r.id] for r in sent)]
     return pd.DataFrame(rows, columns=[*QUANTITIES], index=table.index)
 

@@ -171,10 +171,10 @@ def _replay(requests: Sequence[Request], url: str, seed: int = 0, told: bool = T
 def predict(requests: Sequence[Request], series: str, engine: Calibrated) -> Replayed:
     """What the simulator says a client of a system, or of `TOLD`, will see."""
     p, system = engine.profile, OURS if series == TOLD else series
-    known = {"predictor": "oracle" if series == TOLD else Settings().predictor}
-    known["belief"] = scaled(p.roofline, p.margin)
+    predictor = "oracle" if series == TOLD else Settings().predictor
     setting = f"max_batched_tokens={BUDGET}" if system == STOCK else ""
-    outcomes = serve(requests, system, p, setting, **known)
+    belief = scaled(p.roofline, p.margin)
+    outcomes = serve(requests, system, p, setting, belief=belief, predictor=predictor)
     return Replayed([_seen(o, engine.outside) for o in outcomes], [])
 
 

@@ -49,23 +49,19 @@ class Step:
     memory: float = 0.0
 
 
-def _changed(tries: Mapping[str, Sequence[Rival]], **changes: Rival) -> dict[str, Sequence[Rival]]:
-    return {**tries, **{name: [rival] for name, rival in changes.items()}}
-
-
 _PAGED = {
     "vllm": [Rival("vllm", "max_batched_tokens=1")],
     "sarathi": [Rival("sarathi-authors", "paged=1")],
 }
-_BATCHED = _changed(
-    _PAGED, vllm=Rival("vllm", "max_batched_tokens=2048"), sarathi=Rival("sarathi-capped")
-)
-_CHUNKED = _changed(_BATCHED, sarathi=AS_PUBLISHED["sarathi"][0])
+_BATCHED = {
+    "vllm": [Rival("vllm", "max_batched_tokens=2048")],
+    "sarathi": [Rival("sarathi-capped")],
+}
+_CHUNKED = _BATCHED | {"sarathi": AS_PUBLISHED["sarathi"]}
 _ENGINES = {name: AS_PUBLISHED[name] for name in ("vllm", "sarathi")}
+_EITHER = [*RIVALS["vllm"], *RIVALS["vllm-v1"]]
 _BUDGETS = {
-    "vllm": [
-        r._replace(drafts=grids.TYPICAL_DRAFTS) for n in ("vllm", "vllm-v1") for r in RIVALS[n]
-    ],
+    "vllm": [rival._replace(drafts=grids.TYPICAL_DRAFTS) for rival in _EITHER],
     "sarathi": RIVALS["sarathi"],
 }
 STEPS = (
