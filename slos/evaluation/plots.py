@@ -84,9 +84,9 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
     return figure
 
 
-def _errors(rows: Frame, value: str) -> np.ndarray:
+def _errors(rows: Frame, value: str) -> list[list[float]]:
     """How far the interval goes below and above `value`: [2, rows]."""
-    return np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
+    return np.maximum(0, [rows[value] - rows["low"], rows["high"] - rows[value]]).tolist()
 
 
 def whiskers(

@@ -20,7 +20,7 @@ from slos.core.pace import CLIENT
 from slos.evaluation import grids, plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, SETTINGS, can_draft, fixed_drafts
-from slos.evaluation.plots import colors, name_of, unique
+from slos.evaluation.plots import colors, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import capacities, over, rows_of, select, strongest
 from slos.files import Frame
@@ -133,11 +133,6 @@ def ladder(probes: Frame) -> Frame:
     found = pd.concat([strongest(part, "scenario", "system") for part in named])
     keep = found[["scenario", "system", "rate"]]
     return over(keep, select(keep, system=next(iter(LADDER))).drop(columns="system"))
-
-
-def grid(found: Frame) -> Frame:
-    """Capacities to be read: a row per system, a column per scenario."""
-    return found.pivot_table("capacity", "system", "scenario", sort=False).rename(index=name_of)
 
 
 def ladder_chart(table: Frame, source: str) -> Figure:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,10 @@ from scipy.optimize import isotonic_regression
 
 from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
 from slos.evaluation.stats import select
-from slos.files import Frame, commit, write_whole
+from slos.files import Frame
 from slos.policies import OURS
 from slos.studies.engine_workloads import TIERS
 from slos.studies.real_engine import STOCK, TOLD, Calibrated
-
-
-def save(table: Frame, folder: Path) -> None:
-    """Write the summary of the runs to engine.csv in `folder`."""
-    write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
 
 
 def facts(engine: Calibrated, frame: Frame) -> Frame:
