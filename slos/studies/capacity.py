@@ -163,7 +163,7 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     last = "geometric mean" if whole else f"mean of {fewest} of {most}"
     rows = pd.concat([table, means.assign(scenario=last)])
     reported = paper("authors_vs_best") if whole else 0.0
-    count = rows["scenario"].nunique()
+    count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     groups = {
         f"over {'the best of them' if other == 'best' else name_of(other)}": (
