@@ -13,11 +13,11 @@ from slos.core.pace import RULES
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
-from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
 from slos.studies.your_own import (
     Question,
     answer,
+    by_kind,
     caution,
     described,
     in_words,

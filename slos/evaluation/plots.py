@@ -43,7 +43,7 @@ def unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+def colors(systems: Sequence[Any]) -> dict[Any, tuple[float, float, float]]:
     """A colour of its own for every system, ours darkest; the palette is safe for colour-blind
     readers."""
     return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
@@ -84,6 +84,11 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
     return figure
 
 
+def _errors(rows: Frame, value: str) -> list[list[float]]:
+    """How far the interval goes below and above `value`: [2, rows]."""
+    return np.maximum(0, [rows[value] - rows["low"], rows["high"] - rows[value]]).tolist()
+
+
 def whiskers(
     axis: Axes,
     x: Any,
@@ -94,15 +99,26 @@ def whiskers(
     **looks: Any,
 ) -> None:
     """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
-    bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
     at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
-    looks |= {
-        error: bounds,
-        "marker": MARKERS[i],
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.4,
-    }
-    axis.errorbar(*at, capsize=2, **looks)
+    axis.errorbar(*at, **{error: _errors(rows, value)}, capsize=2, **marked(i), **looks)
+
+
+def marked(i: int) -> dict[str, Any]:
+    """How the marks of the i-th system look."""
+    return {"marker": MARKERS[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
+
+
+def bars(axis: Axes, x: Any, rows: Frame, i: int, value: str = "capacity", **looks: Any) -> None:
+    """Bars at `value`, hatched as those of the i-th system, with its interval if it has one."""
+    looks = {"hatch": HATCHES[i], "edgecolor": "black", "linewidth": 0.5} | looks
+    if "low" in rows:
+        looks |= {"yerr": _errors(rows, value), "error_kw": {"linewidth": 1, "capsize": 2}}
+    axis.bar(x, rows[value] - looks.get("bottom", 0), **looks)
+
+
+def beside(groups: int, i: int, of: int, width: float) -> np.ndarray:
+    """Where in each group the i-th of several stands, `width` apart."""
+    return np.arange(groups) + (i - (of - 1) / 2) * width
 
 
 def seeds_said(rows: Frame) -> str:
@@ -130,16 +146,19 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 
 
 def dots(
-    axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float
+    axis: Axes, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float = 0, of: str = ""
 ) -> None:
-    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number, unless 0, as
-    lines. table: all rows."""
-    scenarios = unique(table["scenario"])
+    """Ratios by scenario of `groups`, a colour and rows by label, side by side; 1 and the paper's
+    number, unless 0, as lines. of: what that number is of, said beside it."""
+    scenarios = unique(name for _, rows in groups.values() for name in rows["scenario"])
     for i, (label, (color, rows)) in enumerate(groups.items()):
-        x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
+        x = beside(len(scenarios), i, len(groups), step)
         rows = rows.set_index("scenario").reindex(scenarios)
         whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
     if paper:
         axis.axhline(paper, **DASHED)
+    if paper and of:
+        at = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        axis.annotate(f" paper, {of}:\n {paper:g}x", (1, paper), **at)
     axis.set_xticks(range(len(scenarios)), scenarios)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import exp, log, sqrt
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
 
 from slos.core.types import require
-from slos.files import Frame
+from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import POLICIES
 from slos.records.claims import Spread, put
 from workloads import SCENARIOS
@@ -105,12 +106,13 @@ def over(mine: Frame, theirs: Frame) -> Frame:
     return pairs.drop(columns=["rate_x", "rate_y"]).assign(each=each)
 
 
-def over_each(mine: Frame, theirs: Frame, by: str, rivals: Sequence[str]) -> Frame:
+def over_each(mine: Frame, theirs: Frame, by: str, *also: str) -> Frame:
     """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest
-    of the `rivals`."""
-    best = strongest(theirs[theirs[by].isin(rivals)], "scenario").assign(against="best")
+    of them; per scenario and `also`."""
+    keys = [*also, "scenario"]
+    best = strongest(theirs, *keys).assign(against="best")
     named = pd.concat([theirs.assign(against=theirs[by]), best])
-    return over(mine[["scenario", "rate"]], named[["scenario", "against", by, "rate"]])
+    return over(mine[[*keys, "rate"]], named[[*keys, "against", by, "rate"]])
 
 
 def mean_of(table: Frame) -> Spread:
@@ -141,6 +143,13 @@ def by_scenario(table: Frame, *by: str) -> Frame:
     grid = table.pivot_table("ratio", columns, "scenario", sort=False)
     means = geometric_means(table, *by)
     return grid.join(means.rename(columns={"ratio": "geometric mean"}).set_index(columns))
+
+
+def write(size: str, name: str, table: Frame, **how: Any) -> Path:
+    """Write a table to results/<size>/<name>.csv, with the commit. how: more for `to_csv`."""
+    path = results_dir(size) / f"{name}.csv"
+    write_whole(path, table.assign(commit=commit()).to_csv(index=False, **how))
+    return path
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
