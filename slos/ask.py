@@ -15,15 +15,7 @@ from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
 from slos.studies.kinds import by_kind
 from slos.studies.own_requests import Mine
-from slos.studies.your_own import (
-    Question,
-    answer,
-    caution,
-    described,
-    in_words,
-    settled,
-    table,
-)
+from slos.studies.your_own import Question, answer, caution, described, in_words, settled, table
 from workloads import SCENARIOS
 
 HELP = {

@@ -25,16 +25,23 @@ def results_dir(size: str) -> Path:
     return Path(os.environ.get("SLOS_RESULTS") or ROOT / "results") / size
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a run cut short, finds the old one or the new one and
-    nothing between."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` if all goes well, and is gone if not: a
+    reader, or a run cut short, finds the old file or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write all of a file or nothing: see `replacing`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager

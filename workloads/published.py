@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from slos.core.types import SLO, require
 from workloads import own, sessions
-from workloads.files import open_text, tokens
+from workloads.files import open_table, open_text, tokens
 from workloads.layouts import KNOWN, column_of, layout_of
 
 CHARACTERS = 4.0  # of English text in a token, where a data set has text and no counts
@@ -66,22 +66,17 @@ class Table:
 def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     """The layout's name, and (row number, cells by column)."""
     plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    with open_text(path) as f:
-        if plain.endswith(".jsonl"):
+    if plain.endswith(".jsonl"):
+        with open_text(path) as f:
             found = [(n, _object(path, n, t)) for n, t in enumerate(f, start=1) if t.strip()]
-            return layout_of(path, list(found[0][1]) if found else []), found
-        if plain.endswith(".json"):
+        return layout_of(path, list(found[0][1]) if found else []), found
+    if plain.endswith(".json"):
+        with open_text(path) as f:
             return "ShareGPT", list(_conversations(path, json.load(f)))
-        reader = csv.reader(f, skipinitialspace=True)
-        header = [c.strip() for c in next(reader, [])]
+    with open_table(path) as (names, rows):
+        header = [c.strip() for c in names]
         layout = layout_of(path, header)
-        found = []
-        for n, cells in enumerate(reader, start=2):
-            if cells:
-                fields = f"{len(header)} fields"
-                require(len(cells) == len(header), f"{path}, row {n}", cells, f"of {fields}")
-                found.append((n, dict(zip(header, map(str.strip, cells), strict=True))))
-        return layout, found
+        return layout, [(n, dict(zip(header, map(str.strip, r), strict=True))) for n, r in rows]
 
 
 def _object(path: Path, n: int, text: str) -> dict[str, str]:

@@ -94,9 +94,7 @@ class Run:
 
 
 def _finished(
-    function: Callable[[Case], Sequence[Any]],
-    todo: dict[str, Case],
-    workers: int | None,
+    function: Callable[[Case], Sequence[Any]], todo: dict[str, Case], workers: int | None
 ) -> Generator[tuple[str, list[Any]]]:
     """Keys and rows in the order in which they are ready."""
     digest = sources_digest()
