@@ -174,8 +174,10 @@ def _part(
         times, origin = arrivals.poisson(for_times, n), "poisson"
     else:
         most = part.max_context if from_trace else None
-        window = (part.arrivals,) if real else (part.arrivals, most, for_times)
-        trace = (arrivals if real else synthetic).window(*window)
+        if real:
+            trace = arrivals.window(part.arrivals)
+        else:
+            trace = synthetic.window(part.arrivals, most, for_times)
         trace = trace.fitting(limit) if from_trace else trace
         times, which = arrivals.replay(for_times, trace, n)
         origin = trace.origin

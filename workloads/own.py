@@ -60,7 +60,7 @@ def load(path: Path) -> tuple[Row, ...]:
 
 @lru_cache(maxsize=8)
 def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
-    with open_table(path) as (header, _):
+    with open_table(path) as (header, _rows):
         first = [c for c in ("ttft", "slowdown") if c in header]
     bound = "comma-separated, with a column 'ttft' or 'slowdown'"
     require(bool(first), f"{path}, row 1: header", header, bound)

@@ -1,5 +1,4 @@
-"""Figures: readable in black and white and by colour-blind people, units on every axis, targets
-drawn in."""
+"""Figures: readable in black and white and by the colour-blind, with units and targets."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def unique(values: Iterable[Any]) -> list[Any]:
 
 
 def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour of its own for every system, ours darkest; the palette is safe for colour-blind
-    readers."""
+    """A colour of its own for every system, of a palette that is safe for the colour-blind."""
     return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
 
 
@@ -53,10 +51,7 @@ def panels(
     titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of
-    and around them.
-
-    A single narrow panel is drawn wider, so that the legend over it finds room.
-    """
+    and around them; a single narrow panel is drawn wider, for the legend over it."""
     columns = min(columns or len(titles), len(titles))
     lines = -(-len(titles) // columns)
     size = max(6.8, each[0] * columns + edge[0]), each[1] * lines + edge[1]
@@ -85,24 +80,14 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
 
 
 def whiskers(
-    axis: Axes,
-    x: Any,
-    rows: Frame,
-    i: int,
-    value: str = "ratio",
-    across: bool = False,
+    axis: Axes, x: Any, rows: Frame, i: int, value: str = "ratio", across: bool = False,
     **looks: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
     bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
     at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
-    looks |= {
-        error: bounds,
-        "marker": MARKERS[i],
-        "markeredgecolor": "black",
-        "markeredgewidth": 0.4,
-    }
-    axis.errorbar(*at, capsize=2, **looks)
+    edge: Any = {"markeredgecolor": "black", "markeredgewidth": 0.4}
+    axis.errorbar(*at, capsize=2, marker=MARKERS[i], **edge, **{error: bounds}, **looks)
 
 
 def seeds_said(rows: Frame) -> str:
@@ -114,8 +99,7 @@ def seeds_said(rows: Frame) -> str:
 
 
 def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of
-    ten."""
+    """A logarithmic axis with plain numbers: `ticks`, or `subs` times the powers of ten."""
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

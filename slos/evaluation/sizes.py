@@ -50,11 +50,10 @@ class Scale:
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
 
 
+DRAFTING = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(
-        2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
-    ),
+    "quick": Scale(2, 250, 1, 0.1, 120, 0.15, DRAFTING),
     "full": Scale(4, 250, 3, 0.05, 250, 0.1),
 }
 
@@ -66,11 +65,10 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
     return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
 
 
-TEXT, LIST = ("size", "scenario", "profile", "mix", "model", "url"), "a list of names"
-LISTS = dict.fromkeys(
-    ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "arguments", "rules"),
-    (str, LIST),
-) | {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
+TEXT = ("size", "scenario", "profile", "mix", "model", "url")
+NAMES = ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "rules")
+LISTS = dict.fromkeys((*NAMES, "arguments"), (str, "a list of names"))
+LISTS |= {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
 WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
 NUMBERS = (
     "target", "rate", "slo_scale", "tpot", "ttft", "width",

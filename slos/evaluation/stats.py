@@ -19,9 +19,8 @@ from workloads import SCENARIOS
 
 def geometric_mean(values: Sequence[float]) -> float:
     """Of positive values, at least one."""
-    require(
-        len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one"
-    )
+    good = len(values) > 0 and min(values) > 0
+    require(good, "values", list(values), "positive and at least one")
     return exp(sum(map(log, values)) / len(values))
 
 
@@ -66,12 +65,10 @@ def capacities(probes: Frame, *also: str, precision: float = 0.0) -> Frame:
     """
     columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
     best = best_settings(probes[probes.capacity], columns, precision)
-    ranks = {
-        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
-    }  # one order, so one colour, in every figure
-    best = best.sort_values(
-        ["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99))
-    )
+    # one order, so one colour, in every figure
+    ranks = {n: i for i, n in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))}
+    order = ["lengths", "scenario", "system"]
+    best = best.sort_values(order, key=lambda c: c.map(lambda name: ranks.get(name, 99)))
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
@@ -126,8 +123,8 @@ def geometric_means(table: Frame, *by: str) -> Frame:
 
 
 def told(table: Frame, *by: str) -> Frame:
-    """The ratios of a table with their intervals, in words: a column per scenario, and their
-    geometric mean; a row per value of `by`."""
+    """Ratios with their intervals, as text: a column per scenario, and their geometric mean; a row
+    per value of `by`."""
     means = geometric_means(table, *by).assign(scenario="geometric mean")
     rows = pd.concat([table, means], ignore_index=True)
     cells = [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows_of(rows)]
@@ -147,11 +144,11 @@ def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -
     """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
     puts none there."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
+    pairs = zip(best["scenario"], best["profile"], strict=True)
     if set(best["scenario"]) != set(own) or any(
-        r.profile not in own[r.scenario] for r in rows_of(best)
+        profile not in own[name] for name, profile in pairs
     ):
         return pd.DataFrame()
     sources = " and ".join(sorted(set(best["source"])))
-    return put(
-        size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles"
-    )
+    hardware = f"{best['profile'].nunique()} profiles"
+    return put(size, notebook, numbers, "simulated", sources, hardware)

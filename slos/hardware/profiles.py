@@ -49,9 +49,8 @@ class Profile:
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         least = f"at least a block of {self.block_size}"
         require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
-        require(
-            bool(self.source), "source", self.source, "named", "say where the figures come from"
-        )
+        cure = "say where the figures come from"
+        require(bool(self.source), "source", self.source, "named", cure)
 
     @property
     def drafts(self) -> bool:
@@ -112,8 +111,7 @@ def profiles() -> dict[str, Profile]:
 
 
 def _of_file(path: Path) -> Profile:
-    """The one profile of a file: an object with its name as the key, or an entry without one, which
-    is named by the file."""
+    """The one profile of a file: an object with its name as the key, or an entry without one."""
     shape = 'one profile, {"NAME": {"model": ..., "planes": [[k1, k2, b]], ...}}'
     cure = "python -m slos.hardware.fit writes one, docs/my_gpu.json is one"
     try:
@@ -132,16 +130,13 @@ def _of_file(path: Path) -> Profile:
 
 
 def profile(name: str) -> Profile:
-    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path
-    to one."""
+    """The shipped profile `name`, or that of a JSON file of the same layout at the path `name`."""
     if name.endswith(".json") and Path(name).is_file():
         return _of_file(Path(name))
     known = profiles()
     if name not in known:
-        raise ValueError(
-            f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a "
-            "JSON file"
-        )
+        names = ", ".join(sorted(known))
+        raise ValueError(f"profile {name!r} is unknown; known: {names}, or the path of a JSON file")
     return known[name]
 
 

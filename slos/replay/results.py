@@ -1,4 +1,4 @@
-"""What became of a run against a server, as tidy rows: of each request, and of the whole."""
+"""What became of a run against a server: rows, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -96,11 +96,8 @@ def rows(labels: Labels, run: Replayed) -> Frame:
     """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was
     none."""
     why = {f.id: f.reason for f in run.failures}
-    table = [
-        asdict(labels) | asdict(o) | {"failure": why.get(o.id, ""), "commit": commit()}
-        for o in run.outcomes
-    ]
-    return pd.DataFrame(table)
+    found: Frame = pd.DataFrame([asdict(labels) | asdict(o) for o in run.outcomes])
+    return found.assign(failure=[why.get(o.id, "") for o in run.outcomes], commit=commit())
 
 
 def by_kind(run: Replayed) -> Frame:
@@ -141,17 +138,14 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
         "E2EL": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
     }.items():
         ms = 1e3 * pd.Series(times)
-        lines.append(
-            f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}"
-        )
+        figures = (f"{x:9.1f}" for x in (ms.mean(), ms.quantile(0.5), ms.quantile(0.99)))
+        lines.append(f"{name + ', ms':<10}{''.join(figures)}")
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
     failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
-    done = len(run.outcomes) - failed
-    lines.append(
-        f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms"
-    )
+    late = f"the client was late by at most {1e3 * run.lag:.1f} ms"
+    lines.append(f"answered {len(run.outcomes) - failed}, failed {failed}; {late}")
     lines += [f"  {n} failed: {why}" for why, n in reasons.most_common(3)]
     if len({o.kind for o in run.outcomes}) > 1:
         lines += ["", by_kind(run).to_string(index=False)]

@@ -60,9 +60,8 @@ def wait(
         ended = process and process.poll()
         if ended is not None or time.monotonic() > deadline:
             why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
-            raise RuntimeError(
-                f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}"
-            )
+            last = log.read_text()[-3000:] if log else ""
+            raise RuntimeError(f"the server at {url} {why}; {log}:\n{last}")
         time.sleep(0.25)
 
 
