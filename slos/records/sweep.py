@@ -237,7 +237,8 @@ class Bar:
     """A bar in a notebook or a terminal, and lines in the file SLOS_PROGRESS for `reproduce`."""
 
     def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="run", disable=not total)
+        seen = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._bar = tqdm(total=total, unit="run", disable=not (total and seen))
         self._total, self._done, self._start = total, 0, time.monotonic()
         self._path = os.environ.get("SLOS_PROGRESS")
         if total:
