@@ -27,15 +27,12 @@ ALIGNED = ("left",) * 3 + ("right",) * 10
 
 
 def quantities(workload: Workload) -> dict[str, list[int]]:
-    """The lengths that the paper speaks of, by name: every stage's where a request has several of a
-    kind."""
+    """The lengths that the paper speaks of, by name; of several of a kind every stage's."""
     stages = [r.stages for r in workload.requests]
     prompt = {"prompt": [s[0].prompt for s in stages]}
     if workload.scenario == "reasoning":
-        return prompt | {
-            "thinking": [s[0].output for s in stages],
-            "response": [s[1].output for s in stages],
-        }
+        thought, said = ([s[i].output for s in stages] for i in (0, 1))
+        return prompt | {"thinking": thought, "response": said}
     output = {"output": [stage.output for s in stages for stage in s]}
     if workload.scenario != "tool-calling":
         return prompt | output
@@ -58,8 +55,7 @@ def rows(workload: Workload) -> Iterator[list[object]]:
 
 
 def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Workload]:
-    """What the table shows: `num_requests` of data set lengths, and one whole window of trace
-    lengths."""
+    """`num_requests` of data set lengths, and one whole window of trace lengths."""
     made = []
     for name in names:
         chosen = by_name(name)

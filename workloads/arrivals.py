@@ -26,16 +26,13 @@ TRACES = {
     "azure-code-2024": "arrivals/AzureLLMInferenceTrace_code_1week.csv",
     "azure-conv-2024": "arrivals/AzureLLMInferenceTrace_conv_1week.csv",
 }
-WINDOW = 300.0
-"""Seconds of a trace that the paper replays."""
-STARTS = {"azure-code": 1786.0, "azure-conv": 900.0}
-"""Seconds into the trace where its window begins (the authors' code)."""
+WINDOW = 300.0  # seconds of a trace that the paper replays
+STARTS = {"azure-code": 1786.0, "azure-conv": 900.0}  # seconds into it (the authors' code)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """Requests of `span` seconds: sorted times float64 [n] in [0, span], prompt and output tokens
-    int64 [n]."""
+    """Requests of `span` seconds: sorted times float64 [n] from 0, prompt and output int64 [n]."""
 
     origin: str
     span: float

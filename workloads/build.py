@@ -21,8 +21,7 @@ assumption, of a web API; the paper gives none."""
 
 Lengths = lengths.Rows | lengths.Quantiles
 Turns = list[tuple[int, int, float]]
-"""A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting
-before."""
+"""Stages without objectives: prompt tokens, output tokens, seconds of waiting before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,9 @@ class Workload:
 
 
 def build(
-    scenario: str,
-    rate: float,
-    num_requests: int,
-    seed: int = 0,
-    lengths: str = "dataset",
+    scenario: str, rate: float, num_requests: int, seed: int = 0, lengths: str = "dataset",
     max_context: int | None = None,
-) -> Workload:
+) -> Workload:  # fmt: skip
     """The workload of a scenario: `num_requests` requests that arrive at `rate` per second.
 
     Another rate with the same seed gives the same requests at rescaled times. lengths: "dataset"

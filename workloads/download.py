@@ -34,15 +34,14 @@ AZURE_2023 = f"{GITHUB}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e
 AZURE_2024 = "https://github.com/Azure/AzurePublicDataset/releases/download/dataset-llm-2024"
 SARATHI = f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/data"
 VIDUR = f"{GITHUB}/microsoft/vidur/6d98aa8f71696520acc603d87439e77cc78160a7/data"
-HUMANEVAL = f"{GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data"
+OPENAI = f"{GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data"
 FILES = {
     **{name: (file, AZURE_2024 if "2024" in name else AZURE_2023) for name, file in TRACES.items()},
     "sharegpt": (TABLES["sharegpt"].sources[0].file, f"{SARATHI}/processed_traces"),
     "arxiv": (TABLES["arxiv"].sources[0].file, f"{VIDUR}/processed_traces"),
-    "humaneval": ("coding/HumanEval.jsonl", HUMANEVAL),
+    "humaneval": ("coding/HumanEval.jsonl", OPENAI),
 }
-"""Name -> (file in the cache, folder on the web). ShareGPT and arXiv come as others' published
-token counts."""
+"""Name -> (file in the cache, folder on the web). Two come as others' published token counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +68,8 @@ TEXTS = {
     "s1k": dict(zip(THOUGHT, ("question", "thinking_trajectories", "attempt"), strict=True)),
 }
 """Columns of such a file, and the text that each one counts."""
+# gigabytes that none of the six scenarios needs: only by name
 LARGE = ("azure-code-2024", "azure-conv-2024")
-"""A week of 2024 is gigabytes, and none of the six scenarios needs it: only by name."""
 
 Texts = Iterable[Mapping[str, Any]]
 Lengths = list[Sequence[Any]]  # a header and rows of token counts
@@ -195,8 +194,7 @@ def lengths_of(name: str, rows: Texts) -> list[Lengths]:
 
 
 def _toolbench(name: str, rows: Texts) -> list[Lengths]:
-    """Rounds and calls of conversations: everything before the model's first word is the first
-    prompt."""
+    """Rounds and calls of conversations: all before the model's first word is the first prompt."""
     rounds: Lengths = [ROUNDS]
     calls: Lengths = [CALLS]
     for n, row in enumerate(rows, start=1):

@@ -26,23 +26,17 @@ import numpy as np
 from slos.core.types import require
 
 DATA, CACHE = "SLOS_DATA", "SLOS_CACHE"
-MOST_TOKENS = 1_000_000
-"""More than any served context: a larger count in a file is a broken row."""
+MOST_TOKENS = 1_000_000  # more than any served context: a larger count is a broken row
 
+AZURE_2023 = "arrivals/AzureLLMInferenceTrace_"
+SHAREGPT = "chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv"
+ARXIV = "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv"
 PINNED = {
-    "arrivals/AzureLLMInferenceTrace_code.csv": (
-        "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6"
-    ),
-    "arrivals/AzureLLMInferenceTrace_conv.csv": (
-        "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8"
-    ),
-    "chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv": (
-        "6d6c296302a853e2669a674a96f269283e60c57e60363bd450588a1066919f9f"
-    ),
+    f"{AZURE_2023}code.csv": "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6",
+    f"{AZURE_2023}conv.csv": "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8",
+    SHAREGPT: "6d6c296302a853e2669a674a96f269283e60c57e60363bd450588a1066919f9f",
     "coding/HumanEval.jsonl": "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
-    "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv": (
-        "9d3580538d915ca75e4aaaa54590b42dbb17abc6d74c8913310cf07c232adcdc"
-    ),
+    ARXIV: "9d3580538d915ca75e4aaaa54590b42dbb17abc6d74c8913310cf07c232adcdc",
 }
 
 
@@ -60,8 +54,7 @@ def cache_folder() -> Path:
 
 
 def locate(names: Sequence[str]) -> Path | None:
-    """The first of `names` (relative, without .gz) in the data folder, then in the cache, its
-    checksum verified."""
+    """The first of `names` in the data folder, then the cache, its checksum verified."""
     for folder in filter(None, (data_folder(), cache_folder())):
         for name in names:
             for path in (folder / name, folder / f"{name}.gz"):
@@ -121,9 +114,8 @@ def _named(path: Path) -> Iterator[None]:
     except (*broken, OSError) as error:
         # pyarrow's errors about a packed file have no number
         if isinstance(error, broken) or error.errno is None:
-            raise ValueError(
-                f"{path}: content must be UTF-8 text, plain, .gz or .zst: {error}; replace the file"
-            ) from error
+            bound = f"UTF-8 text, plain, .gz or .zst: {error}"
+            raise ValueError(f"{path}: content must be {bound}; replace the file") from error
         raise
 
 
@@ -155,8 +147,7 @@ Cells = list[str]
 
 @contextmanager
 def open_table(path: Path) -> Iterator[tuple[Cells, Iterator[tuple[int, Cells]]]]:
-    """Header and (row number, cells) of a CSV, without blank lines; ValueError for a row that has
-    more or fewer cells than the header."""
+    """Header and (row number, cells) of a CSV, without blank lines; ValueError for a ragged row."""
 
     def rows(reader: Iterator[Cells], count: int) -> Iterator[tuple[int, Cells]]:
         for n, cells in enumerate(reader, start=2):

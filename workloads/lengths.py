@@ -1,5 +1,4 @@
-"""Tables of lengths to draw requests from: rows of a real data set, or the quantiles of one
-(*synthetic profile*)."""
+"""Tables of lengths: rows of a real data set, or quantiles of one (*synthetic profile*)."""
 
 from __future__ import annotations
 
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.files import locate, read_lengths, stamp
+from workloads.files import ARXIV, SHAREGPT, locate, read_lengths, stamp
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that can fill a table: its columns, what its rows must match (column, regular
-    expression), and a remark."""
+    """A file that can fill a table: its columns, what its rows must match, and a remark."""
 
     file: str
     columns: tuple[str, ...]
@@ -51,18 +49,14 @@ LATER_CALLS = (("call", r"[2-9]|\d\d+"), ("new_prompt_tokens", r"(?!0$).*"))
 FINISHED = (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1"))
 TABLES = {
     # Llama-2 tokens; the prompt holds the earlier turns of its conversation.
-    "sharegpt": Table(PAIR, (1, 1), (
-        Source("chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", VIDUR),
-    )),
+    "sharegpt": Table(PAIR, (1, 1), (Source(SHAREGPT, VIDUR),)),
     # The output is the canonical solution. cl100k tokens: a vocabulary made with code in mind, as
     # served models have; OPT's own spends more on indentation.
     "humaneval": Table(PAIR, (1, 1), (
         Source("coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")),
         Source("coding/humaneval_estimated.csv", COUNTED, note=ESTIMATED),
     )),
-    "arxiv": Table(PAIR, (1, 1), (
-        Source("summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR),
-    )),
+    "arxiv": Table(PAIR, (1, 1), (Source(ARXIV, VIDUR),)),
     # One row per query: first prompt (query and tool schemas), rounds, final answer (0: the agent
     # gave up).
     "toolbench-rounds": Table(("prompt", "rounds", "answer"), (1, 1, 0), (

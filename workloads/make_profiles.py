@@ -1,5 +1,4 @@
-"""Makes `profiles.json`, the synthetic profile, of the real data: `python -m
-workloads.make_profiles [--out FILE]`."""
+"""Makes `profiles.json` of the real data: `python -m workloads.make_profiles [--out FILE]`."""
 
 from __future__ import annotations
 

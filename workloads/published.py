@@ -32,8 +32,7 @@ LATEST = 1e11  # seconds since 1970: likewise
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """Of the requests of a file that has none: seconds per token, and to the first token seconds or
-    times its zero load."""
+    """Of requests that have none: seconds per token; to the first token seconds or slowdown."""
 
     tpot: float | None = None
     ttft: float | None = None
@@ -126,11 +125,9 @@ def _pace(name: str, tpot: object) -> None:
 
 
 def read(
-    path: Path | str,
-    objectives: Objectives,
-    max_context: int | None = None,
+    path: Path | str, objectives: Objectives, max_context: int | None = None,
     most_left_out: float = TOO_MANY,
-) -> Table:
+) -> Table:  # fmt: skip
     """The requests of a file in any of the layouts.
 
     Left out, and told in the remarks: rows without a token of prompt or output, and requests over
@@ -160,23 +157,17 @@ def read(
         table.rows.append(row | default | {"row": n})
     passed = records[0][1].keys() - used.keys()
     table.remarks += _remarks(layout, passed, table, len(records))
-    _whole(table)
     _in_order(table)
     _shared(table)
     _fitting(path, table, max_context, most_left_out)
     return table
 
 
-def _whole(table: Table) -> None:
-    """Leave out what has no tokens."""
-    kept = [row for row in table.rows if min(row["prompt"], row["output"]) > 0]
-    empty = len(table.rows) - len(kept)
-    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
-    table.rows = kept
-
-
 def _in_order(table: Table) -> None:
-    """Sort by arrival, from 0 on."""
+    """Leave out what has no tokens, and sort by arrival, from 0 on."""
+    kept = [row for row in table.rows if min(row["prompt"], row["output"]) > 0]
+    empty, table.rows = len(table.rows) - len(kept), kept
+    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
     if "arrival" in table.columns and table.rows:
         start = min(row["arrival"] for row in table.rows)
         table.rows.sort(key=lambda row: row["arrival"])

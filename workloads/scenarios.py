@@ -1,5 +1,4 @@
-"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6);
-and mixes."""
+"""The paper's six scenarios (section 6): lengths, arrivals, objectives per stage; and mixes."""
 
 from __future__ import annotations
 
@@ -99,8 +98,7 @@ seconds: its interactive and its server scenario."""
 
 
 def _longer(name: str, most: int, slos: tuple[SLO, ...] = ()) -> Scenario:
-    """A scenario with contexts as the models of today take them, on one of those; with objectives
-    in seconds if they are given."""
+    """A scenario with a model of today and its contexts, and with other objectives if given."""
     end = f"-{most // 1024}k{'-mlperf' if slos else ''}"
     own = replace(SCENARIOS[name], name=name + end, max_context=most, reported=())
     parts = {part + end: share for part, share in own.parts.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from slos.core.attainment import Outcome, attainment
 from slos.core.pace import CLIENT, PAPER
-from slos.core.types import require
+from slos.core.types import Request, require
 from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
@@ -138,24 +138,27 @@ class Probe:
     status: str
 
 
-def outcomes_at(
-    case: Search, rate: float, observe: Observer | None = None
-) -> tuple[list[Outcome], str]:
-    """What becomes of a case's requests at `rate` per second in all, and their source. observe:
-    called after every step."""
-    hardware = case.hardware
-    belief = believed(hardware.roofline, case.belief) if case.belief else None
+def requests_of(case: Search, rate: float) -> tuple[Sequence[Request], str]:
+    """A case's requests at `rate` per second in all, and their source."""
     most = case.max_context or None
     workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths, most)
     asked = by_rule(workload.requests, case.rule)
-    if case.slo_scale != 1:
-        asked = scaled_slos(asked, case.slo_scale)
+    return asked if case.slo_scale == 1 else scaled_slos(asked, case.slo_scale), workload.source
+
+
+def outcomes_at(
+    case: Search, rate: float, observe: Observer | None = None
+) -> tuple[list[Outcome], str]:
+    """Outcomes of a case at `rate` in all, and the requests' source. observe: after every step."""
+    hardware = case.hardware
+    belief = believed(hardware.roofline, case.belief) if case.belief else None
+    asked, source = requests_of(case, rate)
     outcomes = serve(
         asked, case.system, hardware, case.setting, observe, replicas=case.replicas,
         router=case.router, topology=case.topology, belief=belief, predictor=case.predictor,
         max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
-    return outcomes, workload.source
+    return outcomes, source
 
 
 def probe(case: Search, rate: float) -> Probe:

@@ -66,20 +66,15 @@ AS_PUBLISHED = {
 version's default with chunks, and cannot draft beside them; DistServe has the best ratio."""
 AUTHORS = {"vllm": [Rival("vllm-authors")], "sarathi": [Rival("sarathi-authors")]}
 """The same in the authors' simulation."""
-AUTHORS_MEMORY = 10e9
-"""Bytes of KV cache there, of every system."""
+AUTHORS_MEMORY = 10e9  # bytes of KV cache there, of every system
 
 
 def searches(
-    size: str,
-    scenarios: Sequence[str] = tuple(SCENARIOS),
-    systems: Sequence[str] = tuple(ordinary()),
-    profile: str = "",
-    target: float = 0.9,
+    size: str, scenarios: Sequence[str] = tuple(SCENARIOS),
+    systems: Sequence[str] = tuple(ordinary()), profile: str = "", target: float = 0.9,
     rule: str = PAPER,
-) -> list[Search]:
-    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for
-    unknown names."""
+) -> list[Search]:  # fmt: skip
+    """Every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
     s = size_of(size)
     for name in scenarios:
         require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")

@@ -26,10 +26,8 @@ NAMES = {
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
 DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
-ABOVE = {
-    "loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8, "frameon": False
-}  # fmt: skip
-"""A legend of one panel, over it."""
+ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8}
+ABOVE |= {"frameon": False}  # a legend of one panel, over it
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -68,8 +66,7 @@ def panels(
 
 
 def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
-    """A small line under it: simulated or measured, from what data; and over it a legend of what is
-    in `keys`."""
+    """A small line under it: simulated or measured, of what; over it a legend of `keys`."""
     sns.despine(fig=figure)
     if keys:
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
@@ -116,8 +113,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 def dots(
     axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float
 ) -> None:
-    """Ratios by scenario of `groups` side by side, by label; 1 and the paper's number, unless 0, as
-    lines. table: all rows."""
+    """Ratios by scenario of `groups`, by label; 1 and, unless 0, the paper's number as lines."""
     scenarios = unique(table["scenario"])
     for i, (label, (color, rows)) in enumerate(groups.items()):
         x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step

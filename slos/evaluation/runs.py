@@ -1,5 +1,4 @@
-"""One simulated run of requests, a system with its setting, and hardware; and what may be changed:
-objectives, and what the policy believes."""
+"""One simulated run; and what may be changed of it: objectives, and what the policy believes."""
 
 from __future__ import annotations
 
@@ -21,14 +20,12 @@ from workloads.scenarios import by_name
 WHERE = {
     "replicas": 1, "topology": "", "router": "", "seed": 0, "belief": None, "predictor": "oracle"
 }  # fmt: skip
-"""Where a system runs, unless said otherwise: see `slos.sim.cluster`, `slos.policies.routers`; and
-what the policies believe of the roofline, if not what is true; and by whom lengths are predicted,
-see `slos.core.history`."""
+"""Where a system runs, unless said otherwise (`slos.sim.cluster`, `slos.policies.routers`); what
+policies believe of the roofline, if not the truth; who predicts lengths (`slos.core.history`)."""
 
 
 def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
-    """The profile of that name, or the scenario's own, with its draft model if asked for;
-    ValueError if unknown."""
+    """The profile of that name, or the scenario's own, with its draft model if asked for."""
     own = by_name(scenario)
     name = name or (own.drafting if drafts else "") or own.profile
     cure = f"one of {', '.join(profiles())}, or a JSON file"

@@ -11,8 +11,7 @@ from workloads import SCENARIOS
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How large a run is: requests per simulation, seeds, precision of a capacity, and where
-    lengths come from."""
+    """Requests per simulation, seeds, precision of a capacity, and where lengths come from."""
 
     num_requests: int
     seeds: int

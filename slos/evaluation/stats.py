@@ -1,5 +1,4 @@
-"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the
-paper's."""
+"""Means and intervals; capacities over capacities; and numbers put beside the paper's."""
 
 from __future__ import annotations
 
@@ -103,8 +102,7 @@ def over(mine: Frame, theirs: Frame) -> Frame:
 
 
 def over_each(mine: Frame, theirs: Frame, by: str, rivals: Sequence[str]) -> Frame:
-    """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest
-    of the `rivals`."""
+    """`mine` over each of `theirs`, named in `by`, as `against`; and over the best of `rivals`."""
     best = strongest(theirs[theirs[by].isin(rivals)], "scenario").assign(against="best")
     named = pd.concat([theirs.assign(against=theirs[by]), best])
     return over(mine[["scenario", "rate"]], named[["scenario", "against", by, "rate"]])
@@ -123,8 +121,7 @@ def geometric_means(table: Frame, *by: str) -> Frame:
 
 
 def told(table: Frame, *by: str) -> Frame:
-    """Ratios with their intervals, as text: a column per scenario, and their geometric mean; a row
-    per value of `by`."""
+    """Ratios and intervals as text: scenarios and their geometric mean by values of `by`."""
     means = geometric_means(table, *by).assign(scenario="geometric mean")
     rows = pd.concat([table, means], ignore_index=True)
     cells = [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows_of(rows)]
@@ -132,8 +129,7 @@ def told(table: Frame, *by: str) -> Frame:
 
 
 def by_scenario(table: Frame, *by: str) -> Frame:
-    """The ratios of a table: a column per scenario, then `geometric_means` and of how many; a row
-    per value of `by`."""
+    """Ratios: scenarios, their geometric mean and of how many, by values of `by`."""
     columns = list(by or ("against",))
     grid = table.pivot_table("ratio", columns, "scenario", sort=False)
     means = geometric_means(table, *by)
@@ -141,8 +137,7 @@ def by_scenario(table: Frame, *by: str) -> Frame:
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
-    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
-    puts none there."""
+    """Put numbers made from `best` beside the paper's, if it has its scenarios and hardware."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
     pairs = zip(best["scenario"], best["profile"], strict=True)
     if set(best["scenario"]) != set(own) or any(

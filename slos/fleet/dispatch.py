@@ -96,8 +96,7 @@ class Asked:
 
 
 class Fleet:
-    """Who is asked next: a router over the replicas' reports, and over what was sent to them
-    since."""
+    """Who is asked next: a router over the replicas' reports and what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives

@@ -96,7 +96,8 @@ class Replica:
         try:
             launch.wait(self.url, self.engine, log, own=True)
         except RuntimeError as error:
-            raise RuntimeError(f"{FAILED}\n{last_lines(log)}\n{FAILED}") from error
+            last = "\n".join(log.read_text().splitlines()[-LINES:])
+            raise RuntimeError(f"{FAILED}\n{last}\n{FAILED}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
         started = launch.arguments(argv)
         if started.calibrates:
@@ -180,8 +181,7 @@ class Gateway:
 def application(
     argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float
 ) -> Any:
-    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
-    router: what `Fleet` takes."""
+    """The Serve application. argv: of `slos.serving.launch serve`; router: what `Fleet` takes."""
     routing: dict[str, Any] = {
         "request_router_class": FleetRouter, "request_router_kwargs": dict(router),
         "request_routing_stats_period_s": REPORTS,
@@ -197,10 +197,6 @@ def application(
         graceful_shutdown_timeout_s=3,
     )  # fmt: skip
     return gateway.bind(engines.bind(list(argv)), patience)
-
-
-def last_lines(log: Path) -> str:
-    return "\n".join(log.read_text().splitlines()[-LINES:])
 
 
 def why_not_started() -> str:

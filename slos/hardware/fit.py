@@ -31,24 +31,23 @@ POWERS = (1.0, 0.5, 2.0)  # of a step's rank by size: where the planes are split
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted roofline, how well it explains the measurements, and its relative error at each,
-    float64 [rows]."""
+    """A fitted roofline, its R2, and its relative error at each measurement, float64 [rows]."""
 
     roofline: Roofline
     r2: float
     errors: np.ndarray
 
 
-def fit(
-    rows: Path | str | Sequence[tuple[float, float, float, float]],
-    planes: int = 2,
-    context: bool = False,
-    tile: int = 1,
-) -> Fit:
+COLUMNS = ("tokens", "draft_steps", "context", "seconds")
+Steps = Sequence[tuple[float, float, float, float]]
+"""Tokens, draft steps, context tokens and seconds of measured ones."""
+
+
+def fit(rows: Path | str | Steps, planes: int = 2, context: bool = False, tile: int = 1) -> Fit:
     """Least-squares fit of a max-affine roofline to measured steps.
 
-    rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in
-    the order tokens, draft_steps, context, seconds. Alternates between assigning each step to its
+    rows: steps, or a tidy CSV with columns tokens, seconds and perhaps draft_steps, context.
+    Alternates between assigning each step to its
     highest plane and refitting the planes, from splits of the batch sizes; the relative errors are
     what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
@@ -67,7 +66,7 @@ def fit(
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
-    rows: list[tuple[float, float, float, float]] = []
+    rows = []
     with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
         reader = csv.reader(f, skipinitialspace=True)
         header = [c.strip().lower() for c in next(reader, [])]
@@ -80,9 +79,7 @@ def _read(path: Path) -> list[tuple[float, float, float, float]]:
             require(len(cells) == len(header), here, cells, f"of {len(header)} fields")
             row = dict(zip(header, cells, strict=True))
             try:
-                tokens, drafts, context, seconds = (
-                    float(row.get(c) or 0) for c in ("tokens", "draft_steps", "context", "seconds")
-                )
+                tokens, drafts, context, seconds = (float(row.get(c) or 0) for c in COLUMNS)
             except ValueError as error:
                 raise ValueError(f"{here}: {error}") from None
             known, both = 0 <= tokens < inf and 0 <= seconds < inf, (tokens, seconds)
@@ -95,8 +92,7 @@ def _alternate(
     tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray,
     owner: np.ndarray, tile: int,
 ) -> Fit | None:  # fmt: skip
-    """A fit from planes that begin with the steps that `owner` gives them; None for a useless
-    one."""
+    """A fit whose planes begin with the steps that `owner` gives them, if it is of use."""
     whole, count = np.ceil(tokens / tile) * tile, int(owner.max()) + 1
     features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
     planes, k_ctx, alike = np.zeros((count, 3)), 0.0, partial(np.allclose, rtol=1e-12, atol=0)
@@ -132,8 +128,7 @@ def _nonnegative(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A fit, the margin that `QUANTILE` of the steps stay within, and its median relative error by
-    batch size."""
+    """A fit, the margin of `QUANTILE` of the steps, and its median relative error by batch size."""
 
     fit: Fit
     margin: float
@@ -145,7 +140,7 @@ class Judged:
         return f"R2 {self.fit.r2:.4f}, median error {errors}"
 
 
-def fitted(rows: Sequence[tuple[float, float, float, float]], planes: int = 3) -> Judged:
+def fitted(rows: Steps, planes: int = 3) -> Judged:
     """The roofline with the tile that explains steps best, where some are of no use.
 
     rows: as in `fit`, at least 4. Left out are steps that took far less than the smallest ones,

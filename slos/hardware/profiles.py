@@ -64,11 +64,8 @@ class Profile:
 
 def as_json(roofline: Roofline) -> dict[str, Any]:
     """As profiles have it in JSON."""
-    return {
-        "planes": [(p.k1, p.k2, p.b) for p in roofline.planes],
-        "k_ctx": roofline.k_ctx,
-        "tile": roofline.tile,
-    }
+    planes = [(p.k1, p.k2, p.b) for p in roofline.planes]
+    return {"planes": planes, "k_ctx": roofline.k_ctx, "tile": roofline.tile}
 
 
 def of_json(raw: dict[str, Any]) -> Roofline:
@@ -87,11 +84,10 @@ def _parse(name: str, raw: dict) -> Profile:
     for p in raw["planes"]:
         good = isinstance(p, list) and len(p) == 3 and all(_finite(x) for x in p)
         require(good, f"{name}: plane", p, "three finite numbers", "give k1, k2 and b in seconds")
-    k_ctx = raw.get("k_ctx", 0.0)
-    require(_finite(k_ctx), f"{name}: k_ctx", k_ctx, "a finite number")
-    roofline = Roofline(tuple(Plane(*p) for p in raw["planes"]), k_ctx, raw.get("tile", 1))
-    step = roofline.time(1)
-    bound = f"at most {SLOWEST:g} s"
+    whole = {"k_ctx": 0.0, "tile": 1} | raw
+    require(_finite(whole["k_ctx"]), f"{name}: k_ctx", whole["k_ctx"], "a finite number")
+    roofline = of_json(whole)
+    step, bound = roofline.time(1), f"at most {SLOWEST:g} s"
     require(step <= SLOWEST, f"{name}: the step of one token", step, bound, "planes in seconds?")
     rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
     return Profile(name, roofline=roofline, **rest)

@@ -109,8 +109,7 @@ def paper(key: str) -> float:
 
 
 def read_headlines(path: Path) -> list[Headline]:
-    """The rows of a headlines.csv, none if there is no such file. Raises ValueError naming the
-    file, line and cure."""
+    """The rows of a headlines.csv, if there is one. ValueError naming file, line and cure."""
     return [row for _, row in tidy.read(path, Headline)]
 
 

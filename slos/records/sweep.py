@@ -44,12 +44,9 @@ Case = TypeVar("Case")
 
 
 def sweep(
-    function: Callable[[Case], Sequence[Any]],
-    cases: Sequence[Case],
-    path: Path | str,
-    row: type,
+    function: Callable[[Case], Sequence[Any]], cases: Sequence[Case], path: Path | str, row: type,
     workers: int | None = None,
-) -> list[Any]:
+) -> list[Any]:  # fmt: skip
     """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their
     order.
 
@@ -133,8 +130,7 @@ def _finished(
 def _call(
     function: Callable[[Case], Sequence[Any]], case: Case, digest: str, folder: str
 ) -> list[Any]:
-    """In a worker: the rows of a case, if its sources and data are those of the sweep; a path in it
-    is relative to the sweep's `folder`."""
+    """In a worker: the rows of a case, whose paths are relative to `folder`, of the same sources."""
     if _digest_of_this_process() != digest:
         said = "are not those of the sweep, or have changed since"
         raise RuntimeError(f"sources or data on {platform.node()} {said}")

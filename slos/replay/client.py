@@ -1,5 +1,4 @@
-"""One completion from a server of the OpenAI API: the call, its stream, and when each token of it
-was received."""
+"""One completion from a server of the OpenAI API, and when each token of it was received."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ def headers() -> dict[str, str]:
 
 
 async def find(url: str, model: str | None = None) -> Server:
-    """The server's model of that name, or its first. ValueError without one, OSError if nobody
-    answers."""
+    """The server's model of that name, or its first; ValueError without, OSError with no server."""
     bound = "an address such as http://127.0.0.1:8000; a server at a socket (--uds) is not reached"
     require(url.startswith(("http://", "https://")), "url", url, bound)
     url = url.rstrip("/").removesuffix("/v1")

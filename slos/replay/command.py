@@ -60,8 +60,7 @@ class Asked:
 
 
 def with_objectives(request: Request, ttft: float | None, tpot: float | None, rule: str) -> Request:
-    """The same request with these objectives, in seconds, and this rule of pace in every stage;
-    None leaves what it had."""
+    """The same request with these objectives, in seconds, where not None, and rule of pace."""
 
     def change(stage: Stage) -> Stage:
         slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
@@ -146,8 +145,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replay and print what came of it; 0, 1 where all requests failed, 2 after a message where
-    what was asked for is wrong."""
+    """Replay and print what came; 0, 1 where all requests failed, 2 where what is asked is wrong."""
     given = options(argv)
     try:
         roofline = profile(given.profile).roofline if given.profile else None

@@ -142,6 +142,9 @@ class _Client:
 
     def random(self, name: str, count: int) -> list[int]:
         rng = np.random.default_rng([self.how.seed, crc32(name.encode()), count])
+        return self.drawn(rng, count)
+
+    def drawn(self, rng: np.random.Generator, count: int) -> list[int]:
         return rng.integers(FIRST_ID, self.how.vocabulary, count).tolist()
 
     def opening(self, request: Request, count: int) -> list[int]:
@@ -164,10 +167,6 @@ class _Client:
     async def serve(self, request: Request) -> None:
         """One request to its end, or to its failure."""
         rng = np.random.default_rng([self.how.seed, crc32(request.id.encode())])
-
-        def random(count: int) -> list[int]:
-            return rng.integers(FIRST_ID, self.how.vocabulary, count).tolist()
-
         live = Live(request, Progress(request.id, request.arrival, 0, 0.0, 1.0, request.value))
         starts = [i for i, s in enumerate(request.stages) if i == 0 or not s.goes_on]
         prompt, due = [], request.arrival
@@ -175,7 +174,7 @@ class _Client:
             stages = request.stages[i:end]
             asked = sum(s.output for s in stages)
             shared = self.opening(request, stages[0].prompt) if not i else []
-            prompt += shared + random(stages[0].prompt - len(shared))
+            prompt += shared + self.drawn(rng, stages[0].prompt - len(shared))
             body = self.body(request, stages, prompt, end == len(request.stages))
             due += stages[0].wait
             await self.until(max(due, self.now()) if i else due)
@@ -194,7 +193,7 @@ class _Client:
                 live.emit(times[: stage.output])
                 due, times = times[stage.output - 1], times[stage.output :]
             self.answered(request, prompt, ids)
-            prompt += ids if len(ids) == asked else random(asked)
+            prompt += ids if len(ids) == asked else self.drawn(rng, asked)
         self.outcomes.append(by_the_end(live.outcome(due), self.how.e2e))
 
 

@@ -39,8 +39,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a run was, in the terms of `capacity_search.Probe`. rate: requests per second; status:
-    measured or simulated."""
+    """What a run was, as in `capacity_search.Probe`. rate: requests per second."""
 
     scenario: str
     system: str
@@ -64,8 +63,7 @@ GOODPUT = ("ttft", "tpot", "e2el")
 
 
 def limits_of(said: Sequence[str]) -> dict[str, float]:
-    """Milliseconds by name, of words such as "ttft:500", as `vllm bench serve --goodput` has
-    them."""
+    """Milliseconds by name, of words as "ttft:500", as `vllm bench serve --goodput` has them."""
     limits = {}
     for word in said:
         name, _, number = word.partition(":")
@@ -79,11 +77,12 @@ def good(run: Replayed, limits: Mapping[str, float]) -> list[bool]:
     """Which outcomes are within all `limits`, whatever the objectives were: TTFT, mean time per
     token after the first one (0 if that is all), and end, from the time at which it was due."""
     failed = {f.id for f in run.failures}
-    seen = [{"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival} for o in run.outcomes]
-    return [
-        o.id not in failed and all(times[name] <= ms / 1e3 for name, ms in limits.items())
-        for o, times in zip(run.outcomes, seen, strict=True)
-    ]
+
+    def within(o: Outcome) -> bool:
+        times = {"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival}
+        return all(times[name] <= ms / 1e3 for name, ms in limits.items())
+
+    return [o.id not in failed and within(o) for o in run.outcomes]
 
 
 def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
@@ -93,8 +92,7 @@ def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
 
 
 def rows(labels: Labels, run: Replayed) -> Frame:
-    """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was
-    none."""
+    """A row per request: `labels`, the columns of `Outcome`, and `failure`, empty without one."""
     why = {f.id: f.reason for f in run.failures}
     found: Frame = pd.DataFrame([asdict(labels) | asdict(o) for o in run.outcomes])
     return found.assign(failure=[why.get(o.id, "") for o in run.outcomes], commit=commit())
@@ -128,10 +126,8 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     latencies are those of the requests answered. limits: of goodput, see `good`."""
     rule = run.outcomes[0].rule
     shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
-    lines = [
-        f"attainment {shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}",
-        f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
-    ]
+    by_rule = f"{shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}"
+    lines = [f"attainment {by_rule}", f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}"]
     for name, times in {
         "TTFT": [o.ttft for o in run.outcomes],
         "TPOT": [o.tpot for o in run.outcomes if o.output > 1],

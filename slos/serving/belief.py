@@ -72,8 +72,7 @@ class Belief:
             logger.exception("the roofline could not be fitted or saved: the last one stays")
 
     def news(self) -> Roofline | None:
-        """Believe what was learned by now: the roofline to plan with, None if it is the last
-        one."""
+        """Believe what was learned by now: the roofline to plan with, if it is another one."""
         roofline, cautious = self.learned.roofline, self.learned.cautious
         if roofline is self.roofline:
             return None

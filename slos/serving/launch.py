@@ -33,7 +33,6 @@ from slos.serving.calls import METRICS, calibrate, secret, wait
 from slos.serving.settings import Settings
 
 __all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
-# unless another is named, such as a subclass
 SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
 LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
@@ -122,8 +121,8 @@ def arguments(argv: Sequence[str]) -> Launch:
             whole += [f"--{name.replace('_', '-')}", *values]
     whole += ["--host", host, "--port", str(port)]
     if not typed.stock:
-        whole += [*CHECK, *(() if "scheduler_cls" in given else SCHEDULER)]
-    reached = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
+        whole += [*CHECK, *(() if "scheduler_cls" in given else SCHEDULER)]  # or a subclass
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     reached = f"[{reached}]" if ":" in reached else reached
     url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
     keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]

@@ -40,8 +40,7 @@ def load_of(
     tracked: Iterable[Tracked], running: int, step_end: float, free_blocks: int, total_blocks: int,
     block_size: int,
 ) -> Load:  # fmt: skip
-    """The load of an engine whose steps in flight, which count as done, end at `step_end`: as
-    `Replica.load` has it."""
+    """As `Replica.load` has it, of an engine whose steps in flight end, and count as done, then."""
     tiers: Counter[float] = Counter()
     count = prefill = claimed = 0
     for t in tracked:

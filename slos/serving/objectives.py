@@ -37,8 +37,7 @@ NAME = 64  # characters of a class, at the most
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of an answer with its pace; it ends with token id `until` or after `tokens`, the last
-    with neither."""
+    """A part of an answer with its pace; it ends with a token id or after some, but for the last."""
 
     slo: SLO
     until: int | None = None
@@ -70,9 +69,8 @@ class Objectives:
     def ends(self, phase: int, token: int, generated: int) -> bool:
         """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""
         p = self.phases[phase]
-        return phase + 1 < len(self.phases) and (
-            token == p.until or (p.tokens is not None and generated >= p.tokens)
-        )
+        over = token == p.until or (p.tokens is not None and generated >= p.tokens)
+        return over and phase + 1 < len(self.phases)
 
 
 def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:

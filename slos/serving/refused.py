@@ -1,5 +1,4 @@
-"""An answer that is none: of a request that left the engine before it started, since it could not
-be in time."""
+"""The answer to a request that left the engine unserved, as it could not be in time."""
 
 from __future__ import annotations
 
@@ -57,7 +56,7 @@ def refusing(send: Send, instead: Callable[[], Awaitable[None]]) -> Send:
 
 
 def _verdict(messages: list[Any]) -> bool | None:
-    """Whether the answer of which these are the first messages is none, None while that is open."""
+    """Whether an answer that begins so is none; None while that is open."""
     start, *parts = messages
     if start.get("status") != 200:
         return False

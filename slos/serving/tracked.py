@@ -81,8 +81,7 @@ class Tracked:
         return not (self.request.num_computed_tokens or self.request.num_output_tokens)
 
     def sync(self) -> Progress:
-        """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself
-        counts them."""
+        """Bring the record up to date; tokens in flight count as done, as vLLM itself counts."""
         r, p = self.request, self.progress
         p.tokens = r.num_tokens + r.num_output_placeholders
         p.computed = r.num_computed_tokens

@@ -63,8 +63,7 @@ TELL = 0.01  # seconds between two reports of the load
 
 
 class SLOScheduler(AsyncScheduler):
-    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy
-    decides on every step."""
+    """For `--scheduler-cls`, synchronous or asynchronous: a policy decides on every step."""
 
     clock = staticmethod(time.time)  # the one that `arrival_time` of requests is read from
 
@@ -223,20 +222,15 @@ class SLOScheduler(AsyncScheduler):
         self.caps = batch.tokens
         with self.beside("holding what is cached"):
             self.prefix_hits.hold(batch.tokens.keys())
-        place = {id: i for i, id in enumerate(batch.tokens)}
-        last = len(place)
-
-        def placed(r: Request, otherwise: int) -> int:
-            return place.get(r.request_id, otherwise)
-
+        place, last = {id: i for i, id in enumerate(batch.tokens)}.get, len(batch.tokens)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
         # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at,
         # behind those to start.
-        self.running.sort(key=lambda r: (r.request_id in best_effort, placed(r, last)))
-        waiting = sorted(self.waiting, key=lambda r: placed(r, last + (r.status in READY)))
+        self.running.sort(key=lambda r: (r.request_id in best_effort, place(r.request_id, last)))
         queue = cast(deque, self.waiting)
+        some = sorted(queue, key=lambda r: place(r.request_id, last + (r.status in READY)))
         queue.clear()
-        queue.extend(waiting)
+        queue.extend(some)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """By the policy or by vLLM: in both cases it is the first of those that wait."""
