@@ -35,7 +35,7 @@ class Row:
     prefix: tuple[tuple[str | int, int], ...] = ()
 
     def request(self, id: str, arrival: float, kind: str, lap: int = 0) -> Request:
-        """As a request of that kind, unless it has one; another `lap` of a file is other content."""
+        """As a request of that kind, unless it has one; another `lap` of a file has new content."""
         prefix = tuple((f"{name}~{lap}", n) for name, n in self.prefix) if lap else self.prefix
         return Request(id, arrival, (self.stage,), self.value, self.kind or kind, prefix)
 

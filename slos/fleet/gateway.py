@@ -26,6 +26,7 @@ from urllib.request import urlopen
 
 import aiohttp
 import ray
+from prometheus_client import generate_latest
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import RequestRouter
@@ -40,7 +41,7 @@ from slos.policies.routers import ROUTERS
 from slos.serving import launch
 from slos.serving.calls import SECRET, secret
 from slos.serving.load_report import Report
-from slos.serving.metrics import exposition
+from slos.serving.metrics import of_replicas
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
@@ -166,7 +167,8 @@ class Gateway:
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
             texts = await of_all(request.url.path, self.ask, self.patience)
-            return Response(exposition(texts.items()), media_type="text/plain; version=0.0.4")
+            text = generate_latest(of_replicas(texts.items()))
+            return Response(text, media_type="text/plain; version=0.0.4")
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())

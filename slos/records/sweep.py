@@ -130,7 +130,7 @@ def _finished(
 def _call(
     function: Callable[[Case], Sequence[Any]], case: Case, digest: str, folder: str
 ) -> list[Any]:
-    """In a worker: the rows of a case, whose paths are relative to `folder`, of the same sources."""
+    """In a worker of the same sources and data: the rows of a case, with its paths in `folder`."""
     if _digest_of_this_process() != digest:
         said = "are not those of the sweep, or have changed since"
         raise RuntimeError(f"sources or data on {platform.node()} {said}")

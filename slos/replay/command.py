@@ -145,7 +145,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replay and print what came; 0, 1 where all requests failed, 2 where what is asked is wrong."""
+    """Replay and print; returns 0, 1 where all requests failed, 2 where what is asked is wrong."""
     given = options(argv)
     try:
         roofline = profile(given.profile).roofline if given.profile else None

@@ -8,16 +8,15 @@ neither waits for the other, and a full disk costs no more than numbers that sta
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from slos.core.pace import TOLERANCE
@@ -30,6 +29,7 @@ CLASSES = 50  # that are told apart: clients name them, and may name any number
 REST = "other"  # the class of those that come later
 LATE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, inf)
 SECONDS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, inf)
+OURS = re.compile(rb"^(# (HELP|TYPE) )?slos_.*\n", re.MULTILINE)
 RATIOS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0, inf)
 
 
@@ -119,21 +119,48 @@ class Shown:
         return iter([f for name, f in found.items() if not name.endswith("_created")])
 
 
-def of_engines(folder: Path) -> Shown:
+def of_engines(folder: Path) -> CollectorRegistry:
     """What the engines of a server have written."""
     paths = folder.glob
-    return Shown("engine", lambda: [(p.stem, p.read_text()) for p in sorted(paths("*.prom"))])
+    return _registry("engine", lambda: [(p.stem, p.read_text()) for p in sorted(paths("*.prom"))])
 
 
-def exposition(replicas: Iterable[tuple[str, str]]) -> bytes:
-    """What servers show at their `/metrics`, by name, as one such text."""
+def of_replicas(replicas: Iterable[tuple[str, str]]) -> CollectorRegistry:
+    """What servers show at their `/metrics`, by name."""
+    return _registry("replica", lambda: replicas)
+
+
+def _registry(label: str, texts: Callable[[], Iterable[tuple[str, str]]]) -> CollectorRegistry:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Shown("replica", lambda: replicas))
-    return generate_latest(registry)
+    registry.register(Shown(label, texts))
+    return registry
 
 
-@cache
-def show() -> None:
-    """Add what the engines of this server write to what its front-end shows."""
-    if folder := os.environ.get(METRICS):
-        REGISTRY.register(of_engines(Path(folder)))
+async def show(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """The ASGI answer of `app` to `/metrics`, and after it what the engines of this server have
+    written.
+
+    Added as text, since vLLM has one registry for one front-end and others for several; the latter
+    show some of ours, too, without their engine.
+    """
+    folder = os.environ.get(METRICS)
+    ours = generate_latest(of_engines(Path(folder))) if folder else b""
+    start: dict[str, Any] = {}
+    text = b""
+
+    async def sent(message: Any) -> None:
+        nonlocal text
+        if message["type"] == "http.response.start":
+            return start.update(message)
+        text += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        if start["status"] == 200:
+            text = OURS.sub(b"", text) + ours
+        headers = [h for h in start.get("headers", ()) if h[0].lower() != b"content-length"]
+        await send(start | {"headers": [*headers, (b"content-length", str(len(text)).encode())]})
+        await send({"type": "http.response.body", "body": text})
+
+    # neither packed nor OpenMetrics, which ends with a line that says so
+    plain = [h for h in scope["headers"] if h[0] not in (b"accept", b"accept-encoding")]
+    await app(scope | {"headers": plain}, receive, sent)

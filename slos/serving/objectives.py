@@ -37,7 +37,7 @@ NAME = 64  # characters of a class, at the most
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of an answer with its pace; it ends with a token id or after some, but for the last."""
+    """A part of an answer with its pace, ended by a token id or after some, unless the last."""
 
     slo: SLO
     until: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.serving import metrics as module
 from slos.serving.calls import METRICS
-from slos.serving.metrics import CLASSES, Metrics, exposition, of_engines, totals
+from slos.serving.metrics import CLASSES, Metrics, of_engines, of_replicas, totals
 from slos.serving.objectives import Objectives, Phase
 from slos.serving.tracked import Tracked
 
@@ -180,9 +181,36 @@ def test_servers_are_shown_as_one() -> None:
     text += "# HELP vllm:seconds A histogram.\n# TYPE vllm:seconds histogram\n"
     text += 'vllm:seconds_bucket{le="+Inf",model_name="m"} 3.0\n'
     text += 'vllm:seconds_count{model_name="m"} 3.0\nvllm:seconds_sum{model_name="m"} 1.5\n'
-    merged = exposition([("a", text), ("b", text), ("c", "")]).decode()
+    merged = generate_latest(of_replicas([("a", text), ("b", text), ("c", "")])).decode()
     for name in "ab":
         assert f'slos_step_seconds_count{{replica="{name}"}} 1.0' in merged
         assert f'vllm:seconds_sum{{model_name="m",replica="{name}"}} 1.5' in merged
     assert merged.count("# TYPE slos_step_seconds histogram") == 1
     assert totals(merged)["vllm:seconds_count",] == 6
+
+
+def test_they_stand_behind_those_of_the_front_end(folder: Path) -> None:
+    """Which may show some of them itself: vLLM with several front-ends does."""
+    ours = b"# HELP slos_x Ours.\n# TYPE slos_x gauge\nslos_x %d\n"
+    text = b"# HELP own What vLLM counts.\n# TYPE own gauge\nown 3.0\n" + ours % 0
+    (folder / "0.prom").write_bytes(ours % 2)
+    asked: list[Any] = []
+    answer: list[Any] = []
+
+    async def front_end(scope: Any, receive: Any, send: Any) -> None:
+        asked.extend(scope["headers"])
+        headers = [(b"content-length", str(len(text)).encode()), (b"content-type", b"text/plain")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": text[:9], "more_body": True})
+        await send({"type": "http.response.body", "body": text[9:]})
+
+    async def send(message: Any) -> None:
+        answer.append(message)
+
+    packed = [(b"accept", b"application/openmetrics-text"), (b"accept-encoding", b"gzip")]
+    scope = {"type": "http", "path": "/metrics", "headers": [*packed, (b"a", b"")]}
+    asyncio.run(module.show(front_end, scope, None, send))
+    start, body = answer
+    assert asked == [(b"a", b"")]
+    assert dict(start["headers"])[b"content-length"] == str(len(body["body"])).encode()
+    assert totals(body["body"].decode()) == {("own",): 3.0, ("slos_x",): 2.0}
