@@ -17,11 +17,10 @@ import shutil
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from slos.core.types import require
 from slos.files import replacing, write_whole
@@ -44,8 +43,7 @@ FILES = {
 """Name -> (file in the cache, folder on the web). Two come as others' published token counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hub:
+class Hub(NamedTuple):
     """A data set of the `datasets` library: the arguments of `load_dataset`."""
 
     path: str

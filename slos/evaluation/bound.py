@@ -22,12 +22,11 @@ So the shares x of requests that are attained, with the seconds charged for ever
 prompt; the tokens between looks at the pace, joined to `PIECES`) in slots of time, solve the
 program: maximise the sum of x, where each piece has its x-fold charge within the slots that touch
 its window, and each slot is charged its length at the most. Whatever is left out only lets the
-optimum grow: windows are rounded to whole slots, long ones to longer slots,
-and a stage that follows another one begins somewhere between its earliest and its latest. The
-number attained is whole, so the sum is rounded down. Of few requests many can be served after the
-last has come. So beside it stands what holds for a stream of such requests that does not end
-(`long_run`): what is charged for the cheapest of them, as many as the target says, takes no longer
-than they take to come.
+optimum grow: windows are rounded to whole slots, long ones to longer slots, and a stage that
+follows another one begins somewhere between its earliest and its latest. The number attained is
+whole, so the sum is rounded down. Of few requests many can be served after the last has come. So
+beside it stands what holds for a stream of such requests that does not end (`long_run`): what is
+charged for the cheapest of them, as many as the target says, takes no longer than they come.
 
 Where t0 is the first token itself, early or not, and the pace is looked at as often, no request has
 more time: the bound holds for that rule, too; not for the mean TPOT alone, which allows to stall

@@ -38,8 +38,7 @@ logger = logging.getLogger(__name__)
 GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
-# what a replica says first, and what it may say instead of an answer
-TAKEN, PASSED = b"taken", b"passed"
+TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and instead of an answer
 HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
 TOLD = ("content-type", "retry-after")  # and by it
 JSON = {"content-type": "application/json"}

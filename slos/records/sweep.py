@@ -248,8 +248,8 @@ class Bar:
 
     def _tell(self, label: str, left: float) -> None:
         if self._path:
-            line = {"done": self._done, "total": self._total, "label": label}
-            line |= {"left_s": round(left, 1)}
+            left = round(left, 1)
+            line = {"done": self._done, "total": self._total, "label": label, "left_s": left}
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
 

@@ -21,10 +21,8 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 READY = 600.0  # seconds that a server may take to start
-# tokens, alone and then four at once, as far as the model's context goes
-PROMPTS = (8, 16, 32, 64, 128, 256, 512)
-# requests that decode at the same time, with contexts as they are met in practice
-TOGETHER = (1, 4, 16, 48)
+PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, as far as they fit, alone and four at once
+TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as in practice
 ROUNDS = 4
 SECRET = "SLOS_SECRET"  # environment variable: of a server and of the process that started it
 METRICS = "SLOS_METRICS"  # environment variable: where the engines of a server write theirs
