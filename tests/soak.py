@@ -103,7 +103,7 @@ def clusters(dice: random.Random) -> str:
     oracle, count = Oracle(work), dice.randint(1, 3)
     changes = {"max_drafts": world.max_drafts, "acceptance": world.acceptance}
     topology, policy = dice.choice(TOPOLOGIES), dice.choice([*POLICIES])
-    nodes = cluster(policy, hardware, oracle, count, topology, changes)
+    nodes = cluster(policy, hardware, lambda: oracle, count, topology, changes)
     router = make_router(dice.choice([*ROUTERS]), world.roofline, oracle)
     outcomes = list(stream(work, nodes, router, dice.randrange(99)))
     assert sorted(o.id for o in outcomes) == sorted(r.id for r in work), "lost, or served twice"

@@ -1,50 +1,81 @@
-"""Predictors of lengths that learn from requests that have finished; and all predictors by name.
+"""Predictors of lengths that learn from requests that are served; and all predictors by name.
 
 A class is a request's kind, and the stages of its requests are learned apart. What is expected of a
-request that has generated g tokens is told by those of its class that generated more. Until one
-such is known all classes stand for it, and at first nothing does.
+request that has generated g tokens is told by those of its class that generated more. Until one of
+the class has ended all classes stand for it, and at first nothing does. Those that still go on
+count for what they came to: the first to end are the short ones, and by them alone an engine that
+fills up for the first time promises memory that it does not have.
 
 What is predicted is planned with as if it were true, and anew at every step; a request that
 outlives what was expected of it is then like one that is longer. Nothing else is reserved. A low
 quantile carries most: the look ahead lets requests of which the same is expected end, and be
-largest, at one moment, while their true ends are scattered and give blocks back before. Simulated
-in chatbot, a quarter carries 97 % of the oracle's load, nine tenths 86 %; in a cache of four
-requests 88 and 54 %. There 4 % of those admitted lose their blocks on the way, and none ends late,
-or 0.5 % where the pace is near the time of a step. Beyond capacity lost blocks cost more: at 1.7
-times the load that is carried 43 % attain their objectives with a quarter, 56 % with nine tenths.
+largest, at one moment, while their true ends are scattered and give blocks back before. Far beyond
+capacity, where lost blocks cost more, a higher one does.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections import deque
+from bisect import bisect_right
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
+from math import ceil, log
 from typing import final
 
 from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle, Told
 from slos.core.types import LengthPredictor, Progress, Request, require
 
-WINDOW = 512  # finished requests of a class that are remembered
+WINDOW = 512  # requests of a class that are remembered
 LEVEL = 0.25
+ROUNDING = 1e-9
+
+
+@dataclass(slots=True, eq=False)
+class Seen:
+    """A request in a stage: its `progress` as long as that goes on, then the output tokens, and
+    whether it ended by itself."""
+
+    progress: Progress | None
+    length: int = 0
+    whole: bool = False
+
+    def over(self, length: int, whole: bool) -> None:
+        self.progress, self.length, self.whole = None, length, whole
 
 
 @dataclass(slots=True)
 class Window:
-    """The newest lengths of a class, and the same ascending."""
+    """The newest of a class that began to answer, and what share of them ends within so many
+    tokens: the product-limit estimate (Kaplan and Meier, J. Am. Stat. Assoc. 53, 1958).
 
-    newest: deque[int] = field(default_factory=deque)
+    Of one that goes on, or was aborted, it is known that it is longer. Beyond the longest one in
+    `pace` tokens ends.
+    """
+
+    newest: deque[Seen] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    learned: bool = False  # whether one of the class has ended
     ascending: list[int] = field(default_factory=list)
-    known: dict[int, int] = field(default_factory=dict)  # answers until the next one is added
+    within: list[float] = field(default_factory=list)  # the share that ends by each of these
+    pace: float = 0.0
+    known: dict[int, int] = field(default_factory=dict)  # answers until the next one ends
 
-    def add(self, length: int) -> None:
-        if len(self.newest) == WINDOW:
-            oldest = self.newest.popleft()
-            del self.ascending[bisect_right(self.ascending, oldest) - 1]
-        self.newest.append(length)
-        insort(self.ascending, length)
+    def ended(self) -> None:
+        self.learned = True
         self.known.clear()
+
+    def look(self) -> None:
+        """Look at all anew."""
+        seen = sorted(
+            (s.length, not s.whole) if s.progress is None else (s.progress.generated, True)
+            for s in self.newest
+        )
+        longer, self.within = 1.0, []
+        for left, (_, goes_on) in zip(range(len(seen), 0, -1), seen, strict=True):
+            longer *= 1.0 if goes_on else (left - 1) / left
+            self.within.append(1.0 - longer)
+        self.ascending = [length for length, _ in seen]
+        self.pace = sum(self.ascending) / max(1, sum(not goes_on for _, goes_on in seen))
 
 
 class Learned(Told):
@@ -53,44 +84,68 @@ class Learned(Told):
     classes = True  # whether they are told apart
 
     def __init__(self) -> None:
-        self._own: dict[tuple[str, int], Window] = {}
-        self._later: dict[tuple[str, int], Window] = {}
+        self._own: defaultdict[tuple[str, int], Window] = defaultdict(Window)
+        self._later: defaultdict[tuple[str, int], Window] = defaultdict(Window)
         self._all = Window()
+        self._begun: dict[str, Seen] = {}  # by id
         # by id, the stages that have ended, and the context then
         self._ended: dict[str, list[tuple[tuple[str, int], int]]] = {}
 
-    def estimate(self, ascending: Sequence[int], first: int) -> int:
-        """The length of a request that is one of these, from the `first` on, at least one."""
+    @property
+    def unfinished(self) -> set[str]:
+        """Ids of the requests that something is known of, and that are not over."""
+        return self._begun.keys() | self._ended.keys()
+
+    def estimate(self, window: Window, first: int, g: int) -> float:
+        """The length of a request of a window with g tokens, which those from the `first` on have
+        passed."""
         raise NotImplementedError
 
     def in_stage(self, progress: Progress) -> int:
+        own = self._own.get((progress.kind, progress.stage), self._all)
         g = progress.generated
-        window = self._own.get((progress.kind, progress.stage), self._all)
-        if g not in window.known:
-            first = bisect_right(window.ascending, g)
-            longer = first < len(window.ascending)
-            window.known[g] = self.estimate(window.ascending, first) if longer else 2 * g + UNKNOWN
-        return window.known[g] - g
+        return self._expected(own if own.learned else self._all, g) - g
 
     def later(self, progress: Progress) -> int:
         window = self._later.get((progress.kind, progress.stage))
-        if window is None:
-            return UNKNOWN
-        if 0 not in window.known:
-            window.known[0] = self.estimate(window.ascending, 0)
-        return window.known[0]
+        return self._expected(window, 0) if window else UNKNOWN
+
+    def _expected(self, window: Window, g: int) -> int:
+        """The length of one that has generated g tokens."""
+        if g not in window.known:
+            if not window.known:
+                window.look()
+            first = bisect_right(window.ascending, g)
+            said = self.estimate(window, first, g) if window.learned else 2 * g + UNKNOWN
+            window.known[g] = max(g + 1, ceil(said - ROUNDING))
+        return window.known[g]
+
+    def began(self, progress: Progress) -> None:
+        seen = self._begun[progress.id] = Seen(progress)
+        self._all.newest.append(seen)
+        if self.classes:
+            self._own[progress.kind, progress.stage].newest.append(seen)
 
     def ended(self, progress: Progress, last: bool) -> None:
         p, key = progress, (progress.kind, progress.stage)
-        self._all.add(p.generated)
+        if p.id not in self._begun:
+            self.began(p)
+        self._begun.pop(p.id).over(p.generated, whole=True)
+        self._all.ended()
         if self.classes:
-            self._own.setdefault(key, Window()).add(p.generated)
+            self._own[key].ended()
         before = self._ended.pop(p.id, [])
         if not last:
             self._ended[p.id] = [*before, (key, p.tokens)]
             return
         for key, tokens in before:
-            self._later.setdefault(key, Window()).add(p.tokens - tokens)
+            self._later[key].newest.append(Seen(None, p.tokens - tokens, whole=True))
+            self._later[key].ended()
+
+    def aborted(self, progress: Progress) -> None:
+        self._ended.pop(progress.id, None)
+        if seen := self._begun.pop(progress.id, None):
+            seen.over(progress.generated, whole=False)
 
 
 @final
@@ -99,21 +154,35 @@ class Mean(Learned):
 
     classes = False
 
-    def estimate(self, ascending: Sequence[int], first: int) -> int:
-        return -(-sum(ascending[first:]) // (len(ascending) - first))
+    def estimate(self, window: Window, first: int, g: int) -> float:
+        share = alone = 1.0 - (window.within[first - 1] if first else 0.0)
+        if not share:
+            return g + window.pace
+        tokens, last = 0.0, g
+        for length, within in zip(window.ascending[first:], window.within[first:], strict=True):
+            tokens += share * (length - last)
+            last, share = length, 1.0 - within
+        return g + (tokens + share * window.pace) / alone
 
 
 @final
 class Quantile(Learned):
-    """The empirical quantile of those of its class that went on for longer. level: in (0, 1)."""
+    """The quantile of those of its class that went on for longer. level: in (0, 1)."""
 
     def __init__(self, level: float = LEVEL) -> None:
         require(0 < level < 1, "level", level, "in (0, 1)")
         super().__init__()
         self._level = level
 
-    def estimate(self, ascending: Sequence[int], first: int) -> int:
-        return ascending[first + int(self._level * (len(ascending) - first))]
+    def estimate(self, window: Window, first: int, g: int) -> float:
+        before = window.within[first - 1] if first else 0.0
+        asked = before + self._level * (1.0 - before)
+        at = bisect_right(window.within, asked + ROUNDING, first)
+        if at < len(window.within):
+            return window.ascending[at]
+        if first == at:
+            return g - window.pace * log(1.0 - self._level)
+        return window.ascending[-1] + window.pace * log((1.0 - window.within[-1]) / (1.0 - asked))
 
 
 TRUE: dict[str, Callable[..., LengthPredictor]] = {"oracle": Oracle, "noisy": Noisy}

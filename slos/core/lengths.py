@@ -17,7 +17,20 @@ from slos.core.types import Progress, Request, require
 UNKNOWN = 64  # output tokens of one of which nothing at all is known
 
 
-class Oracle:
+class Unmoved:
+    """One that learns nothing of what its host tells it."""
+
+    def began(self, progress: Progress) -> None:
+        pass
+
+    def ended(self, progress: Progress, last: bool) -> None:
+        pass
+
+    def aborted(self, progress: Progress) -> None:
+        pass
+
+
+class Oracle(Unmoved):
     """Knows every length, as the paper assumes for every system that it compares."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
@@ -39,9 +52,6 @@ class Oracle:
             self._growth[progress.id][progress.stage]
             - self._stages[progress.id][progress.stage].output
         )
-
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass
 
 
 @final
@@ -70,7 +80,7 @@ class Noisy(Oracle):
         return max(1, round(self._factor[progress.id] * after)) if after else 0
 
 
-class Told:
+class Told(Unmoved):
     """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
     tokens still to come in this stage, and `later`, what follows it; never beyond the request's
     limit."""
@@ -94,9 +104,6 @@ class Told:
     def later(self, progress: Progress) -> int:
         raise NotImplementedError
 
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass
-
 
 @final
 class MaxTokens(Told):
@@ -111,7 +118,7 @@ class MaxTokens(Told):
 
 
 @dataclass(frozen=True, slots=True)
-class FirstToken:
+class FirstToken(Unmoved):
     """What a prefill replica has to expect of a request: the first token, with which it leaves."""
 
     def remaining(self, progress: Progress) -> int:
@@ -119,6 +126,3 @@ class FirstToken:
 
     def after_stage(self, progress: Progress) -> int:
         return 0
-
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass

@@ -321,11 +321,17 @@ class LengthPredictor(Protocol):
 
     `remaining` counts all of them, `after_stage` those of the stages that follow the present one
     without a wait. What it says is at least 1 and may change from step to step. The host tells it
-    of every stage that `ended`, `progress` being as it was then; `last`: the blocks came back.
+    of every stage that `began` with its first token, `progress` being the record that it keeps up
+    to date; and that `ended`, `progress` being as it was then; `last`: the blocks came back. One
+    that is `aborted` ends no stage.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
 
+    def began(self, progress: Progress) -> None: ...
+
     def ended(self, progress: Progress, last: bool) -> None: ...
+
+    def aborted(self, progress: Progress) -> None: ...

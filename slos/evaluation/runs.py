@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -53,10 +54,10 @@ def serve(
     """
     given = (where.pop(n, d) for n, d in WHERE.items())
     replicas, topology, router, seed, belief, predictor = given
-    lengths = make_predictor(predictor, requests)
+    lengths = partial(make_predictor, predictor, requests)
     settings = parse_setting(setting) | ({"roofline": belief} if belief else {})
     nodes = cluster(system, hardware, lengths, replicas, topology, where, **settings)
-    chosen = make_router(router, hardware.roofline, lengths) if router else None
+    chosen = make_router(router, hardware.roofline, lengths()) if router else None
     wire = link(hardware) if ":" in topology else None
     return list(stream(requests, nodes, chosen, seed, wire, observe))
 

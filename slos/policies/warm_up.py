@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from slos.core.lengths import Unmoved
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, View
 from slos.planning.batching import longest_step
@@ -35,7 +36,7 @@ def warm_up() -> None:
     steady(0.0, plan.jobs, np.ones(1, np.bool_), np.ones(1, np.bool_), plan.engine)
 
 
-class _Ten:
+class _Ten(Unmoved):
     """Every request has ten tokens to go."""
 
     def remaining(self, progress: Progress) -> int:
@@ -43,6 +44,3 @@ class _Ten:
 
     def after_stage(self, progress: Progress) -> int:
         return 0
-
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass

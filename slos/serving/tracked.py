@@ -102,6 +102,8 @@ class Tracked:
         while self.seen < r.num_output_tokens:
             if self.seen == self.phase_start:
                 self._first(now)
+                if lengths:
+                    lengths.began(p)
             if p.stage + 1 == len(phases):
                 self._look(now, r.num_output_tokens)
                 self.seen = r.num_output_tokens

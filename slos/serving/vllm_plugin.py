@@ -272,8 +272,9 @@ class SLOScheduler(AsyncScheduler):
                 self.belief.learn(step)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:
-            if id in self.tracked:
-                self.tracked[id].emitted(now, self.lengths)
+            if tracked := self.tracked.get(id):
+                tracked.emitted(now, self.lengths)
+                tracked.sync()  # for the lengths
         while self.passed:
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
@@ -307,7 +308,9 @@ class SLOScheduler(AsyncScheduler):
         """Every request ends here, finished or aborted."""
         if tracked := self.tracked.pop(request.request_id, None):
             aborted = request.status == RequestStatus.FINISHED_ABORTED
-            if not aborted:
+            if aborted:
+                self.lengths.aborted(tracked.finished())
+            else:
                 self.lengths.ended(tracked.finished(), True)
             with self.beside("counting requests"):
                 self.metrics.ended(tracked, aborted, self.clock())

@@ -9,7 +9,7 @@ what perfect routing would make of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -77,13 +77,14 @@ def pooled(hardware: Profile, count: int) -> Profile:
 def cluster(
     system: str,
     hardware: Profile,
-    lengths: LengthPredictor,
+    lengths: Callable[[], LengthPredictor],
     replicas: int = 1,
     topology: str = "",
     changes: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> list[Replica]:
-    """`replicas` times a topology, each of the replicas with a fresh policy.
+    """`replicas` times a topology, each of the replicas with a fresh policy, and a fresh predictor
+    by `lengths`: an engine learns from what it serves itself.
 
     changes: fields of the worlds, as `max_drafts` and `acceptance`. settings: of the policies;
     `roofline` among them is what they believe, by default what is true.
@@ -95,7 +96,7 @@ def cluster(
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
     for i, role in enumerate(kinds):
-        expected = FirstToken() if role == "prefill" else lengths
+        expected = FirstToken() if role == "prefill" else lengths()
         policy = make_policy(system, lengths=expected, **settings)
         nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes

@@ -65,6 +65,8 @@ class Replica:
         """Queue a request, or let one run that brings its KV cache along."""
         p = live.progress
         self.live[p.id], live.replica = live, self.name
+        if p.generated and self.lengths:
+            self.lengths.began(p)
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
         (self.running if p.computed else self.waiting).append(p)
         if isinstance(self.kv, PrefixCache) and not p.computed:
@@ -272,7 +274,7 @@ class Replica:
         for id, n in self.flight.tokens.items():
             live = self.live[id]
             p = live.progress
-            before = p.computed
+            before, said = p.computed, p.generated
             if drafts := n > 1 and p.tokens - before == 1:
                 drafted = p.computed + n
                 times = ends * live.draft(n - 1, self.world.acceptance)
@@ -287,6 +289,8 @@ class Replica:
                     filled += (1, live, before + 1), (2, live, p.computed)
                 else:
                     filled += ((k, live, before + n * k) for k in range(1, count + 1))
+            if p.generated and not said and self.lengths:
+                self.lengths.began(p)
             if finished:
                 ended.append(live)
         if cache:  # of two copies a hit finds the one that was filled first

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import ceil, log
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,13 +31,14 @@ def seen(predictor, outputs, **fields):
 def test_only_those_that_generated_more_tell_the_rest(outputs, done, level):
     longer = sorted(n for n in outputs if n > done)
     rest = seen(Quantile(level), outputs).remaining(asked(done))
-    if not longer:
-        assert rest == done + UNKNOWN
+    mean = seen(Mean(), outputs).remaining(asked(done))
+    if not longer:  # each token is the last one as often as it was
+        pace = sum(outputs) / len(outputs)
+        assert (0 <= mean - pace < 1 and 0 <= rest + pace * log(1 - level) < 1) or rest == 1
         return
     below = sum(n < done + rest for n in longer)
     assert done + rest in longer
     assert below <= level * len(longer) < below + longer.count(done + rest) + 1e-9
-    mean = seen(Mean(), outputs).remaining(asked(done))
     assert 0 <= done + mean - sum(longer) / len(longer) < 1
 
 
@@ -43,6 +47,63 @@ def test_the_oldest_are_forgotten(outputs):
     all_of_them, newest = seen(Quantile(), outputs), seen(Quantile(), outputs[-WINDOW:])
     for done in (0, 3, 20, 60):
         assert all_of_them.remaining(asked(done)) == newest.remaining(asked(done))
+
+
+def test_those_that_go_on_are_known_to_be_longer():
+    """Of ten that began, two ended at once; before any other ends the rest tells of long ones."""
+    q, mean = Quantile(), Mean()
+    waiting = asked(limit=1000)
+    for predictor in (q, mean):
+        assert predictor.remaining(waiting) == UNKNOWN
+        going = [replace(asked(1), id=f"r{i}") for i in range(10)]
+        for p in going:
+            predictor.began(p)
+        for p in going:
+            p.generated = 8
+        for p in going[:2]:
+            predictor.ended(p, True)
+        for p in going[2:]:
+            p.generated = 100
+    # a fifth ended at 8; of 816 tokens two were the last, and so it goes on after the 100th
+    pace = (2 * 8 + 8 * 100) / 2
+    assert q.remaining(waiting) == ceil(100 + pace * log(0.8 / 0.75))
+    assert mean.remaining(waiting) == round(0.2 * 8 + 0.8 * (100 + pace))
+    assert q.remaining(replace(going[2])) == ceil(pace * log(4 / 3))
+
+
+@given(lengths, st.lists(st.integers(1, 300), max_size=20), st.sampled_from([0.1, LEVEL, 0.9]))
+def test_the_estimate_is_kaplan_and_meier_s(outputs, cut, level):
+    """Against the textbook's product over the times of deaths, where it comes to the quantile."""
+    q = Quantile(level)
+    for i, n in enumerate(cut):
+        q.began(replace(asked(n), id=f"cut-{i}"))
+        if i % 2:
+            q.aborted(replace(asked(n), id=f"cut-{i}"))
+    seen(q, outputs)
+    longer = 1.0
+    for n in sorted(set(outputs)):
+        longer *= 1 - outputs.count(n) / sum(m >= n for m in [*outputs, *cut])
+        if longer < 1 - level - 1e-9:
+            assert q.remaining(asked()) == n
+            return
+    assert q.remaining(asked()) >= max(*outputs, *cut, 0)
+
+
+def test_nothing_is_kept_of_those_that_are_over():
+    q = Quantile()
+    thinks, answers, leaves = (replace(asked(5, later_tpot=0.1), id=i) for i in "tal")
+    for p in (thinks, answers, leaves):
+        q.began(p)
+    for p in (thinks, answers):
+        q.ended(p, last=False)
+        p.stage = 1
+    assert q.unfinished == set("tal")
+    q.began(answers)
+    q.ended(answers, last=True)
+    q.aborted(thinks)
+    q.aborted(leaves)
+    q.aborted(leaves)
+    assert not q.unfinished
 
 
 def test_classes_and_stages_are_told_apart():
@@ -66,7 +127,7 @@ def test_what_follows_a_stage_is_learned_too():
     q.ended(p, last=True)
     assert q.remaining(asked(**first)) == 40 + 7 and q.after_stage(asked(**first)) == 7
     assert q.remaining(asked(39, **first)) == 1 + 7
-    assert q.remaining(p) == 7 + UNKNOWN
+    assert 1 <= q.remaining(p) < 7
 
 
 @pytest.mark.parametrize("name", sorted(BLIND))

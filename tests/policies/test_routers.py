@@ -142,7 +142,7 @@ def test_a_decision_is_quick_and_every_router_serves(name: str) -> None:
     outcomes = list(
         stream(
             work,
-            cluster("slos-serve", HARDWARE, oracle, 4),
+            cluster("slos-serve", HARDWARE, lambda: oracle, 4),
             make_router(name, HARDWARE.roofline, oracle),
         )
     )
@@ -171,7 +171,7 @@ def test_unknown_names() -> None:
 
 def test_topologies() -> None:
     assert roles("") == ("",) and roles("2:1") == ("prefill", "prefill", "decode")
-    nodes = cluster("vllm", HARDWARE, ORACLE, 2, "1:2")
+    nodes = cluster("vllm", HARDWARE, lambda: ORACLE, 2, "1:2")
     assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len(
         {n.name for n in nodes}
     ) == 6
@@ -195,7 +195,7 @@ def test_a_hand_over_costs_what_the_link_says() -> None:
 def test_prefill_and_decode_apart(system: str, scenario: str) -> None:
     work = build(scenario, 0.5, 12).requests
     oracle = Oracle(work)
-    nodes = cluster(system, HARDWARE, oracle, 1, "2:1")
+    nodes = cluster(system, HARDWARE, lambda: oracle, 1, "2:1")
     if scenario == "reasoning":
         nodes = [replace(n, world=replace(n.world, kv_blocks=70_000)) for n in nodes]
     outcomes = list(stream(work, nodes, LeastLoaded(), link=link(HARDWARE)))

@@ -29,6 +29,9 @@ NO_TIME = Roofline((Plane(1e-9, 0.0, 0.0),))
 
 
 class Lengths:
+    def began(self, progress: Progress) -> None:
+        pass
+
     def ended(self, progress: Progress, last: bool) -> None:
         pass
 
