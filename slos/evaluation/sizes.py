@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from slos.core.types import require
 from workloads import SCENARIOS
@@ -66,7 +67,7 @@ def scale_of(size: str, replicas: int = 0) -> Scale:
 
 TEXT = ("size", "scenario", "profile", "mix", "model", "url")
 NAMES = ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "rules")
-LISTS = dict.fromkeys((*NAMES, "arguments"), (str, "a list of names"))
+LISTS: dict[str, Any] = dict.fromkeys((*NAMES, "arguments"), (str, "a list of names"))
 LISTS |= {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
 WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
 NUMBERS = (
