@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from slos.core.pace import PAPER, RULES
-from slos.core.types import require
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
-from slos.evaluation.sizes import size_of
+from slos.evaluation.sizes import check_names, size_of
 from slos.files import Frame, results_dir
 from slos.policies import POLICIES, ordinary
+from slos.policies.routers import ROUTERS
 from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 from workloads import SCENARIOS
@@ -69,6 +69,20 @@ AUTHORS = {"vllm": [Rival("vllm-authors")], "sarathi": [Rival("sarathi-authors")
 AUTHORS_MEMORY = 10e9  # bytes of KV cache there, of every system
 
 
+def check_cases(
+    scenarios: Sequence[str],
+    systems: Sequence[str] = (),
+    profile: str = "",
+    routers: Sequence[str] = (),
+) -> None:
+    """Refuse unknown names before the first run."""
+    check_names("scenario", scenarios, SCENARIOS)
+    check_names("system", systems, POLICIES)
+    check_names("router", routers, ROUTERS)
+    for scenario in scenarios:
+        hardware_of(scenario, profile)
+
+
 def searches(
     size: str, scenarios: Sequence[str] = tuple(SCENARIOS),
     systems: Sequence[str] = tuple(ordinary()), profile: str = "", target: float = 0.9,
@@ -76,30 +90,45 @@ def searches(
 ) -> list[Search]:  # fmt: skip
     """Every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
     s = size_of(size)
-    for name in scenarios:
-        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
-    for name in systems:
-        require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-    require(rule in RULES, "rule", rule, f"one of {', '.join(RULES)}")
-    where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule}
-    where |= {"num_requests": s.num_requests, "precision": s.precision}
-    grid = [
-        Search(scenario, system, setting, lengths=lengths, seed=seed, **where)
-        for lengths, scenario, system in product(s.lengths, scenarios, systems)
-        for setting in SETTINGS.get(system, ("",))
-        for seed in range(s.seeds)
-        if lengths == "dataset" or SCENARIOS[scenario].has_trace
+    check_cases(scenarios, systems, profile)
+    check_names("rule", [rule], RULES)
+    where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule} | s.effort
+    tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
+    return [
+        case
+        for lengths in s.lengths
+        for case in crossed(scenarios, tries, s.seeds, lengths=lengths, **where)
+        if lengths == "dataset" or SCENARIOS[case.scenario].has_trace
     ]
-    for case in grid:
-        case.hardware  # noqa: B018  an unknown profile is refused before the first run
-    return grid
+
+
+def crossed(
+    scenarios: Sequence[str], tries: Iterable[tuple[str, str]], seeds: int, **where: Any
+) -> list[Search]:
+    """Every scenario, system with its setting, and seed. where: other fields of a search."""
+    return [
+        Search(scenario, system, setting, seed=seed, **where)
+        for scenario, (system, setting), seed in product(scenarios, tries, range(seeds))
+    ]
+
+
+def swept(
+    size: str,
+    name: str,
+    function: Callable[[Any], Sequence[Any]],
+    cases: Sequence[Any],
+    row: type,
+    workers: int | None = None,
+) -> Frame:
+    """The rows of `sweep` as a table, from results/<size>/<name>.csv where they lie already."""
+    return pd.DataFrame(sweep(function, cases, results_dir(size) / f"{name}.csv", row, workers))
 
 
 def run_searches(
     size: str, cases: Sequence[Search], workers: int | None = None, name: str = "probes"
 ) -> Frame:
     """Rows of `Probe` for all cases, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(sweep(search, cases, results_dir(size) / f"{name}.csv", Probe, workers))
+    return swept(size, name, search, cases, Probe, workers)
 
 
 def can_draft(scenario: str, profile: str = "") -> bool:
@@ -119,6 +148,20 @@ def behind(case: Search, routers: Sequence[str] = RIVAL_ROUTERS) -> list[Search]
     """A baseline's case behind each router, or as it is where there is nothing to choose."""
     several = case.replicas * len(roles(case.topology)) > 1
     return [replace(case, router=router) for router in routers] if several else [case]
+
+
+def tries_of(
+    scenario: str,
+    rivals: Sequence[Rival],
+    replicas: int,
+    routers: Sequence[str] = RIVAL_ROUTERS,
+    profile: str = "",
+    **where: Any,
+) -> list[Search]:
+    """What is tried of a baseline on that many replicas: each of the `rivals` behind each router.
+    where: fields of a search."""
+    plain = [replace(case_of_rival(scenario, r, replicas, profile), **where) for r in rivals]
+    return [case for each in plain for case in behind(each, routers)]
 
 
 def drafting(case: Search, drafts: int, max_drafts: int = MAX_DRAFTS) -> Search:

@@ -1,4 +1,5 @@
-"""Figures: readable in black and white and by the colour-blind, with units and targets."""
+"""Figures: readable in black and white and by colour-blind people, units on every axis, targets
+drawn in."""
 
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ NAMES = {
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
 DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
-ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8}
-ABOVE |= {"frameon": False}  # a legend of one panel, over it
+ABOVE = {
+    "loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8, "frameon": False
+}  # fmt: skip
+"""A legend of one panel, over it."""
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -40,8 +43,9 @@ def unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def colors(systems: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour of its own for every system, of a palette that is safe for the colour-blind."""
+def colors(systems: Sequence[Any]) -> dict[Any, tuple[float, float, float]]:
+    """A colour of its own for every system, ours darkest; the palette is safe for colour-blind
+    readers."""
     return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
 
 
@@ -49,7 +53,10 @@ def panels(
     titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of
-    and around them; a single narrow panel is drawn wider, for the legend over it."""
+    and around them.
+
+    A single narrow panel is drawn wider, so that the legend over it finds room.
+    """
     columns = min(columns or len(titles), len(titles))
     lines = -(-len(titles) // columns)
     size = max(6.8, each[0] * columns + edge[0]), each[1] * lines + edge[1]
@@ -66,7 +73,8 @@ def panels(
 
 
 def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
-    """A small line under it: simulated or measured, of what; over it a legend of `keys`."""
+    """A small line under it: simulated or measured, from what data; and over it a legend of what is
+    in `keys`."""
     sns.despine(fig=figure)
     if keys:
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
@@ -76,15 +84,41 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
     return figure
 
 
+def _errors(rows: Frame, value: str) -> list[list[float]]:
+    """How far the interval goes below and above `value`: [2, rows]."""
+    return np.maximum(0, [rows[value] - rows["low"], rows["high"] - rows[value]]).tolist()
+
+
 def whiskers(
-    axis: Axes, x: Any, rows: Frame, i: int, value: str = "ratio", across: bool = False,
+    axis: Axes,
+    x: Any,
+    rows: Frame,
+    i: int,
+    value: str = "ratio",
+    across: bool = False,
     **looks: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Marks at `value` with its interval, of the i-th system; `across`: x is the other axis."""
-    bounds = np.maximum(0, np.array([rows[value] - rows["low"], rows["high"] - rows[value]]))
     at, error = ((rows[value], x), "xerr") if across else ((x, rows[value]), "yerr")
-    edge: Any = {"markeredgecolor": "black", "markeredgewidth": 0.4}
-    axis.errorbar(*at, capsize=2, marker=MARKERS[i], **edge, **{error: bounds}, **looks)
+    axis.errorbar(*at, **{error: _errors(rows, value)}, capsize=2, **marked(i), **looks)
+
+
+def marked(i: int) -> dict[str, Any]:
+    """How the marks of the i-th system look."""
+    return {"marker": MARKERS[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
+
+
+def bars(axis: Axes, x: Any, rows: Frame, i: int, value: str = "capacity", **looks: Any) -> None:
+    """Bars at `value`, hatched as those of the i-th system, with its interval if it has one."""
+    looks = {"hatch": HATCHES[i], "edgecolor": "black", "linewidth": 0.5} | looks
+    if "low" in rows:
+        looks |= {"yerr": _errors(rows, value), "error_kw": {"linewidth": 1, "capsize": 2}}
+    axis.bar(x, rows[value] - looks.get("bottom", 0), **looks)
+
+
+def beside(groups: int, i: int, of: int, width: float) -> np.ndarray:
+    """Where in each group the i-th of several stands, `width` apart."""
+    return np.arange(groups) + (i - (of - 1) / 2) * width
 
 
 def seeds_said(rows: Frame) -> str:
@@ -96,7 +130,8 @@ def seeds_said(rows: Frame) -> str:
 
 
 def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis with plain numbers: `ticks`, or `subs` times the powers of ten."""
+    """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of
+    ten."""
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -111,15 +146,19 @@ def save(figure: Figure, folder: Path | str, name: str) -> Path:
 
 
 def dots(
-    axis: Axes, table: Frame, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float
+    axis: Axes, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float = 0, of: str = ""
 ) -> None:
-    """Ratios by scenario of `groups`, by label; 1 and, unless 0, the paper's number as lines."""
-    scenarios = unique(table["scenario"])
+    """Ratios by scenario of `groups`, a colour and rows by label, side by side; 1 and the paper's
+    number, unless 0, as lines. of: what that number is of, said beside it."""
+    scenarios = unique(name for _, rows in groups.values() for name in rows["scenario"])
     for i, (label, (color, rows)) in enumerate(groups.items()):
-        x = np.arange(len(scenarios)) + (i - (len(groups) - 1) / 2) * step
+        x = beside(len(scenarios), i, len(groups), step)
         rows = rows.set_index("scenario").reindex(scenarios)
         whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
     if paper:
         axis.axhline(paper, **DASHED)
+    if paper and of:
+        at = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        axis.annotate(f" paper, {of}:\n {paper:g}x", (1, paper), **at)
     axis.set_xticks(range(len(scenarios)), scenarios)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from slos.core.types import require
 from workloads import SCENARIOS
 
+Sized = TypeVar("Sized")
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Requests per simulation, seeds, precision of a capacity, and where lengths come from."""
+    """How large a run is: requests per simulation (and replica), seeds, precision of a capacity,
+    where lengths come from, and which scenarios."""
 
     num_requests: int
     seeds: int
     precision: float
     lengths: tuple[str, ...] = ("dataset",)
+    scenarios: tuple[str, ...] = tuple(SCENARIOS)
+
+    @property
+    def effort(self) -> dict[str, Any]:
+        """The same as fields of a search."""
+        return {"num_requests": self.num_requests, "precision": self.precision}
 
 
 SIZES = {
@@ -27,9 +36,20 @@ SIZES = {
 }
 
 
+def check_names(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse a name that is not among the known ones."""
+    for name in names:
+        require(name in known, what, name, f"one of {', '.join(known)}")
+
+
+def of_size(name: str, sizes: Mapping[str, Sized]) -> Sized:
+    """What a table has for the size of that name; ValueError for an unknown one."""
+    check_names("size", [name], sizes)
+    return sizes[name]
+
+
 def size_of(name: str) -> Size:
-    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
-    return SIZES[name]
+    return of_size(name, SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +70,27 @@ class Scale:
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
 
 
-DRAFTING = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 SCALES = {
     "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(2, 250, 1, 0.1, 120, 0.15, DRAFTING),
+    "quick": Scale(
+        2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
+    ),
     "full": Scale(4, 250, 3, 0.05, 250, 0.1),
 }
 
 
 def scale_of(size: str, replicas: int = 0) -> Scale:
     """replicas: 0 for those of the size."""
-    require(size in SCALES, "size", size, f"one of {', '.join(SCALES)}")
+    scale = of_size(size, SCALES)
     require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
-    return replace(SCALES[size], replicas=replicas or SCALES[size].replicas)
+    return replace(scale, replicas=replicas or scale.replicas)
 
 
-TEXT = ("size", "scenario", "profile", "mix", "model", "url")
-NAMES = ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "rules")
-LISTS: dict[str, Any] = dict.fromkeys((*NAMES, "arguments"), (str, "a list of names"))
-LISTS |= {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
+TEXT, LIST = ("size", "scenario", "profile", "mix", "model", "url"), "a list of names"
+LISTS = dict.fromkeys(
+    ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "arguments", "rules"),
+    (str, LIST),
+) | {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
 WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
 NUMBERS = (
     "target", "rate", "slo_scale", "tpot", "ttft", "width",

@@ -1,16 +1,18 @@
-"""Means and intervals; capacities over capacities; and numbers put beside the paper's."""
+"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the
+paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import exp, log, sqrt
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from scipy.special import stdtrit
 
 from slos.core.types import require
-from slos.files import Frame
+from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import POLICIES
 from slos.records.claims import Spread, put
 from workloads import SCENARIOS
@@ -18,8 +20,9 @@ from workloads import SCENARIOS
 
 def geometric_mean(values: Sequence[float]) -> float:
     """Of positive values, at least one."""
-    good = len(values) > 0 and min(values) > 0
-    require(good, "values", list(values), "positive and at least one")
+    require(
+        len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one"
+    )
     return exp(sum(map(log, values)) / len(values))
 
 
@@ -64,10 +67,12 @@ def capacities(probes: Frame, *also: str, precision: float = 0.0) -> Frame:
     """
     columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
     best = best_settings(probes[probes.capacity], columns, precision)
-    # one order, so one colour, in every figure
-    ranks = {n: i for i, n in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))}
-    order = ["lengths", "scenario", "system"]
-    best = best.sort_values(order, key=lambda c: c.map(lambda name: ranks.get(name, 99)))
+    ranks = {
+        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
+    }  # one order, so one colour, in every figure
+    best = best.sort_values(
+        ["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99))
+    )
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
@@ -101,11 +106,13 @@ def over(mine: Frame, theirs: Frame) -> Frame:
     return pairs.drop(columns=["rate_x", "rate_y"]).assign(each=each)
 
 
-def over_each(mine: Frame, theirs: Frame, by: str, rivals: Sequence[str]) -> Frame:
-    """`mine` over each of `theirs`, named in `by`, as `against`; and over the best of `rivals`."""
-    best = strongest(theirs[theirs[by].isin(rivals)], "scenario").assign(against="best")
+def over_each(mine: Frame, theirs: Frame, by: str, *also: str) -> Frame:
+    """`mine` over each of `theirs`, named in `by`, as `against`; and, as "best", over the strongest
+    of them; per scenario and `also`."""
+    keys = [*also, "scenario"]
+    best = strongest(theirs, *keys).assign(against="best")
     named = pd.concat([theirs.assign(against=theirs[by]), best])
-    return over(mine[["scenario", "rate"]], named[["scenario", "against", by, "rate"]])
+    return over(mine[[*keys, "rate"]], named[[*keys, "against", by, "rate"]])
 
 
 def mean_of(table: Frame) -> Spread:
@@ -121,7 +128,8 @@ def geometric_means(table: Frame, *by: str) -> Frame:
 
 
 def told(table: Frame, *by: str) -> Frame:
-    """Ratios and intervals as text: scenarios and their geometric mean by values of `by`."""
+    """The ratios of a table with their intervals, in words: a column per scenario, and their
+    geometric mean; a row per value of `by`."""
     means = geometric_means(table, *by).assign(scenario="geometric mean")
     rows = pd.concat([table, means], ignore_index=True)
     cells = [f"{r.ratio:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in rows_of(rows)]
@@ -129,21 +137,30 @@ def told(table: Frame, *by: str) -> Frame:
 
 
 def by_scenario(table: Frame, *by: str) -> Frame:
-    """Ratios: scenarios, their geometric mean and of how many, by values of `by`."""
+    """The ratios of a table: a column per scenario, then `geometric_means` and of how many; a row
+    per value of `by`."""
     columns = list(by or ("against",))
     grid = table.pivot_table("ratio", columns, "scenario", sort=False)
     means = geometric_means(table, *by)
     return grid.join(means.rename(columns={"ratio": "geometric mean"}).set_index(columns))
 
 
+def write(size: str, name: str, table: Frame, **how: Any) -> Path:
+    """Write a table to results/<size>/<name>.csv, with the commit. how: more for `to_csv`."""
+    path = results_dir(size) / f"{name}.csv"
+    write_whole(path, table.assign(commit=commit()).to_csv(index=False, **how))
+    return path
+
+
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
-    """Put numbers made from `best` beside the paper's, if it has its scenarios and hardware."""
+    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
+    puts none there."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
-    pairs = zip(best["scenario"], best["profile"], strict=True)
     if set(best["scenario"]) != set(own) or any(
-        profile not in own[name] for name, profile in pairs
+        r.profile not in own[r.scenario] for r in rows_of(best)
     ):
         return pd.DataFrame()
     sources = " and ".join(sorted(set(best["source"])))
-    hardware = f"{best['profile'].nunique()} profiles"
-    return put(size, notebook, numbers, "simulated", sources, hardware)
+    return put(
+        size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles"
+    )

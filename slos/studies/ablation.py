@@ -14,19 +14,17 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.core.types import require
 from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft
-from slos.evaluation.plots import DASHED, colors, finish, panels, seeds_said, unique, whiskers
-from slos.evaluation.runs import hardware_of, parse_setting
-from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import mean_of, over, select
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft, check_cases
+from slos.evaluation.plots import DASHED, colors, seeds_said, unique
+from slos.evaluation.runs import parse_setting
+from slos.evaluation.sizes import check_names, scale_of
+from slos.evaluation.stats import geometric_means, mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, claim
-from slos.studies.rivals import tuned
-from workloads import SCENARIOS
+from slos.studies.rivals import at_scale, tuned
 
 PARTS = {
     "speculation": "speculation",
@@ -50,19 +48,14 @@ BUDGETS = (512, 1024, 2048)  # tokens of a batch, what is tried where it is fixe
 
 
 def case_of(scenario: str, parts: Collection[str], batch_tokens: int = 0, **where: Any) -> Search:
-    """Our policy with these parts alone. batch_tokens: of every batch without "batching". where:
-    fields of a search."""
-    for part in parts:
-        require(part in PARTS, "part", part, f"one of {', '.join(PARTS)}")
+    """Our policy with these parts alone; batches of `batch_tokens` where "batching" is not one."""
+    check_names("part", parts, PARTS)
     off = [f"{part}=0" for part in ("admission", "best_effort") if part not in parts]
     off += [f"batch_tokens={batch_tokens}"] if "batching" not in parts else []
     router = BEST_ROUTER if "routing" in parts else PLAIN
-    drafts = (
-        MAX_DRAFTS
-        if "speculation" in parts and can_draft(scenario, where.get("profile", ""))
-        else 0
-    )
-    where = {"router": router if where.get("replicas", 1) > 1 else "", "max_drafts": drafts} | where
+    drafts = "speculation" in parts and can_draft(scenario, where.get("profile", ""))
+    where |= {"router": router if where.get("replicas", 1) > 1 else ""}
+    where |= {"max_drafts": MAX_DRAFTS if drafts else 0}
     return Search(scenario, OURS, ",".join(off), **where)
 
 
@@ -79,9 +72,7 @@ def variants(
     sets |= {f"without {part}": whole - {part} for part in PARTS}
     sets |= {f"only {part}": frozenset({part}) for part in PARTS}
     scenarios = scenarios or s.scenarios
-    for name in scenarios:
-        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
-        hardware_of(name, profile)
+    check_cases(scenarios, profile=profile)
     alone, off = frozenset(), whole - {"batching"}  # where a batch is fixed, and its size is chosen
     options = {
         (name, parts): [case_of(name, parts, n, profile=profile) for n in BUDGETS]
@@ -91,15 +82,14 @@ def variants(
         k: int(parse_setting(case.setting)["batch_tokens"])
         for k, case in tuned(size, options, workers, ROWS).items()
     }
-    where = {"num_requests": s.replicas * s.requests, "precision": s.precision}
-    where |= {"replicas": s.replicas, "profile": profile}
-    return {
+    where = {"replicas": s.replicas, "profile": profile}
+    cases = {
         (scenario, name): case_of(
             scenario, parts, budgets[scenario, off if parts == off else alone], **where
         )
-        for scenario in scenarios
-        for name, parts in sets.items()
+        for scenario, (name, parts) in product(scenarios, sets.items())
     }
+    return at_scale(cases, size)
 
 
 def named(best: Frame, name: str) -> Frame:
@@ -107,31 +97,20 @@ def named(best: Frame, name: str) -> Frame:
 
 
 def gains(best: Frame) -> Frame:
-    """What each part brings: the whole system over it without the part, and the base with the part
-    over the base.
-
-    Columns: scenario, part, how ("off alone" | "on alone"), ratio, low, high, each. Speculation:
-    where drafts are.
-    """
-    tables, drafting = [], set(select(best, name="all").query("max_drafts > 0")["scenario"])
+    """What each part brings: the whole system over it without the part, "off alone" (`how`), and
+    the base with the part over the base, "on alone". Speculation: where drafts are."""
+    tables, drafting = [], select(best, name="all").query("max_drafts > 0")["scenario"]
     for part in PARTS:
-        drafted = (
-            best["scenario"].isin(drafting) if part == "speculation" else best["scenario"].notna()
-        )
-        for how, mine, theirs in (
-            ("off alone", "all", f"without {part}"),
-            ("on alone", f"only {part}", "base"),
-        ):
-            if drafted.any():
-                tables.append(
-                    over(named(best[drafted], mine), named(best, theirs)).assign(part=part, how=how)
-                )
+        known = best[best["scenario"].isin(drafting)] if part == "speculation" else best
+        pairs = {"off alone": ("all", f"without {part}"), "on alone": (f"only {part}", "base")}
+        for how, (mine, theirs) in pairs.items() if len(known) else ():
+            ratios = over(named(known, mine), named(best, theirs))
+            tables.append(ratios.assign(part=part, how=how))
     return pd.concat(tables, ignore_index=True)
 
 
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high, of the
-    scenario that it is about."""
+    """What stands beside the paper's, of the scenario that it is about: value, low, high by key."""
     parts, found = gains(best), {}
     for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
         table = select(parts, part=part, how="off alone")
@@ -142,28 +121,23 @@ def numbers(best: Frame) -> dict[str, Spread]:
 
 
 def ablation_chart(table: Frame, source: str) -> Figure:
-    """What each part brings, off alone and on alone, a panel per part: scenarios, geometric mean
-    last, the paper's."""
+    """What each part brings, a panel per part: scenarios, geometric mean last, the paper's."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
-    counts = {part: table.loc[table["part"] == part, "scenario"].nunique() for part in parts}
+    counts = table.groupby("part")["scenario"].nunique().to_dict()
     titles = [
-        PARTS[p] + f"\nmean of {n} of {len(names) - 1}" * (n < len(names) - 1)
-        for p, n in counts.items()
+        PARTS[p] + f"\nmean of {counts[p]} of {len(names) - 1}" * (counts[p] < len(names) - 1)
+        for p in parts
     ]
     each = 2.3, 0.42 * len(names)
-    figure, axes = panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
-    hows = ("off alone", "on alone")
-    palette = colors(hows)
+    figure, axes = plots.panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
+    means = geometric_means(table, "part", "how").assign(scenario=names[-1])
+    lines = pd.concat([table, means])
     for axis, part in zip(axes, parts, strict=True):
-        for i, how in enumerate(hows):
-            mine = select(table, part=part, how=how)[["scenario", "ratio", "low", "high", "each"]]
-            mean = pd.DataFrame(
-                [(names[-1], *mean_of(mine))], columns=["scenario", "ratio", "low", "high"]
-            )
-            rows = pd.concat([mine, mean])
+        for i, (how, color) in enumerate(colors(("off alone", "on alone")).items()):
+            rows = select(lines, part=part, how=how)
             y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
-            whiskers(axis, y, rows, i, across=True, linestyle="none", color=palette[how], label=how)
+            plots.whiskers(axis, y, rows, i, across=True, linestyle="none", color=color, label=how)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
         if part in CLAIMS:
@@ -176,9 +150,8 @@ def ablation_chart(table: Frame, source: str) -> Figure:
         axis.set_xlabel("capacity, with over without")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    said = (
-        f"{source}; off alone: all parts over all but one; on alone: the base with one part over "
-        "the base; "
+    said = f"{source}; off alone: all parts over all but one; on alone: the base with one part over"
+    said += f" the base; {seeds_said(table)}"
+    return plots.finish(
+        figure, f"{said}; speculation: where there is a draft model", axes[0], ncols=2
     )
-    said += f"{seeds_said(table)}; speculation: where there is a draft model"
-    return finish(figure, said, axes[0], ncols=2)

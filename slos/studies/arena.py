@@ -9,50 +9,22 @@ clients' rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
-from slos.core.types import require
+from slos.evaluation import grids, plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
-from slos.evaluation.grids import (
-    BEST_ROUTER,
-    MAX_DRAFTS,
-    SETTINGS,
-    can_draft,
-    fixed_drafts,
-)
-from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
-from slos.evaluation.runs import hardware_of
-from slos.evaluation.stats import (
-    capacities,
-    mean_of,
-    of_every_seed,
-    over,
-    rows_of,
-    select,
-    strongest,
-)
-from slos.files import Frame, commit, results_dir, write_whole
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, SETTINGS, can_draft, fixed_drafts
+from slos.evaluation.plots import colors, unique
+from slos.evaluation.sizes import Size, of_size
+from slos.evaluation.stats import capacities, over, rows_of, select, strongest
+from slos.files import Frame
 from slos.policies import LATER, OURS, POLICIES
-from slos.records.sweep import sweep
-from workloads import SCENARIOS
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Requests per simulation, seeds, precision of a capacity, scenarios, and what is changed."""
-
-    num_requests: int
-    seeds: int
-    precision: float
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
-    changes: tuple[dict[str, Any], ...] = ()
-
 
 CHANGES: tuple[dict[str, Any], ...] = (
     {"rule": CLIENT},
@@ -62,10 +34,11 @@ CHANGES: tuple[dict[str, Any], ...] = (
 )
 COARSER = 0.05  # the precision of a capacity where something is changed
 SIZES = {
-    "smoke": Size(40, 1, 0.5, ("coding",), ({"replicas": 2},)),
-    "quick": Size(200, 1, 0.08, ("coding", "summarization", "mixed"), CHANGES[:1]),
-    "full": Size(600, 3, 0.03, changes=CHANGES),
+    "smoke": (Size(40, 1, 0.5, scenarios=("coding",)), ({"replicas": 2},)),
+    "quick": (Size(200, 1, 0.08, scenarios=("coding", "summarization", "mixed")), CHANGES[:1]),
+    "full": (Size(600, 3, 0.03), CHANGES),
 }
+"""And what is changed."""
 ROUTERS = (BEST_ROUTER, "least-loaded", "lmetric", "polyserve")
 WHERE = ("target", "drafts", "replicas", "rule")
 
@@ -82,63 +55,43 @@ LADDER = {
 best counts. The last step is what is left: admission and batches that are proven ahead."""
 
 
-def size_of(name: str) -> Size:
-    require(name in SIZES, "size", name, f"one of {', '.join(SIZES)}")
-    return SIZES[name]
-
-
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Rows of `Probe` with their longest draft, from results/<size>/arena_*.csv where they lie
     already; of each system and setting only if every seed has a capacity."""
     parts, cases = [], list(dict.fromkeys(cases))
     for target, drafts in dict.fromkeys((c.target, c.max_drafts) for c in cases):
         mine = [c for c in cases if (c.target, c.max_drafts) == (target, drafts)]
-        path = results_dir(size) / f"arena_{target:g}_{drafts}.csv"
-        rows = pd.DataFrame(sweep(tried, mine, path, Probe, workers))
+        rows = grids.swept(size, f"arena_{target:g}_{drafts}", tried, mine, Probe, workers)
         parts.append(rows.assign(drafts=drafts))
     rows = pd.concat(parts, ignore_index=True)
     key = ["scenario", "system", "setting", "router", *WHERE]
-    return of_every_seed(rows, len({c.seed for c in cases}), *key)
+    return stats.of_every_seed(rows, len({c.seed for c in cases}), *key)
 
 
 def cases(
     size: str, scenarios: Sequence[str] = (), systems: Sequence[str] = (), profile: str = ""
 ) -> list[Search]:
-    """Every scenario, system, setting and seed on one replica without drafts. Raises ValueError for
-    unknown names."""
-    s = size_of(size)
+    """Every scenario, system, setting and seed on one replica without drafts."""
+    s, _ = of_size(size, SIZES)
     scenarios, systems = scenarios or s.scenarios, systems or tuple(POLICIES)
-    for what, names, known in (("scenario", scenarios, SCENARIOS), ("system", systems, POLICIES)):
-        for name in names:
-            require(name in known, what, name, f"one of {', '.join(known)}")
-    grid = []
-    for scenario, system in product(scenarios, systems):
-        hardware_of(scenario, profile)  # an unknown profile is refused before the first run
-        case = Search(scenario, system, profile=profile, num_requests=s.num_requests)
-        grid += [
-            replace(case, setting=text, seed=seed, precision=s.precision)
-            for text in SETTINGS.get(system, ("",)) for seed in range(s.seeds)
-        ]  # fmt: skip
-    return grid
+    grids.check_cases(scenarios, systems, profile)
+    tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
+    return grids.crossed(scenarios, tries, s.seeds, profile=profile, **s.effort)
 
 
 def best(probes: Frame) -> Frame:
-    """Of each scenario, system and place (`WHERE`) what carries most, of all settings and
-    routers."""
+    """Of each scenario, system and place (`WHERE`) the setting and router that carries most."""
     return strongest(capacities(probes, "router", *WHERE), "scenario", "system", *WHERE)
 
 
 def further(size: str, found: Frame, profile: str = "") -> list[Search]:
     """The same with one thing changed, each system at the setting that `best` found: several
     replicas, where each router is tried, and drafts in the scenarios that have a draft model."""
-    s, grid = size_of(size), []
-    precision = max(s.precision, COARSER)
-    for change, row, seed in product(s.changes, rows_of(found), range(s.seeds)):
-        case = Search(
-            row.scenario, row.system, row.setting, profile, seed=seed,
-            num_requests=s.num_requests, precision=precision,
-        )  # fmt: skip
-        case = replace(case, **change)
+    (s, changes), grid = of_size(size, SIZES), []
+    coarse = replace(s, precision=max(s.precision, COARSER)).effort
+    for change, row, seed in product(changes, rows_of(found), range(s.seeds)):
+        case = Search(row.scenario, row.system, row.setting, profile, seed=seed)
+        case = replace(case, **coarse | change)
         if (case.max_drafts or case.replicas > 1) and not can_draft(row.scenario):
             continue
         fixed = case.max_drafts and hasattr(POLICIES[row.system], "drafts")
@@ -149,27 +102,17 @@ def further(size: str, found: Frame, profile: str = "") -> list[Search]:
 
 def ladder_cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """What the rungs of `LADDER` run that `cases` does not."""
-    s = size_of(size)
-    rungs = [rung for several in LADDER.values() for rung in several]
-    return [
-        Search(scenario, system, text, profile, seed=seed, num_requests=s.num_requests,
-               precision=s.precision)
-        for scenario, (system, text) in product(scenarios or s.scenarios, dict.fromkeys(rungs))
-        for seed in range(s.seeds)
-    ]  # fmt: skip
+    s, _ = of_size(size, SIZES)
+    rungs, where = dict.fromkeys(chain(*LADDER.values())), {"profile": profile, **s.effort}
+    return grids.crossed(scenarios or s.scenarios, rungs, s.seeds, **where)
 
 
 def save(size: str, found: Frame, climbed: Frame) -> None:
-    """Write the capacities to results/<size>/arena.csv, and what each idea is worth to
-    arena_ladder.csv."""
+    """Write the capacities to arena.csv of a size, what each idea is worth to arena_ladder.csv."""
     columns = ["scenario", "system", "setting", "profile", "router", *WHERE]
     columns += ["capacity", "low", "high", "seeds", "source", "status"]
-    for name, table in (
-        ("arena", found[columns]),
-        ("arena_ladder", climbed.drop(columns="each")),
-    ):
-        text = table.assign(commit=commit()).to_csv(index=False, float_format="%.6g")
-        write_whole(results_dir(size) / f"{name}.csv", text)
+    stats.write(size, "arena", found[columns], float_format="%.6g")
+    stats.write(size, "arena_ladder", climbed.drop(columns="each"), float_format="%.6g")
 
 
 def ahead(found: Frame, others: Sequence[str] = LATER) -> Frame:
@@ -179,12 +122,6 @@ def ahead(found: Frame, others: Sequence[str] = LATER) -> Frame:
     rivals = strongest(found[found["system"].isin(others)], "scenario", *WHERE)
     ours = found.loc[found["system"] == OURS, keep]
     return over(ours, rivals[[*keep, "system"]]).rename(columns={"system": "against"})
-
-
-def in_all(table: Frame) -> Frame:
-    """`ahead` as geometric mean over the scenarios, per place."""
-    rows = [(*key, *mean_of(g), len(g)) for key, g in table.groupby([*WHERE], sort=False)]
-    return pd.DataFrame(rows, columns=[*WHERE, "ratio", "low", "high", "scenarios"])
 
 
 def ladder(probes: Frame) -> Frame:
@@ -198,25 +135,16 @@ def ladder(probes: Frame) -> Frame:
     return over(keep, select(keep, system=next(iter(LADDER))).drop(columns="system"))
 
 
-def grid(found: Frame) -> Frame:
-    """Capacities to be read: a row per system, a column per scenario."""
-    table = found.pivot_table("capacity", "system", "scenario", sort=False)
-    return table.rename(index=name_of)
-
-
 def ladder_chart(table: Frame, source: str) -> Figure:
     """Capacity over Sarathi-Serve's with each idea added, a line per scenario and their mean."""
-    figure, [axis] = panels([""], (7.5, 3.6), (0, 0), "capacity over Sarathi-Serve's (x)")
-    rungs, scenarios = list(LADDER), unique(table["scenario"])
-    mean = pd.DataFrame(
-        [(r, *mean_of(select(table, system=r))) for r in rungs],
-        columns=["system", "ratio", "low", "high"],
-    )
-    for i, (name, color) in enumerate(colors([*scenarios, "geometric mean"]).items()):
-        last = i == len(scenarios)
-        rows = mean if last else select(table, scenario=name).set_index("system").loc[rungs]
-        looks = {"color": "black", "linewidth": 2.2} if last else {"color": color, "linewidth": 1}
-        whiskers(axis, range(len(rungs)), rows, i, label=name, **looks)
+    figure, [axis] = plots.panels([""], (7.5, 3.6), (0, 0), "capacity over Sarathi-Serve's (x)")
+    rungs, mean = list(LADDER), "geometric mean"
+    lines = pd.concat([table, stats.geometric_means(table, "system").assign(scenario=mean)])
+    for i, (name, color) in enumerate(colors(unique(lines["scenario"])).items()):
+        looks: dict[str, Any] = {"color": color, "linewidth": 1, "label": name}
+        looks |= {"color": "black", "linewidth": 2.2} if name == mean else {}
+        rows = select(lines, scenario=name).set_index("system").loc[rungs]
+        plots.whiskers(axis, range(len(rungs)), rows, i, **looks)
     axis.set_xticks(range(len(rungs)), rungs)
     axis.axhline(1, color="0.7", linewidth=0.8, zorder=0)
-    return finish(figure, f"{source}; {seeds_said(table)}", axis, ncols=4)
+    return plots.finish(figure, f"{source}; {plots.seeds_said(table)}", axis, ncols=4)

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
 from slos.evaluation.bound import Bound, bound, bound_of
 from slos.evaluation.capacity_search import Search
+from slos.evaluation.grids import swept
+from slos.evaluation.sizes import Size
 from slos.evaluation.stats import geometric_mean, strongest
-from slos.files import Frame, results_dir
+from slos.files import Frame
 from slos.policies import OURS
-from slos.records.sweep import sweep
 
 SHARE = "share of the bound"
-SIZES = {"smoke": (60, 1), "quick": (150, 1), "full": (400, 3)}  # requests and seeds of a bound
-PRECISION = 0.03
+SIZES = {"smoke": Size(60, 1, 0.03), "quick": Size(150, 1, 0.03), "full": Size(400, 3, 0.03)}
 
 
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Rows of `Bound` for what the cases ask for, from results/<size>/bounds.csv where they lie
     already. Where there is no bound (drafts, several kinds of replicas, a prefix cache) there is no
     row, nor is there of several replicas, whose bound takes long."""
-    requests, seeds = SIZES[size]
+    s = SIZES[size]
     plain = [c for c in cases if not (c.max_drafts or c.topology or c.prefix_cache)]
-    asked = dict.fromkeys(bound_of(c) for c in plain if c.replicas == 1 and c.seed < seeds)
-    small: dict[str, Any] = {"num_requests": requests, "precision": PRECISION}
-    each = dict.fromkeys(replace(case, **small) for case in asked)
-    path = results_dir(size) / "bounds.csv"
-    return pd.DataFrame(sweep(bound, [*each], path, Bound, workers))
+    few = [c for c in plain if c.replicas == 1 and c.seed < s.seeds]
+    each = dict.fromkeys(replace(bound_of(case), **s.effort) for case in few)
+    return swept(size, "bounds", bound, [*each], Bound, workers)
 
 
 def beside(best: Frame, found: Frame) -> Frame:

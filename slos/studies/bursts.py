@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.core.types import Request, require
+from slos.core.types import Request
 from slos.evaluation import plots
-from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of
+from slos.evaluation.grids import check_cases, swept
+from slos.evaluation.plots import DASHED, MARKERS, colors, name_of
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
-from slos.files import Frame, results_dir
+from slos.files import Frame
 from slos.hardware.profiles import Profile
-from slos.policies import POLICIES
-from slos.records.sweep import sweep
 from slos.studies.timeline import timeline, windows, with_burst
 from workloads import build
 
@@ -88,23 +86,19 @@ def watch(case: Bursts) -> list[Window]:
 
 
 def cases(size: str, systems: Sequence[str], **load: Any) -> list[Bursts]:
-    """Every system and seed of a size. load: the other fields of `Bursts`. Raises ValueError for
-    unknown names."""
+    """Every system and seed of a size. load: the other fields of `Bursts`."""
     seeds = size_of(size).seeds
-    for name in systems:
-        require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-    found = [
+    check_cases([load["scenario"]], systems, load["profile"])
+    return [
         Bursts(system=name, span=SPANS[size], seed=seed, **load)
         for name in systems
         for seed in range(seeds)
     ]
-    found[0].hardware  # noqa: B018  an unknown profile is refused before the first run
-    return found
 
 
 def run(size: str, cases: Sequence[Bursts], workers: int | None = None) -> Frame:
     """Rows of `Window`, from results/<size>/bursts.csv where they lie already."""
-    return pd.DataFrame(sweep(watch, cases, results_dir(size) / "bursts.csv", Window, workers))
+    return swept(size, "bursts", watch, cases, Window, workers)
 
 
 def tables(rows: Frame) -> dict[str, Frame]:
@@ -126,43 +120,32 @@ def phases(rows: Frame, case: Bursts) -> Frame:
         )
         return "in bursts" if inside else "before" if time < min(case.at, default=0) else "after"
 
-    rows = rows.assign(phase=rows["time"].map(phase), count=rows["arrivals"] * case.width)
-    for column in ("attained", "best_effort"):
-        rows[column] = rows[column] * rows["count"]
-    kept = {
-        "ttft_p99": "max",
-        "tpot_p99": "max",
-        "attained": "sum",
-        "best_effort": "sum",
-        "count": "sum",
-    }
-    found = rows.groupby(["system", "phase"], sort=False).agg(kept)
-    for column in ("attained", "best_effort"):
-        found[column] = found[column] / found["count"]
-    return found.drop(columns="count").reset_index()
+    shares, count = ["attained", "best_effort"], rows["arrivals"] * case.width
+    rows = rows.assign(phase=rows["time"].map(phase), count=count)
+    rows[shares] = rows[shares].mul(count, axis=0)
+    groups = rows.groupby(["system", "phase"], sort=False)
+    found = groups[["ttft_p99", "tpot_p99"]].max()
+    found[shares] = groups[shares].sum().div(groups["count"].sum(), axis=0)
+    return found.reset_index()
 
 
 def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
-    """Load, P99 TTFT and TPOT over their targets, attainment and share of best effort, in windows,
-    by system."""
-    panels = (
+    """Load, tails of TTFT and TPOT over their targets, attainment and best effort, by system."""
+    drawn = (
         ("arrivals", "load\n(requests/s)", None),
         ("ttft_p99", "P99 TTFT\nover its SLO", 1),
         ("tpot_p99", "P99 TPOT\nover its SLO", 1),
         ("attained", "attained (%)", 100 * target),
         ("best_effort", "best effort\n(% of requests)", None),
     )
-    figure, axes = plt.subplots(len(panels), 1, figsize=(8, 9), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(len(drawn), 1, figsize=(8, 9), layout="constrained", sharex=True)
     palette = colors(list(tables))
-    for axis, (column, label, aim) in zip(axes, panels, strict=True):
-        for i, (system, table) in enumerate(tables.items()):
-            if column == "arrivals" and i:
-                continue
-            color = "black" if column == "arrivals" else palette[system]
-            axis.plot(
-                table["time"], table[column], marker=MARKERS[i], markersize=4, linewidth=1.3,
-                color=color, label=name_of(system),
-            )  # fmt: skip
+    for axis, (column, label, aim) in zip(axes, drawn, strict=True):
+        alike = column == "arrivals"  # for all systems
+        for i, (system, table) in enumerate([*tables.items()][: 1 if alike else None]):
+            looks = {"color": "black" if alike else palette[system], "label": name_of(system)}
+            looks |= {"marker": MARKERS[i], "markersize": 4, "linewidth": 1.3}
+            axis.plot(table["time"], table[column], **looks)
         if aim is not None:
             axis.axhline(aim, **DASHED)
         if column.endswith("p99"):
@@ -171,4 +154,4 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
         axis.set_ylabel(label)
     axes[-1].set_xlabel("time of arrival (s)")
     said = f"{source}; windows of {width:g} s by arrival; dashed: target"
-    return finish(figure, said, axes[1], ncols=len(tables))
+    return plots.finish(figure, said, axes[1], ncols=len(tables))

@@ -6,63 +6,45 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.core.pace import PAPER, RULES
 from slos.core.types import require
+from slos.evaluation import plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
-from slos.evaluation.plots import (
-    DASHED,
-    HATCHES,
-    colors,
-    dots,
-    finish,
-    name_of,
-    panels,
-    seeds_said,
-    unique,
-)
-from slos.evaluation.sizes import Size
-from slos.evaluation.stats import (
-    capacities,
-    mean_of,
-    of_every_seed,
-    over_each,
-    rows_of,
-    select,
-)
-from slos.files import Frame, commit, results_dir, write_whole
+from slos.evaluation.grids import swept
+from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
+from slos.evaluation.sizes import Size, check_names
+from slos.evaluation.stats import capacities, mean_of, of_every_seed, rows_of, select
+from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
-from slos.records.sweep import sweep
 from workloads import SCENARIOS
 
 ASKED = ("rule", "target")
 OTHERWISE = {
-    "smoke": (Size(60, 1, 0.5), ("coding",)),
-    "quick": (Size(360, 1, 0.1), ("mixed",)),
-    "full": (Size(600, 3, 0.04), tuple(SCENARIOS)),
+    "smoke": Size(60, 1, 0.5, scenarios=("coding",)),
+    "quick": Size(360, 1, 0.1, scenarios=("mixed",)),
+    "full": Size(600, 3, 0.04),
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by
 the paper's rule at 90 %, so that a full run stays below 35 minutes of two cores."""
 
 
-def ratios(best: Frame, lengths: str = "dataset", ours: str = OURS) -> Frame:
-    """Ours over every other system, per scenario: mean ratio over seeds, its interval, and each
-    seed's ratio.
+def ratios(best: Frame, lengths: str = "dataset", *also: str) -> Frame:
+    """Ours over every other system, per scenario and `also`: mean ratio over seeds, its interval,
+    and each seed's ratio.
 
     lengths: "trace" takes the scenarios that have lengths of their own in the trace with those, the
     others as ever. The system `best` stands for the strongest other one in each scenario.
     """
     traced = set(best.loc[best["lengths"] == lengths, "scenario"])
     best = best[best["lengths"].eq(lengths) | ~best["scenario"].isin(traced)]
-    others = best[~best["system"].str.startswith(ours)]
-    return over_each(best[best["system"] == ours], others, "system", list(others["system"]))
+    others = best[~best["system"].str.startswith(OURS)]
+    return stats.over_each(select(best, system=OURS), others, "system", *also)
 
 
 def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
@@ -76,21 +58,17 @@ def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
 def asked_otherwise(
     size: str, cases: Sequence[Search], rules: Sequence[str], targets: Sequence[float]
 ) -> list[Search]:
-    """The cases by each other rule of pace and target, with lengths of the data sets; requests,
-    seeds and scenarios of `OTHERWISE`."""
-    s, names = OTHERWISE[size]
-    for rule in rules:
-        require(rule in RULES, "rule", rule, f"one of {', '.join(RULES)}")
+    """The cases of `OTHERWISE` by each other rule of pace and target."""
+    s, known = OTHERWISE[size], {(c.rule, c.target) for c in cases}
+    check_names("rule", rules, RULES)
     for target in targets:
         require(0 < target <= 1, "target", target, "in (0, 1]")
-    small: dict[str, Any] = {"num_requests": s.num_requests, "precision": s.precision}
-    few = [c for c in cases if c.seed < s.seeds and c.lengths in s.lengths and c.scenario in names]
-    asked = [
-        replace(c, rule=rule, target=target, **small)
-        for rule, target, c in product(rules, targets, few)
+    return [
+        replace(c, rule=rule, target=target, **s.effort)
+        for rule, target, c in product(rules, targets, cases)
+        if (rule, target) not in known
+        and (c.seed < s.seeds and c.lengths in s.lengths and c.scenario in s.scenarios)
     ]
-    known = {(c.rule, c.target) for c in cases}
-    return [c for c in asked if (c.rule, c.target) not in known]
 
 
 def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
@@ -98,40 +76,32 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
     each system the best setting that has a capacity for every seed."""
     if not cases:
         return pd.DataFrame()
-    path = results_dir(size) / "asked.csv"
-    probes = pd.DataFrame(sweep(tried, cases, path, Probe, workers))
+    probes = swept(size, "asked", tried, cases, Probe, workers)
     by = ("scenario", "system", "setting", *ASKED)
     whole = of_every_seed(probes, len({c.seed for c in cases}), *by)
     return capacities(whole, *ASKED)
 
 
 def alike(best: Frame) -> Frame:
-    """Of capacities by rule and target, in that order, those of the lengths and scenarios that are
-    known for all."""
-    best = best[best["lengths"] == "dataset"].sort_values("target", kind="stable")
+    """Of capacities by rule and target, in that order, the scenarios that are known for all."""
+    best = select(best, lengths="dataset").sort_values("target", kind="stable")
     best = best.sort_values("rule", key=lambda c: c.map([*RULES].index), kind="stable")
-    whole = best.groupby("scenario").filter(
-        lambda rows: len(rows[[*ASKED]].drop_duplicates()) == len(best[[*ASKED]].drop_duplicates())
-    )
-    return whole.reset_index(drop=True)
+    asked = best.groupby([*ASKED]).ngroup()
+    known = asked.groupby(best["scenario"]).transform("nunique")
+    return best[known == asked.nunique()].reset_index(drop=True)
 
 
 def by_what_is_asked(best: Frame) -> Frame:
-    """Ours over the best other system by rule and target: rule, target, scenario, ratio, low, high,
-    each."""
-    groups = best.groupby([*ASKED], sort=False)
-    tables = [ratios(group).assign(rule=rule, target=target) for (rule, target), group in groups]
-    return select(pd.concat(tables, ignore_index=True), against="best")
+    """Ours over the best other system by rule, target and scenario: ratio, low, high, each."""
+    return select(ratios(best, "dataset", *ASKED), against="best")
 
 
 def save_capacities(size: str, best: Frame) -> Path:
     """Write results/<size>/capacity.csv, from which the report draws its table."""
-    path = results_dir(size) / "capacity.csv"
     columns = ["scenario", "lengths", "system", "setting", "profile"]
     columns += ["capacity", "low", "high", "seeds", "source", "status"]
     columns += ["bound"] if "bound" in best else []
-    write_whole(path, best[columns].assign(commit=commit()).to_csv(index=False))
-    return path
+    return stats.write(size, "capacity", best[columns])
 
 
 def numbers(best: Frame) -> dict[str, Spread]:
@@ -141,9 +111,8 @@ def numbers(best: Frame) -> dict[str, Spread]:
         table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"
         for name, group in table.groupby("against", sort=False):
             found[f"capacity_vs_{name}{suffix}".replace("-", "_")] = mean_of(group)
-        for r in rows_of(
-            table[(table["against"] == "best") & table["scenario"].isin(("coding", "reasoning"))]
-        ):
+        some = table["scenario"].isin(("coding", "reasoning"))
+        for r in rows_of(select(table[some], against="best")):
             found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
     return found
 
@@ -160,28 +129,21 @@ def asked_numbers(table: Frame) -> dict[str, Spread]:
 
 
 def capacity_bars(best: Frame, source: str) -> Figure:
-    """Capacity per scenario and system, each scenario relative to ours, with intervals and the
-    number on the bar."""
+    """Capacity by scenario and system, with intervals, the number on the bar, and the bound."""
     scenarios, systems = unique(best["scenario"]), unique(best["system"])
-    figure, axes = panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
-    palette = colors(systems)
+    figure, axes = plots.panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):
-        rows = best[best["scenario"] == scenario]
+        rows = select(best, scenario=scenario)
         most = rows["capacity"].max()
-        for row in rows.itertuples():
-            i = systems.index(row.system)
-            bounds = [[row.capacity - row.low], [row.high - row.capacity]]
-            axis.bar(
-                i, row.capacity, color=palette[row.system], hatch=HATCHES[i], edgecolor="black",
-                linewidth=0.6, label=name_of(row.system),
-            )  # fmt: skip
-            axis.errorbar(
-                i, row.capacity, yerr=np.maximum(0, bounds), color="black", linewidth=1, capsize=2
-            )
-            axis.annotate(
-                f"{row.capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-            )  # fmt: skip
+        for i, (system, color) in enumerate(colors(systems).items()):
+            mine = select(rows, system=system)
+            at = [i] * len(mine)
+            plots.bars(axis, at, mine, i, color=color, label=name_of(system))
+            for capacity in mine["capacity"]:
+                axis.annotate(
+                    f"{capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+                )  # fmt: skip
         if "bound" in rows and rows["bound"].notna().any():
             most = max(most, rows["bound"].max())
             label = None if axis is not axes[0] else "bound"
@@ -190,7 +152,7 @@ def capacity_bars(best: Frame, source: str) -> Figure:
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
     said += "; dashed: in the long run no scheduler carries more" * ("bound" in best)
     fit = int(figure.get_figwidth() / 1.7)
-    return finish(figure, said, axes[0], ncols=min(len(systems) + 1, fit))
+    return plots.finish(figure, said, axes[0], ncols=min(len(systems) + 1, fit))
 
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
@@ -205,21 +167,12 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
     groups = {
         f"over {'the best of them' if other == 'best' else name_of(other)}": (
-            color,
-            rows[rows["against"] == other],
+            color, select(rows, against=other),
         )
         for other, color in colors(unique(table["against"])).items()
-    }
-    dots(axis, rows, groups, 0.8 / max(5, len(groups)), reported)
-    if whole:
-        at = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
-        axis.annotate(f" paper, its\n baselines:\n {reported:g}x", (1, reported), **at)
+    }  # fmt: skip
+    plots.dots(axis, groups, 0.8 / max(5, len(groups)), reported, "its\n baselines")
     axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
     axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
-    return finish(
-        figure,
-        f"{source}; {seeds_said(table)}",
-        axis,
-        fontsize=8,
-        ncols=min(max(4, count), len(groups)),
-    )
+    ncols = min(max(4, count), len(groups))
+    return plots.finish(figure, f"{source}; {seeds_said(table)}", axis, fontsize=8, ncols=ncols)

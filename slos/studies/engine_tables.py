@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,15 +12,10 @@ from scipy.optimize import isotonic_regression
 
 from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
 from slos.evaluation.stats import select
-from slos.files import Frame, commit, write_whole
+from slos.files import Frame
 from slos.policies import OURS
 from slos.studies.engine_workloads import TIERS
 from slos.studies.real_engine import STOCK, TOLD, Calibrated
-
-
-def save(table: Frame, folder: Path) -> None:
-    """Write the summary of the runs to engine.csv in `folder`."""
-    write_whole(folder / "engine.csv", table.assign(commit=commit()).to_csv(index=False))
 
 
 def facts(engine: Calibrated, frame: Frame) -> Frame:
@@ -55,28 +49,21 @@ def _lateness(frame: Frame) -> Frame:
 
 
 def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load on a real engine: measured as lines, simulated as open marks, a panel
-    per workload."""
+    """Attainment against load, a panel per workload: lines are measured, open marks simulated."""
     workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
     figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
     for axis, workload in zip(axes, workloads, strict=True):
         for i, (system, color) in enumerate(colors(systems).items()):
             for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
-                part = select(table, scenario=workload, system=system, status=status).sort_values(
-                    "rate"
-                )
-                axis.plot(
-                    part["rate"], 100 * part["attainment"], style, marker=MARKERS[i], color=color,
-                    fillstyle=kind, label=f"{_name(system)}, {status}",
-                )  # fmt: skip
+                part = select(table, scenario=workload, system=system, status=status)
+                part = part.sort_values("rate")
+                label = f"{name_of(system).replace(OURS, name_of(OURS))}, {status}"
+                looks = {"marker": MARKERS[i], "color": color, "fillstyle": kind, "label": label}
+                axis.plot(part["rate"], 100 * part["attainment"], style, **looks)
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
     said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"
     return finish(figure, said, axes[0], ncols=2)
-
-
-def _name(series: str) -> str:
-    return name_of(series).replace(OURS, name_of(OURS))
 
 
 def by_load(frame: Frame) -> Frame:
@@ -93,16 +80,12 @@ def by_load(frame: Frame) -> Frame:
 
 
 def capacities(table: Frame, target: float = 0.9) -> Frame:
-    """The load at which attainment falls below `target`, interpolated.
-
-    `bound` says "at least" of the largest load if attainment never falls so far, "at most" of the
-    smallest one if it is below from the start. Attainment is made to fall with the load first, as
-    it does but for chance: neighbours out of order are averaged.
-    """
-    found = []
-    for (workload, status, system), group in table.groupby(
-        ["scenario", "status", "system"], sort=False
-    ):
+    """The load at which attainment falls below `target`, interpolated. `bound` says "at least" of
+    the largest load if attainment never falls so far, "at most" of the smallest one if it is below
+    from the start. Attainment is made to fall with the load first, as it does but for chance:
+    neighbours out of order are averaged."""
+    found, by = [], ["scenario", "status", "system"]
+    for key, group in table.groupby(by, sort=False):
         curve = group.sort_values("rate")
         rates, falling = curve["rate"].tolist(), _falling(curve["attainment"])
         i = int((falling >= target).sum())
@@ -111,8 +94,8 @@ def capacities(table: Frame, target: float = 0.9) -> Frame:
             load, bound = rates[i - 1] * (rates[i] / rates[i - 1]) ** share, ""
         else:
             load, bound = (rates[-1], "at least") if i else (rates[0], "at most")
-        found.append((workload, status, system, float(load), bound))
-    return pd.DataFrame(found, columns=["scenario", "status", "system", "capacity", "bound"])
+        found.append((*key, float(load), bound))
+    return pd.DataFrame(found, columns=[*by, "capacity", "bound"])
 
 
 def _falling(values: Sequence[float]) -> np.ndarray:
@@ -121,8 +104,7 @@ def _falling(values: Sequence[float]) -> np.ndarray:
 
 
 def gain(found: Frame, ours: str, other: str) -> str:
-    """How many times the capacity of `other` that of `ours` is, in words. found: of `capacities`,
-    indexed by system."""
+    """In words, our capacity over another's. found: of `capacities`, indexed by system."""
     opposite = {"at least": "at most", "at most": "at least", "": ""}
     bounds = {found.loc[ours, "bound"], opposite[found.loc[other, "bound"]]} - {""}
     if len(bounds) > 1:
@@ -147,13 +129,9 @@ def gains(found: Frame) -> Frame:
 
 
 def errors(table: Frame) -> Frame:
-    """How far the simulator is off, per workload, scheduler and load: attainment in points, mean
-    TTFT and TPOT in %."""
-    by = ["scenario", "system", "rate"]
-    measured, simulated = (
-        table[table["status"] == s].set_index(by) for s in ("measured", "simulated")
-    )
-    off = pd.DataFrame({"attainment": 100 * (simulated["attainment"] - measured["attainment"])})
-    for column in ("ttft", "tpot"):
-        off[column] = 100 * (simulated[column] / measured[column] - 1)
+    """How far the simulator is off, by run: attainment in points, mean TTFT and TPOT in %."""
+    each = table.set_index(["scenario", "system", "rate"])
+    real, said = (select(each, status=status) for status in ("measured", "simulated"))
+    off = pd.DataFrame({"attainment": 100 * (said["attainment"] - real["attainment"])})
+    off[["ttft", "tpot"]] = 100 * (said[["ttft", "tpot"]] / real[["ttft", "tpot"]] - 1)
     return off.reset_index()

@@ -13,10 +13,7 @@ from workloads import build
 
 TIERS = {"interactive": (4.0, 30.0), "batch": (16.0, 75.0), "one": (8.0, 30.0)}
 """TPOT and TTFT of a tier, in steps of 16 decodes of the engine at hand, so that they make sense on
-any device.
-
-A TTFT is far shorter than a run, or all of its requests could come at once and be in time.
-"""
+any device. A TTFT is far shorter than a run, or all could come at once and be in time."""
 
 
 class Lengths(NamedTuple):
@@ -29,9 +26,7 @@ class Lengths(NamedTuple):
 
 
 SMALL = Lengths(4.0, 900, 100)  # for a small model on a CPU
-WHOLE = Lengths(
-    1.0, 1800, 100
-)  # for a model of the paper's on a GPU; answers short enough for runs of seconds
+WHOLE = Lengths(1.0, 1800, 100)  # for the paper's on a GPU; answers for runs of seconds
 EASY = SLO(tpot=1.0, ttft=60.0)  # of what is sent to calibrate
 
 
@@ -39,10 +34,7 @@ def bursty(
     rate: float, num_requests: int, seed: int, step: float, lengths: Lengths = SMALL
 ) -> list[Request]:
     """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding
-    trace, in bursts.
-
-    step: seconds of 16 decodes, the unit of `TIERS`.
-    """
+    trace, in bursts. step: seconds of 16 decodes, the unit of `TIERS`."""
     arrivals = [r.arrival for r in build("coding", rate, num_requests, seed).requests]
     chats = build("chatbot", 1.0, num_requests, seed).requests
     documents = build("summarization", 1.0, num_requests, seed).requests
@@ -58,8 +50,7 @@ def bursty(
 def steady(
     rate: float, num_requests: int, seed: int, step: float, lengths: Lengths = SMALL
 ) -> list[Request]:
-    """One tier and Poisson arrivals: nothing for a planner to gain, and nothing that it may
-    lose."""
+    """One tier and Poisson arrivals: nothing for a planner to gain, nothing that it may lose."""
     documents = build("summarization", rate, num_requests, seed).requests
     return [_shrunk(i, r.arrival, "one", lengths, r, step) for i, r in enumerate(documents)]
 
@@ -69,11 +60,8 @@ def _shrunk(
 ) -> Request:
     tpot, ttft = (steps * step for steps in TIERS[tier])
     prompt, output = (int(n / lengths.shrink) for n in (of.prompt, of.output))
-    stage = Stage(
-        min(max(1, prompt), lengths.prompt),
-        min(max(2, output), lengths.output),
-        SLO(tpot=tpot, ttft=ttft, rule=CLIENT),
-    )
+    prompt, output = min(max(1, prompt), lengths.prompt), min(max(2, output), lengths.output)
+    stage = Stage(prompt, output, SLO(tpot=tpot, ttft=ttft, rule=CLIENT))
     return Request(f"{tier}-{i:04d}", arrival, (stage,), kind=tier)
 
 
@@ -89,11 +77,7 @@ def ramp(step: float, count: int = 60) -> list[Request]:
     """Requests of random lengths that come faster and faster, from one in 16 steps to one in 2."""
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(np.linspace(16, 2, count) * step).tolist()
-    stages = [
-        Stage(prompt, output, EASY)
-        for prompt, output in rng.integers(8, (600, 64), (count, 2)).tolist()
-    ]
-    return [
-        Request(f"r{i}", t, (stage,))
-        for i, (t, stage) in enumerate(zip(arrivals, stages, strict=True))
-    ]
+    sizes = rng.integers(8, (600, 64), (count, 2)).tolist()
+    stages = [Stage(prompt, output, EASY) for prompt, output in sizes]
+    each = enumerate(zip(arrivals, stages, strict=True))
+    return [Request(f"r{i}", t, (stage,)) for i, (t, stage) in each]

@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.core.lengths import Oracle
 from slos.core.roofline import scaled
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.plots import DASHED, finish, panels, unique
-from slos.files import ROOT, Frame, commit, results_dir, write_whole
+from slos.evaluation.plots import DASHED, finish, panels
+from slos.evaluation.runs import serve
+from slos.evaluation.stats import select, write
+from slos.files import ROOT, Frame
 from slos.hardware.profiles import profile
-from slos.policies import make_policy
-from slos.sim.simulator import World, simulate
 from workloads.files import locate
 
 FILE = "gpu_profiles/inference_sim_vllm_measured_requests.csv"
@@ -65,8 +64,7 @@ QUANTITIES = {
 
 
 def measured() -> Frame:
-    """The requests by experiment and arrival, with a column for each quantity; none without the
-    file."""
+    """The requests by experiment and arrival, a column per quantity; none without the file."""
     path = locate([FILE])
     if path is None:
         return pd.DataFrame(columns=["experiment", *QUANTITIES])
@@ -92,17 +90,17 @@ def replayed(table: Frame, served: Served, scale: float = 1.0, cache: bool = Tru
     known = replace(profile(served.profile), kv_tokens=served.kv_tokens)
     known = replace(known, roofline=scaled(known.roofline, scale))
     sent, settings = requests(table, served.prefix), table.iloc[0]
-    most, seats = int(settings["max_num_batched_tokens"]), int(settings["max_num_seqs"])
-    policy = make_policy("vllm-v1", known.roofline, Oracle(sent), max_batched_tokens=most)
-    world = World.of(known, max_seqs=seats, prefix_cache=cache)
-    found = {o.id: o for o in simulate(sent, policy, world)}
+    setting = f"max_batched_tokens={settings['max_num_batched_tokens']:.0f}"
+    seats = int(settings["max_num_seqs"])
+    outcomes = serve(sent, "vllm-v1", known, setting, max_seqs=seats, prefix_cache=cache)
+    found = {o.id: o for o in outcomes}
     rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (found[r.id] for r in sent)]
     return pd.DataFrame(rows, columns=[*QUANTITIES], index=table.index)
 
 
 def cases(table: Frame) -> Iterator[tuple[str, float, bool]]:
     """Experiment, scale and prefix cache of every replay."""
-    fitted = table[table["experiment"] == FITTED]
+    fitted = select(table, experiment=FITTED)
     said = replayed(fitted, EXPERIMENTS[FITTED])
     scale = round(float((fitted["tpot"] / said["tpot"]).median()), 3)
     for name, served in EXPERIMENTS.items():
@@ -114,7 +112,7 @@ def replays() -> Frame:
     """A row per request and replay: what was measured, and `said_...`, the same as simulated."""
     table, rows = measured(), []
     for name, scale, cache in cases(table) if len(table) else ():
-        mine = table[table["experiment"] == name]
+        mine = select(table, experiment=name)
         said = replayed(mine, EXPERIMENTS[name], scale, cache).add_prefix("said_")
         rows.append(mine[["experiment", *QUANTITIES]].join(said).assign(scale=scale, cache=cache))
     return pd.concat(rows, ignore_index=True) if rows else table
@@ -126,22 +124,23 @@ def summary(rows: Frame) -> Frame:
     out = []
     for (name, cache, scale), group in rows.groupby(["experiment", "cache", "scale"], sort=False):
         served = EXPERIMENTS[str(name)]
-        fitted = "" if scale == 1 else f"to {FITTED}"
+        where = {
+            "experiment": name, "profile": served.profile, "in doubt": bool(served.doubt),
+            "prefix cache": cache and served.prefix > 0, "scale": scale,
+            "fitted": "" if scale == 1 else f"to {FITTED}",
+        }  # fmt: skip
         for key, quantity in QUANTITIES.items():
             real, said = group[key], group[f"said_{key}"]
             p90 = real.quantile(0.9)
-            out.append(
-                (name, served.profile, bool(served.doubt), cache and served.prefix > 0, scale,
-                 fitted, quantity, len(group), real.mean(), said.mean() / real.mean(), p90,
-                 said.quantile(0.9) / p90, np.corrcoef(real, said)[0, 1],
-                 (said / real - 1).abs().median())
-            )  # fmt: skip
-    columns = [
-        "experiment", "profile", "in doubt", "prefix cache", "scale", "fitted", "quantity",
-        "requests", "measured mean", "mean ratio", "measured P90", "P90 ratio", "correlation",
-        "median error",
-    ]  # fmt: skip
-    return pd.DataFrame(out, columns=columns)
+            found = {
+                "quantity": quantity, "requests": len(group), "measured mean": real.mean(),
+                "mean ratio": said.mean() / real.mean(), "measured P90": p90,
+                "P90 ratio": said.quantile(0.9) / p90,
+                "correlation": np.corrcoef(real, said)[0, 1],
+                "median error": (said / real - 1).abs().median(),
+            }  # fmt: skip
+            out.append(where | found)
+    return pd.DataFrame(out)
 
 
 def run(size: str) -> tuple[Frame, Frame]:
@@ -151,29 +150,24 @@ def run(size: str) -> tuple[Frame, Frame]:
     if rows.empty:
         return rows, pd.read_csv(ROOT / "results" / "reference" / "fidelity.csv")
     table = summary(rows)
-    told = table.round(4).assign(status="simulated against measured", commit=commit())
-    write_whole(results_dir(size) / "fidelity.csv", told.to_csv(index=False))
+    write(size, "fidelity", table.round(4).assign(status="simulated against measured"))
     return rows, table
 
 
 def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
-    """Simulated against measured time of every request, end to end and to the first token: a panel
-    per experiment."""
+    """Simulated against measured time of every request, a panel per experiment."""
     figure, axes = panels([*names], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
-    kinds = (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00"))
+    text = "no measured requests at hand; set SLOS_DATA"
+    if len(rows):
+        rows = rows[rows["cache"] & rows["scale"].eq(rows["scale"].max())]
+        text = "measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x "
+        text += f"{rows['scale'].max():g}, fitted to {FITTED} alone, with prefix cache"
     for axis, name in zip(axes, names, strict=True):
-        mine = rows[(rows["experiment"] == name) & rows["cache"]] if len(rows) else rows
-        mine = mine[mine["scale"] == max(mine["scale"])] if len(mine) else mine
-        for key, mark, color in kinds if len(mine) else ():
-            looks = {"markersize": 3, "color": color, "alpha": 0.5, "label": QUANTITIES[key]}
-            axis.plot(mine[key], mine[f"said_{key}"], mark, markeredgewidth=0, **looks)
+        mine = select(rows, experiment=name)
+        for key, mark, color in (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00")):
+            if len(mine):
+                looks = {"markersize": 3, "color": color, "alpha": 0.5, "label": QUANTITIES[key]}
+                axis.plot(mine[key], mine[f"said_{key}"], mark, markeredgewidth=0, **looks)
         axis.plot((0.01, 100), (0.01, 100), **DASHED)
         axis.set(xscale="log", yscale="log", xlabel="measured (s)")
-    scales = unique(rows["scale"]) if len(rows) else []
-    text = "no measured requests at hand; set SLOS_DATA"
-    if scales:
-        text = (
-            f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {max(scales):g}, fitted to "
-        )
-        text += f"{FITTED} alone, with prefix cache"
     return finish(figure, text, axes[0], ncols=2)

@@ -1,42 +1,52 @@
 """What was measured on a GPU by `slos.studies.on_gpu`: steps of models, and vLLM under load.
 
 The rows lie in results/reference/gpu; nothing here needs a GPU. Beside what was measured stands
-what the simulator says, which was given nothing but the profile.
+what the simulator says, which was given nothing but the profile; and what planning costs where
+steps wait for it: simulations that charge each step the CPU time of its scheduler, all that vLLM's
+`schedule` took on the host of the H200, as a line of the requests in view. A scheduler that learns
+from its steps, as ours in vLLM does, knows the mean of what it is charged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.optimize import lsq_linear
 
-from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
+from slos.core.attainment import Outcome, attainment
 from slos.core.pace import PAPER
-from slos.core.roofline import scaled
+from slos.core.roofline import Roofline, scaled
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import Search
+from slos.evaluation.capacity_search import Search, capacity
 from slos.evaluation.grids import searches
 from slos.evaluation.plots import finish, panels
-from slos.evaluation.stats import capacities, select
-from slos.files import ROOT, Frame, commit, results_dir, write_whole
-from slos.hardware.profiles import profile
-from slos.policies import OURS, make_policy
+from slos.evaluation.runs import serve
+from slos.evaluation.sizes import of_size
+from slos.evaluation.stats import capacities, select, write
+from slos.files import ROOT, Frame
+from slos.hardware.profiles import Profile, profile
+from slos.policies import OURS
 from slos.replay.results import Labels, Replayed, rows
-from slos.sim.replica import World
-from slos.sim.simulator import simulate
 from slos.studies.capacity import ratios
 from slos.studies.engine_tables import by_load, errors
 from slos.studies.real_engine import STOCK
+from workloads import build
 
 FOLDER = ROOT / "results" / "reference" / "gpu"
 MODELS = ("opt-6.7b-h200", "opt-13b-h200", "llama-3.1-8b-h200")
 SERVED, KV_TOKENS = "opt-13b-h200", 48_800  # with 40 GB of cache: two servers shared the GPU
-SETTINGS = {STOCK: {"max_batched_tokens": 512}, OURS: {}}  # of vLLM's the best one in simulation
+SETTINGS = {STOCK: "max_batched_tokens=512", OURS: ""}  # of vLLM's the best one in simulation
 STEPS = {STOCK: "steps-vllm-v1.csv.gz", OURS: "steps-slos-serve.csv.gz"}
+CHARGED = "chatbot-8k"  # the scenario whose steps are charged
+BUDGETS = {STOCK: "max_batched_tokens=2048", OURS: ""}
+WAYS = {"free": {}, "synchronous": {}, "asynchronous": {"overlapped": True}}
+REQUESTS = {"smoke": 40, "quick": 300, "full": 600}
+START, PRECISION = 6.0, 0.08  # requests per second where a search begins
 
 
 def steps(name: str) -> Frame:
@@ -65,29 +75,22 @@ def requests(workload: str, rate: float) -> list[Request]:
     """The requests of a run as they were sent."""
     table: Frame = pd.read_csv(FOLDER / "engine_requests.csv")
     table = select(table, scenario=workload, rate=rate, system=STOCK).sort_values("arrival")
-    return [
-        Request(
-            r.id,
-            r.arrival,
-            (Stage(r.prompt, r.output, SLO(tpot=r.tpot_slo, ttft=r.ttft_slo)),),
-            kind=r.kind,
-        )
-        for r in table.itertuples()
-    ]
+    found = []
+    for r in table.itertuples():
+        stage = Stage(r.prompt, r.output, SLO(tpot=r.tpot_slo, ttft=r.ttft_slo))
+        found.append(Request(r.id, r.arrival, (stage,), kind=r.kind))
+    return found
 
 
 def simulated(workload: str, rate: float, system: str) -> list[Outcome]:
     """What the simulator says of a run, on the profile that was measured before it."""
     known = replace(profile(SERVED), kv_tokens=KV_TOKENS)
-    sent = requests(workload, rate)
     belief = scaled(known.roofline, known.margin)
-    policy = make_policy(system, belief, Oracle(sent), **SETTINGS[system])
-    return simulate(sent, policy, World.of(known))
+    return serve(requests(workload, rate), system, known, SETTINGS[system], belief=belief)
 
 
 def engine() -> tuple[Frame, Frame]:
-    """vLLM under load by both schedulers: a row per workload, load, scheduler and status, and how
-    far the simulator is off."""
+    """vLLM under load, a row per load, scheduler and status; and how far the simulator is off."""
     measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
     asked = {"rule": PAPER, "attained_paper": measured["attained"]}  # then there was no other
     tables: list[Frame] = [measured.assign(status="measured", lag=0.0, **asked)]
@@ -107,17 +110,15 @@ def planning() -> Frame:
     found = []
     for system, name in STEPS.items():
         table: Frame = pd.read_csv(FOLDER / name)
-        ms = 1e3 * table[["planning", "seconds"]]
-        p50, p99 = ms.quantile(0.5), ms.quantile(0.99)
-        shares = (p50["planning"], p99["planning"], ms["planning"].max(), p50["seconds"])
-        found.append((system, len(table), *shares))
+        ms = 1e3 * table["planning"]
+        told = ms.median(), ms.quantile(0.99), ms.max(), 1e3 * table["seconds"].median()
+        found.append((system, len(table), *told))
     columns = ["system", "steps", "P50 of deciding", "P99", "most", "P50 of a step"]
     return pd.DataFrame(found, columns=columns)
 
 
 def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) -> list[Search]:
-    """Capacity searches on measured profiles: vLLM V1 and Sarathi-Serve at several budgets, and
-    ours."""
+    """Capacity searches on measured profiles: ours, and the baselines at several budgets."""
     systems = (STOCK, "sarathi", OURS)
     return [case for name in names for case in searches(size, scenarios, systems, name)]
 
@@ -129,11 +130,60 @@ def capacity_table(probes: Frame, size: str) -> Frame:
     tables = []
     for name, group in best.groupby("profile", sort=False):
         carried = group.pivot(index="scenario", columns="system", values="capacity").round(2)
-        gains = ratios(group)
-        gains = gains[gains["against"] == "best"].set_index("scenario")
+        gains = select(ratios(group), against="best").set_index("scenario")
         gained = gains[["ratio", "low", "high"]].round(2)
         tables.append(carried.join(gained).reset_index().assign(profile=name))
     whole = pd.concat(tables).set_index(["profile", "scenario"])
     told = whole.assign(seeds=best["seeds"].min(), status="simulated on a measured profile")
-    write_whole(results_dir(size) / "gpu_capacity.csv", told.assign(commit=commit()).to_csv())
+    write(size, "gpu_capacity", told.reset_index())
     return whole
+
+
+def line(system: str) -> tuple[float, float, float]:
+    """Seconds of any step, more for each request, and the mean, as measured: least squares, none
+    below 0. The longest hundredth is left out: a kernel was compiled in it."""
+    table: Frame = pd.read_csv(FOLDER / STEPS[system])
+    table = table[table["planning"] <= table["planning"].quantile(0.99)]
+    seen, seconds = table["requests"].to_numpy(float), table["planning"].to_numpy()
+    least = lsq_linear(np.stack([np.ones_like(seen), seen], axis=1), seconds, (0, np.inf))
+    first, each = least.x.tolist()
+    return first, each, float(seconds.mean())
+
+
+def _later(roofline: Roofline, seconds: float) -> Roofline:
+    """The same hardware where each step begins so many seconds later."""
+    return replace(roofline, planes=tuple(replace(p, b=p.b + seconds) for p in roofline.planes))
+
+
+def _carried(system: str, hardware: Profile, count: int, waits: float, **world: Any) -> float:
+    """The largest rate at which 90 % of the requests meet their objectives; waits: seconds of
+    planning that the policy believes each step to begin with."""
+    belief = _later(hardware.roofline, waits)
+
+    def attained(rate: float) -> float:
+        sent = build(CHARGED, rate, count).requests
+        return attainment(serve(sent, system, hardware, BUDGETS[system], belief=belief, **world))
+
+    return capacity(attained, 0.9, START, PRECISION)[0]
+
+
+def charged(size: str, name: str = "llama-3.1-8b-h100") -> Frame:
+    """A row per system and way of charging, written to results/<size>/charged.csv."""
+    hardware, count, rows = profile(name), of_size(size, REQUESTS), []
+    for system in BUDGETS:
+        first, each, mean = line(system)
+        free = 0.0
+        for way, changes in WAYS.items():
+            charge = {} if way == "free" else {"planning": (first, each)}
+            waits = mean if way == "synchronous" else 0.0
+            rate = _carried(system, hardware, count, waits, **charge, **changes)
+            free = free or rate  # the first way
+            rows.append((system, way, 1e3 * mean, 1e3 * first, 1e6 * each, rate, rate / free))
+    columns = [
+        "system", "charged", "planning (ms)", "of any step (ms)", "more per request (us)",
+        "requests/s", "of free",
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    where = {"scenario": CHARGED, "profile": name, "requests": count}
+    write(size, "charged", table.assign(**where, status="simulated"))
+    return table

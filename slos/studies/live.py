@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from slos.core.types import Request, require
 from slos.evaluation import plots
+from slos.evaluation.sizes import of_size
 from slos.files import Frame
 from slos.policies import OURS
 from slos.replay import replay
@@ -42,10 +43,7 @@ LOADS = 0.05, 0.5
 
 def sample(url: str) -> dict[str, float]:
     """Requests that run, wait and are best effort now, and by outcome how many are over; without
-    those that calibrated it.
-
-    Raises OSError if the server shows no metrics.
-    """
+    those that calibrated it. Raises OSError if the server shows no metrics."""
     url = url.rstrip("/").removesuffix("/v1")
     try:
         with urlopen(Call(f"{url}/metrics", headers=headers()), timeout=10) as answer:
@@ -86,10 +84,9 @@ def watch(url: str, over: Callable[[float], bool], show: Callable[[Frame], objec
 def in_time(rows: Frame) -> Frame:
     """Per cent of the requests that attained their objectives, of those that ended within the last
     `WINDOW` seconds; nan where none did."""
-    then = pd.merge_asof(
-        rows[["second"]].assign(second=rows["second"] - WINDOW), rows, on="second"
-    )[list(OUTCOMES)].fillna(0.0)
-    new = rows[list(OUTCOMES)] - then
+    counts, before = rows[["second", *OUTCOMES]], rows[["second"]] - WINDOW
+    then = pd.merge_asof(before, counts, on="second").fillna(0.0)
+    new = (counts - then).drop(columns="second")
     judged = new.drop(columns="aborted").sum(axis=1)
     return 100 * new["attained"] / judged.where(judged > 0)
 
@@ -104,14 +101,10 @@ def load(step: float, seconds: float) -> list[Request]:
 
 def run(size: str, url: str = "", seconds: float = 0.0) -> Frame:
     """Watch the server at `url` and redraw the figure in place; without one, a small server of this
-    kit's own under a load that it cannot carry for a while.
-
-    Raises ValueError for an unknown size or where vLLM is needed and not there, OSError where
-    nothing answers at `url`.
-    """
-    require(size in SECONDS, "size", size, f"one of {', '.join(SECONDS)}")
+    kit's own under a load that it cannot carry for a while. Raises ValueError for an unknown size
+    or where vLLM is needed and not there, OSError where nothing answers at `url`."""
     require(seconds >= 0, "seconds", seconds, "at least 0 (0: those of the size)")
-    seconds, shown = seconds or SECONDS[size], DisplayHandle()
+    seconds, shown = seconds or of_size(size, SECONDS), DisplayHandle()
     shown.display(f"watched for {seconds:g} s")
 
     def show(rows: Frame) -> None:

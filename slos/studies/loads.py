@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Probe, Search, probe
-from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
-from slos.evaluation.sizes import size_of
+from slos.evaluation.grids import swept
+from slos.evaluation.plots import DASHED, colors, finish, marked, name_of, panels, unique
+from slos.evaluation.sizes import of_size
 from slos.evaluation.stats import rows_of, select
-from slos.files import Frame, results_dir
-from slos.records.sweep import sweep
+from slos.files import Frame
 
 AT = {
     "smoke": (0.5, 1.0),
@@ -45,14 +44,14 @@ def attained(case: Loaded) -> list[Probe]:
 def grid(size: str, best: Frame, cases: Sequence[Search]) -> list[Loaded]:
     """Each system of a table of capacities with its best setting at all loads of its scenario, for
     the seeds of the searches behind it; lengths of the data sets."""
-    best = best[best["lengths"] == "dataset"]
+    best = select(best, lengths="dataset")
     chosen = {(r.scenario, r.system, r.setting) for r in rows_of(best)}
     top = best.groupby("scenario")["capacity"].max()
     return [
         Loaded(c, share * top[c.scenario] * c.gpus)
         for c in cases
         if c.lengths == "dataset" and (c.scenario, c.system, c.setting) in chosen
-        for share in AT[size]
+        for share in of_size(size, AT)
     ]
 
 
@@ -60,8 +59,7 @@ def run(
     size: str, cases: Sequence[Loaded], workers: int | None = None, name: str = "loads"
 ) -> Frame:
     """Rows of `Probe`, from results/<size>/<name>.csv where they lie already."""
-    size_of(size)
-    return pd.DataFrame(sweep(attained, cases, results_dir(size) / f"{name}.csv", Probe, workers))
+    return swept(size, name, attained, cases, Probe, workers)
 
 
 def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
@@ -74,11 +72,8 @@ def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
             mine = select(rows, scenario=scenario, system=system)
             told = 100 * mine.groupby("rate")["attainment"].agg(["mean", "min", "max"])
             axis.fill_between(told.index, told["min"], told["max"], color=color, alpha=0.2)
-            looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.3}
-            axis.plot(
-                told.index, told["mean"], marker=MARKERS[i], markersize=5, linewidth=1.4,
-                label=name_of(system), **looks,
-            )  # fmt: skip
+            looks = {"color": color, "label": name_of(system), "linewidth": 1.4, "markersize": 5}
+            axis.plot(told.index, told["mean"], **marked(i), **looks)
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s per GPU)", xlim=(0, None), ylim=(0, 102))
     said = f"{source}; lines: mean over seeds, bands: from the worst to the best; dashed: target "

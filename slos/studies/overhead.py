@@ -11,20 +11,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import product
 from statistics import median
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from slos.core.lengths import Oracle
-from slos.core.types import SLO, Progress, Request, Stage, View, require
-from slos.evaluation.plots import DASHED, HATCHES, MARKERS, colors, finish, name_of, panels, unique
+from slos.core.types import SLO, Progress, Request, Stage, View
+from slos.evaluation import plots
+from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, unique
+from slos.evaluation.sizes import of_size
 from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import profile
@@ -44,28 +45,10 @@ NEAR_CAPACITY = {
 
 PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
 """TPOT tiers, new requests, running requests."""
-
 SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
 """Requests per simulation, plannings of each shape."""
-
 PLAIN = {"headers": "keys", "showindex": False, "floatfmt": ".3f", "tablefmt": "plain"}
-
 PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
-
-
-@dataclass(frozen=True, slots=True)
-class Planning:
-    """Times of many plannings of one size, and of the steps that they are part of, in
-    milliseconds."""
-
-    tiers: int
-    new: int
-    running: int
-    p50: float
-    p99: float
-    step_p50: float
-    step_p99: float
-    step_worst: float
 
 
 def simulation_cost(
@@ -85,41 +68,29 @@ def simulation_cost(
 def planning_views(
     tiers: int, new: int, running: int, count: int, seed: int = 0
 ) -> list[tuple[View, Oracle]]:
-    """Random replicas at work: `running` chats decoding at up to `tiers` paces, `new` ones
-    waiting."""
+    """Random replicas: `running` chats decode at up to `tiers` paces, `new` ones wait."""
     rng = np.random.default_rng(seed)
-    tpots = np.array([0.05, 0.1, 0.15, 0.2])[:tiers]
+    tpots, n, now = np.array([0.05, 0.1, 0.15, 0.2])[:tiers], new + running, 100.0
     views = []
     for _ in range(count):
-        prompts = rng.integers(50, 1500, new + running).tolist()
-        outputs = rng.integers(20, 600, new + running).tolist()
-        tier = rng.choice(tpots, new + running).tolist()
-        ahead = rng.uniform(0.05, 2.0, new + running).tolist()
+        prompts, outputs = (rng.integers(*of, n).tolist() for of in ((50, 1500), (20, 600)))
+        tier, ahead = rng.choice(tpots, n).tolist(), rng.uniform(0.05, 2.0, n).tolist()
         records, requests = [], []
-        for i in range(new + running):
-            id, done = str(i), i < running
-            requests.append(Request(id, 0.0, (Stage(prompts[i], outputs[i], SLO(tier[i])),)))
-            generated = int(rng.integers(1, outputs[i])) if done else 0
-            t0 = 100 + ahead[i] - generated * tier[i] if done else 100 + rng.uniform(0.05, 1.0)
-            tokens = prompts[i] + generated
-            records.append(
-                Progress(
-                    id, 100.0, tokens, t0, tier[i], 1.0, 0, generated, tokens - 1 if done else 0
-                )
-            )
+        for i, (prompt, output, tpot) in enumerate(zip(prompts, outputs, tier, strict=True)):
+            requests.append(Request(str(i), 0.0, (Stage(prompt, output, SLO(tpot)),)))
+            made = int(rng.integers(1, output)) if i < running else 0
+            t0 = now + (ahead[i] - made * tpot if i < running else rng.uniform(0.05, 1.0))
+            computed = prompt + made - 1 if i < running else 0
+            records.append(Progress(str(i), now, prompt + made, t0, tpot, 1.0, 0, made, computed))
         held = sum(-(-p.computed // 16) for p in records)
         total = held + 2 * sum(prompts) // 16
-        views.append(
-            (
-                View(100.0, records[running:], records[:running], total - held, total),
-                Oracle(requests),
-            )
-        )
+        view = View(now, records[running:], records[:running], total - held, total)
+        views.append((view, Oracle(requests)))
     return views
 
 
-def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Planning:
-    """Time `count` plannings on views that differ."""
+def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> dict[str, float]:
+    """Milliseconds of `count` plannings on views that differ, and of the steps around them."""
     roofline = profile("opt-13b-h100").roofline
     planned, steps = [], []
     for i, (view, lengths) in enumerate(planning_views(tiers, new, running, count)):
@@ -133,10 +104,10 @@ def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> Plann
             start = time.process_time()
             policy.choose(plan, taken) if planning else policy.step(view)
             (planned if planning else steps).append(1e3 * (time.process_time() - start))
-    (p50, p99), (step_p50, step_p99) = (
-        np.percentile(times[10:], (50, 99)).tolist() for times in (planned, steps)
-    )
-    return Planning(tiers, new, running, p50, p99, step_p50, step_p99, max(steps[10:]))
+    found: dict[str, float] = {"tiers": tiers, "new": new, "running": running}
+    for name, times in (("", planned), ("step_", steps)):
+        found[f"{name}p50"], found[f"{name}p99"] = np.percentile(times[10:], (50, 99)).tolist()
+    return found | {"step_worst": max(steps[10:])}
 
 
 def simulations(num_requests: int) -> Frame:
@@ -149,58 +120,36 @@ def simulations(num_requests: int) -> Frame:
 def plannings(count: int, shapes: Sequence[tuple[int, int, int]] = PLANNINGS) -> Frame:
     """Milliseconds of planning and of whole steps, a row per shape."""
     planning_cost(2, 1, 1, count=11)  # compiles
-    return pd.DataFrame([asdict(planning_cost(*shape, count=count + 10)) for shape in shapes])
+    return pd.DataFrame([planning_cost(*shape, count=count + 10) for shape in shapes])
 
 
 def run(size: str) -> tuple[Frame, Frame]:
-    """`plannings` and `simulations` at a size that notebooks know; the longest planning goes beside
-    the paper's."""
-    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
-    num_requests, count = SIZES[size]
+    """`plannings` and `simulations` of a size; the longest planning goes beside the paper's."""
+    num_requests, count = of_size(size, SIZES)
     planned, simulated = plannings(count), simulations(num_requests)
     # the paper's scheduler plans in every step: all of ours counts
-    longest = float(planned["step_p99"].max())
-    spread = (
-        longest,
-        float(planned["step_p50"].max()),
-        max(longest, float(planned["step_worst"].max())),
-    )
-    put(
-        size,
-        "05_overhead",
-        {"planning_ms": spread},
-        "measured",
-        "random replicas at work",
-        "this machine's CPU",
-    )
+    usual, longest, worst = planned[["step_p50", "step_p99", "step_worst"]].max()
+    numbers = {"planning_ms": (longest, usual, max(longest, worst))}
+    rest = "measured", "random replicas at work", "this machine's CPU"
+    put(size, "05_overhead", numbers, *rest)
     return planned, simulated
 
 
 def planning_curves(planned: Frame) -> Figure:
-    """P99 of a step against new requests, a panel per number of running ones, a line per number of
-    tiers."""
+    """P99 of a step against new requests: a panel per number of running ones, a line per tiers."""
     running = sorted(set(planned["running"]))
     titles = [f"{count} running requests" for count in running]
-    figure, axes = panels(titles, (3.8, 3), (0, 0), "step with a planning, P99 (ms)", sharey=True)
-    palette = sns.color_palette("colorblind", planned["tiers"].max() + 1)
+    label = "step with a planning, P99 (ms)"
+    figure, axes = plots.panels(titles, (3.8, 3), (0, 0), label, sharey=True)
+    palette = colors(range(planned["tiers"].max() + 1))
+    above = {"xytext": (0, 2), "textcoords": "offset points", "fontsize": 7}
     for axis, count in zip(axes, running, strict=True):
-        for tiers, curve in planned[planned["running"] == count].groupby("tiers"):
-            axis.plot(
-                curve["new"],
-                curve["step_p99"],
-                marker=MARKERS[tiers],
-                color=palette[tiers],
-                label=str(tiers),
-            )
+        for tiers, curve in select(planned, running=count).groupby("tiers"):
+            looks = {"marker": MARKERS[tiers], "color": palette[tiers], "label": str(tiers)}
+            axis.plot(curve["new"], curve["step_p99"], **looks)
         for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
             axis.axhline(limit, **DASHED)
-            axis.annotate(
-                f"{word}, {limit:g} ms",
-                (1, limit),
-                xytext=(0, 2),
-                textcoords="offset points",
-                fontsize=7,
-            )
+            axis.annotate(f"{word}, {limit:g} ms", (1, limit), **above)
         axis.set(xscale="log", yscale="log", xlabel="new requests")
     said = "measured on this machine's CPU: whole steps, from the view to the batch"
     return finish(figure, said, axes[0], title="TPOT tiers", loc="outside right upper")
@@ -212,14 +161,9 @@ def simulation_bars(simulated: Frame) -> Figure:
     systems = unique(simulated["system"])
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
     for i, (system, color) in enumerate(colors(systems).items()):
-        at = np.arange(len(cases)) + (i - (len(systems) - 1) / 2) * 0.2
-        values = select(simulated, system=system)["cpu_seconds"]
-        axis.bar(
-            at, values, 0.2, color=color, hatch=HATCHES[i], edgecolor="black", label=name_of(system)
-        )
-    axis.set_xticks(
-        range(len(cases)), [f"{scenario}, {lengths} lengths" for scenario, lengths in cases]
-    )
+        at, rows = plots.beside(len(cases), i, len(systems), 0.2), select(simulated, system=system)
+        plots.bars(axis, at, rows, i, "cpu_seconds", width=0.2, color=color, label=name_of(system))
+    axis.set_xticks(range(len(cases)), [f"{name}, {lengths} lengths" for name, lengths in cases])
     axis.set_ylabel("CPU s per 1,000 requests")
     said = "measured on this machine's CPU, one replica near its capacity, one core"
     return finish(figure, said, axis, ncols=len(systems))
@@ -232,10 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     start = time.perf_counter()
     planning_cost(2, 1, 1, count=11)
-    print(
-        f"the first plannings took {time.perf_counter() - start:.2f} s, compilation included "
-        "unless it was cached"
-    )
+    took = f"{time.perf_counter() - start:.2f} s"
+    print(f"the first plannings took {took}, compilation included unless it was cached")
     print("simulating: CPU seconds per 1,000 requests near capacity, opt-6.7b-a100")
     print(tabulate(simulations(given.requests), **PLAIN), flush=True)
     print(f"planning, and the whole step that it is part of: milliseconds; {PAPER}")

@@ -1,5 +1,6 @@
-"""The performance model against published measurements: fits of their steps, and what wrong ones
-cost."""
+"""The performance model: against published measurements, fits of their steps, and what wrong ones
+cost; and the trade-off behind the system (paper, section 2): a larger batch serves more tokens per
+second and takes longer, so objectives bound the batch, and with it the load."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from matplotlib.figure import Figure
 
 from slos.core.roofline import Plane, Roofline
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.plots import DASHED, finish, panels, unique
+from slos.evaluation.grids import swept
+from slos.evaluation.plots import DASHED, bars, beside, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import select
-from slos.files import Frame, results_dir
+from slos.files import Frame
 from slos.hardware.fit import fit
+from slos.hardware.profiles import profile
 from slos.policies import OURS
 from slos.records.claims import put
-from slos.records.sweep import sweep
 from slos.studies.published_steps import GPUS, engine_steps, kernel_steps, measured, stand_in_steps
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 
@@ -27,6 +29,13 @@ PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
 TILES = (1, 64, 128, 256)
 BLIND = ("", "tile=1", "smooth=1", "smooth=1,scale=1.15")  # beliefs of one who knows no tiles
 PLANES = 3  # a third one where long prompts take more than their tokens' share
+
+MODELS = (
+    "opt-6.7b-a100", "opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100", "toolllama-7b-a100",
+    "r1-qwen-1.5b-a100",
+)  # fmt: skip
+PACES = (0.05, 0.1)  # the paper's TPOTs, seconds
+PROMPT = 1000  # tokens, for its time to the first one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +99,14 @@ def fits(size: str, workers: int | None = None) -> Frame:
     size_of(size)
     kinds = PARALLEL if measured() else {"stand-in": (1,)}
     cases = [
-        FitCase(kind, gpu, tp, context, tile) for kind,
-        parallel in kinds.items()
+        FitCase(kind, gpu, tp, context, tile)
+        for kind, parallel in kinds.items()
         for gpu in GPUS
         for tp in parallel[: 1 if size == "smoke" else None]
         for context in (False, True)
         for tile in (TILES if kind != "engine" else (1,))
-    ]  # fmt: skip
-    return pd.DataFrame(
-        sweep(judge, cases, results_dir(size) / "roofline_fits.csv", Judged, workers)
-    )
+    ]
+    return swept(size, "roofline_fits", judge, cases, Judged, workers)
 
 
 def origin(table: Frame) -> str:
@@ -112,16 +119,14 @@ def origin(table: Frame) -> str:
 
 
 def forms(table: Frame) -> Frame:
-    """One row per GPU, degree of parallelism and form of the model: R2, mean error, and the largest
-    with its size."""
+    """By GPU, degree of parallelism and form of the model: R2, mean error, and the largest one."""
     by = ["kind", "gpu", "tp", "context", "tile"]
-    worst = table.loc[table.groupby(by, sort=False)["max_error"].idxmax(), [*by, "tokens"]]
-    found = table.assign(mean_error=table["mean_error"] * table["steps"]).groupby(by, sort=False)
-    found = found.agg(
-        {"steps": "sum", "r2": "first", "max_error": "max", "mean_error": "sum"}
-    ).reset_index()
+    table = table.assign(mean_error=table["mean_error"] * table["steps"])
+    groups = table.groupby(by, sort=False)
+    found = groups.agg({"steps": "sum", "r2": "first", "max_error": "max", "mean_error": "sum"})
     found["mean_error"] /= found["steps"]
-    return found.merge(worst.rename(columns={"tokens": "worst_tokens"}), on=by)
+    worst = table.loc[groups["max_error"].idxmax()].set_index(by)["tokens"]
+    return found.assign(worst_tokens=worst).reset_index()
 
 
 def best_forms(table: Frame) -> Frame:
@@ -131,8 +136,7 @@ def best_forms(table: Frame) -> Frame:
 
 
 def save_fits(size: str, table: Frame, notebook: str) -> Frame:
-    """Put R2 of the best forms beside the paper's, if they are of measurements; what was put
-    there."""
+    """Put R2 of the best forms beside the paper's, if they are of measurements."""
     if "stand-in" in set(table["kind"]):
         return pd.DataFrame(columns=["no measurements: nothing is put beside the paper"])
     r2 = best_forms(table)["r2"]
@@ -142,8 +146,7 @@ def save_fits(size: str, table: Frame, notebook: str) -> Frame:
 
 
 def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool) -> list[Search]:
-    """Our policy on a profile with beliefs that are wrong: about all batch times, or about
-    tiles."""
+    """Our policy on a profile with wrong beliefs: about all batch times, or about tiles."""
     precision = max(PRECISION, size_of(size).precision)
     beliefs = list(BLIND) if tiles else ["", *(f"scale={s:g}" for s in SCALES[:: FEWER[size]])]
     changes = [{"belief": b, "precision": precision} for b in beliefs]
@@ -154,21 +157,16 @@ def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
     """The fitted forms of a GPU at the smallest degree of parallelism, by name."""
     mine = select(table, kind=kind, gpu=gpu)
     mine = mine[mine["tp"] == mine["tp"].min()].drop_duplicates(["context", "tile"])
-    return {
-        f"{'with' if r.context else 'no'} context, tile {r.tile}": Roofline(
-            tuple(
-                Plane(k1, 0.0, b) for k1,
-                b in (map(float, p.split()) for p in r.planes.split(" | "))
-            ),
-            r.k_ctx, r.tile,
-        )
-        for r in mine.itertuples()
-    }  # fmt: skip
+    found = {}
+    for r in mine.itertuples():
+        each = [map(float, plane.split()) for plane in r.planes.split(" | ")]
+        name = f"{'with' if r.context else 'no'} context, tile {r.tile}"
+        found[name] = Roofline(tuple(Plane(k1, 0.0, b) for k1, b in each), r.k_ctx, r.tile)
+    return found
 
 
 def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
-    """Steps by tokens, prompts alone, with the paper's form and ours with tiles, a panel per
-    GPU."""
+    """Steps of prompts alone by tokens, the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
     gpus = unique(table["gpu"])
     figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
@@ -177,53 +175,96 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
         steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
         gray = {"color": "0.55", "markersize": 3, "label": "steps of prompts"}
         axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", **gray)
-        n = np.arange(1, most + 1)
-        looks = (
-            ("no context, tile 1", "#0072B2", "--"),
-            ("with context, tile 128", "#D55E00", "-"),
-        )
-        for name, color, style in looks:
-            roofline = _rooflines(table, kind, gpu)[name]
-            ms = [1e3 * roofline.time(int(t)) for t in n]
+        n, forms = range(1, most + 1), _rooflines(table, kind, gpu)
+        looks = {
+            "no context, tile 1": ("#0072B2", "--"),
+            "with context, tile 128": ("#D55E00", "-"),
+        }
+        for name, (color, style) in looks.items():
+            ms = [1e3 * forms[name].time(t) for t in n]
             axis.plot(n, ms, style, color=color, linewidth=1.3, label=name)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
     return finish(figure, source, axes[0], ncols=len(axes[0].lines))
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:
-    """Mean (bars) and largest (marks) relative error by batch size, a panel per GPU and kind of
-    steps."""
+    """Relative errors by batch size, mean and largest: a panel per GPU and kind of steps."""
     shown = unique(zip(table["kind"], table["gpu"], strict=True))
     least = table.groupby(["kind", "gpu"])["tp"].min()
     titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
     figure, axes = panels(titles, (5, 2.5), (0, 0.5), "error (%)", 2, sharey=True)
-    looks = ((False, 1, "paper's form", "#0072B2", ""), (True, 1, "with context", "#56B4E9", "//"),
-             (True, 128, "with context and tiles of 128", "#D55E00", ".."))  # fmt: skip
+    looks = ((False, 1, "paper's form", "#0072B2"), (True, 1, "with context", "#56B4E9"),
+             (True, 128, "with context and tiles of 128", "#D55E00"))  # fmt: skip
     for axis, (kind, gpu) in zip(axes, shown, strict=True):
         mine = select(table, kind=kind, gpu=gpu, tp=least[kind, gpu])
         sizes = sorted(set(mine["tokens"]))
-        for i, (context, tile, label, color, hatch) in enumerate(looks):
+        for i, (context, tile, label, color) in enumerate(looks):
             rows = select(mine, context=context, tile=tile).set_index("tokens").reindex(sizes)
-            x = np.arange(len(sizes)) + (i - 1) * 0.27
+            rows, x = 100 * rows[["mean_error", "max_error"]], beside(len(sizes), i, 3, 0.27)
+            bars(axis, x, rows, i, "mean_error", width=0.27, color=color, label=label)
             edge = {"edgecolor": "black", "linewidth": 0.4}
-            axis.bar(
-                x, 100 * rows["mean_error"], 0.27, color=color, hatch=hatch, label=label, **edge
-            )
-            axis.scatter(
-                x, 100 * rows["max_error"], s=18, marker="v", color=color, zorder=3, **edge
-            )
+            axis.scatter(x, rows["max_error"], s=18, marker="v", color=color, zorder=3, **edge)
         axis.set_xticks(range(len(sizes)), [str(s) for s in sizes], fontsize=7)
         axis.set_xlabel("tokens of a step, up to")
     return finish(figure, f"{source}; bars: mean error, triangles: largest", axes[0], ncols=3)
 
 
 def belief_curves(table: Frame, source: str) -> Figure:
-    """Capacity over that of the true belief, against how long the policy takes batches for, a line
-    per scenario."""
+    """Capacity over that of the true belief, by how long the policy takes batches for."""
     told = table["belief"].map(lambda text: float(text.split("=")[1]) if text else 1.0)
-    figure = sensitivity(
-        table.assign(belief=told), "belief", source, "ratio", "capacity over that of the truth (x)"
-    )
+    table, label = table.assign(belief=told), "capacity over that of the truth (x)"
+    figure = sensitivity(table, "belief", source, "ratio", label)
     for axis in figure.axes:
         axis.axvline(1, **DASHED)
     return figure
+
+
+def batches(names: Sequence[str] = MODELS, most: int = 4096) -> Frame:
+    """By profile and tokens of a step: seconds of the step, which is the TPOT that it can keep;
+    tokens per second and GPU; and seconds until a prompt of `PROMPT` tokens has its first token,
+    which takes whole steps of that size."""
+    rows, sizes = [], np.unique(np.geomspace(16, most, 120).astype(int)).tolist()
+    for name in names:
+        hardware = profile(name)
+        for n in sizes:
+            seconds = hardware.roofline.time(n)
+            first = -(-PROMPT // n) * seconds
+            rows.append((name, n, seconds, n / seconds / hardware.gpus, first))
+    return pd.DataFrame(rows, columns=["profile", "tokens", "tpot", "per_second", "ttft"])
+
+
+def gains(names: Sequence[str] = MODELS) -> Frame:
+    """What the looser of the paper's two paces allows: tokens of a step, and times the tokens/s."""
+    rows = []
+    for name in names:
+        tight, loose = (profile(name).roofline.fits(pace) for pace in PACES)
+        rows.append((name, tight, loose, (loose / PACES[1]) / (tight / PACES[0])))
+    columns = ["profile", *(f"tokens in {1e3 * pace:g} ms" for pace in PACES), "tokens/s (x)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def tradeoff_chart(table: Frame) -> Figure:
+    """Left: tokens per second against tokens of a step, dots where a step takes as long as the
+    paper's TPOTs. Right: the objectives that a size of step can just keep; what lies above and to
+    the right of a line can be kept, too."""
+    titles = ["throughput", f"objectives that can be kept, prompts of {PROMPT} tokens"]
+    figure, (left, right) = panels(titles, (4.6, 3.6), (0, 0.6), "tokens per second and GPU")
+    for name, color in colors(unique(table["profile"])).items():
+        rows, hardware = select(table, profile=name), profile(name)
+        left.plot(rows["tokens"], rows["per_second"], color=color, label=name)
+        for pace, marker in zip(PACES, "os", strict=True):
+            n = hardware.roofline.fits(pace)
+            looks = {"color": color, "markeredgecolor": "black", "markersize": 6}
+            left.plot(n, n / hardware.roofline.time(n) / hardware.gpus, marker, **looks)
+        # of larger steps only those that bring the first token sooner
+        best = rows[rows["ttft"] == rows["ttft"].cummin()]
+        right.step(1e3 * best["tpot"], best["ttft"], where="post", color=color)
+    for pace in PACES:
+        right.axvline(1e3 * pace, color="0.6", linewidth=0.8, linestyle="--")
+    left.set(xlabel="tokens of a step", xscale="log")
+    right.set(xlabel="time per output token (ms)", ylabel="time to the first token (s)")
+    right.set(xscale="log", yscale="log")
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        plain_log(axis, 1, 2, 5)
+    said = "simulated: rooflines of the profiles; circles and squares: steps of 50 and 100 ms"
+    return finish(figure, said, left, ncols=3)

@@ -51,46 +51,34 @@ def _linear(gpu: str, tp: int) -> tuple[np.ndarray, np.ndarray]:
     table: Frame = pd.read_csv(_file(LINEAR.format(gpu)))
     table = table[table["num_tensor_parallel_workers"] == tp]
     parts = [c for c in table if c.endswith(".median") and ".emb." not in c]
-    sums = (
-        (table[parts].sum(axis=1) * LAYERS + table["time_stats.emb.median"])
-        .groupby(table["num_tokens"])
-        .median()
-    )
+    each = table[parts].sum(axis=1) * LAYERS + table["time_stats.emb.median"]
+    sums = each.groupby(table["num_tokens"]).median()
     tokens, seconds = sums.index.to_numpy(float), 1e-3 * sums.to_numpy()
     if tp > 1:
         wire: Frame = pd.read_csv(_file(WIRE.format(gpu)))
         wire = wire[(wire["num_workers"] == tp) & (wire["devices_per_node"] == tp)]
         times = wire.groupby("size")["time_stats.all_reduce.median"].median()
-        seconds = seconds + 2e-3 * LAYERS * np.interp(
-            tokens * HIDDEN * 2, times.index, times.to_numpy()
-        )
+        reduced = np.interp(tokens * HIDDEN * 2, times.index, times.to_numpy())
+        seconds = seconds + 2e-3 * LAYERS * reduced
     return tokens, seconds
 
 
 @cache
 def _attention(gpu: str, kind: str, tp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds of all layers' attention, [batch, length], with both axes.
-
-    Decodes of several heads are measured with up to 8 KV heads only; a batch four times as large of
-    a quarter of the heads reads the same bytes in as many thread blocks.
-    """
+    """Seconds of all layers' attention, [batch, length], with both axes. Decodes of several heads
+    are measured with up to 8 KV heads only; a batch four times as large of a quarter of the heads
+    reads the same bytes in as many thread blocks."""
     table: Frame = pd.read_parquet(_file(ATTENTION.format(gpu, kind)))
     heads = HEADS // tp
     share = 1 if kind == "context" else heads // 8
-    table = table[(table["attn_dtype"] == "bfloat16") & (table["kv_cache_dtype"] == "bfloat16")]
-    table = table[
-        (table["num_heads"] == heads // share) & (table["num_key_value_heads"] == heads // share)
-    ]
-    length = table["isl"] if kind == "context" else table["step"]
-    grid = table.assign(length=length).pivot_table(
-        "latency", "batch_size", "length", aggfunc="median"
-    )
+    table = table.query("attn_dtype == 'bfloat16' and kv_cache_dtype == 'bfloat16'")
+    each = heads // share
+    table = table.query(f"num_heads == {each} and num_key_value_heads == {each}")
+    length = "isl" if kind == "context" else "step"
+    grid = table.pivot_table("latency", "batch_size", length, aggfunc="median")
     grid = grid.loc[:, grid.columns <= MOST].dropna()
-    return (
-        grid.index.to_numpy(float) / share,
-        grid.columns.to_numpy(float),
-        1e-3 * LAYERS * grid.to_numpy(),
-    )
+    batches, lengths = grid.index.to_numpy(float) / share, grid.columns.to_numpy(float)
+    return batches, lengths, 1e-3 * LAYERS * grid.to_numpy()
 
 
 def _decode_seconds(gpu: str, tp: int, batch: int, context: int) -> float:
@@ -106,31 +94,24 @@ def _prefill_seconds(gpu: str, tp: int, tokens: int) -> float:
 
 def kernel_steps(gpu: str, tp: int) -> Frame:
     """One row per step of Llama-2-7B: a prompt, decodes, or both, for every measured number of
-    tokens.
-
-    Columns: tokens, draft_steps, context (KV tokens that the decodes read), seconds.
-    """
+    tokens. context: KV tokens that the decodes read."""
     rows = []
     for n, linear in zip(*_linear(gpu, tp), strict=True):
         for decodes in {d for d in (*DECODES, int(n)) if d <= min(n, DECODES[-1])}:
             seconds = linear + _prefill_seconds(gpu, tp, n - decodes)
             for context in CONTEXTS if decodes else (0,):
-                rows.append(
-                    (n, 0, decodes * context, seconds + _decode_seconds(gpu, tp, decodes, context))
-                )
+                whole = seconds + _decode_seconds(gpu, tp, decodes, context)
+                rows.append((n, 0, decodes * context, whole))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def engine_steps(gpu: str, tp: int) -> Frame:
-    """Steps of Llama-2-70B with the same columns: all prompts of a batch at once, and its mean
-    decode step."""
+    """Steps of Llama-2-70B: all prompts of a batch at once, and its mean decode step."""
     table: Frame = pd.read_csv(_file(ENGINE))
-    table = table[(table["model"] == "llama2-70b") & (table["hardware"] == f"{gpu}-80gb")]
-    table = table[(table["tensor_parallel"] == tp) & (table["prompt_size"] <= MOST)]
-    batch = table["batch_size"]
-    prompts = pd.DataFrame(
-        {"tokens": batch * table["prompt_size"], "context": 0, "seconds": table["prompt_time"]}
-    )
+    table = table.query(f"model == 'llama2-70b' and hardware == '{gpu}-80gb'")
+    table = table.query(f"tensor_parallel == {tp} and prompt_size <= {MOST}")
+    batch, sent = table["batch_size"], table["batch_size"] * table["prompt_size"]
+    prompts = pd.DataFrame({"tokens": sent, "context": 0, "seconds": table["prompt_time"]})
     read = batch * (table["prompt_size"] + table["token_size"] / 2)
     decodes = pd.DataFrame({"tokens": batch, "context": read, "seconds": table["token_time"]})
     both = pd.concat([prompts[prompts["tokens"] <= 2 * MOST], decodes]).assign(draft_steps=0)
@@ -138,11 +119,9 @@ def engine_steps(gpu: str, tp: int) -> Frame:
 
 
 def stand_in_steps(gpu: str, tp: int) -> Frame:
-    """Instead of `kernel_steps` where the files are not: the shipped profile with noise of 5 %, no
-    measurement."""
+    """Where the files are not: the shipped profile with noise of 5 %, no measurement."""
     r, rng = profile(f"llama-2-7b-{gpu}").roofline, np.random.default_rng(tp)
     sizes = (1, 2, 4, *range(8, 1024, 8), *range(1024, MOST, 64))
     shapes = [(n, 0, decodes * CONTEXTS[0]) for n in sizes for decodes in (0, min(n, 64))]
-    return pd.DataFrame(
-        [(*s, r.time(*s) / tp * rng.lognormal(0, 0.05)) for s in shapes], columns=COLUMNS
-    )
+    rows = [(*s, r.time(*s) / tp * rng.lognormal(0, 0.05)) for s in shapes]
+    return pd.DataFrame(rows, columns=COLUMNS)

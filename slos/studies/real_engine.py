@@ -28,22 +28,21 @@ import numpy as np
 import pandas as pd
 
 from slos.core.attainment import Outcome, attainment, judged
-from slos.core.history import make_predictor
 from slos.core.pace import TOLERANCE
 from slos.core.roofline import scaled
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import capacity
+from slos.evaluation.runs import serve
+from slos.evaluation.sizes import check_names, of_size
 from slos.files import Frame
 from slos.hardware.profiles import Profile, profile
-from slos.policies import OURS, POLICIES, make_policy
+from slos.policies import OURS, POLICIES
 from slos.records.sweep import Bar
 from slos.replay import replay
 from slos.replay.results import Labels, Replayed, rows
 from slos.serving import launch
 from slos.serving.settings import Settings
 from slos.serving.tiny_model import write
-from slos.sim.replica import World
-from slos.sim.simulator import simulate
 from slos.studies import engine_workloads
 from slos.studies.engine_workloads import WORKLOADS
 
@@ -56,11 +55,8 @@ FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 BUDGET = 2048
 # width and layers of the model that stands in for one: a decode step takes milliseconds, not HTTP
 MODEL = (512, 3)
-ON_CPU = (
-    "--enforce-eager",
-    "--distributed-executor-backend",
-    "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-)
+_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+ON_CPU = ("--enforce-eager", "--distributed-executor-backend", _EXECUTOR)
 """For vLLM on a CPU: no compilation, half a minute that a small model never earns back; and the
 model in the engine's own process, named in full because vLLM turns a plain `uni` into a second
 process, for which the first waits spinning: on few cores that slows the model, the server and the
@@ -76,10 +72,7 @@ def has_engine() -> bool:
 @contextmanager
 def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Iterator[str]:
     """The URL of a vLLM server with the scheduler of `system`, which ends with the block; its log
-    is in `folder`.
-
-    Raises RuntimeError with the end of the log if it does not start.
-    """
+    is in `folder`. Raises RuntimeError with the end of the log if it does not start."""
     with starting(model, system, folder, *arguments) as ready:
         yield ready()
 
@@ -88,28 +81,22 @@ def server(model: Path | str, system: str, folder: Path, *arguments: str) -> Ite
 def starting(
     model: Path | str, system: str, folder: Path, *arguments: str
 ) -> Iterator[Callable[[], str]]:
-    """The same without waiting, so that two may start side by side: what is returned waits, for the
-    URL."""
-    require(system in POLICIES, "system", system, f"one of {', '.join(POLICIES)}")
+    """The same without waiting: what is returned waits, for the URL. So two start side by side."""
+    check_names("system", [system], POLICIES)
     port = str(launch.free_port())
-    which = ["--stock"] if system == STOCK else ["--policy", system]
-    which += [
-        "--no-calibrate",
-        "--max-num-batched-tokens",
-        str(BUDGET),
-        *(ON_CPU if launch.on_cpu() else ON_GPU),
-    ]
+    url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "slos.serving.launch", "serve", str(model), "--port", port]
-    command += which
+    command += ["--stock"] if system == STOCK else ["--policy", system]
+    command += ["--no-calibrate", "--max-num-batched-tokens", str(BUDGET)]
+    command += [*(ON_CPU if launch.on_cpu() else ON_GPU), *arguments]
     ones = "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"
     log = Path(folder) / f"server-{system}.log"
     with log.open("w") as out:
         environment = dict.fromkeys(ones, "1") | os.environ
-        process = subprocess.Popen(
-            [*command, *arguments], stdout=out, stderr=out, env=environment, start_new_session=True
-        )
+        how = {"stdout": out, "stderr": out, "start_new_session": True}
+        process = subprocess.Popen(command, env=environment, **how)
     try:
-        yield partial(_ready, process, f"http://127.0.0.1:{port}", log)
+        yield lambda: launch.wait(url, process, log) or url
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -117,11 +104,6 @@ def starting(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
-
-
-def _ready(process: subprocess.Popen, url: str, log: Path) -> str:
-    launch.wait(url, process, log)
-    return url
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +122,21 @@ class Calibrated:
     def loads(
         self, workload: str, num_requests: int, seeds: int, count: int, target: float
     ) -> list[float]:
-        """Requests per second, by simulation: from where vLLM's own scheduler meets the target to
-        where ours fails."""
+        """Requests per second, by simulation: from where vLLM's own attains to where ours fails."""
 
         def attained(system: str, rate: float) -> float:
-            made = (
-                WORKLOADS[workload](rate, max(num_requests, 60), seed, self.step)
-                for seed in range(seeds)
-            )
-            return float(
-                np.mean([attainment(predict(requests, system, self).outcomes) for requests in made])
-            )
+            build, n = WORKLOADS[workload], max(num_requests, 60)
+            made = (build(rate, n, seed, self.step) for seed in range(seeds))
+            return float(np.mean([attainment(predict(r, system, self).outcomes) for r in made]))
 
-        stock, _ = capacity(
-            partial(attained, STOCK), target, start=0.05 / self.step, precision=0.05
-        )
-        most = next(
-            (m for m in np.geomspace(1, 5, 12) if attained(OURS, m * stock) < target - 0.1), 5.0
-        )
+        stock, _ = capacity(partial(attained, STOCK), target, 0.05 / self.step, precision=0.05)
+        tried = np.geomspace(1, 5, 12)
+        most = next((m for m in tried if attained(OURS, m * stock) < target - 0.1), 5.0)
         return [float(f"{stock * m:.3g}") for m in np.geomspace(0.75, most, count)]
 
 
 def calibrate(url: str, saved: Path) -> Calibrated:
-    """Short prompts and decodes of many sizes; single requests for what HTTP and tokenizing add;
-    then `again`."""
+    """By short prompts and decodes; single requests tell what HTTP adds; then `again`."""
     launch.calibrate(url, rounds=2)
     first = _learned(saved)
     took = np.median([o.ttft for o in _replay(engine_workloads.alone(), url).outcomes])
@@ -171,17 +144,14 @@ def calibrate(url: str, saved: Path) -> Calibrated:
 
 
 def again(engine: Calibrated, url: str, saved: Path) -> Calibrated:
-    """The engine as it is now: what the plug-in has learned at the end of a ramp of load.
-
-    A ramp, because a server that streams to a client beside it is slower than one that does not.
-    """
+    """The engine as it is now: what the plug-in has learned at the end of a ramp of load, because a
+    server that streams to a client beside it is slower than one that does not."""
     _replay(engine_workloads.ramp(engine.profile.roofline.time(16)), url)
     return replace(engine, profile=_learned(saved))
 
 
 def _learned(saved: Path) -> Profile:
-    """The profile in the file that the plug-in writes beside the engine, soon after its last
-    fit."""
+    """The profile that the plug-in writes beside the engine, soon after its last fit."""
     for _ in range(40):
         time.sleep(0.25)
         with suppress(OSError, ValueError):
@@ -200,13 +170,11 @@ def _replay(requests: Sequence[Request], url: str, seed: int = 0, told: bool = T
 
 def predict(requests: Sequence[Request], series: str, engine: Calibrated) -> Replayed:
     """What the simulator says a client of a system, or of `TOLD`, will see."""
-    told, system = series == TOLD, OURS if series == TOLD else series
-    lengths = make_predictor("oracle" if told else Settings().predictor, requests)
-    p = engine.profile
+    p, system = engine.profile, OURS if series == TOLD else series
+    predictor = "oracle" if series == TOLD else Settings().predictor
+    setting = f"max_batched_tokens={BUDGET}" if system == STOCK else ""
     belief = scaled(p.roofline, p.margin)
-    settings = {"max_batched_tokens": BUDGET} if system == STOCK else {}
-    policy = make_policy(system, belief, lengths, **settings)
-    outcomes = simulate(requests, policy, World.of(p))
+    outcomes = serve(requests, system, p, setting, belief=belief, predictor=predictor)
     return Replayed([_seen(o, engine.outside) for o in outcomes], [])
 
 
@@ -233,32 +201,26 @@ def run(
     `vllm serve`. target: attainment around which the loads lie. rivals: policies, each with a
     server of its own; `STOCK` is vLLM's own scheduler.
     """
-    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    num_requests, seeds, count = of_size(size, SIZES)
     require(has_engine(), "vllm", None, "installed", "SLOS_EXTRA=cpu ./run_all.sh installs it")
-    for name in workloads:
-        require(name in WORKLOADS, "workload", name, f"one of {', '.join(WORKLOADS)}")
-    for name in rivals:
-        require(name in POLICIES and name != OURS, "rival", name, f"one of {', '.join(POLICIES)}")
-    num_requests, seeds, count = SIZES[size]
+    check_names("workload", workloads, WORKLOADS)
+    check_names("rival", rivals, [name for name in POLICIES if name != OURS])
     tables = []
     with tempfile.TemporaryDirectory(prefix="slos-engine-") as name, ExitStack() as servers:
         folder = Path(name)
         model, saved = model or write(folder / "small", *MODEL), folder / "profile.json"
-        more, urls = {OURS: ["--save-profile", str(saved)], **{name: [] for name in rivals}}, {}
-        for system in more:
-            urls[system] = servers.enter_context(
-                starting(model, system, folder, *more[system], *arguments)
-            )
+        urls = {}
+        for system in (OURS, *rivals):
+            more = ("--save-profile", str(saved)) if system == OURS else ()
+            start = starting(model, system, folder, *more, *arguments)
+            urls[system] = servers.enter_context(start)
             if not launch.on_cpu():  # each measures the free memory of the GPU
                 urls[system]()
         urls = {system: ready() for system, ready in urls.items()}
         now = engine = calibrate(urls[OURS], saved)
         since = time.monotonic()
-        loads = [
-            (w, rate)
-            for w in workloads
-            for rate in engine.loads(w, num_requests, seeds, count, target)
-        ]
+        much = num_requests, seeds, count, target
+        loads = [(w, rate) for w in workloads for rate in engine.loads(w, *much)]
         bar = Bar(len(loads) * seeds)
         for (workload, rate), seed in product(loads, range(seeds)):
             if time.monotonic() > since + FRESH:
@@ -271,9 +233,8 @@ def run(
                 }
                 for status, run in runs.items():
                     labels = Labels(workload, series, engine.profile.gpu, rate, seed, status=status)
-                    tables.append(
-                        rows(labels, run).assign(lag=run.lag, drift=now.step / engine.step)
-                    )
+                    drift = now.step / engine.step
+                    tables.append(rows(labels, run).assign(lag=run.lag, drift=drift))
             bar.step(f"{workload}, {rate:g} requests/s")
         bar.close()
     return pd.concat(tables, ignore_index=True), engine

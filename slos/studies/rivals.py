@@ -11,14 +11,7 @@ import pandas as pd
 
 from slos.core.pace import PAPER
 from slos.evaluation.capacity_search import Probe, Search, search
-from slos.evaluation.grids import (
-    RIVALS,
-    behind,
-    can_draft,
-    case_of_rival,
-    fixed_drafts,
-    typical,
-)
+from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, tries_of, typical
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import interval
 from slos.files import Frame, results_dir
@@ -28,8 +21,6 @@ from slos.sim.cluster import roles
 Key = TypeVar("Key", bound=Hashable)
 Cases = dict[tuple[str, str], Search]
 """A case, of the first seed, by scenario and name."""
-
-
 ROWS = "waterfall"  # the file of their rows
 
 
@@ -51,37 +42,31 @@ def carried(
 def tuned(
     size: str, groups: Mapping[Key, Sequence[Search]], workers: int | None = None, name: str = ROWS
 ) -> dict[Key, Search]:
-    """Of each group the case that carries most, with one seed and as many replicas as it is
-    about."""
+    """Of each group the case that carries most, with one seed, and its own number of replicas."""
     s = scale_of(size)
-    small = {"precision": s.tuning_precision, "seed": 0}
     tried = {
-        key: [
-            replace(
-                c, num_requests=s.tuning_requests * c.replicas * len(roles(c.topology)), **small
-            )
-            for c in cases
-        ]
+        key: [replace(_sized(c, s.tuning_requests, s.tuning_precision), seed=0) for c in cases]
         for key, cases in groups.items()
         if len(cases) > 1
     }
     found = carried(size, [case for cases in tried.values() for case in cases], workers, name)
-    best = {key: 0 for key in groups} | {
-        key: max(range(len(cases)), key=lambda i: found[cases[i]].rate)
-        for key, cases in tried.items()
-    }
-    return {key: groups[key][i] for key, i in best.items()}
+    best = {key: cases[0] for key, cases in groups.items()}
+    for key, cases in tried.items():
+        rates = [found[case].rate for case in cases]
+        best[key] = groups[key][rates.index(max(rates))]
+    return best
+
+
+def _sized(case: Search, requests: int, precision: float) -> Search:
+    """A case with so many requests per replica."""
+    n = requests * case.replicas * len(roles(case.topology))
+    return replace(case, num_requests=n, precision=precision)
 
 
 def at_scale(cases: Mapping[Key, Search], size: str) -> dict[Key, Search]:
     """The same with the requests and the precision of a size."""
     s = scale_of(size)
-    return {
-        key: replace(
-            c, num_requests=s.requests * c.replicas * len(roles(c.topology)), precision=s.precision
-        )
-        for key, c in cases.items()
-    }
+    return {key: _sized(case, s.requests, s.precision) for key, case in cases.items()}
 
 
 def rivals(
@@ -101,10 +86,8 @@ def rivals(
     # of each setting, topology and router all draft lengths
     tries: dict[tuple[str, str], list[list[Search]]] = {}
     for scenario, (name, options) in product(scenarios or s.scenarios, RIVALS.items()):
-        drafts, plain = can_draft(scenario, profile), []
-        for rival in options:
-            case = replace(case_of_rival(scenario, rival, s.replicas, profile), rule=rule)
-            plain += behind(case)
+        plain = tries_of(scenario, options, s.replicas, profile=profile, rule=rule)
+        drafts = can_draft(scenario, profile)
         tries[scenario, name] = [[c, *(fixed_drafts(c) if drafts else ())] for c in plain]
     best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
     lengths = {key: next(t for t in tries[key] if case in t) for key, case in best.items()}
@@ -112,8 +95,7 @@ def rivals(
 
 
 def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
-    """A row per scenario and name: capacity with its interval over seeds, that of each seed, and
-    what ran."""
+    """By scenario and name: what ran, its capacity with interval, and that of each seed."""
     seeds = range(scale_of(size).seeds)
     every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
     found = carried(size, every, workers, name)
@@ -121,11 +103,9 @@ def measured(size: str, cases: Cases, workers: int | None = None, name: str = RO
     for (scenario, system), case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
         where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
+        where += case.hardware.name, mine[0].source
         each = [row.rate for row in mine]
-        rows.append(
-            (scenario, system, *where, case.hardware.name, mine[0].source, *interval(each), each)
-        )
-    where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
-    return pd.DataFrame(
-        rows, columns=["scenario", "name", *where, "capacity", "low", "high", "rate"]
-    )
+        rows.append((scenario, system, *where, *interval(each), each))
+    columns = ["scenario", "name", "setting", "replicas", "topology", "router", "max_drafts"]
+    columns += ["profile", "source", "capacity", "low", "high", "rate"]
+    return pd.DataFrame(rows, columns=columns)

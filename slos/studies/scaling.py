@@ -1,84 +1,56 @@
-"""What many replicas and a router bring."""
+"""What many replicas and a router bring; and prefill and decode on different GPUs, at each ratio,
+against replicas side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from slos.core.types import require
+from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, run_searches
-from slos.evaluation.plots import (
-    DASHED,
-    colors,
-    dots,
-    finish,
-    name_of,
-    panels,
-    seeds_said,
-    unique,
-    whiskers,
-)
-from slos.evaluation.runs import hardware_of
-from slos.evaluation.stats import capacities, mean_of, over, select
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
+from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
+from slos.evaluation.sizes import Size, of_size
+from slos.evaluation.stats import capacities, mean_of, over, select, strongest
 from slos.files import Frame
-from slos.policies import OURS, POLICIES
-from slos.policies.routers import ROUTERS
+from slos.policies import OURS
 from slos.records.claims import Spread, paper
 from slos.sim.cluster import POOLED, roles
 from workloads import SCENARIOS
 
 IN_WORDS = {POOLED: "one large engine", "": "one replica"}
-
 WHERE = ("replicas", "router", "topology")
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
-    capacity, scenarios."""
-
-    replicas: tuple[int, ...]
-    requests: int
-    seeds: int
-    precision: float
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
-
-
-SCALES = {
-    "smoke": Scale((1, 2), 60, 1, 0.5, ("chatbot", "coding")),
-    "quick": Scale((1, 4), 120, 1, 0.08),
-    "full": Scale((1, 2, 4, 8, 16), 250, 3, 0.03),
+SIZES = {
+    "smoke": Size(60, 1, 0.5, scenarios=("chatbot", "coding")),
+    "quick": Size(120, 1, 0.08),
+    "full": Size(250, 3, 0.03),
 }
+REPLICAS = {"smoke": (1, 2), "quick": (1, 4), "full": (1, 2, 4, 8, 16)}
 H100 = "opt-13b-h100"
 OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
-# replicas at which routers are compared, the paper's; more or fewer run with the plain and the best
-# one only
 TOLD = 4
+"""Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
+best one only."""
 
 
-def checked(
-    size: str,
-    scenarios: Sequence[str],
-    systems: Sequence[str],
-    profile: str,
-    routers: Sequence[str] = (),
-) -> Scale:
-    named = (
-        ("size", [size], SCALES),
-        ("scenario", scenarios, SCENARIOS),
-        ("system", systems, POLICIES),
-    )
-    for name, values, known in (*named, ("router", routers, ROUTERS)):
-        for value in values:
-            require(value in known, name, value, f"one of {', '.join(known)}")
-    for scenario in scenarios or SCALES[size].scenarios:
-        hardware_of(scenario, profile)
-    return SCALES[size]
+def _grid(
+    size: str, scenarios: Sequence[str], kinds: Sequence[tuple[str, int, str, str]], profile: str
+) -> list[Search]:
+    """Every scenario and seed of a size with each system, replicas, router and topology."""
+    s, systems, routers = of_size(size, SIZES), [k[0] for k in kinds], [k[2] for k in kinds if k[2]]
+    check_cases(scenarios or s.scenarios, systems, profile, routers)
+    return [
+        Search(
+            scenario, system, profile=profile, seed=seed, precision=s.precision, replicas=n,
+            num_requests=n * len(roles(topology)) * s.num_requests, router=router,
+            topology=topology,
+        )
+        for scenario, seed in product(scenarios or s.scenarios, range(s.seeds))
+        for system, n, router, topology in kinds
+    ]  # fmt: skip
 
 
 def told_at(replicas: Collection[int]) -> int:
@@ -95,30 +67,33 @@ def scaling_cases(
 ) -> list[Search]:
     """Every scenario, system and number of replicas, and the routers; where they are compared all
     of them, and ours in one engine as large as all replicas."""
-    s, grid = checked(size, scenarios, systems, profile, routers), []
+    ladder, kinds = of_size(size, REPLICAS), []
     some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
-    for scenario, n, seed in product(scenarios or s.scenarios, s.replicas, range(s.seeds)):
-        choice = ("",) if n == 1 else routers if n == told_at(s.replicas) else some
-        kinds = [(system, router, "") for system in systems for router in choice]
-        kinds += [(OURS, "", POOLED)] if n == told_at(s.replicas) and OURS in systems else []
-        for system, router, topology in kinds:
-            grid.append(
-                Search(
-                    scenario, system, profile=profile, seed=seed, num_requests=n * s.requests,
-                    precision=s.precision, replicas=n, router=router, topology=topology,
-                )
-            )  # fmt: skip
-    return grid
+    for n in ladder:
+        choice = ("",) if n == 1 else routers if n == told_at(ladder) else some
+        kinds += [(system, n, router, "") for system in systems for router in choice]
+        kinds += [(OURS, n, "", POOLED)] if n == told_at(ladder) and OURS in systems else []
+    return _grid(size, scenarios, kinds, profile)
 
 
 def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE), most: int = 8) -> list[Search]:
-    """OPT-13B on up to eight H100, as the paper scales it, behind the plain and the best router.
-
-    The scenarios of OPT, chatbot alone unless at full size.
-    """
+    """OPT-13B on up to eight H100, as the paper scales it, behind the plain and the best router:
+    the scenarios of OPT, chatbot alone unless at full size."""
     scenarios = OPT if size == "full" else OPT[:1]
     cases = scaling_cases(size, scenarios, systems, (PLAIN, BEST_ROUTER), H100)
     return [c for c in cases if c.replicas <= most and not c.topology]
+
+
+def disaggregation_cases(
+    size: str,
+    scenarios: Sequence[str] = (),
+    systems: Sequence[str] = ("vllm", BASELINE, OURS),
+    profile: str = "",
+) -> list[Search]:
+    """Prefill and decode apart at each ratio, and side by side, all with the same router."""
+    places = [(1, ratio) for ratio in RATIOS] + [(2, ""), (3, "")]
+    kinds = [(name, n, "least-loaded", topology) for name in systems for n, topology in places]
+    return _grid(size, scenarios, kinds, profile)
 
 
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
@@ -129,15 +104,11 @@ def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Fra
 
 
 def routing(best: Frame, replicas: int) -> Frame:
-    """What each router carries over round robin on the same system, and the ceiling: ours in one
-    large engine."""
+    """What each router carries over round robin, and the ceiling: ours in one large engine."""
     here = best[(best["replicas"] == replicas) & best["topology"].isin(("", POOLED))]
     here = here.assign(what=here["router"].where(here["topology"] == "", POOLED))
-    other = here[here["what"] != PLAIN]
-    return over(
-        other[["scenario", "what", "system", "rate"]],
-        select(here, what=PLAIN)[["scenario", "system", "rate"]],
-    )
+    plain = select(here, what=PLAIN)[["scenario", "system", "rate"]]
+    return over(here.loc[here["what"] != PLAIN, ["scenario", "what", "system", "rate"]], plain)
 
 
 def scaling(best: Frame) -> Frame:
@@ -148,80 +119,98 @@ def scaling(best: Frame) -> Frame:
 
 
 def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
-    """What stands beside the paper's: the gain of our router, and the best scenario's load over
-    that of one replica.
-
-    And, as "routing_pooled", the ceiling of all routing.
-    """
-    gains, ceiling = (
-        select(routing(best, replicas), system=OURS, what=what) for what in (BEST_ROUTER, POOLED)
-    )
-    ladder = select(scaling(best), system=OURS, what=BEST_ROUTER, replicas=replicas)
-    coding = gains[gains["scenario"] == "coding"]
-    numbers = {"ablation_routing": mean_of(gains)}
-    if len(coding):
-        numbers["routing_coding"] = mean_of(coding)
-    if len(ceiling):
-        numbers["routing_pooled"] = mean_of(ceiling)
+    """What stands beside the paper's: the gain of our router, as "routing_pooled" the ceiling of
+    all routing, and the load of four replicas over that of one."""
+    gains, ladder = select(routing(best, replicas), system=OURS), select(scaling(best), system=OURS)
+    ours = select(gains, what=BEST_ROUTER)
+    parts = {"ablation_routing": ours, "routing_coding": select(ours, scenario="coding")}
+    parts["routing_pooled"] = select(gains, what=POOLED)
+    numbers = {key: mean_of(part) for key, part in parts.items() if len(part)}
     for scenario in ("chatbot", "tool-calling", "coding") if replicas == 4 else ():
-        if len(here := select(ladder, scenario=scenario)):
+        here = select(ladder, what=BEST_ROUTER, replicas=4, scenario=scenario)
+        if len(here):
             mean, low, high = mean_of(here)
-            found = f"scaling_{scenario}".replace("-", "_")
-            numbers[found] = 4 * mean, 4 * low, 4 * high
+            numbers[f"scaling_{scenario}".replace("-", "_")] = 4 * mean, 4 * low, 4 * high
     return numbers
+
+
+def best_ratio(best: Frame, *by: str) -> Frame:
+    """The ratio of prefill to decode (`what`) that carries most per GPU, per scenario and `by`."""
+    apart = best[best["topology"].isin(RATIOS)].rename(columns={"topology": "what"})
+    return strongest(apart, "scenario", *by)[["scenario", "what", "system", "gpus", "rate"]]
+
+
+def against_distserve(best: Frame) -> Frame:
+    """Ours side by side, on as many GPUs, over the best DistServe: vLLM with its policies."""
+    ours = select(best, system=OURS, topology="")[["scenario", "gpus", "rate"]]
+    return over(ours, best_ratio(best[best["system"] != OURS]))
+
+
+def against_itself(best: Frame) -> Frame:
+    """Each system apart at its best ratio over the same system side by side, on as many GPUs."""
+    beside = select(best, topology="")[["scenario", "system", "gpus", "rate"]]
+    return over(best_ratio(best, "system"), beside)
 
 
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     """What each router carries over round robin on the same system, per scenario."""
     kinds = unique(zip(table["system"], table["what"], strict=True))
-    palette, reported = colors([what for _, what in kinds]), paper("ablation_routing")
+    palette = colors([what for _, what in kinds])
     groups = {
         f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
-            palette[what],
-            select(table, system=system, what=what),
+            palette[what], select(table, system=system, what=what),
         )
         for system, what in kinds
-    }
-    figure, axis = plt.subplots(
-        figsize=(max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6), layout="constrained"
-    )
-    dots(axis, table, groups, 0.11, reported)
-    at = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
-    axis.annotate(f" paper,\n mean of six:\n {reported:g}x", (1, reported), **at)
+    }  # fmt: skip
+    size = max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    plots.dots(axis, groups, 0.11, paper("ablation_routing"), "\n mean of six")
     axis.set_ylabel("capacity over round robin (x)")
-    said = (
-        f"{source}; {replicas} replicas, each system against itself with round robin; "
-        f"{seeds_said(table)}"
-    )
-    return finish(figure, said, axis, fontsize=8, ncols=len(groups))
+    said = f"{source}; {replicas} replicas, each system against itself with round robin"
+    said += f"; {seeds_said(table)}"
+    return plots.finish(figure, said, axis, fontsize=8, ncols=len(groups))
 
 
 def scaling_chart(table: Frame, source: str) -> Figure:
     """Total load of many replicas over that of one, per scenario; dashed: in proportion."""
     scenarios = unique(table["scenario"])
-    figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
+    figure, axes = plots.panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
     kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
-    palette, reported = colors([str(k) for k in kinds]), paper("scaling_coding")
+    palette, reported = colors(kinds), paper("scaling_coding")
+    ratios = ["ratio", "low", "high"]
+    table = table.assign(**table[ratios].mul(table["replicas"], axis=0)).sort_values("replicas")
     for axis, scenario in zip(axes, scenarios, strict=True):
-        rows = table[table["scenario"] == scenario]
+        rows = select(table, scenario=scenario)
         most = rows["replicas"].max()
         axis.plot([1, most], [1, most], **DASHED)
         for i, (system, router) in enumerate(kinds):
-            mine = rows[(rows["system"] == system) & rows["what"].isin((router, ""))].sort_values(
-                "replicas"
-            )
-            mine = mine.assign(
-                **{name: mine["replicas"] * mine[name] for name in ("ratio", "low", "high")}
-            )
-            looks = {
-                "color": palette[str((system, router))],
-                "label": f"{name_of(system)}, {router}",
-            }
-            whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
+            mine = select(rows[rows["what"].isin((router, ""))], system=system)
+            looks = {"color": palette[system, router], "label": f"{name_of(system)}, {router}"}
+            plots.whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
         if most >= 4:
             said = f"paper's best at 4: {reported:g}x"
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
     said = f"{source}; dashed: in proportion to the replicas; {seeds_said(table)}"
-    return finish(figure, said, axes[0], ncols=3, fontsize=8)
+    return plots.finish(figure, said, axes[0], ncols=3, fontsize=8)
+
+
+def disaggregation_bars(best: Frame, source: str) -> Figure:
+    """Capacity per GPU of prefill and decode apart, and side by side on as many GPUs."""
+    scenarios, systems = unique(best["scenario"]), unique(best["system"])
+    best = best.assign(
+        kind=[t or f"{n} together" for t, n in zip(best["topology"], best["replicas"], strict=True)]
+    )
+    kinds = sorted(set(best["kind"]), key=lambda kind: (":" in kind, kind))
+    figure, axes = plots.panels(scenarios, (2.3, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
+    for axis, scenario in zip(axes, scenarios, strict=True):
+        for k, (kind, color) in enumerate(colors(kinds).items()):
+            mine = select(best, scenario=scenario, kind=kind).set_index("system").reindex(systems)
+            x = plots.beside(len(systems), k, len(kinds), 0.17)
+            plots.bars(axis, x, mine, k, width=0.17, color=color, label=kind)
+        axis.set_xticks(
+            range(len(systems)), map(name_of, systems), rotation=30, ha="right", fontsize=8
+        )
+    said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded"
+    return plots.finish(figure, f"{said}; {seeds_said(best)}", axes[0], ncols=len(kinds))

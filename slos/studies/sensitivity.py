@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import NoCapacity, Search, search
-from slos.evaluation.grids import searches
+from slos.evaluation.grids import searches, swept
 from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
-from slos.files import Frame, results_dir
+from slos.files import Frame
 from slos.policies import OURS
-from slos.records.sweep import sweep
 from slos.studies import capacity
 from workloads import SCENARIOS
 
@@ -90,25 +88,22 @@ def varied(
     systems: Sequence[str],
     changes: Sequence[dict],
     profile: str = "",
-):
-    """Searches of a size for every change of a `Search`, each once; the baselines at a few of their
-    settings."""
-    base = searches(size, scenarios, systems, profile)
-    base = [
-        c
-        for c in base
+) -> list[Search]:
+    """Searches of a size with every change, each once; the baselines at a few of their settings."""
+    fewer = {"num_requests": QUICK} if size == "quick" else {}
+    every = (
+        replace(c, **fewer | change)
+        for c in searches(size, scenarios, systems, profile)
         if c.lengths == "dataset" and c.setting in SETTINGS.get(c.system, (c.setting,))
-    ]
-    if size == "quick":
-        base = [replace(c, num_requests=QUICK) for c in base]
-    return list(dict.fromkeys(replace(c, **change) for c in base for change in changes))
+        for change in changes
+    )
+    return list(dict.fromkeys(every))
 
 
 def sensitivity_cases(
     size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = ""
 ) -> list[Search]:
-    """Each of `VARIED` alone; other hardware only beside a scenario's own. Raises ValueError for
-    unknown names."""
+    """Each of `VARIED` alone; other hardware only beside a scenario's own."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [
         known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]
@@ -122,9 +117,7 @@ def sensitivity_cases(
 
 def run(size: str, cases: Sequence[Search], name: str, workers: int | None = None) -> Frame:
     """Rows of `Capacity`, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(
-        sweep(capacity_of, cases, results_dir(size) / f"{name}.csv", Capacity, workers)
-    )
+    return swept(size, name, capacity_of, cases, Capacity, workers)
 
 
 def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
@@ -134,7 +127,7 @@ def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
     own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
     kept = rows[own] if by in SENSITIVITY else rows
     for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
-        kept = kept if name == by else kept[kept[name] == value]
+        kept = kept if name == by else select(kept, **{name: value})
     return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
 
 
@@ -157,12 +150,10 @@ def gain(table: Frame, by: str) -> Frame:
 def sensitivity(
     table: Frame, by: str, source: str, value: str = "capacity", ylabel: str = ""
 ) -> Figure:
-    """`value` against what was varied: a panel per scenario, a line per system; bars where that is
-    the hardware."""
+    """`value` by what was varied: a panel per scenario, a line per system; of hardware bars."""
     if by == "profile":
-        return capacity.capacity_bars(
-            table.assign(scenario=table["scenario"] + "\n" + table["profile"]), source
-        )
+        named = table.assign(scenario=table["scenario"] + "\n" + table["profile"])
+        return capacity.capacity_bars(named, source)
     scenarios, systems = unique(table["scenario"]), unique(table["system"])
     figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):

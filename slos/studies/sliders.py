@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from slos.evaluation.plots import name_of
 from slos.evaluation.runs import scaled_slos
 from slos.hardware.profiles import Profile
-from slos.policies import POLICIES
+from slos.policies import OURS, POLICIES
 from slos.studies.timeline import burst_timeline, timeline, with_burst
 from workloads import build
 
@@ -24,10 +24,7 @@ def answer(
     scenario: str, hardware: Profile, load: float, slo_scale: float, burst: float, policy: str
 ) -> Figure:
     """A minute under `policy`: `load` requests/s, `burst` times as many for 5 s, objectives
-    `slo_scale` times as long.
-
-    Raises ValueError for unknown names and values out of bounds.
-    """
+    `slo_scale` times as long. Raises ValueError for unknown names and values out of bounds."""
     base = build(scenario, load, max(1, round(load * SPAN)), seed=1)
     requests, more = list(base.requests), (burst - 1) * load
     if extra := round(more * BURST_FOR):
@@ -39,8 +36,7 @@ def answer(
 
 
 def picture(figure: Figure) -> Image:
-    """Rendered once and closed: the notebook's own rendering takes twice as long and would show it
-    again."""
+    """Rendered once and closed: in the notebook it would take twice as long and show up again."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
@@ -48,28 +44,25 @@ def picture(figure: Figure) -> Image:
 
 
 def corner(scenario: str, hardware: Profile, rate: float) -> VBox:
-    """Displays the timeline, an ordinary output that needs no front-end, and returns the sliders
-    that redraw it."""
+    """Displays the timeline, an output that needs no front-end; returns sliders that redraw it."""
 
     def slider(text: str, value: float, low: float, high: float, step: float) -> FloatSlider:
-        return FloatSlider(
-            value, min=low, max=high, step=step, description=text, continuous_update=False
-        )
+        bounds = {"min": low, "max": high, "step": step}
+        return FloatSlider(value, description=text, continuous_update=False, **bounds)
 
-    load = slider("requests/s", rate, rate / 5, 1.6 * rate, rate / 10)
-    slo_scale = slider("SLOs, times", 1.0, 0.5, 2.0, 0.1)
-    burst = slider("burst, times", 6.0, 1.0, 8.0, 0.5)
-    policy = Dropdown(
-        options=[(name_of(p), p) for p in POLICIES], value="slos-serve", description="policy"
-    )
+    named = [(name_of(p), p) for p in POLICIES]
+    controls = [
+        slider("requests/s", rate, rate / 5, 1.6 * rate, rate / 10),
+        slider("SLOs, times", 1.0, 0.5, 2.0, 0.1),
+        slider("burst, times", 6.0, 1.0, 8.0, 0.5),
+        Dropdown(options=named, value=OURS, description="policy"),
+    ]
 
     def draw() -> Image:
-        return picture(
-            answer(scenario, hardware, load.value, slo_scale.value, burst.value, str(policy.value))
-        )
+        return picture(answer(scenario, hardware, *(control.value for control in controls)))
 
     shown = DisplayHandle()
     shown.display(draw())
-    for control in (controls := [load, slo_scale, burst, policy]):
+    for control in controls:
         control.observe(lambda _: shown.update(draw()), "value")
     return VBox(controls)

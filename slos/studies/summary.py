@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from slos.core.types import require
 from slos.evaluation import plots
 from slos.evaluation.plots import DASHED, HATCHES, finish
+from slos.evaluation.sizes import check_names
 from slos.files import Frame, results_dir
 from slos.records.claims import read_claims, read_headlines, verdict
 from slos.records.report import SIZES
 
 
 def table(size: str) -> Frame:
-    """One row per claim: paper, ours with its interval, verdict, and ours over the paper's (turned
-    over for times)."""
-    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
+    """A row per claim: paper, ours, verdict, and ours over the paper's (of times, the inverse)."""
+    check_names("size", [size], SIZES)
     ours = {h.key: h for h in read_headlines(results_dir(size) / "headlines.csv")}
     rows = []
     for c in read_claims():
-        h = ours.get(c.key)
-        ratio = (
-            None if h is None else h.value / c.value if c.better == "higher" else c.value / h.value
-        )
-        found = (None, None, None, "") if h is None else (h.value, h.low, h.high, h.status)
-        rows.append(
-            (c.key, str(c), c.value, *found, ratio, verdict(h.value if h else None, c), c.why)
-        )
+        value, low, high, status, against = nan, nan, nan, "", nan
+        if h := ours.get(c.key):
+            value, low, high, status = h.value, h.low, h.high, h.status
+            against = value / c.value if c.better == "higher" else c.value / value
+        said = verdict(value if status else None, c)
+        rows.append((c.key, str(c), c.value, value, low, high, status, against, said, c.why))
     columns = ["key", "what", "paper", "ours", "low", "high", "status", "against", "verdict", "why"]
-    frame: Frame = pd.DataFrame(rows, columns=columns)
-    return frame.astype({name: float for name in ("paper", "ours", "low", "high", "against")})
+    return pd.DataFrame(rows, columns=columns).astype({"paper": float})
 
 
 def source(size: str) -> str:
     """What the rows were made from."""
     rows = read_headlines(results_dir(size) / "headlines.csv")
-    return f"{size}: " + (
-        ", ".join(sorted({f"{h.status} ({h.source})" for h in rows})) or "no notebook has run"
-    )
+    said = ", ".join(sorted({f"{h.status} ({h.source})" for h in rows}))
+    return f"{size}: {said or 'no notebook has run'}"
 
 
 def summary_chart(table: Frame, source: str) -> Figure:
@@ -48,28 +45,23 @@ def summary_chart(table: Frame, source: str) -> Figure:
     right of it is better. Beside them both numbers."""
     table = table[table["against"].notna()]
     figure, axis = plt.subplots(figsize=(9, 0.34 * max(4, len(table)) + 1.4), layout="constrained")
+    colors = (("OK", "#009E73", 0), ("NEAR", "#E69F00", 1), ("MISS", "#D55E00", 3))
     looks = {
-        "OK": ("#009E73", HATCHES[0]),
-        "NEAR": ("#E69F00", HATCHES[1]),
-        "MISS": ("#D55E00", HATCHES[3]),
+        verdict: {"facecolor": color, "hatch": HATCHES[i], "edgecolor": "black", "linewidth": 0.5}
+        for verdict, color, i in colors
     }
     beside = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8}
     for i, r in enumerate(table.iloc[::-1].itertuples()):
-        color, hatch = looks[r.verdict]
-        bar = {"color": color, "hatch": hatch, "edgecolor": "black", "linewidth": 0.5}
-        axis.barh(i, r.against - 1, left=1, label=r.verdict, **bar)
+        axis.barh(i, r.against - 1, left=1, **looks[r.verdict])
         axis.annotate(f" {r.ours:.3g} of {r.paper:g}", (1, i), **beside)
-    axis.set_yticks(range(len(table)), [r.what for r in table.iloc[::-1].itertuples()], fontsize=8)
+    axis.set_yticks(range(len(table)), table["what"].iloc[::-1], fontsize=8)
     axis.axvline(1, **DASHED)
     axis.set_xscale("log")
     plots.plain_log(axis.xaxis, ticks=(0.25, 0.5, 1, 2, 4, 8))
     low, high = table["against"].min(), table["against"].max()
     axis.set_xlim(min(0.45, 0.9 * low), max(2.2, 1.1 * high))
     axis.set_xlabel("ours over the paper's\n(of times, the inverse)")
-    keys = [
-        Patch(facecolor=c, hatch=h, edgecolor="black", label=verdict)
-        for verdict, (c, h) in looks.items()
-    ]
+    keys = [Patch(label=verdict, **look) for verdict, look in looks.items()]
     above = {"loc": "outside upper center", "ncols": 3, "frameon": False, "fontsize": 9}
     figure.legend(handles=keys, **above)
     return finish(figure, source)

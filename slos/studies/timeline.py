@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
@@ -18,6 +19,9 @@ from slos.files import Frame
 from slos.hardware.profiles import Profile
 from slos.sim.replica import Replica, Step
 
+FATES = {"attained": ("o", "#0072B2"), "late": ("x", "#D55E00"), "declined": ("^", "#E69F00")}
+"""What becomes of requests, and how they are marked."""
+
 
 def fate(outcome: Outcome) -> str:
     """`attained`, `declined` into best effort, or `late`."""
@@ -27,8 +31,7 @@ def fate(outcome: Outcome) -> str:
 def with_burst(
     base: Sequence[Request], at: float, extra: Sequence[Request], name: str = "burst"
 ) -> list[Request]:
-    """`base` with all of `extra` arriving from `at` seconds on, in order of arrival; `name` goes
-    before their ids."""
+    """`base` with `extra` from `at` seconds on, by arrival; `name` goes before their ids."""
     late = [replace(r, id=f"{name}-{r.id}", arrival=r.arrival + at) for r in extra]
     return sorted([*base, *late], key=lambda r: r.arrival)
 
@@ -56,61 +59,45 @@ def timeline(
 
 
 def summary(runs: Sequence[Timeline]) -> Frame:
-    """One row per system: shares of requests by fate, latencies, and from arrival to end of best
-    effort."""
+    """By system: shares of requests by fate, latencies, and how long best effort took."""
     rows = {}
     for run in runs:
-        frame = pd.DataFrame([(fate(o), o.attained_client, o.ttft, o.tpot) for o in run.outcomes],
-                             columns=["fate", "client", "ttft", "tpot"])  # fmt: skip
-        effort: Frame = pd.Series(
-            [o.finish - o.arrival for o in run.outcomes if o.declined], dtype=float
-        )
-        share: Frame = frame["fate"].value_counts(normalize=True)
+        frame = pd.DataFrame([asdict(o) for o in run.outcomes])
+        fates = pd.Series([fate(o) for o in run.outcomes])
+        effort: Frame = (frame["finish"] - frame["arrival"])[frame["declined"]]
         rows[run.system] = {
-            **{
-                f"{name} (%)": 100 * share.get(name, 0.0)
-                for name in ("attained", "late", "declined")
-            },
-            "attained, client's rule (%)": 100 * frame["client"].mean(),
+            **{f"{name} (%)": 100 * fates.eq(name).mean() for name in FATES},
+            "attained, client's rule (%)": 100 * frame["attained_client"].mean(),
             "TTFT P50 (ms)": 1e3 * frame["ttft"].median(),
             "TTFT P99 (ms)": 1e3 * frame["ttft"].quantile(0.99),
             "TPOT P99 (ms)": 1e3 * frame["tpot"].quantile(0.99),
-            **{
-                f"best effort, {name} (s)": effort.quantile(q)
-                for name, q in (("P50", 0.5), ("P99", 0.99))
-            },
+            "best effort, P50 (s)": effort.median(),
+            "best effort, P99 (s)": effort.quantile(0.99),
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(1)
 
 
 def windows(run: Timeline, requests: Sequence[Request], width: float) -> Frame:
-    """One row per window of `width` seconds, by arrival, with its middle as `time`.
-
-    Requests per second; and of those that arrived in it P99 of TTFT and of mean TPOT over their
-    objectives, guaranteed or not, and the shares (%) that met every objective and that became best
-    effort.
-    """
+    """A row per window of `width` seconds, by arrival, with its middle as `time`: requests per
+    second; of those that arrived P99 of TTFT and of mean TPOT over their objectives, guaranteed or
+    not, and the shares (%) that met every objective and that became best effort."""
     require(width > 0, "width", width, "positive (seconds)")
     pace = {r.id: sum(s.output * s.slo.tpot for s in r.stages) / r.output for r in requests}
-    frame = pd.DataFrame(
-        [
-            (o.arrival, o.ttft / o.ttft_slo, o.tpot / pace[o.id], o.attained, o.declined)
-            for o in run.outcomes
-        ],
-        columns=["arrival", "ttft", "tpot", "attained", "declined"],
-    )
-    frame = frame.assign(attained=100 * frame["attained"], declined=100 * frame["declined"])
+    rows = [
+        (o.arrival, o.ttft / o.ttft_slo, o.tpot / pace[o.id], 100 * o.attained, 100 * o.declined)
+        for o in run.outcomes
+    ]
+    frame = pd.DataFrame(rows, columns=["arrival", "ttft", "tpot", "attained", "declined"])
     groups = frame.groupby((frame["arrival"] // width).astype(int))
-    return pd.DataFrame(
-        {
-            "time": (groups.size().index + 0.5) * width,
-            "arrivals": groups.size() / width,
-            "ttft_p99": groups["ttft"].quantile(0.99),
-            "tpot_p99": groups["tpot"].quantile(0.99),
-            "attained": groups["attained"].mean(),
-            "best_effort": groups["declined"].mean(),
-        }
-    ).reset_index(drop=True)
+    found = {
+        "time": (groups.size().index + 0.5) * width,
+        "arrivals": groups.size() / width,
+        "ttft_p99": groups["ttft"].quantile(0.99),
+        "tpot_p99": groups["tpot"].quantile(0.99),
+        "attained": groups["attained"].mean(),
+        "best_effort": groups["declined"].mean(),
+    }
+    return pd.DataFrame(found).reset_index(drop=True)
 
 
 def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray:
@@ -125,58 +112,48 @@ def _per_second(timeline: Timeline, field: str, edges: np.ndarray) -> np.ndarray
 
 
 def burst_timeline(requests: Sequence[Request], runs: Sequence[Timeline], source: str) -> Figure:
-    """What schedulers do with a burst: arrivals, tokens by kind, requests in the system, TTFT
-    against its SLO."""
-    span = max(s.end for run in runs for s in run.steps)
-    edges = np.linspace(0, span, 121)
-    middle, shared = (edges[1:] + edges[:-1]) / 2, {"sharex": True, "sharey": "row"}
-    size = 5.2 * len(runs), 8.2
-    figure, axes = plt.subplots(
-        4, len(runs), figsize=size, layout="constrained", squeeze=False, **shared
-    )
-    kinds = (("decode", "decode", "0.35", ""), ("prefill", "prefill", "#56B4E9", "//"),
-             ("best_effort", "best effort", "#E69F00", ".."))  # fmt: skip
+    """Arrivals, tokens by kind, requests in the system, TTFT over its SLO: a column per run."""
+    edges = np.linspace(0, max(s.end for run in runs for s in run.steps), 121)
+    size, shared = (5.2 * len(runs), 8.2), {"sharex": True, "sharey": "row", "squeeze": False}
+    figure, axes = plt.subplots(4, len(runs), figsize=size, layout="constrained", **shared)
+    arrivals = [r.arrival for r in requests]
     for column, run in zip(axes.T, runs, strict=True):
         attained = sum(o.attained for o in run.outcomes) / len(run.outcomes)
         column[0].set_title(f"{name_of(run.system)}: {attained:.1%} of requests attained")
-        rate = np.histogram([r.arrival for r in requests], edges)[0] / np.diff(edges)
-        column[0].step(middle, rate, where="mid", color="black", linewidth=1)
-        parts = [_per_second(run, field, edges) for field, *_ in kinds]
-        stacks = column[1].stackplot(
-            middle, *parts, colors=[k[2] for k in kinds], labels=[k[1] for k in kinds]
-        )
-        for stack, kind in zip(stacks, kinds, strict=True):
-            stack.set(hatch=kind[3], edgecolor="white", linewidth=0)
-        at = [s.end for s in run.steps]
-        for name, color, style in (("running", "black", "-"), ("waiting", "#D55E00", "--")):
-            counts = [getattr(s, name) for s in run.steps]
-            column[2].step(
-                at, counts, where="post", color=color, linewidth=1, linestyle=style, label=name
-            )
-        looks = (
-            ("attained", "o", "#0072B2"),
-            ("late", "x", "#D55E00"),
-            ("declined", "^", "#E69F00"),
-        )
-        for label, marker, color in looks:
-            mine = [o for o in run.outcomes if label == fate(o)]
-            column[3].scatter(
-                [o.arrival for o in mine], [o.ttft / o.ttft_slo for o in mine], marker=marker, s=16,
-                color=color, linewidths=0.9, label=f"{label} ({len(mine)})",
-            )  # fmt: skip
-        column[3].axhline(1, **DASHED)
-        column[3].set(yscale="log", xlabel="time (s)")
-        column[3].legend(**ABOVE)
+        _one_run(column, arrivals, run, edges)
         for axis in column:
             axis.margins(x=0)
-    labels = (
-        "arrivals\n(requests/s)",
-        "served\n(tokens/s)",
-        "requests",
-        "TTFT over its SLO\n(dashed: target)",
-    )
+    labels = "arrivals\n(requests/s)", "served\n(tokens/s)", "requests"
+    labels = *labels, "TTFT over its SLO\n(dashed: target)"
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     for axis in axes[1:3, 0]:
         axis.legend(**ABOVE)
     return finish(figure, source)
+
+
+def _one_run(
+    column: Sequence[Axes], arrivals: list[float], run: Timeline, edges: np.ndarray
+) -> None:
+    """The panels of one system, from top to bottom."""
+    load, served, counts, first = column
+    middle = (edges[1:] + edges[:-1]) / 2
+    rate = np.histogram(arrivals, edges)[0] / np.diff(edges)
+    load.step(middle, rate, where="mid", color="black", linewidth=1)
+    kinds = (("decode", "0.35", ""), ("prefill", "#56B4E9", "//"), ("best_effort", "#E69F00", ".."))
+    parts, hues = [_per_second(run, name, edges) for name, *_ in kinds], [k[1] for k in kinds]
+    labels = [name.replace("_", " ") for name, *_ in kinds]
+    stacks = served.stackplot(middle, *parts, colors=hues, labels=labels)
+    for stack, (*_, hatch) in zip(stacks, kinds, strict=True):
+        stack.set(hatch=hatch, edgecolor="white", linewidth=0)
+    at = [s.end for s in run.steps]
+    for name, color, style in (("running", "black", "-"), ("waiting", "#D55E00", "--")):
+        looks = {"where": "post", "color": color, "linewidth": 1, "linestyle": style}
+        counts.step(at, [getattr(s, name) for s in run.steps], label=name, **looks)
+    for name, (marker, color) in FATES.items():
+        mine = [(o.arrival, o.ttft / o.ttft_slo) for o in run.outcomes if fate(o) == name]
+        looks = {"marker": marker, "s": 16, "color": color, "linewidths": 0.9}
+        first.scatter(*np.reshape(mine, (-1, 2)).T, label=f"{name} ({len(mine)})", **looks)
+    first.axhline(1, **DASHED)
+    first.set(yscale="log", xlabel="time (s)")
+    first.legend(**ABOVE)

@@ -12,19 +12,17 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
 from slos.evaluation.capacity_search import NoCapacity, Search, search
-from slos.evaluation.grids import fixed_drafts
-from slos.evaluation.plots import DASHED, HATCHES, finish, panels, plain_log, unique
-from slos.evaluation.sizes import size_of
-from slos.evaluation.stats import best_settings, geometric_mean, interval, rows_of, select
-from slos.files import Frame, results_dir
+from slos.evaluation.grids import fixed_drafts, swept
+from slos.evaluation.plots import DASHED, bars, finish, panels, plain_log, unique
+from slos.evaluation.sizes import Size, of_size
+from slos.evaluation.stats import best_settings, geometric_mean, over, select, strongest
+from slos.files import Frame
 from slos.policies import OURS
-from slos.records.sweep import sweep
 from slos.studies import bounds
 from workloads.scenarios import LONGER
 
@@ -38,11 +36,7 @@ SETTINGS = {
     "sarathi": ("chunk=1024",),
     OURS: ("",),
 }
-CHANGES = (
-    {},
-    {"target": 0.98},
-    {"rule": CLIENT},
-)
+CHANGES = ({}, {"target": 0.98}, {"rule": CLIENT})
 """What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
 asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
 other scenarios begin with nothing in common."""
@@ -50,20 +44,10 @@ DRAFTS = 5  # the longest
 COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large a run is: requests, seeds, precision, scenarios."""
-
-    num_requests: int
-    seeds: int
-    precision: float
-    scenarios: Sequence[str] = tuple(LONGER)
-
-
-SCALES = {
-    "smoke": Scale(40, 1, 0.5, ("chatbot-8k",)),
-    "quick": Scale(200, 1, 0.15, ("chatbot-8k", "mixed-8k-mlperf")),
-    "full": Scale(400, 3, 0.05),
+SIZES = {
+    "smoke": Size(40, 1, 0.5, scenarios=("chatbot-8k",)),
+    "quick": Size(200, 1, 0.15, scenarios=("chatbot-8k", "mixed-8k-mlperf")),
+    "full": Size(400, 3, 0.05, scenarios=tuple(LONGER)),
 }
 
 
@@ -112,14 +96,13 @@ def asked(case: Search) -> str:
 def cases(size: str) -> Iterator[Search]:
     """A star: every scenario, system and setting on `MAIN`, and one thing changed at a time: what
     is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and drafts."""
-    s = SCALES[size]
+    s = of_size(size, SIZES)
     systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
-    known = {"num_requests": s.num_requests, "precision": s.precision}
     for seed in range(s.seeds):
         plain = [
             Search(
                 scenario, system, setting, MAIN,
-                "trace" if scenario.startswith(TRACED) else "dataset", seed, **known,
+                "trace" if scenario.startswith(TRACED) else "dataset", seed, **s.effort,
             )
             for scenario, (system, setting) in product(s.scenarios, systems)
         ]  # fmt: skip
@@ -141,9 +124,7 @@ def drafting(case: Search) -> list[Search]:
 
 def run(size: str, workers: int | None = None) -> Frame:
     """Rows of `Carried`, from results/<size>/today.csv where they lie already."""
-    size_of(size)
-    path = results_dir(size) / "today.csv"
-    return pd.DataFrame(sweep(carried, [*cases(size)], path, Carried, workers))
+    return swept(size, "today", carried, [*cases(size)], Carried, workers)
 
 
 ASKED = ["profile", "drafts", "asked"]
@@ -154,29 +135,24 @@ def table(rows: Frame) -> Frame:
     """Ours at its best setting and the other system that carries most, by all that was asked for
     and scenario; the gain with its interval over seeds."""
     best = best_settings(rows, [*BY, "system", "setting"])
-    out = []
-    for key, group in best.groupby(BY, sort=False):
-        each = {r.system: r for r in rows_of(group)}
-        ours = each.pop(OURS)
-        rival = max(each.values(), key=lambda r: r.capacity)
-        gains = (np.nan,) * 3
-        if ours.capacity and rival.capacity:
-            gains = interval([a / b for a, b in zip(ours.rate, rival.rate, strict=True)])
-        rates = [ours.capacity, rival.capacity, rival.system, rival.setting]
-        out.append((*key, *rates, *gains))
-    columns = [*BY, "ours", "best other", "which", "setting", "gain", "low", "high"]
-    return pd.DataFrame(out, columns=columns)
+    ours = select(best, system=OURS)
+    rival = strongest(best[best["system"] != OURS], *BY)
+    named = {"capacity": "best other", "system": "which", "ratio": "gain"}
+    carried = ours[[*BY, "capacity"]].rename(columns={"capacity": "ours"})
+    known = ours[ours["capacity"] > 0], rival[rival["capacity"] > 0]
+    gains = over(*(part[[*BY, "rate"]] for part in known)).drop(columns="each")
+    rates = rival[[*BY, "capacity", "system", "setting"]]
+    return carried.merge(rates, on=BY).merge(gains, "left", BY).rename(columns=named)
 
 
 def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
-    """The table with the bound, and the shares of it that ours and the best other carry. Drafts and
-    a prefix cache have none."""
+    """The table with the bound, where there is one, and the shares of it that are carried."""
     known = bounds.run(size, [*cases(size)], workers)
     known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
     by = ["profile", "drafts", "wanted", "scenario"]
     most = known.groupby(by)["rate"].agg(geometric_mean).rename("bound").reset_index()
-    wanted = found["asked"].str.removesuffix(", clients' rule")
-    out = found.assign(wanted=wanted).merge(most, "left", by).drop(columns="wanted")
+    out = found.assign(wanted=found["asked"].str.removesuffix(", clients' rule"))
+    out = out.merge(most, "left", by).drop(columns="wanted")
     for name in ("ours", "best other"):
         out[f"{bounds.SHARE}: {name}"] = out[name] / out["bound"]
     return out
@@ -188,10 +164,7 @@ def means(found: Frame) -> Frame:
     whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf", "paper")
     by = [*ASKED, "objectives"]
     kept = found.assign(objectives=whose).dropna(subset=["gain"])
-    gains = kept.groupby(by, sort=False)["gain"]
-    return gains.agg([geometric_mean, "size"]).rename(
-        columns={"geometric_mean": "gain", "size": "scenarios"}
-    )  # fmt: skip
+    return kept.groupby(by, sort=False)["gain"].agg(gain=geometric_mean, scenarios="size")
 
 
 def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
@@ -201,11 +174,7 @@ def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
     for i, key in enumerate(keys):
         group, shift = select(rows, **{by: key}), width * (i - (len(keys) - 1) / 2)
         at = [names.index(name) + shift for name in group["scenario"]]
-        error = np.maximum(
-            0, [group["gain"] - group["low"], group["high"] - group["gain"]]
-        ).tolist()
-        looks = {"hatch": HATCHES[i], "edgecolor": "black", "capsize": 2, "label": key}
-        axis.bar(at, group["gain"] - 1, width, 1, yerr=error, color=COLORS[i], **looks)
+        bars(axis, at, group, i, "gain", width=width, bottom=1, color=COLORS[i], label=key)
         if "bound" in group:
             most = group["bound"] / group["best other"]
             axis.plot(at, most, "k_", markersize=9, label=None if i else "bound")
@@ -217,7 +186,7 @@ def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
     axis.set_xticks(range(len(names)), shown, rotation=25)
 
 
-def bars(found: Frame, source: str) -> Figure:
+def chart(found: Frame, source: str) -> Figure:
     """Ours over the best other system by scenario: on `MAIN` by all that was asked for, a panel for
     each kind of objectives, and on all profiles, if others were tried."""
     mine = select(found, drafts=0)

@@ -9,15 +9,8 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
-from slos.evaluation.capacity_search import NoCapacity, Probe, Search, probe, search
-from slos.evaluation.grids import (
-    BEST_ROUTER,
-    RIVAL_ROUTERS,
-    SETTINGS,
-    behind,
-    fixed_drafts,
-    typical,
-)
+from slos.evaluation.capacity_search import Probe, Search, probe, tried
+from slos.evaluation.grids import BEST_ROUTER, SETTINGS, behind, fixed_drafts, typical
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
 
@@ -26,14 +19,6 @@ FLOOD = 1e6  # requests per second that nothing can carry
 TUNING, TUNED = 1200, 0.05  # requests per replica by which a setting is chosen, and the precision
 BETTER = 0.02  # by so much another one must carry more
 ROWS, CHOICES = "your_own.csv", "your_own_choices.csv"
-
-
-def tried(case: Search) -> list[Probe]:
-    """Every load of a search; none where no load attains the target."""
-    try:
-        return search(case)
-    except NoCapacity:
-        return []
 
 
 def carried(cases: Sequence[Search], seeds: int, folder: Path) -> list[Probe]:
@@ -110,11 +95,12 @@ def tuned(tries: Sequence[Sequence[Search]], near: float, folder: Path) -> list[
         n = min(case.num_requests, TUNING * case.replicas)
         return replace(case, num_requests=n, precision=TUNED, start=near)
 
-    several = [Choice(tuple(small(c) for c in group)) for group in tries if len(group) > 1]
-    rows = [row for row in sweep(choose, several, folder / CHOICES, Probe) if row.capacity]
+    several = [group for group in tries if len(group) > 1]
+    choices = [Choice(tuple(map(small, group))) for group in several]
+    rows = [row for row in sweep(choose, choices, folder / CHOICES, Probe) if row.capacity]
     found = {(row.system, row.setting, row.router): row.rate for row in rows}
-    best = [replace(c, start=near) for group in tries for c in group if len(group) == 1]
-    for case in (c for group in tries for c in group if len(group) > 1):
+    best = [replace(group[0], start=near) for group in tries if len(group) == 1]
+    for case in (c for group in several for c in group):
         if rate := found.get((case.system, case.setting, case.router)):
             best.append(replace(case, start=middle(rate * case.gpus, TUNED)))
     return best
@@ -123,18 +109,11 @@ def tuned(tries: Sequence[Sequence[Search]], near: float, folder: Path) -> list[
 def probed(case: Search, systems: Sequence[str], seeds: int, folder: Path) -> list[Probe]:
     """`carried` of the best setting and router of each system, and of its best draft length at the
     setting that is best with a typical one. case: of no system yet."""
-    near = case.start or scouted(scout(case, systems), folder)
-    groups = [
-        [
-            each
-            for text in SETTINGS.get(name, ("",))
-            for each in behind(
-                replace(case, system=name, setting=text),
-                (BEST_ROUTER,) if name == OURS else RIVAL_ROUTERS,
-            )
-        ]
-        for name in dict.fromkeys(systems)
-    ]
+    near, groups = case.start or scouted(scout(case, systems), folder), []
+    for name in dict.fromkeys(systems):
+        how = {"routers": (BEST_ROUTER,)} if name == OURS else {}
+        plain = [replace(case, system=name, setting=text) for text in SETTINGS.get(name, ("",))]
+        groups.append([each for c in plain for each in behind(c, **how)])
     best = tuned(groups, near, folder)
     able = [g for g in groups if case.max_drafts and hasattr(POLICIES[g[0].system], "drafts")]
     for group in able:

@@ -16,17 +16,16 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.pace import TOLERANCE
-from slos.core.types import Progress, require
+from slos.core.types import Progress
 from slos.evaluation import stats
 from slos.evaluation.capacity_search import NoCapacity, Search, outcomes_at, search
-from slos.evaluation.grids import BEST_ROUTER
+from slos.evaluation.grids import BEST_ROUTER, check_cases, swept
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
-from slos.evaluation.runs import hardware_of
+from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, mean_of, over, rows_of, select, strongest
-from slos.files import Frame, commit, results_dir, write_whole
+from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread
-from slos.records.sweep import sweep
 from slos.sim.replica import Replica, Step
 from slos.studies.sensitivity import SETTINGS
 from workloads import SCENARIOS
@@ -41,24 +40,13 @@ AIM, LATE = dict.fromkeys(SCENARIOS, 0.95) | {"reasoning": 0.9, "tool-calling": 
 """What `LEARNED` is to carry of the oracle's load, and how much of the admitted may be late."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Of a run: requests per simulation and replica, seeds, precision of a capacity, and what is
-    run."""
-
-    num_requests: int
-    seeds: int
-    precision: float
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
-    predictors: tuple[str, ...] = PREDICTORS
-    replicas: int = 1
-
-
+_CODING, _CHATS = ("coding",), ("chatbot", "summarization")
 SIZES = {
-    "smoke": (Part(40, 1, 0.5, ("coding",), (*FEW, "noisy:0.5")),),
-    "quick": (Part(300, 1, 0.08, ("chatbot", "summarization"), (*FEW, "mean", "noisy:0.5")),),
-    "full": (Part(400, 3, 0.03), Part(200, 3, 0.04, predictors=FEW, replicas=4)),
+    "smoke": ((Size(40, 1, 0.5, scenarios=_CODING), (*FEW, "noisy:0.5"), 1),),
+    "quick": ((Size(300, 1, 0.08, scenarios=_CHATS), (*FEW, "mean", "noisy:0.5"), 1),),
+    "full": ((Size(400, 3, 0.03), PREDICTORS, 1), (Size(200, 3, 0.04), FEW, 4)),
 }
+"""Of each part of a run its size, the predictors, and the replicas."""
 
 
 class Before(NamedTuple):
@@ -153,22 +141,17 @@ def carried(case: Search) -> list[Carried]:
 
 
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
-    """Ours with each predictor, and the baselines with a few settings. Raises ValueError for
-    unknown names."""
-    require(size in SIZES, "size", size, f"one of {', '.join(SIZES)}")
-    for name in scenarios:
-        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    """Ours with each predictor, and the baselines with a few settings."""
     grid = []
-    for part in SIZES[size]:
-        n = part.replicas
+    for s, predictors, n in of_size(size, SIZES):
         ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
-        for scenario, seed in product(scenarios or part.scenarios, range(part.seeds)):
-            hardware_of(scenario, profile)  # an unknown profile is refused before the first run
+        check_cases(scenarios or s.scenarios, profile=profile)
+        for scenario, seed in product(scenarios or s.scenarios, range(s.seeds)):
             case = Search(
-                scenario, OURS, profile=profile, seed=seed, num_requests=n * part.num_requests,
-                precision=part.precision, replicas=n, router=ours,
+                scenario, OURS, profile=profile, seed=seed, num_requests=n * s.num_requests,
+                precision=s.precision, replicas=n, router=ours,
             )  # fmt: skip
-            grid += [replace(case, predictor=name) for name in part.predictors]
+            grid += [replace(case, predictor=name) for name in predictors]
             grid += [
                 replace(case, system=system, setting=setting, router=theirs)
                 for system, several in SETTINGS.items() for setting in several
@@ -178,24 +161,21 @@ def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[S
 
 def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Rows of `Carried`, from results/<size>/unknown_lengths_runs.csv where they lie already."""
-    path = results_dir(size) / "unknown_lengths_runs.csv"
-    return pd.DataFrame(sweep(carried, cases, path, Carried, workers))
+    return swept(size, "unknown_lengths_runs", carried, cases, Carried, workers)
 
 
 def shares(rows: Frame) -> Frame:
     """Of the oracle's capacity what ours has with each predictor, and the best of the baselines:
     ratio with its interval over seeds; beside it the shares that are late, and what is aimed at."""
     columns = ["scenario", "replicas", "system", "predictor", "setting", "profile"]
-    late = rows.groupby(columns, as_index=False)[["declined", "late_requests", "late_tokens"]]
+    counted = ["declined", "late_requests", "late_tokens"]
+    late = rows.groupby(columns, as_index=False)[counted]
     found = best_settings(rows, columns).merge(late.mean(), on=columns)
     ours = found[found["system"] == OURS]
     rival = strongest(found[found["system"] != OURS], "scenario", "replicas")
-    keep = ["scenario", "replicas", "predictor", "system", "rate"]
-    keep += ["capacity", "declined", "late_requests", "late_tokens"]
-    table = over(
-        pd.concat([ours, rival.assign(predictor=BASELINE)])[keep],
-        select(ours, predictor=ORACLE)[["scenario", "replicas", "rate"]],
-    )
+    keep = ["scenario", "replicas", "predictor", "system", "rate", "capacity", *counted]
+    both = pd.concat([ours, rival.assign(predictor=BASELINE)])[keep]
+    table = over(both, select(ours, predictor=ORACLE)[["scenario", "replicas", "rate"]])
     aim = [AIM[r.scenario] if r.predictor == LEARNED else None for r in rows_of(table)]
     return table.assign(aim=pd.Series(aim, table.index, dtype=float))
 
@@ -203,9 +183,8 @@ def shares(rows: Frame) -> Frame:
 def save(size: str, table: Frame, rows: Frame) -> Frame:
     """Write the shares to results/<size>/unknown_lengths.csv, and that of `LEARNED` as geometric
     mean over the scenarios to its headlines."""
-    text = table.drop(columns="each").assign(status="simulated", commit=commit())
-    path = results_dir(size) / "unknown_lengths.csv"
-    write_whole(path, text.to_csv(index=False, float_format="%.4g"))
+    text = table.drop(columns="each").assign(status="simulated")
+    stats.write(size, "unknown_lengths", text, float_format="%.4g")
     numbers: dict[str, Spread] = {}
     for n in unique(table["replicas"]):
         part = select(table, predictor=LEARNED, replicas=n)
@@ -230,19 +209,18 @@ def grid(table: Frame, value: str) -> Frame:
 def chart(table: Frame, source: str) -> Figure:
     """Share of the oracle's capacity by scenario and predictor, with the best baseline beside: a
     panel for those that learn, and one for an oracle that is off by a factor, per replicas."""
-    drawn, known = [], [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
+    drawn, known = {}, [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
     palette = colors(known) | {BASELINE: "black"}
     for n, noisy in product(unique(table["replicas"]), (False, True)):
         here = select(table, replicas=n)
-        kinds = [p for p in known if p in set(here["predictor"])]
-        if kinds := [p for p in kinds if p.startswith("noisy") == noisy]:
+        groups = {p: (color, select(here, predictor=p)) for p, color in palette.items()}
+        shown = [p for p in known if len(groups[p][1]) and p.startswith("noisy") == noisy]
+        if shown:
             what = f"{n} replica{'s' * (n > 1)}, " + ("an oracle that errs" if noisy else "learned")
-            drawn.append((what, here, [*kinds, BASELINE]))
-    titles = [what for what, _, _ in drawn]
-    figure, axes = panels(titles, (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
-    for axis, (_, here, kinds) in zip(axes, drawn, strict=True):
-        groups = {p: (palette[p], select(here, predictor=p)) for p in kinds}
-        dots(axis, here, groups, 0.8 / len(kinds), 0)
+            drawn[what] = here, {p: groups[p] for p in (*shown, BASELINE)}
+    figure, axes = panels([*drawn], (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
+    for axis, (here, groups) in zip(axes, drawn.values(), strict=True):
+        dots(axis, groups, 0.8 / len(groups))
         for i, scenario in enumerate(unique(here["scenario"])):
             axis.plot([i - 0.45, i + 0.45], [AIM[scenario]] * 2, **DASHED)
         axis.set_ylim(0, 1.05 * max(1.0, here["high"].max()))

@@ -13,35 +13,22 @@ from itertools import product
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT, PAPER
-from slos.core.types import require
+from slos.evaluation import grids, stats
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import (
-    AS_PUBLISHED,
-    AUTHORS,
-    AUTHORS_MEMORY,
-    PLAIN,
-    RIVAL_ROUTERS,
-    RIVALS,
-    TYPICAL_DRAFTS,
-    Rival,
-    behind,
-    case_of_rival,
-)
-from slos.evaluation.plots import DASHED, MARKERS, colors, finish
+from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, RIVAL_ROUTERS, RIVALS, Rival
+from slos.evaluation.plots import DASHED, colors, finish, marked
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import by_scenario, geometric_means, mean_of, over, select, strongest
-from slos.files import Frame, commit, results_dir, write_whole
+from slos.evaluation.stats import mean_of, over_each, rows_of, select, strongest
+from slos.files import Frame
 from slos.records.claims import Spread, paper
 from slos.sim.cluster import KV_BYTES
 from slos.studies.ablation import PARTS, case_of
 from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
-from workloads import SCENARIOS
 
 OURS_IS = "ours"
 PUBLISHED, TODAY = "vLLM drafts 3 tokens", "all draft, at the best length"
@@ -62,25 +49,23 @@ class Step:
     memory: float = 0.0
 
 
-def _changed(tries: Mapping[str, Sequence[Rival]], **changes: Rival) -> dict[str, Sequence[Rival]]:
-    return {**tries, **{name: [rival] for name, rival in changes.items()}}
-
-
 _PAGED = {
     "vllm": [Rival("vllm", "max_batched_tokens=1")],
     "sarathi": [Rival("sarathi-authors", "paged=1")],
 }
-_BATCHED = _changed(
-    _PAGED, vllm=Rival("vllm", "max_batched_tokens=2048"), sarathi=Rival("sarathi-capped")
-)
-_CHUNKED = _changed(_BATCHED, sarathi=AS_PUBLISHED["sarathi"][0])
+_BATCHED = {
+    "vllm": [Rival("vllm", "max_batched_tokens=2048")],
+    "sarathi": [Rival("sarathi-capped")],
+}
+_CHUNKED = _BATCHED | {"sarathi": AS_PUBLISHED["sarathi"]}
 _ENGINES = {name: AS_PUBLISHED[name] for name in ("vllm", "sarathi")}
+_EITHER = [*RIVALS["vllm"], *RIVALS["vllm-v1"]]
 _BUDGETS = {
-    "vllm": [r._replace(drafts=TYPICAL_DRAFTS) for n in ("vllm", "vllm-v1") for r in RIVALS[n]],
+    "vllm": [rival._replace(drafts=grids.TYPICAL_DRAFTS) for rival in _EITHER],
     "sarathi": RIVALS["sarathi"],
 }
 STEPS = (
-    Step("the authors' simulation", AUTHORS, memory=AUTHORS_MEMORY),
+    Step("the authors' simulation", AUTHORS, memory=grids.AUTHORS_MEMORY),
     Step("the whole KV cache, not 10 GB", AUTHORS),
     Step("KV blocks as they fill, not set aside", _PAGED),
     Step("prompts batched, and chunked in turn", _BATCHED),
@@ -106,14 +91,12 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
     groups: dict[tuple[str, str], list[Search]] = {}
     for step, scenario in product(STEPS, scenarios):
         hardware = hardware_of(scenario)
-        share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens
-        where: dict[str, Any] = {"kv_scale": share or 1.0}
-        ours = case_of(scenario, PARTS, replicas=s.replicas, **where)
+        share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens or 1.0
+        ours = case_of(scenario, PARTS, replicas=s.replicas, kv_scale=share)
         groups[scenario, f"{step.name}|{OURS_IS}"] = [ours]
         for name, tries in step.tries.items():
-            plain = [replace(case_of_rival(scenario, r, s.replicas), **where) for r in tries]
-            behind_each = [c for case in plain for c in behind(case, step.routers)]
-            groups[scenario, f"{step.name}|{name}"] = behind_each
+            cases = grids.tries_of(scenario, tries, s.replicas, step.routers, kv_scale=share)
+            groups[scenario, f"{step.name}|{name}"] = cases
     found = at_scale(tuned(size, groups, workers), size)
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
         best = rivals(size, scenarios, workers, replicas, rule=rule)
@@ -129,8 +112,7 @@ def carried_by(
 ) -> Frame:
     """A row per step, scenario and system: capacity with its interval over seeds, that of each
     seed, and what ran. vLLM is whichever of its two versions carries more."""
-    for name in scenarios:
-        require(name in SCENARIOS, "scenario", name, f"one of {', '.join(SCENARIOS)}")
+    grids.check_cases(scenarios)
     scenarios = scenarios or scale_of(size, replicas).scenarios
     best = measured(size, _cases(size, scenarios, workers, replicas), workers)
     best[["step", "name"]] = best["name"].str.split("|", expand=True)
@@ -140,11 +122,8 @@ def carried_by(
 def levels(best: Frame) -> Frame:
     """Ours over each baseline and over the best one, at each step and per scenario: step, scenario,
     against, ratio, low, high, each."""
-    theirs = best[best["name"] != OURS_IS]
-    top = strongest(theirs, "step", "scenario").assign(against="best")
-    named = pd.concat([theirs.assign(against=theirs["name"]), top])
-    columns = ["step", "scenario", "rate"]
-    return over(select(best, name=OURS_IS)[columns], named[[*columns, "against"]])
+    ours, theirs = select(best, name=OURS_IS), best[best["name"] != OURS_IS]
+    return over_each(ours, theirs, "name", "step").drop(columns="name")
 
 
 def today(table: Frame) -> Frame:
@@ -155,8 +134,7 @@ def today(table: Frame) -> Frame:
 def falls(table: Frame) -> Frame:
     """What each step makes of the ratio to the best baseline: a row per step with the geometric
     mean and its interval, by what the one before it is multiplied, and the ratios per scenario."""
-    table = select(table, against="best")
-    rows = by_scenario(table, "step")
+    rows = stats.by_scenario(select(table, against="best"), "step")
     rows.insert(0, "times", rows["geometric mean"] / rows["geometric mean"].shift(1))
     return rows.reset_index()
 
@@ -179,34 +157,30 @@ def save(size: str, best: Frame) -> None:
     """Write what each system carries at each step to results/<size>/waterfall_steps.csv."""
     columns = ["step", "scenario", "name", "setting", "profile", "replicas", "topology", "router"]
     columns += ["max_drafts", "capacity", "low", "high", "source"]
-    table = best[columns].assign(seeds=best["rate"].map(len), status="simulated", commit=commit())
-    path = results_dir(size) / "waterfall_steps.csv"
-    write_whole(path, table.to_csv(index=False, float_format="%.6g"))
+    table = best[columns].assign(seeds=best["rate"].map(len), status="simulated")
+    stats.write(size, "waterfall_steps", table, float_format="%.6g")
 
 
 def waterfall_chart(table: Frame, source: str) -> Figure:
     """Ours over the best baseline as geometric mean: coloured bars from one step's level to the
-    next, whole ones at `TOTALS` with their interval and scenarios; dashed: the paper's number.
-
-    table: of `levels`.
-    """
+    next, whole ones at `TOTALS` with their interval and scenarios. table: of `levels`."""
     each = select(table, against="best")
-    means = geometric_means(each, "step").set_index("step")
+    means = rows_of(stats.geometric_means(each, "step"))
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     labels, before = [], 1.0
     looks = {"height": 0.6, "edgecolor": "black", "linewidth": 0.6}
-    for step, r in means.iterrows():
+    for r in means:
         if labels:
             color, hatch = ("#56B4E9", "") if r.ratio < before else ("#D55E00", "//")
             axis.barh(len(labels), r.ratio - before, left=before, color=color, hatch=hatch, **looks)
             said = f"x {r.ratio / before:.2f}"
             axis.annotate(said, (max(before, r.ratio), len(labels)), **BESIDE)
-            labels.append(str(step))
-        if step in TOTALS:
+            labels.append(r.step)
+        if r.step in TOTALS:
             axis.barh(len(labels), r.ratio - 1, left=1, color="0.85", **looks)
             axis.annotate(f"{r.ratio:.2f}x", (1, len(labels)), **BESIDE, weight="bold")
-            _scenarios(axis, len(labels), r, select(each, step=step))
-            labels.append(TOTALS[str(step)])
+            _scenarios(axis, len(labels), r, select(each, step=r.step))
+            labels.append(TOTALS[r.step])
         before = r.ratio
     reported = paper("authors_vs_best")
     axis.axvline(reported, **DASHED, label=f"the paper's {reported:g}x")
@@ -223,10 +197,8 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
 def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
     """The interval of a whole bar, and a mark per scenario."""
     axis.plot([mean.low, mean.high], [y, y], color="black", linewidth=2)
-    for i, (name, color) in enumerate(colors(list(each["scenario"])).items()):
-        looks = {"color": color, "markeredgecolor": "black", "markeredgewidth": 0.4}
-        looks |= {"markersize": 6, "linestyle": "none"}
-        x = float(select(each, scenario=name)["ratio"].iloc[0])
-        label = None if y else name
+    palette = colors(list(each["scenario"]))
+    for i, r in enumerate(rows_of(each)):
+        looks = {"color": palette[r.scenario], "markersize": 6, "linestyle": "none"}
         at = y + 0.09 * (i - 2.5)  # some are alike
-        axis.plot(x, at, MARKERS[i], label=label, **looks)
+        axis.plot(r.ratio, at, label=None if y else r.scenario, **marked(i), **looks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil, nan
 from typing import Any
 
@@ -18,12 +18,10 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Probe, Search
-from slos.evaluation.grids import (
-    BASELINE,
-    fixed_drafts,
-)
+from slos.evaluation.capacity_search import Search, outcomes_at
+from slos.evaluation.grids import BASELINE, fixed_drafts
 from slos.evaluation.runs import by_rule, scaled_slos, serve
+from slos.evaluation.sizes import check_names
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
@@ -32,8 +30,7 @@ from slos.studies.trials import SCOUTING, limited, probed, scout, scouted
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
-FEWEST = 600  # requests of a run, per replica
-MOST = 8000  # likewise, unless more are asked for
+FEWEST, MOST = 600, 8000  # requests of a run, per replica, unless more are asked for
 ENOUGH = 3  # times as many as may be in service at once
 LOOKS = 3  # at the most, to find how many that are
 SHARES = [f"attainment_{rule}" for rule in RULES]
@@ -49,10 +46,8 @@ class Question:
     """workload: a mix of scenarios, or a CSV of requests. profile: a name or a JSON file, "" for
     the scenarios' own. rate: requests per second for which replicas are counted, 0 for none.
     num_requests: per replica and simulation, 0 for as many as it takes (see `settled`). The others:
-    see `Search`; the rule of pace is that of the tools that one's own load is measured with.
-
-    Raises ValueError for unknown systems and rules, and for values out of bounds.
-    """
+    see `Search`; the rule of pace is that of the tools that one's own load is measured with. Raises
+    ValueError for unknown systems and rules, and for values out of bounds."""
 
     workload: str = "mixed"
     profile: str = ""
@@ -75,9 +70,8 @@ class Question:
             value = getattr(self, name)
             require(low <= value <= high, name, value, f"of {low:g} to {high:g}")
         require(len(self.systems) > 0, "systems", self.systems, "at least one")
-        for name in self.systems:
-            require(name in POLICIES, "system", name, f"one of {', '.join(POLICIES)}")
-        require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
+        check_names("system", self.systems, POLICIES)
+        check_names("rule", [self.rule], RULES)
 
     @property
     def case(self) -> Search:
@@ -102,16 +96,13 @@ def described(asked: Question) -> str:
     """The question in words: workload, objectives by kind of request, hardware."""
     made, hardware, requests = build(asked.workload, 1.0, 1), asked.case.hardware, asked.requests()
     name = made.origins[0] if asked.workload.endswith(".csv") else made.scenario
-    drafts = f", at most {asked.drafts} drafts accepted at {asked.acceptance:g}" * (
-        asked.drafts > 0
-    )
-    most = f" of at most {asked.max_context} tokens" * (asked.max_context > 0)
+    most = f" of at most {asked.max_context} tokens" if asked.max_context else ""
+    drafts = f", at most {asked.drafts} drafts accepted at {asked.acceptance:g}"
     columns = ["kind", "first token (s)", "or times its zero load", "then per token (ms)"]
     slos = [(r.kind, s.slo) for r in requests for s in r.stages]
-    table = pd.DataFrame(
-        [(kind, s.ttft, s.slowdown, 1e3 * s.tpot) for kind, s in slos], columns=columns
-    )
-    asks = table.groupby("kind").agg(["min", "max"]).astype(float).dropna(axis=1, how="all")
+    rows = [(kind, s.ttft, s.slowdown, 1e3 * s.tpot) for kind, s in slos]
+    each = pd.DataFrame(rows, columns=columns).groupby("kind")
+    asks = each.agg(["min", "max"]).astype(float).dropna(axis=1, how="all")
     asks[("share", "")] = pd.Series(Counter(r.kind for r in requests)) / len(requests)
     return (
         f"Capacity: {asked.target:.0%} of the requests meet every objective\n"
@@ -119,16 +110,13 @@ def described(asked: Question) -> str:
         f"Workload: {name} ({made.source}), {asked.seeds} seed(s) of {asked.case.num_requests} "
         f"requests{most}\n{asks.to_string(float_format='{:.3g}'.format, na_rep='-')}\n"
         f"Hardware: {asked.replicas} replica(s) of {hardware.model} on {hardware.gpus} "
-        f"{hardware.gpu}{drafts}, simulated"
+        f"{hardware.gpu}{drafts if asked.drafts else ''}, simulated"
     )
 
 
 def in_service(asked: Question) -> float:
-    """For how many seconds a request may be in service on the average.
-
-    Raises ValueError where a request does not fit the hardware, or where the target is out of reach
-    at any load.
-    """
+    """For how many seconds a request may be in service on the average. Raises ValueError where a
+    request does not fit the hardware, or where the target is out of reach at any load."""
     case, hardware, requests = asked.case, asked.case.hardware, asked.requests()
     longest = max(requests, key=lambda r: r.context)
     most = most_tokens(hardware, asked.drafts)
@@ -138,11 +126,9 @@ def in_service(asked: Question) -> float:
         f"name a profile that takes it, or give max_context = {most}: longer ones are left out",
     )  # fmt: skip
     share, step = alone(case, requests[: case.num_requests]), 1e3 * hardware.roofline.time(1)
-    require(
-        share >= case.target, "share of requests that meet their objectives alone", round(share, 3),
-        f"at least {case.target:g} on {hardware.name}, where a step takes {step:.0f} ms",
-        "loosen them (slo_scale)",
-    )  # fmt: skip
+    name = "share of requests that meet their objectives alone"
+    bound = f"at least {case.target:g} on {hardware.name}, where a step takes {step:.0f} ms"
+    require(share >= case.target, name, round(share, 3), bound, "loosen them (slo_scale)")
     stages = [s for r in requests for s in r.stages]
     first = [s.slo.first_token(hardware.roofline.time(s.prompt)) for s in stages]
     return (sum(first) + sum(s.output * s.slo.tpot for s in stages)) / len(requests)
@@ -152,41 +138,32 @@ def alone(case: Search, requests: Sequence[Request]) -> float:
     """The share that meets all objectives where each request has a replica to itself, at least if
     it is the target."""
     far, share = [replace(r, arrival=1e6 * i) for i, r in enumerate(requests)], 0.0
-    plain = [replace(case, system=name) for name in (BASELINE, OURS)]
-    for c in [*plain, *(fixed_drafts(plain[0], case.max_drafts) if case.max_drafts else ())]:
-        world = {"max_drafts": c.max_drafts, "acceptance": c.acceptance}
+    plain, n = [replace(case, system=name) for name in (BASELINE, OURS)], case.max_drafts
+    for c in [*plain, *(fixed_drafts(plain[0], n) if n else ())]:
+        world = {"max_drafts": n, "acceptance": case.acceptance}
         share = max(share, attainment(serve(far, c.system, case.hardware, c.setting, **world)))
         if share >= case.target:
             break
     return share
 
 
-def best_of(rows: Sequence[Probe], precision: float = 0.0) -> Frame:
-    """A row per system: what it carries with its best setting and router."""
-    return strongest(capacities(pd.DataFrame(rows), "router", precision=precision), "system")
-
-
 def settled(asked: Question, size: str) -> Question:
     """The question with a number of requests: as many as the answer can be trusted with (see
-    `caution`), by a quick search, and another one where that was too short itself.
-
-    Raises ValueError as `in_service`.
-    """
+    `caution`), by a quick search, and another one where that was too short itself. Raises
+    ValueError as `in_service`."""
     if asked.num_requests:
         return asked
     asked = replace(asked, num_requests=FEWEST)
     seconds = in_service(asked)
     for _ in range(LOOKS):
-        first = scout(asked.case, asked.systems)
+        first, before = scout(asked.case, asked.systems), asked.num_requests
+        enough = 4 * before
         if limited(first):
             rate = scouted(first, results_dir(size))
             asked, at_once = replace(asked, start=rate), rate * (1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
-        else:
-            enough = 4 * asked.num_requests
-        longer = enough > asked.num_requests
         asked = replace(asked, num_requests=min(enough, MOST))
-        if not longer:
+        if enough <= before:
             break
     return asked
 
@@ -205,12 +182,12 @@ def answer(asked: Question, size: str) -> Frame:
     rows = probed(case, asked.systems, asked.seeds, results_dir(size))
     if not rows:
         return pd.DataFrame(columns=["system", "capacity", "at_once"])
-    at = pd.DataFrame(rows)
-    which = ["system", "setting", "router"]
+    at, which = pd.DataFrame(rows), ["system", "setting", "router"]
     latencies = at.groupby(which, as_index=False)[LATENCIES + SHARES].mean()
-    best = best_of(rows, case.precision).sort_values("capacity", ascending=False)
+    best = strongest(capacities(at, "router", precision=case.precision), "system")
+    best = best.sort_values("capacity", ascending=False)
     best = best.merge(latencies, on=which).rename(columns={"rate": "each"})
-    ours = dict(zip(best["system"], best["capacity"], strict=True)).get(OURS, nan)
+    ours = best.set_index("system")["capacity"].get(OURS, nan)
     return best.assign(
         gpus=case.gpus, replicas=asked.replicas, commit=commit(), slo_scale=asked.slo_scale,
         target=asked.target, rule=asked.rule, to_ours=best["capacity"] / ours,
@@ -231,24 +208,48 @@ def table(best: Frame, rate: float = 0.0) -> Frame:
     if best.empty:
         return best
     beside = other(best["rule"].iloc[0])
-
-    def seconds(column: str) -> Frame:
-        return best[column].map("{:.2f} s".format).where(best[column].notna(), "-")
-
     whole = best[["capacity", "low", "high"]].mul(best["gpus"], axis=0).map("{:.2f}".format)
     spread = (whole["low"] + " to " + whole["high"]).where(best["seeds"] > 1, "one seed")
     shown = {"system": best["system"], "best setting": best["setting"].replace("", "-")}
     shown |= {"router": best["router"]} if any(best["router"]) else {}
     shown |= {
         "requests/s": whole["capacity"], "95 % interval": spread,
-        "P99 TTFT": seconds("accepted_ttft_p99"),
-        "P99 TPOT": (1e3 * best["accepted_tpot_p99"]).map("{:.0f} ms".format),
-        f"by {beside}'s rule": best[f"attainment_{beside}"].map("{:.0%}".format),
-        "declined": best["declined"].map("{:.0%}".format),
-        "their P50 TTFT": seconds("declined_ttft_p50"),
-        "to ours": best["to_ours"].map("{:.2f}x".format).replace("nanx", "-"),
+        "P99 TTFT": _shown(best["accepted_ttft_p99"], "{:.2f} s"),
+        "P99 TPOT": _shown(1e3 * best["accepted_tpot_p99"], "{:.0f} ms"),
+        f"by {beside}'s rule": _shown(best[f"attainment_{beside}"], "{:.0%}"),
+        "declined": _shown(best["declined"], "{:.0%}"),
+        "their P50 TTFT": _shown(best["declined_ttft_p50"], "{:.2f} s"),
+        "to ours": _shown(best["to_ours"], "{:.2f}x"),
     } | ({f"for {rate:g}/s": best["needed"]} if rate else {})  # fmt: skip
     return pd.DataFrame(shown)
+
+
+def _shown(values: Frame, form: str) -> Frame:
+    """Numbers to be read, of none a dash."""
+    return values.map(form.format).where(values.notna(), "-")
+
+
+def by_kind(best: Frame, asked: Question) -> Frame:
+    """What the kinds of requests come to, since a capacity is of all together: a row per system and
+    kind, of the first seed at that seed's capacity; none where there is one kind."""
+    tables = []
+    for row in rows_of(best):
+        case = replace(asked.case, system=row.system, setting=row.setting, router=row.router)
+        outcomes, _ = outcomes_at(case, row.each[0] * case.gpus)
+        frame: Frame = pd.DataFrame([asdict(o) for o in outcomes])
+        groups = frame.groupby("kind", sort=False)
+        accepted = frame[~frame["declined"]].groupby("kind", sort=False)
+        shown = {
+            "system": row.system, "requests": groups.size(),
+            "attained": _shown(groups["attained"].mean(), "{:.0%}"),
+            "declined": _shown(groups["declined"].mean(), "{:.0%}"),
+            "P99 TTFT": _shown(accepted["ttft"].quantile(0.99), "{:.2f} s"),
+            "P99 TPOT": _shown(1e3 * accepted["tpot"].quantile(0.99), "{:.0f} ms"),
+        }  # fmt: skip
+        if len(groups) == 1:
+            return pd.DataFrame()
+        tables.append(pd.DataFrame(shown).reset_index().set_index(["system", "kind"]))
+    return pd.concat(tables).fillna("-").reset_index() if tables else best
 
 
 def caution(best: Frame, asked: Question) -> str:
@@ -261,11 +262,6 @@ def caution(best: Frame, asked: Question) -> str:
     )
 
 
-def over(first: Any, second: Any) -> list[float]:
-    """One row's capacity over another's, seed by seed."""
-    return [a / b for a, b in zip(first.each, second.each, strict=True)]
-
-
 def in_words(best: Frame, asked: Question) -> str:
     """The answer in a sentence or two. A winner is named where its lead over the next is surer than
     the search's precision and the seeds."""
@@ -275,8 +271,11 @@ def in_words(best: Frame, asked: Question) -> str:
         return "\n".join([*lines, "No load can be carried: the objectives are too tight."])
     first, *others = rows_of(best)
     load = f"{first.capacity * first.gpus:.2f} requests per second on {first.gpus} GPU(s)"
-    ratios = [(interval(over(first, o), asked.case.precision), o) for o in others]
-    same = [first.system, *(o.system for (_, low, _), o in ratios if low <= 1)]
+    leads = {}
+    for o in others:
+        ratios = [a / b for a, b in zip(first.each, o.each, strict=True)]
+        leads[o.system] = interval(ratios, asked.case.precision)
+    same = [first.system, *(name for name, (_, low, _) in leads.items() if low <= 1)]
     if not others:
         lines.append(f"{first.system} carries {load}.")
     elif len(same) > 1:
@@ -284,14 +283,11 @@ def in_words(best: Frame, asked: Question) -> str:
     elif caution(best, asked):
         lines.append(f"{load} at the most, by {first.system}; longer runs tell who carries most.")
     else:
-        text = (
-            f"{first.system} carries most" + " in this one seed" * (first.seeds == 1) + f": {load}"
-        )
-        for (ratio, low, high), o in ratios[:1]:
-            text += f", {ratio:.2f}x [{low:.2f}, {high:.2f}] what {o.system} carries, the next"
-        lines.append(f"{text}.")
+        name, (ratio, low, high) = next(iter(leads.items()))
+        seed = " in this one seed" if first.seeds == 1 else ""
+        lead = f"{ratio:.2f}x [{low:.2f}, {high:.2f}] what {name} carries, the next"
+        lines.append(f"{first.system} carries most{seed}: {load}, {lead}.")
     if asked.rate:
-        lines.append(
-            f"For {asked.rate:g} it takes about {first.needed} replica(s): try that as replicas."
-        )
+        need = f"it takes about {first.needed} replica(s): try that as replicas."
+        lines.append(f"For {asked.rate:g} {need}")
     return "\n".join(lines)

@@ -169,7 +169,7 @@ def test_latencies_of_the_declined_stand_apart() -> None:
     done = serve(
         build("chatbot", row.rate, SMALL.num_requests).requests, OURS, hardware_of("chatbot")
     )
-    seen = pd.DataFrame(
+    seen: Any = pd.DataFrame(
         [(o.declined, o.ttft, o.tpot) for o in done], columns=["declined", "ttft", "tpot"]
     )
     kept, others = seen[~seen["declined"]], seen[seen["declined"]]

@@ -4,7 +4,7 @@ import pytest
 
 from slos.hardware.profiles import entry_of, profile, profiles
 from slos.hardware.shapes import shape_of
-from slos.studies import kernel_checks, kernel_profiles
+from slos.studies import kernel_profiles
 from slos.studies.kernel_profiles import WANTED
 
 
@@ -34,13 +34,13 @@ def test_shapes_have_the_weights_that_their_names_say() -> None:
 
 
 def test_steps_that_were_measured_whole() -> None:
-    table = kernel_checks.checks().set_index(["profile", "steps"])
+    table = kernel_profiles.checks().set_index(["profile", "steps"])
     own = table.loc["llama-3.1-8b-h200-kernels"]
     assert own["number"].sum() == 82
     assert 0.85 < own.loc["decodes", "ratio"] < 1.05
     assert 0.85 < own.loc["with prompts, 1000 tokens or more", "ratio"] < 1.05
     assert "0.94 times" in profile("llama-3.1-8b-h200-kernels").source
-    assert kernel_checks.told(profile("opt-6.7b-a100")) == ""
+    assert kernel_profiles.told(profile("opt-6.7b-a100")) == ""
 
 
 def test_the_same_tables_make_the_same_profile() -> None:

@@ -12,16 +12,15 @@ from slos.evaluation.stats import rows_of, save, select
 from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
 from slos.sim.cluster import POOLED
-from slos.studies import disaggregation, scaling
-from slos.studies.disaggregation import disaggregation_cases
-from slos.studies.scaling import SCALES, scaling_cases
+from slos.studies import scaling
+from slos.studies.scaling import REPLICAS, SIZES, disaggregation_cases, scaling_cases
 from workloads import SCENARIOS
 
 
 @pytest.mark.parametrize(
     ("call", "known"),
     [
-        (lambda: scaling_cases("huge"), SCALES),
+        (lambda: scaling_cases("huge"), SIZES),
         (lambda: scaling_cases("smoke", ["gaming"]), SCENARIOS),
         (lambda: scaling_cases("smoke", systems=["orca"]), POLICIES),
         (lambda: scaling_cases("smoke", routers=["dice"]), ROUTERS),
@@ -41,9 +40,9 @@ def test_the_grids_have_every_case_once() -> None:
         assert len({str(c) for c in cases}) == len(cases) and {c.scenario for c in cases} == set(
             SCENARIOS
         )
-    scale, cases = SCALES["full"], scaling_cases("full", ["coding"])
-    assert len(cases) == scale.seeds * (2 + (len(scale.replicas) - 2) * 2 * 2 + 2 * 3 + 1)
-    assert all(c.num_requests == c.replicas * scale.requests for c in cases)
+    size, cases = SIZES["full"], scaling_cases("full", ["coding"])
+    assert len(cases) == size.seeds * (2 + (len(REPLICAS["full"]) - 2) * 2 * 2 + 2 * 3 + 1)
+    assert all(c.num_requests == c.replicas * size.num_requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
     eight = scaling.h100_cases("full")
     assert {c.replicas for c in eight} == {1, 2, 4, 8} and not {c.topology for c in eight} - {""}
@@ -113,9 +112,9 @@ def test_disaggregation() -> None:
             ("coding", OURS, 1, "least-loaded", "1:2", 4.0),
         ]
     )
-    [row] = rows_of(disaggregation.against_distserve(best))
+    [row] = rows_of(scaling.against_distserve(best))
     assert (row.ratio, row.system, row.what) == (pytest.approx(2.5), "vllm", "2:1")
-    itself = disaggregation.against_itself(best).set_index("system")["ratio"]
+    itself = scaling.against_itself(best).set_index("system")["ratio"]
     assert itself.to_dict() == pytest.approx({"vllm": 2.0, OURS: 0.8})
     assert save("smoke", best, "04_disaggregation", {}).empty, (
         "two of six scenarios are no headline"

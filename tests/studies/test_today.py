@@ -10,7 +10,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.policies.baselines import VLLMV1
 from slos.sim.simulator import World, simulate
-from slos.studies import charged, today
+from slos.studies import gpu, today
 from workloads import SCENARIOS, build
 from workloads.scenarios import LONGER, by_name
 
@@ -67,8 +67,8 @@ def test_a_step_waits_for_its_planning() -> None:
 
 
 def test_what_was_measured_is_a_line() -> None:
-    for system in charged.SYSTEMS:
-        first, each, mean = charged.line(system)
+    for system in gpu.BUDGETS:
+        first, each, mean = gpu.line(system)
         assert 0 <= first <= mean < 0.005 and each >= 0
 
 
@@ -80,7 +80,7 @@ def test_a_key_has_one_colour_in_all_panels() -> None:
     found = pd.DataFrame(
         rows, columns=["profile", "drafts", "asked", "scenario", "gain", "low", "high"]
     )
-    paper, mlperf, profiles = today.bars(found, "made up").axes
+    paper, mlperf, profiles = today.chart(found, "made up").axes
     colors = [c[0].get_facecolor() for c in paper.containers[1::2]]
     [one] = [c[0] for c in mlperf.containers if len(c) == 1 and hasattr(c[0], "get_height")]
     assert one.get_facecolor() == colors[2] and one.get_height() == -0.5
