@@ -116,8 +116,7 @@ def save(size: str, found: Frame, climbed: Frame) -> None:
 
 
 def ahead(found: Frame, others: Sequence[str] = LATER) -> Frame:
-    """Ours over the best of the `others`, per scenario and place: which one that is, the ratio with
-    its interval over seeds, and each seed's."""
+    """Ours over the best of the `others` (`against`), per scenario and place."""
     keep = ["scenario", *WHERE, "rate"]
     rivals = strongest(found[found["system"].isin(others)], "scenario", *WHERE)
     ours = found.loc[found["system"] == OURS, keep]

@@ -46,8 +46,7 @@ def beside(best: Frame, found: Frame) -> Frame:
 
 
 def shares(best: Frame, *by: str) -> Frame:
-    """Which share of the bound ours carries, and which the best other system, in words, as
-    geometric mean over scenarios; a row per value of `by`."""
+    """Which share of the bound ours and the best other carry, as means, in words."""
     ours, cells = best["system"] == OURS, {}
     for name, part in (("ours", best[ours]), ("the best other", best[~ours])):
         most = strongest(part, *dict.fromkeys(("scenario", *by)))

@@ -48,8 +48,7 @@ def ratios(best: Frame, lengths: str = "dataset", *also: str) -> Frame:
 
 
 def is_complete(best: Frame, cases: Sequence[Search]) -> bool:
-    """Whether these are the capacities that the paper speaks of: six scenarios, each on its own
-    profile, by the paper's rule of pace at 90 %."""
+    """Whether these are the paper's: six scenarios, own profiles, its rule, 90 %."""
     return set(best["scenario"]) == set(SCENARIOS) and all(
         not c.profile and (c.rule, c.target) == (PAPER, 0.9) for c in cases
     )

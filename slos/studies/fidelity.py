@@ -119,8 +119,7 @@ def replays() -> Frame:
 
 
 def summary(rows: Frame) -> Frame:
-    """A row per replay and quantity: means and P90, measured and simulated over measured, and by
-    request the correlation and the median relative error."""
+    """By replay and quantity: means and P90, simulated over measured; by request, correlation."""
     out = []
     for (name, cache, scale), group in rows.groupby(["experiment", "cache", "scale"], sort=False):
         served = EXPERIMENTS[str(name)]

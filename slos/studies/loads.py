@@ -63,8 +63,7 @@ def run(
 
 
 def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
-    """Attainment against load, one panel per scenario: the mean over seeds, and a band from the
-    worst seed to the best one; the target drawn in."""
+    """Attainment by load, a panel per scenario: mean over seeds, a band from worst to best."""
     scenarios, systems = unique(rows["scenario"]), unique(rows["system"])
     figure, axes = panels(scenarios, (3.4, 2.5), (0, 0.5), "attainment (%)", 3, sharey=True)
     for axis, scenario in zip(axes, scenarios, strict=True):

@@ -94,8 +94,7 @@ def judge(case: FitCase) -> list[Judged]:
 
 
 def fits(size: str, workers: int | None = None) -> Frame:
-    """Rows of `Judged` for all measurements that are here, or for the stand-in, with and without
-    context and tiles."""
+    """Rows of `Judged` of what was measured, or of the stand-in, for all forms."""
     size_of(size)
     kinds = PARALLEL if measured() else {"stand-in": (1,)}
     cases = [

@@ -41,8 +41,7 @@ def source(size: str) -> str:
 
 
 def summary_chart(table: Frame, source: str) -> Figure:
-    """Ours over the paper's number, a bar per claim that was run, from the paper's value on: to the
-    right of it is better. Beside them both numbers."""
+    """Ours over the paper's, a bar per claim that was run: to the right of 1 is better."""
     table = table[table["against"].notna()]
     figure, axis = plt.subplots(figsize=(9, 0.34 * max(4, len(table)) + 1.4), layout="constrained")
     colors = (("OK", "#009E73", 0), ("NEAR", "#E69F00", 1), ("MISS", "#D55E00", 3))

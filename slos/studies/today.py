@@ -132,8 +132,7 @@ BY = [*ASKED, "scenario"]
 
 
 def table(rows: Frame) -> Frame:
-    """Ours at its best setting and the other system that carries most, by all that was asked for
-    and scenario; the gain with its interval over seeds."""
+    """Ours and the best other system, each at its best setting, and the gain with its interval."""
     best = best_settings(rows, [*BY, "system", "setting"])
     ours = select(best, system=OURS)
     rival = strongest(best[best["system"] != OURS], *BY)
@@ -159,8 +158,7 @@ def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
 
 
 def means(found: Frame) -> Frame:
-    """The geometric mean of the gain over scenarios where both carry something, and of how many,
-    by all that was asked for and by whose objectives."""
+    """The mean gain over scenarios where both carry something, by what was asked for."""
     whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf", "paper")
     by = [*ASKED, "objectives"]
     kept = found.assign(objectives=whose).dropna(subset=["gain"])

@@ -181,8 +181,7 @@ def shares(rows: Frame) -> Frame:
 
 
 def save(size: str, table: Frame, rows: Frame) -> Frame:
-    """Write the shares to results/<size>/unknown_lengths.csv, and that of `LEARNED` as geometric
-    mean over the scenarios to its headlines."""
+    """Write the shares to unknown_lengths.csv of a size, and means of `LEARNED` to headlines."""
     text = table.drop(columns="each").assign(status="simulated")
     stats.write(size, "unknown_lengths", text, float_format="%.4g")
     numbers: dict[str, Spread] = {}

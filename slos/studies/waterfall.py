@@ -167,7 +167,7 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     each = select(table, against="best")
     means = rows_of(stats.geometric_means(each, "step"))
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    labels, before = [], 1.0
+    labels, totals, before = [], [], 1.0
     looks = {"height": 0.6, "edgecolor": "black", "linewidth": 0.6}
     for r in means:
         if labels:
@@ -178,9 +178,9 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
             labels.append(r.step)
         if r.step in TOTALS:
             axis.barh(len(labels), r.ratio - 1, left=1, color="0.85", **looks)
-            axis.annotate(f"{r.ratio:.2f}x", (1, len(labels)), **BESIDE, weight="bold")
             _scenarios(axis, len(labels), r, select(each, step=r.step))
-            labels.append(TOTALS[r.step])
+            labels.append(f"{TOTALS[r.step]}: {r.ratio:.2f}x")
+            totals.append(labels[-1])
         before = r.ratio
     reported = paper("authors_vs_best")
     axis.axvline(reported, **DASHED, label=f"the paper's {reported:g}x")
@@ -188,7 +188,7 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     for tick in axis.get_yticklabels():
-        tick.set_fontweight("bold" if tick.get_text() in TOTALS.values() else "normal")
+        tick.set_fontweight("bold" if tick.get_text() in totals else "normal")
     axis.set_xlabel("capacity of SLOs-Serve over the best baseline (x)")
     said = f"{source}; bars: geometric mean of the scenarios (marks); lines: 95 % over seeds"
     return finish(figure, said, axis, ncols=4, fontsize=8)

@@ -135,8 +135,7 @@ def in_service(asked: Question) -> float:
 
 
 def alone(case: Search, requests: Sequence[Request]) -> float:
-    """The share that meets all objectives where each request has a replica to itself, at least if
-    it is the target."""
+    """The share that meets all objectives, each request alone; at least, if it is the target."""
     far, share = [replace(r, arrival=1e6 * i) for i, r in enumerate(requests)], 0.0
     plain, n = [replace(case, system=name) for name in (BASELINE, OURS)], case.max_drafts
     for c in [*plain, *(fixed_drafts(plain[0], n) if n else ())]:

@@ -19,7 +19,7 @@ from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.grids import SETTINGS, searches
 from slos.evaluation.runs import hardware_of, parse_setting, serve
 from slos.evaluation.sizes import SIZES, Size, size_of
-from slos.evaluation.stats import capacities, geometric_means
+from slos.evaluation.stats import FINEST, capacities, geometric_means
 from slos.files import ROOT
 from slos.hardware.profiles import profiles
 from slos.policies import OURS, POLICIES, ordinary
@@ -287,8 +287,9 @@ STUDENT = 12.7062  # t for two values
 
 
 def between(a: float, b: float) -> object:
-    """Geometric mean and interval of two values: t times half the distance of their logarithms."""
-    mean, factor = sqrt(a * b), exp(STUDENT * abs(log(a / b)) / 2)
+    """Geometric mean and interval of two values: t times half the distance of their logarithms, or
+    the finest precision."""
+    mean, factor = sqrt(a * b), max(exp(STUDENT * abs(log(a / b)) / 2), 1 + FINEST)
     return pytest.approx((mean, mean / factor, mean * factor), rel=1e-3)
 
 
