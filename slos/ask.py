@@ -60,13 +60,11 @@ def options() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=float, default=0, help=text)
     for f in fields(Question):
         if f.name in HELP:
-            name = f"--{f.name.replace('_', '-')}"
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
-            choices = [*RULES] if f.name == "rule" else None
             how: dict[str, Any] = {"type": type(f.default), "default": f.default}
-            how |= {"choices": choices} if choices else {}
+            how |= {"choices": RULES} if f.name == "rule" else {}
             how = {"action": "store_true"} if isinstance(f.default, bool) else how
-            parser.add_argument(name, help=text, **how)
+            parser.add_argument(f"--{f.name.replace('_', '-')}", help=text, **how)
     parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
     return parser

@@ -1,5 +1,4 @@
-"""Where results lie, how files are written, and from which commit, sources and data they were
-made."""
+"""Where results lie, how files are written, and from which commit, sources and data."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,27 @@ Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 
 def results_dir(size: str) -> Path:
-    """Where the rows of a size lie: `results/<size>` of the repository, or under SLOS_RESULTS where
-    that is set."""
+    """The folder of a size's rows: `results/<size>`, or under SLOS_RESULTS where that is set."""
     return Path(os.environ.get("SLOS_RESULTS") or ROOT / "results") / size
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a run cut short, finds the old one or the new one and
-    nothing between."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` if all goes well, and is gone if not: a
+    reader, or a run cut short, finds the old file or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write all of a file or nothing: see `replacing`."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -58,10 +63,9 @@ def ray_address() -> str:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS).close()
         except OSError as error:
-            raise ValueError(
-                f"RAY_ADDRESS = {address!r} must be a cluster that answers ({error}); start one by "
-                "`ray start --head`, or unset it"
-            ) from None
+            cure = "start one by `ray start --head`, or unset it"
+            bound = f"a cluster that answers ({error})"
+            raise ValueError(f"RAY_ADDRESS = {address!r} must be {bound}; {cure}") from None
     return "" if address == "local" else address
 
 
@@ -86,16 +90,11 @@ def data_digest() -> str:
 
 @cache
 def commit() -> str:
-    """The commit that this runs from, `+` if the sources have changed since; `unknown` outside a
-    checkout."""
+    """The commit of this checkout, `+` if the sources have changed since; else `unknown`."""
+    git: Any = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
     try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "slos", "workloads"], check=False
-        ).returncode
+        head = git(["git", "rev-parse", "--short=9", "HEAD"], check=True)
+        changes = git(["git", "diff", "--quiet", "HEAD", "--", "slos", "workloads"])
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("+" if dirty else "")
+    return head.stdout.strip() + "+" * bool(changes.returncode)

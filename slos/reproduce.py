@@ -1,5 +1,4 @@
-"""Executes the notebooks in order, skips what is done, shows progress, and prints the table: paper
-against reproduced.
+"""Executes the notebooks in order, skips what is done, shows progress, and prints the table.
 
 A notebook is done when `results/<size>/notebooks/NN_topic.json` holds the digest of everything that
 it was made from and the rows that it left are still there. That file is written last: a notebook
@@ -56,9 +55,8 @@ def is_done(stamp: Path, made_from: str, size: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     now = rows_present(size)
-    return done["digest"] == made_from and all(
-        now.get(name, 0) >= lines for name, lines in done["rows"].items()
-    )
+    there = all(now.get(name, 0) >= lines for name, lines in done["rows"].items())
+    return there and done["digest"] == made_from
 
 
 def clock(seconds: float) -> str:
@@ -83,11 +81,8 @@ class Progress(threading.Thread):
     def run(self) -> None:
         while True:
             if self._terminal:
-                print(
-                    f"\r\x1b[K{self.line()[: shutil.get_terminal_size().columns - 1]}",
-                    end="",
-                    flush=True,
-                )
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r\x1b[K{self.line()[:width]}", end="", flush=True)
             else:
                 print(self.line(), flush=True)
             if self._over.wait(0.5 if self._terminal else 5):
@@ -97,19 +92,15 @@ class Progress(threading.Thread):
         parts, text = [self._title], self._path.read_text() if self._path.exists() else ""
         if whole := text.split("\n")[:-1]:  # the last one may still be on its way
             last = json.loads(whole[-1])
-            parts.append(
-                f"run {last['done']} of {last['total']}: {last['label']}, {clock(last['left_s'])} "
-                "left"
-            )
+            left = f"{clock(last['left_s'])} left"
+            parts.append(f"run {last['done']} of {last['total']}: {last['label']}, {left}")
         return ", ".join([*parts, f"{clock(time.monotonic() - self._start)} so far"])
 
     def close(self, outcome: str) -> None:
         self._over.set()
         self.join()
-        clear = "\r\x1b[K" if self._terminal else ""
-        print(
-            f"{clear}{self._title}: {outcome} ({clock(time.monotonic() - self._start)})", flush=True
-        )
+        clear, took = "\r\x1b[K" * self._terminal, clock(time.monotonic() - self._start)
+        print(f"{clear}{self._title}: {outcome} ({took})", flush=True)
 
 
 def machine() -> str:
@@ -131,9 +122,8 @@ def execute(notebook: Path, size: str, title: str) -> None:
     for stale in (stamp, failed, folder / ".progress"):
         stale.unlink(missing_ok=True)
     if "size" not in papermill.inspect_notebook(notebook):
-        raise Failed(
-            f"{notebook.name} has no parameter `size`; give it one in a cell tagged `parameters`"
-        )
+        cure = "give it one in a cell tagged `parameters`"
+        raise Failed(f"{notebook.name} has no parameter `size`; {cure}")
     os.environ["SLOS_PROGRESS"] = str(folder.resolve() / ".progress")
     progress = Progress(title, folder / ".progress")
     progress.start()
@@ -141,14 +131,9 @@ def execute(notebook: Path, size: str, title: str) -> None:
     quiet = ["--log-level=40"]  # errors only: the kernel's advice would cut into the progress line
     try:
         papermill.execute_notebook(
-            notebook,
-            part,
-            {"size": size},
-            kernel_name="python3",
-            cwd=".",
-            progress_bar=False,
+            notebook, part, {"size": size}, kernel_name="python3", cwd=".", progress_bar=False,
             extra_arguments=quiet,
-        )
+        )  # fmt: skip
         outcome = "done"
     except Exception as error:
         if part.exists():
@@ -163,10 +148,9 @@ def execute(notebook: Path, size: str, title: str) -> None:
         progress.close(outcome)
         end_children()
     part.replace(folder / notebook.name)
-    how = {"commit": commit(), "seconds": round(time.monotonic() - began), "machine": machine()}
-    write_whole(
-        stamp, json.dumps({"digest": made_from, "rows": rows_present(size), **how}, indent=1) + "\n"
-    )
+    done: dict[str, object] = {"digest": made_from, "rows": rows_present(size)}
+    done |= {"commit": commit(), "seconds": round(time.monotonic() - began), "machine": machine()}
+    write_whole(stamp, json.dumps(done, indent=1) + "\n")
 
 
 def end_children() -> None:
@@ -189,8 +173,7 @@ def stop(signum: int, frame: object) -> NoReturn:
 
 
 def missing(notebook: Path) -> list[str]:
-    """Packages that it names in its metadata, `"slos": {"needs": [...]}`, and that are not
-    installed."""
+    """Packages that its metadata name, `"slos": {"needs": [...]}`, and that are not installed."""
     needs = json.loads(notebook.read_text())["metadata"].get("slos", {}).get("needs", [])
     return [package for package in needs if find_spec(package) is None]
 
@@ -199,47 +182,33 @@ def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
     """Execute what is not done; a line for each notebook that is, or that cannot be."""
     for k, notebook in enumerate(notebooks, start=1):
         title = f"notebook {k} of {len(notebooks)}, {notebook.stem}"
-        if lacks := missing(notebook):
-            yield (
-                f"{title}: skipped, {' and '.join(lacks)} not installed; SLOS_EXTRA=cpu "
-                "./run_all.sh installs it"
-            )
-        elif is_done(
-            results_dir(size) / "notebooks" / f"{notebook.stem}.json", digest(notebook, size), size
-        ):
+        stamp = results_dir(size) / "notebooks" / f"{notebook.stem}.json"
+        if lacks := " and ".join(missing(notebook)):
+            cure = "SLOS_EXTRA=cpu ./run_all.sh installs it"
+            yield f"{title}: skipped, {lacks} not installed; {cure}"
+        elif is_done(stamp, digest(notebook, size), size):
             yield f"{title}: done already"
         else:
             execute(notebook, size, title)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m slos.reproduce", description="Execute the notebooks."
-    )
+    said = "Execute the notebooks."
+    parser = argparse.ArgumentParser(prog="python -m slos.reproduce", description=said)
     parser.add_argument("size", nargs="?", choices=SIZES, default="quick")
-    parser.add_argument(
-        "--notebooks", type=Path, default=Path("notebooks"), help="folder of the NN_topic.ipynb"
-    )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=results_dir(""),
-        help="folder of the rows, a folder per size",
-    )
+    where, rows = "folder of the NN_topic.ipynb", "folder of the rows, a folder per size"
+    parser.add_argument("--notebooks", type=Path, default=Path("notebooks"), help=where)
+    parser.add_argument("--results", type=Path, default=results_dir(""), help=rows)
     args = parser.parse_args(argv)
     os.environ.update(SLOS_RESULTS=str(args.results.resolve()), JUPYTER_PREFER_ENV_PATH="1")
     for s in SIGNALS:
         signal.signal(s, stop)
     notebooks = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
-        parser.error(
-            f"no NN_topic.ipynb in {args.notebooks}; start it in the repository's root, or give "
-            "--notebooks"
-        )
-    print(
-        f"{args.size}: {len(notebooks)} notebooks, results to {args.results / args.size}",
-        flush=True,
-    )
+        cure = "start it in the repository's root, or give --notebooks"
+        parser.error(f"no NN_topic.ipynb in {args.notebooks}; {cure}")
+    where = args.results / args.size
+    print(f"{args.size}: {len(notebooks)} notebooks, results to {where}", flush=True)
     try:
         for line in reproduce(notebooks, args.size):
             print(line, flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 BELOW = {
     "core": (),
     "files": (),
-    "workloads": ("core",),
+    "workloads": ("core", "files"),
     "hardware": ("core", "files"),
     "planning": ("core",),
     "policies": ("planning",),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 
 import numpy as np
+from tabulate import tabulate
 
 from workloads.arrivals import STARTS, WINDOW, burstiness, window
 from workloads.build import Workload, build
@@ -19,22 +20,19 @@ from workloads.synthetic import REAL
 from workloads.synthetic import window as synthetic_window
 
 HEAD = (
-    f"{'scenario':<14}{'lengths':<9}{'tokens of':<14}"
-    f"{'count':>7}{'mean':>8}{'P50':>7}{'P99':>7}{'std':>7} "
-    f"|{'paper mean':>11}{'P99':>6}{'std':>5} |{'gap CV':>7}{'peak':>6}"
-)
+    "scenario", "lengths", "tokens of", "count", "mean", "P50", "P99", "std",
+    "paper mean", "P99", "std", "CV", "peak",
+)  # fmt: skip
+ALIGNED = ("left",) * 3 + ("right",) * 10
 
 
 def quantities(workload: Workload) -> dict[str, list[int]]:
-    """The lengths that the paper speaks of, by name: every stage's where a request has several of a
-    kind."""
+    """The lengths that the paper speaks of, by name; of several of a kind every stage's."""
     stages = [r.stages for r in workload.requests]
     prompt = {"prompt": [s[0].prompt for s in stages]}
     if workload.scenario == "reasoning":
-        return prompt | {
-            "thinking": [s[0].output for s in stages],
-            "response": [s[1].output for s in stages],
-        }
+        thought, said = ([s[i].output for s in stages] for i in (0, 1))
+        return prompt | {"thinking": thought, "response": said}
     output = {"output": [stage.output for s in stages for stage in s]}
     if workload.scenario != "tool-calling":
         return prompt | output
@@ -43,26 +41,21 @@ def quantities(workload: Workload) -> dict[str, list[int]]:
     return prompt | later | output | whole
 
 
-def lines(workload: Workload) -> Iterator[str]:
-    """Of the table; what holds for the whole workload stands in its first line."""
+def rows(workload: Workload) -> Iterator[list[object]]:
+    """Of the table; what holds for the whole workload stands in its first row."""
     said = {r.quantity: (r.mean, r.p99, r.std) for r in by_name(workload.scenario).reported}
     cv, peak = burstiness([r.arrival for r in workload.requests])
-    head, tail = f"{workload.scenario:<14}{workload.lengths:<9}", f"{cv:>7.2f}{peak:>6}"
+    head, tail = [workload.scenario, workload.lengths], [f"{cv:.2f}", peak]
     for quantity, values in quantities(workload).items():
-        data, reported = np.array(values or [0]), said.get(quantity, (None,) * 3)
-        p50, p99 = np.percentile(data, (50, 99))
-        paper = ("-" if value is None else f"{value:.0f}" for value in reported)
-        yield (
-            f"{head}{quantity:<14}"
-            f"{len(values):>7}{data.mean():>8.1f}{p50:>7.0f}{p99:>7.0f}{data.std():>7.0f} "
-            f"|{next(paper):>11}{next(paper):>6}{next(paper):>5} |{tail}"
-        ).rstrip()
-        head, tail = " " * 23, ""
+        data = np.array(values or [0])
+        ours = (f"{x:.0f}" for x in (*np.percentile(data, (50, 99)), data.std()))
+        paper = ("-" if x is None else f"{x:.0f}" for x in said.get(quantity, (None,) * 3))
+        yield [*head, quantity, len(values), f"{data.mean():.1f}", *ours, *paper, *tail]
+        head, tail = ["", ""], ["", ""]
 
 
 def workloads(names: Sequence[str], seed: int, num_requests: int) -> list[Workload]:
-    """What the table shows: `num_requests` of data set lengths, and one whole window of trace
-    lengths."""
+    """`num_requests` of data set lengths, and one whole window of trace lengths."""
     made = []
     for name in names:
         chosen = by_name(name)
@@ -78,24 +71,20 @@ def _window_count(chosen: Scenario, source: str) -> int:
     """Requests of the paper's window that fit."""
     if source == REAL:
         return len(window(chosen.arrivals).fitting(chosen.max_context or inf).times)
-    return len(
-        synthetic_window(chosen.arrivals, chosen.max_context, np.random.default_rng(0)).times
-    )
+    rng = np.random.default_rng(0)
+    return len(synthetic_window(chosen.arrivals, chosen.max_context, rng).times)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workloads", description=__doc__)
-    parser.add_argument(
-        "--scenario", action="append", metavar="NAME", help=f"only these of {', '.join(SCENARIOS)}"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--requests", type=int, default=6000, metavar="N", help="requests to draw (6000)"
-    )
-    parser.add_argument("--data", metavar="DIR", help=f"the folder with the real data, as {DATA}")
-    parser.add_argument(
-        "--download", nargs="*", metavar="NAME", help="fetch data sets (without a name: all needed)"
-    )
+    add = parser.add_argument
+    names = f"only these of {', '.join(SCENARIOS)}"
+    add("--scenario", action="append", metavar="NAME", help=names)
+    add("--seed", type=int, default=0)
+    add("--requests", type=int, default=6000, metavar="N", help="requests to draw (6000)")
+    add("--data", metavar="DIR", help=f"the folder with the real data, as {DATA}")
+    fetched = "fetch data sets (without a name: all needed)"
+    add("--download", nargs="*", metavar="NAME", help=fetched)
     given = parser.parse_args(argv)
     if given.data:
         os.environ[DATA] = given.data
@@ -109,19 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for source in dict.fromkeys(w.source for w in made):
         mine = [w for w in made if w.source == source]
-        print(
-            f"Lengths and arrivals: {source}, seed {given.seed}. Tokens; peak is the most arrivals "
-            "in 10 mean gaps."
-        )
-        print(f"{HEAD}\n{'-' * len(HEAD)}")
-        for workload in mine:
-            print(*lines(workload), sep="\n")
+        peak = "CV is that of gaps, peak the most arrivals in 10 mean gaps"
+        print(f"Lengths and arrivals: {source}, seed {given.seed}. Tokens; {peak}.")
+        table = [row for w in mine for row in rows(w)]
+        print(tabulate(table, HEAD, colalign=ALIGNED, disable_numparse=True))
+        origins = (o.removeprefix(f"{source} of ") for w in mine for o in w.origins)
         print(f"\nFrom ({source}):")
-        for origin in dict.fromkeys(
-            o.removeprefix(f"{source} of ") for w in mine for o in w.origins if o != "poisson"
-        ):
-            print(f"  {origin}")
-        print()
+        print(*(f"  {o}" for o in dict.fromkeys(origins) if o != "poisson"), "", sep="\n")
     return 0
 
 

@@ -26,16 +26,13 @@ TRACES = {
     "azure-code-2024": "arrivals/AzureLLMInferenceTrace_code_1week.csv",
     "azure-conv-2024": "arrivals/AzureLLMInferenceTrace_conv_1week.csv",
 }
-WINDOW = 300.0
-"""Seconds of a trace that the paper replays."""
-STARTS = {"azure-code": 1786.0, "azure-conv": 900.0}
-"""Seconds into the trace where its window begins (the authors' code)."""
+WINDOW = 300.0  # seconds of a trace that the paper replays
+STARTS = {"azure-code": 1786.0, "azure-conv": 900.0}  # seconds into it (the authors' code)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """Requests of `span` seconds: sorted times float64 [n] in [0, span], prompt and output tokens
-    int64 [n]."""
+    """Requests of `span` seconds: sorted times float64 [n] from 0, prompt and output int64 [n]."""
 
     origin: str
     span: float
@@ -46,9 +43,8 @@ class Trace:
     def fitting(self, limit: float) -> Trace:
         """Only the requests whose prompt and output together are at most `limit` tokens."""
         kept = self.prompt + self.output <= limit
-        require(
-            bool(kept.any()), f"{self.origin}: max_context", limit, "at least one request's length"
-        )
+        name = f"{self.origin}: max_context"
+        require(bool(kept.any()), name, limit, "at least one request's length")
         return Trace(self.origin, self.span, self.times[kept], self.prompt[kept], self.output[kept])
 
 
@@ -65,9 +61,8 @@ def load_azure(name: str | Path, start: float = 0.0, seconds: float = inf) -> Tr
     require(seconds > 0, "seconds", seconds, "positive")
     path = locate([TRACES[name]]) if isinstance(name, str) and name in TRACES else Path(name)
     if path is None or not path.is_file():
-        raise FileNotFoundError(
-            f"trace {str(name)!r} is neither a file nor one of {', '.join(TRACES)} that is at hand"
-        )
+        known = f"one of {', '.join(TRACES)} that is at hand"
+        raise FileNotFoundError(f"trace {str(name)!r} is neither a file nor {known}")
     return _load(path, stamp(path), start, seconds)
 
 
@@ -90,10 +85,8 @@ def _load(path: Path, _: tuple[int, int], start: float, seconds: float) -> Trace
         p, o = tokens(path, n, AZURE[0], context, 0), tokens(path, n, AZURE[1], generated, 0)
         if t >= start:
             rows.append((t - start, p, o))
-    if not rows:
-        raise ValueError(
-            f"{path}: start = {start} must be a time with requests after it; it has {last} s"
-        )
+    bound = "a time with requests after it"
+    require(len(rows) > 0, f"{path}: start", start, bound, f"it has {last} s")
     times, prompt, output = (np.array(column) for column in zip(*rows, strict=True))
     span = seconds if seconds < inf else last - start
     return Trace(f"{path.parent.name}/{path.name.removesuffix('.gz')}", span, times, prompt, output)

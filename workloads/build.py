@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,7 @@ assumption, of a web API; the paper gives none."""
 
 Lengths = lengths.Rows | lengths.Quantiles
 Turns = list[tuple[int, int, float]]
-"""A request's stages before they get objectives: prompt tokens, output tokens, seconds of waiting
-before."""
+"""Stages without objectives: prompt tokens, output tokens, seconds of waiting before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,9 @@ class Workload:
 
 
 def build(
-    scenario: str,
-    rate: float,
-    num_requests: int,
-    seed: int = 0,
-    lengths: str = "dataset",
+    scenario: str, rate: float, num_requests: int, seed: int = 0, lengths: str = "dataset",
     max_context: int | None = None,
-) -> Workload:
+) -> Workload:  # fmt: skip
     """The workload of a scenario: `num_requests` requests that arrive at `rate` per second.
 
     Another rate with the same seed gives the same requests at rescaled times. lengths: "dataset"
@@ -71,9 +66,7 @@ def build(
     profile, and `source` says so.
     """
     chosen = by_name(scenario)
-    require(
-        rate > 0 and isfinite(rate), "rate", rate, "positive and finite", "give requests per second"
-    )
+    require(0 < rate < inf, "rate", rate, "positive and finite", "give requests per second")
     require(num_requests >= 1, "num_requests", num_requests, "at least 1")
     require(seed >= 0, "seed", seed, "at least 0")
     require(lengths in ("dataset", "trace"), "lengths", lengths, "'dataset' or 'trace'")
@@ -90,13 +83,13 @@ def build(
     source = _source(parts, lengths)
     made: list[tuple[float, Scenario, Turns]] = []
     origins: dict[str, None] = {}
-    for part, n in zip(
-        parts, _counts(list(chosen.parts.values()) or [1], num_requests), strict=True
-    ):
+    counts = _counts(list(chosen.parts.values()) or [1], num_requests)
+    for part, n in zip(parts, counts, strict=True):
         if n:
             key = part.name if part is chosen else f"mixed/{part.name}"
+            streams = _stream(seed, key, "arrivals"), _stream(seed, key, "lengths")
             most = inf if part.max_context is None else part.max_context
-            times, turns, names = _part(part, n, seed, key, lengths, min(limit, most), source)
+            times, turns, names = _part(part, n, streams, lengths, min(limit, most), source)
             made += zip((times * (num_requests / n)).tolist(), [part] * n, turns, strict=True)
             origins.update(dict.fromkeys(names))
     made.sort(key=lambda m: m[0])
@@ -108,8 +101,7 @@ def build(
 
 
 def _counts(shares: list[float], n: int) -> list[int]:
-    """n requests by their shares, to within one; the largest remainders, then the first, get what
-    is left over."""
+    """n requests by their shares, to within one: what is over goes to the largest remainders."""
     exact = [n * share / sum(shares) for share in shares]
     counts = [int(x) for x in exact]
     for i in sorted(range(len(shares)), key=lambda i: counts[i] - exact[i])[: n - sum(counts)]:
@@ -135,9 +127,8 @@ def _of_file(
         # what follows the last one is a mean gap
         span = (at[-1] - at[0]) * count / max(1, count - 1)
         nothing = np.zeros(count, np.int64)
-        times, which = arrivals.replay(
-            rng, arrivals.Trace(path.name, span, at - at[0], nothing, nothing), n
-        )
+        trace = arrivals.Trace(path.name, span, at - at[0], nothing, nothing)
+        times, which = arrivals.replay(rng, trace, n)
         laps = sessions.laps(which)
     drawn = zip(times.tolist(), which.tolist(), laps.tolist(), strict=True)
     return f"{path.name}, {count} rows", tuple(
@@ -153,9 +144,8 @@ def _source(parts: list[Scenario], wanted: str) -> str:
     choices += [[arrivals.TRACES[p.arrivals]] for p in parts if p.arrivals in arrivals.STARTS]
     missing = [" or ".join(files) for files in choices if locate(files) is None]
     if missing and (folder := data_folder()):
-        raise FileNotFoundError(
-            f"{DATA} = {str(folder)!r} must hold {', '.join(missing)}; add it, or unset {DATA}"
-        )
+        said = f"must hold {', '.join(missing)}; add it, or unset {DATA}"
+        raise FileNotFoundError(f"{DATA} = {str(folder)!r} {said}")
     return synthetic.SYNTHETIC if missing else synthetic.REAL
 
 
@@ -165,40 +155,37 @@ def _tables(part: Scenario) -> tuple[str, ...]:
 
 def _stream(seed: int, key: str, use: str) -> np.random.Generator:
     """Its own random stream for every scenario, part and use."""
-    return np.random.default_rng(
-        np.random.SeedSequence([seed, zlib.crc32(f"{key}/{use}".encode())])
-    )
+    return np.random.default_rng([seed, zlib.crc32(f"{key}/{use}".encode())])
 
 
 def _part(
-    part: Scenario, n: int, seed: int, key: str, wanted: str, limit: float, source: str
-) -> tuple[np.ndarray, list[Turns], list[str]]:
-    """n requests of one scenario: times at rate 1, turns, origins."""
-    times_rng, lengths_rng = _stream(seed, key, "arrivals"), _stream(seed, key, "lengths")
-    from_trace = wanted == "trace" and part.has_trace
+    part: Scenario, n: int, streams: Sequence[np.random.Generator], wanted: str, limit: float,
+    source: str,
+) -> tuple[np.ndarray, list[Turns], list[str]]:  # fmt: skip
+    """n requests of one scenario: times at rate 1, turns, origins. streams: for times, lengths."""
+    for_times, for_lengths = streams
+    real, from_trace = source == synthetic.REAL, wanted == "trace" and part.has_trace
     if part.arrivals == "poisson":
-        times, which, trace = arrivals.poisson(times_rng, n), None, None
+        times, origin = arrivals.poisson(for_times, n), "poisson"
     else:
-        if source == synthetic.REAL:
+        most = part.max_context if from_trace else None
+        if real:
             trace = arrivals.window(part.arrivals)
         else:
-            trace = synthetic.window(
-                part.arrivals, part.max_context if from_trace else None, times_rng
-            )
+            trace = synthetic.window(part.arrivals, most, for_times)
         trace = trace.fitting(limit) if from_trace else trace
-        times, which = arrivals.replay(times_rng, trace, n)
-    names = [trace.origin if trace else "poisson"]
-    if from_trace:
-        assert trace is not None and which is not None
-        count = len(trace.times)
-        which = np.concatenate([which[:count], lengths_rng.integers(count, size=max(0, n - count))])
-        pairs = zip(trace.prompt[which].tolist(), trace.output[which].tolist(), strict=True)
-        return times, [[(p, o, 0.0)] for p, o in pairs], names
-    get = lengths.load if source == synthetic.REAL else synthetic.lengths
-    tables = [get(t) for t in _tables(part)]
+        times, which = arrivals.replay(for_times, trace, n)
+        origin = trace.origin
+        if from_trace:
+            count = len(trace.times)
+            more = for_lengths.integers(count, size=max(0, n - count))
+            which = np.concatenate([which[:count], more])
+            pairs = zip(trace.prompt[which].tolist(), trace.output[which].tolist(), strict=True)
+            return times, [[(p, o, 0.0)] for p, o in pairs], [origin]
+    tables = [(lengths.load if real else synthetic.lengths)(t) for t in _tables(part)]
     shape = _tool_calling if len(tables) > 1 else _one_round
-    turns = _fitting(lambda k: shape(lengths_rng, k, *tables), n, limit, part.name)
-    return times, turns, names + [t.origin for t in tables]
+    turns = _fitting(lambda k: shape(for_lengths, k, *tables), n, limit, part.name)
+    return times, turns, [origin, *(t.origin for t in tables)]
 
 
 def _fitting(make: Callable[[int], list[Turns]], n: int, limit: float, name: str) -> list[Turns]:
@@ -208,23 +195,18 @@ def _fitting(make: Callable[[int], list[Turns]], n: int, limit: float, name: str
         kept += [turns for turns in make(n + 64) if sum(p + o for p, o, _ in turns) <= limit]
         if len(kept) >= n:
             return kept[:n]
-    raise ValueError(
-        f"max_context = {limit} must leave some of the lengths of {name}; hardly any is so short"
-    )
+    said = f"must leave some of the lengths of {name}; hardly any is so short"
+    raise ValueError(f"max_context = {limit} {said}")
 
 
 def _one_round(rng: np.random.Generator, n: int, table: Lengths) -> list[Turns]:
     """A prompt and its answer, behind which a response goes on where the answer was thinking."""
     rows = table.draw(rng, n).tolist()
-    return [
-        [(prompt, first, 0.0), *((0, output, 0.0) for output in rest)]
-        for prompt, first, *rest in rows
-    ]
+    return [[(p, first, 0.0), *((0, more, 0.0) for more in rest)] for p, first, *rest in rows]
 
 
 def _tool_calling(rng: np.random.Generator, n: int, rounds: Lengths, calls: Lengths) -> list[Turns]:
-    """A first prompt, then rounds of a tool's response and the next call; the last round writes the
-    answer."""
+    """A first prompt, then rounds of a tool's response and the next call; the last one answers."""
     heads, (median, sigma) = rounds.draw(rng, n), TOOL_LATENCY
     count = int(heads[:, 1].sum())
     drawn = iter(calls.draw(rng, count).tolist())

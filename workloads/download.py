@@ -12,49 +12,38 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
 import shutil
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from slos.core.types import require
+from slos.files import replacing, write_whole
 from workloads.arrivals import TRACES
 from workloads.files import cache_folder, checksum, expected_checksum, recorded, tokens, verify
-from workloads.lengths import TABLES
+from workloads.lengths import CALLS, ROUNDS, TABLES, THOUGHT
 
 GITHUB = "https://raw.githubusercontent.com"
 AZURE_2023 = f"{GITHUB}/Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data"
 AZURE_2024 = "https://github.com/Azure/AzurePublicDataset/releases/download/dataset-llm-2024"
-SARATHI = (
-    f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/"
-    "data/processed_traces"
-)
+SARATHI = f"{GITHUB}/microsoft/sarathi-serve/72339db5b120614033b317880ad3a05a5e4c9415/data"
+VIDUR = f"{GITHUB}/microsoft/vidur/6d98aa8f71696520acc603d87439e77cc78160a7/data"
+OPENAI = f"{GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data"
 FILES = {
     **{name: (file, AZURE_2024 if "2024" in name else AZURE_2023) for name, file in TRACES.items()},
-    "sharegpt": (TABLES["sharegpt"].sources[0].file, SARATHI),
-    "arxiv": (
-        TABLES["arxiv"].sources[0].file,
-        f"{GITHUB}/microsoft/vidur/6d98aa8f71696520acc603d87439e77cc78160a7/data/processed_traces",
-    ),
-    "humaneval": (
-        "coding/HumanEval.jsonl",
-        f"{GITHUB}/openai/human-eval/6d43fb980f9fee3c892a914eda09951f772ad10d/data",
-    ),
+    "sharegpt": (TABLES["sharegpt"].sources[0].file, f"{SARATHI}/processed_traces"),
+    "arxiv": (TABLES["arxiv"].sources[0].file, f"{VIDUR}/processed_traces"),
+    "humaneval": ("coding/HumanEval.jsonl", OPENAI),
 }
-"""Name -> (file in the cache, folder on the web). ShareGPT and arXiv come as others' published
-token counts."""
+"""Name -> (file in the cache, folder on the web). Two come as others' published token counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hub:
+class Hub(NamedTuple):
     """A data set of the `datasets` library: the arguments of `load_dataset`."""
 
     path: str
@@ -67,25 +56,18 @@ HUB = {
     "s1k": Hub("simplescaling/s1K"),
 }
 DERIVED = {
-    "humaneval": ("coding/humaneval_estimated.csv",),
-    "s1k": ("reasoning/s1K_estimated.csv",),
-    "toolbench": (
-        "toolcalling/toolbench_rounds_estimated.csv",
-        "toolcalling/toolbench_calls_estimated.csv",
-    ),
+    "humaneval": ["coding/humaneval_estimated.csv"],
+    "s1k": ["reasoning/s1K_estimated.csv"],
+    "toolbench": [f"toolcalling/toolbench_{name}_estimated.csv" for name in ("rounds", "calls")],
 }
 """Files of lengths that texts are turned into."""
 TEXTS = {
     "humaneval": {"prompt_tokens": "prompt", "output_tokens": "canonical_solution"},
-    "s1k": {
-        "prompt_tokens": "question",
-        "thinking_tokens": "thinking_trajectories",
-        "answer_tokens": "attempt",
-    },
+    "s1k": dict(zip(THOUGHT, ("question", "thinking_trajectories", "attempt"), strict=True)),
 }
 """Columns of such a file, and the text that each one counts."""
+# gigabytes that none of the six scenarios needs: only by name
 LARGE = ("azure-code-2024", "azure-conv-2024")
-"""A week of 2024 is gigabytes, and none of the six scenarios needs it: only by name."""
 
 Texts = Iterable[Mapping[str, Any]]
 Lengths = list[Sequence[Any]]  # a header and rows of token counts
@@ -104,9 +86,8 @@ def download(names: Sequence[str] = (), say: Callable[[str], object] = print) ->
     for name in names or [n for n in known if n not in LARGE]:
         if name in FILES:
             file, base = FILES[name]
-            fresh = _fetch(
-                folder, file, f"{base}/{Path(file).name}{'.gz' if file.endswith('.jsonl') else ''}"
-            )
+            packed = ".gz" if file.endswith(".jsonl") else ""
+            fresh = _fetch(folder, file, f"{base}/{Path(file).name}{packed}")
             say(f"{name}: {folder / file} {'downloaded' if fresh else 'was there'}")
         files = DERIVED.get(name, ())
         if files and all(_good(folder, f) for f in files):
@@ -114,7 +95,7 @@ def download(names: Sequence[str] = (), say: Callable[[str], object] = print) ->
         elif files:
             rows = hub_rows(HUB[name]) if name in HUB else _json_lines(folder / FILES[name][0])
             for file, table in zip(files, lengths_of(name, rows), strict=True):
-                with _replacing(folder / file) as part:
+                with replacing(folder / file) as part:
                     with part.open("w", newline="") as f:
                         csv.writer(f, lineterminator="\n").writerows(table)
                     _check(folder, file, part, name)
@@ -137,15 +118,12 @@ def hub_rows(hub: Hub) -> Texts:
     """Rows of a data set through the `datasets` library, which keeps its own cache in ours."""
     from datasets import load_dataset  # seconds that nobody else need wait for
 
-    place = str(cache_folder() / "hub")
-    return cast(
-        Texts, load_dataset(hub.path, data_files=hub.data_files, split=hub.split, cache_dir=place)
-    )
+    more: Any = {"data_files": hub.data_files, "cache_dir": str(cache_folder() / "hub")}
+    return cast(Texts, load_dataset(hub.path, split=hub.split, **more))
 
 
 def _good(folder: Path, file: str) -> bool:
-    """Whether a file is in the cache with the checksum it should have; ValueError if with
-    another."""
+    """Whether a file is in the cache with the checksum known of it; ValueError with another."""
     expected = expected_checksum(folder, file)
     if not expected or not (folder / file).is_file():
         return False
@@ -154,23 +132,20 @@ def _good(folder: Path, file: str) -> bool:
 
 
 def _fetch(folder: Path, file: str, url: str) -> bool:
-    """Download `url`, decompressed, to `folder / file`; False if it is there already. A file is
-    whole or not there."""
+    """Download `url`, decompressed, to `folder / file`; False if it is there already."""
     if _good(folder, file):
         return False
-    with _replacing(folder / file) as part:
+    with replacing(folder / file) as part:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as out:
                 packed, length = url.endswith(".gz"), answer.headers.get("Content-Length")
-                shutil.copyfileobj(
-                    gzip.GzipFile(fileobj=answer) if packed else answer, out, 1 << 20
-                )
+                content = gzip.GzipFile(fileobj=answer) if packed else answer
+                shutil.copyfileobj(content, out, 1 << 20)
                 if length and not packed and out.tell() != int(length):
                     raise EOFError(f"only {out.tell()} of {length} bytes came")
         except (OSError, EOFError, HTTPException, zlib.error) as error:
-            raise ConnectionError(
-                f"{url}: {error}; check the network, or put {folder / file} there by hand"
-            ) from error
+            cure = f"check the network, or put {folder / file} there by hand"
+            raise ConnectionError(f"{url}: {error}; {cure}") from error
         _check(folder, file, part, url)
     _record(folder, file)
     return True
@@ -181,28 +156,13 @@ def _check(folder: Path, file: str, part: Path, source: str) -> None:
     found, expected = checksum(part), expected_checksum(folder, file)
     if expected and found != expected:
         line = f"remove its line in {folder / 'SHA256SUMS'} to take the new one"
-        cure = line if file in recorded(folder) else "try again"
-        raise ValueError(
-            f"{file} from {source}: sha256 = {found} must be {expected}; nothing was kept: {cure}"
-        )
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `target` if all went well, and is gone if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+        cure = f"nothing was kept: {line if file in recorded(folder) else 'try again'}"
+        raise ValueError(f"{file} from {source}: sha256 = {found} must be {expected}; {cure}")
 
 
 def _record(folder: Path, file: str) -> None:
-    sums = recorded(folder) | {file: checksum(folder / file)}
-    with _replacing(folder / "SHA256SUMS") as part:
-        part.write_text("".join(f"{value}  {name}\n" for name, value in sorted(sums.items())))
+    sums = sorted((recorded(folder) | {file: checksum(folder / file)}).items())
+    write_whole(folder / "SHA256SUMS", "".join(f"{value}  {name}\n" for name, value in sums))
 
 
 def _json_lines(path: Path) -> Texts:
@@ -215,16 +175,13 @@ def _json_lines(path: Path) -> Texts:
 
 
 def _field(name: str, row: int, fields: Mapping[str, Any], key: str) -> Any:
-    if not fields.get(key):
-        raise ValueError(
-            f"{name}, row {row}, {key} = {fields.get(key)!r} must be there and not empty"
-        )
-    return fields[key]
+    found = fields.get(key)
+    require(bool(found), f"{name}, row {row}, {key}", found, "there and not empty")
+    return found
 
 
 def lengths_of(name: str, rows: Texts) -> list[Lengths]:
-    """Token counts of a set of texts, for each of its files in `DERIVED`; a list of texts counts by
-    its first."""
+    """Token counts of texts, for each file in `DERIVED`; a list of texts counts by its first."""
     if name == "toolbench":
         return _toolbench(name, rows)
     table: Lengths = [list(TEXTS[name])]
@@ -235,19 +192,15 @@ def lengths_of(name: str, rows: Texts) -> list[Lengths]:
 
 
 def _toolbench(name: str, rows: Texts) -> list[Lengths]:
-    """Rounds and calls of conversations: everything before the model's first word is the first
-    prompt."""
-    rounds: Lengths = [("prompt_tokens", "rounds", "answer_tokens")]
-    calls: Lengths = [("new_prompt_tokens", "output_tokens")]
+    """Rounds and calls of conversations: all before the model's first word is the first prompt."""
+    rounds: Lengths = [ROUNDS]
+    calls: Lengths = [CALLS]
     for n, row in enumerate(rows, start=1):
         talk = _field(name, n, row, "conversations")
         turns = [(_field(name, n, t, "from"), str(t.get("value") or "")) for t in talk]
         spoken = [i for i, (who, _) in enumerate(turns) if who == "assistant"]
-        if not spoken or spoken[0] == 0:
-            raise ValueError(
-                f"{name}, row {n}, conversations = {[w for w, _ in turns]} must be a prompt, then "
-                "answers"
-            )
+        here, good = f"{name}, row {n}, conversations", bool(spoken) and spoken[0] > 0
+        require(good, here, [who for who, _ in turns], "a prompt, then answers")
         sizes = [estimate_tokens(text) if text else 0 for _, text in turns]
         answered = "Finish" in turns[spoken[-1]][1]
         first = tokens(Path(name), n, "prompt", str(sum(sizes[: spoken[0]])))

@@ -23,37 +23,29 @@ from typing import TextIO, cast
 
 import numpy as np
 
-DATA, CACHE = "SLOS_DATA", "SLOS_CACHE"
-MOST_TOKENS = 1_000_000
-"""More than any served context: a larger count in a file is a broken row."""
+from slos.core.types import require
 
+DATA, CACHE = "SLOS_DATA", "SLOS_CACHE"
+MOST_TOKENS = 1_000_000  # more than any served context: a larger count is a broken row
+
+AZURE_2023 = "arrivals/AzureLLMInferenceTrace_"
+SHAREGPT = "chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv"
+ARXIV = "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv"
 PINNED = {
-    "arrivals/AzureLLMInferenceTrace_code.csv": (
-        "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6"
-    ),
-    "arrivals/AzureLLMInferenceTrace_conv.csv": (
-        "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8"
-    ),
-    "chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv": (
-        "6d6c296302a853e2669a674a96f269283e60c57e60363bd450588a1066919f9f"
-    ),
+    f"{AZURE_2023}code.csv": "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6",
+    f"{AZURE_2023}conv.csv": "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8",
+    SHAREGPT: "6d6c296302a853e2669a674a96f269283e60c57e60363bd450588a1066919f9f",
     "coding/HumanEval.jsonl": "1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
-    "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv": (
-        "9d3580538d915ca75e4aaaa54590b42dbb17abc6d74c8913310cf07c232adcdc"
-    ),
+    ARXIV: "9d3580538d915ca75e4aaaa54590b42dbb17abc6d74c8913310cf07c232adcdc",
 }
 
 
 def data_folder() -> Path | None:
     """The folder that `SLOS_DATA` names, None if it is unset; ValueError if it is no folder."""
-    name = os.environ.get(DATA)
-    if not name:
+    if not (name := os.environ.get(DATA)):
         return None
-    if not Path(name).is_dir():
-        raise ValueError(
-            f"{DATA} = {name!r} must be a folder with arrivals/, chatbot/, ...; unset it for the "
-            "default"
-        )
+    bound = "a folder with arrivals/, chatbot/, ..."
+    require(Path(name).is_dir(), DATA, name, bound, "unset it for the default")
     return Path(name)
 
 
@@ -62,8 +54,7 @@ def cache_folder() -> Path:
 
 
 def locate(names: Sequence[str]) -> Path | None:
-    """The first of `names` (relative, without .gz) in the data folder, then in the cache, its
-    checksum verified."""
+    """The first of `names` in the data folder, then the cache, its checksum verified."""
     for folder in filter(None, (data_folder(), cache_folder())):
         for name in names:
             for path in (folder / name, folder / f"{name}.gz"):
@@ -80,8 +71,7 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """Checksums by name from the folder's `SHA256SUMS`; ValueError naming a line of another
-    form."""
+    """Checksums by name from the folder's `SHA256SUMS`; ValueError naming a malformed line."""
     path = folder / "SHA256SUMS"
     sums = {}
     for n, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
@@ -99,11 +89,9 @@ def expected_checksum(folder: Path, name: str) -> str | None:
 
 def verify(path: Path, expected: str) -> None:
     """Raise ValueError unless `checksum` is as expected."""
-    found = checksum(path)
-    if found != expected:
-        raise ValueError(
-            f"{path}: sha256 = {found} must be {expected}; damaged or another version, replace it"
-        )
+    if (found := checksum(path)) != expected:
+        cure = "damaged or another version, replace it"
+        raise ValueError(f"{path}: sha256 = {found} must be {expected}; {cure}")
 
 
 def checksum(path: Path) -> str:
@@ -126,9 +114,8 @@ def _named(path: Path) -> Iterator[None]:
     except (*broken, OSError) as error:
         # pyarrow's errors about a packed file have no number
         if isinstance(error, broken) or error.errno is None:
-            raise ValueError(
-                f"{path}: content must be UTF-8 text, plain, .gz or .zst: {error}; replace the file"
-            ) from error
+            bound = f"UTF-8 text, plain, .gz or .zst: {error}"
+            raise ValueError(f"{path}: content must be {bound}; replace the file") from error
         raise
 
 
@@ -148,37 +135,44 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def tokens(path: Path, row: int, column: str, text: str, low: int = 1) -> int:
-    """`text` as a token count of low..MOST_TOKENS, else ValueError naming file, row, column and
-    value."""
+    """`text` as a token count of low..MOST_TOKENS, else ValueError naming where it stands."""
     value = int(text) if text.isascii() and text.isdecimal() else -1
-    if not low <= value <= MOST_TOKENS:
-        raise ValueError(
-            f"{path}, row {row}, {column} = {text!r} must be an integer of {low} to {MOST_TOKENS} "
-            "tokens"
-        )
+    bound = f"an integer of {low} to {MOST_TOKENS} tokens"
+    require(low <= value <= MOST_TOKENS, f"{path}, row {row}, {column}", text, bound)
     return value
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(row number in the file, cells of `columns`) of a CSV with a header; ValueError for lacking
-    columns or cells."""
+Cells = list[str]
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[Cells, Iterator[tuple[int, Cells]]]]:
+    """Header and (row number, cells) of a CSV, without blank lines; ValueError for a ragged row."""
+
+    def rows(reader: Iterator[Cells], count: int) -> Iterator[tuple[int, Cells]]:
+        for n, cells in enumerate(reader, start=2):
+            if len(cells) not in (0, count):
+                said = f"{cells!r} must have {count} fields, it has {len(cells)}"
+                raise ValueError(f"{path}, row {n}: {said}")
+            if cells:
+                yield n, cells
+
     with open_text(path) as f:
         reader = csv.reader(f, skipinitialspace=True)
         header = next(reader, [])
+        yield header, rows(reader, len(header))
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """(row number, cells of `columns`) of a CSV; ValueError for a column that lacks."""
+    with open_table(path) as (header, rows):
         for column in columns:
             if column not in header:
-                raise ValueError(
-                    f"{path}, row 1: header = {header!r} must have the column {column!r}"
-                )
+                said = f"header = {header!r} must have the column {column!r}"
+                raise ValueError(f"{path}, row 1: {said}")
         at = [header.index(c) for c in columns]
-        for n, cells in enumerate(reader, start=2):
-            if cells and len(cells) != len(header):
-                raise ValueError(
-                    f"{path}, row {n}: {cells!r} must have {len(header)} fields, it has "
-                    f"{len(cells)}"
-                )
-            if cells:  # no blank line
-                yield n, [cells[i] for i in at]
+        for n, cells in rows:
+            yield n, [cells[i] for i in at]
 
 
 def read_lengths(
@@ -190,23 +184,15 @@ def read_lengths(
     regular expression) that a row must match to be taken. Raises ValueError naming file, row,
     column and value of a bad field, or if none is left.
     """
-    parts = [
-        (c, bound) for column, bound in zip(columns, low, strict=True) for c in column.split("+")
-    ]
+    bounds = zip(columns, low, strict=True)
+    parts = [(c, least) for column, least in bounds for c in column.split("+")]
     names = [c for c, _ in parts] + [c for c, _ in where]
     tests = [re.compile(pattern).fullmatch for _, pattern in where]
     rows = []
     for n, cells in read_rows(path, names):
         if all(test(cell) for test, cell in zip(tests, cells[len(parts) :], strict=True)):
-            rows.append(
-                [
-                    tokens(path, n, c, cell, bound)
-                    for (c, bound), cell in zip(parts, cells, strict=False)
-                ]
-            )
-    if not rows:
-        raise ValueError(
-            f"{path}: rows = 0 must be at least 1{f' with {dict(where)}' if where else ''}"
-        )
+            counts = zip(parts, cells, strict=False)
+            rows.append([tokens(path, n, c, cell, least) for (c, least), cell in counts])
+    require(len(rows) > 0, f"{path}: rows", 0, "at least 1" + f" with {dict(where)}" * bool(where))
     data, ends = np.array(rows, dtype=np.int64), np.cumsum([len(c.split("+")) for c in columns])
     return np.stack([part.sum(axis=1) for part in np.split(data, ends[:-1], axis=1)], axis=1)

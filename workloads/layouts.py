@@ -47,7 +47,8 @@ def layout_of(path: Path, header: Sequence[str]) -> str:
     small = [c.lower() for c in header]
     twice = sorted({c for c in small if small.count(c) > 1})
     require(not twice, f"{path}, row 1: header", list(header), "without a column twice", f"{twice}")
-    named = (name for name, columns in LAYOUTS.items() if _lengths(columns, small))
+    lengths = {"prompt", "output"}
+    named = (n for n, columns in LAYOUTS.items() if lengths <= {columns.get(c) for c in small})
     layout = next(named, "own")
     found = {column_of(c, layout) for c in header}
     may_lack = [c for c in (KNOWN if layout == "own" else ("arrival",)) if c not in found]
@@ -59,12 +60,8 @@ def layout_of(path: Path, header: Sequence[str]) -> str:
         require(name is None, f"{path}, row 1: column", [column], "of a known name", cure)
     known = "comma-separated, with a column prompt and one output (tokens), tpot (seconds a token)"
     known += f", ttft (seconds) or slowdown; or a layout of {', '.join(LAYOUTS)}, ShareGPT"
-    require({"prompt", "output"} <= found, f"{path}, row 1: header", list(header), known)
+    require(lengths <= found, f"{path}, row 1: header", list(header), known)
     return layout
-
-
-def _lengths(columns: dict[str, str], header: Sequence[str]) -> bool:
-    return {"prompt", "output"} <= {columns[c] for c in header if c in columns}
 
 
 def _meant(column: str, names: Sequence[str]) -> str | None:

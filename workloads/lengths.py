@@ -1,5 +1,4 @@
-"""Tables of lengths to draw requests from: rows of a real data set, or the quantiles of one
-(*synthetic profile*)."""
+"""Tables of lengths: rows of a real data set, or quantiles of one (*synthetic profile*)."""
 
 from __future__ import annotations
 
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from workloads.files import locate, read_lengths, stamp
+from workloads.files import ARXIV, SHAREGPT, locate, read_lengths, stamp
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that can fill a table: `columns` of it, the regular expressions that its rows must
-    match, a remark."""
+    """A file that can fill a table: its columns, what its rows must match, and a remark."""
 
     file: str
     columns: tuple[str, ...]
@@ -38,84 +36,49 @@ class Table:
 
 
 ESTIMATED = "tokens estimated from the text"
+STAND_IN = "a stand-in for s1K: another reasoner's answers to competition mathematics"
 PAIR = ("prompt", "output")
 VIDUR = ("num_prefill_tokens", "num_decode_tokens")
 AZURE = ("ContextTokens", "GeneratedTokens")
+COUNTED = ("prompt_tokens", "output_tokens")
 THOUGHT = ("prompt_tokens", "thinking_tokens", "answer_tokens")
 ROUNDS = ("prompt_tokens", "rounds", "answer_tokens")
 CALLS = ("new_prompt_tokens", "output_tokens")
+QUERIES = ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens")
 LATER_CALLS = (("call", r"[2-9]|\d\d+"), ("new_prompt_tokens", r"(?!0$).*"))
+FINISHED = (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1"))
 TABLES = {
     # Llama-2 tokens; the prompt holds the earlier turns of its conversation.
-    "sharegpt": Table(
-        PAIR, (1, 1), (Source("chatbot/sharegpt_8k_filtered_stats_llama2_tokenizer.csv", VIDUR),)
-    ),
+    "sharegpt": Table(PAIR, (1, 1), (Source(SHAREGPT, VIDUR),)),
     # The output is the canonical solution. cl100k tokens: a vocabulary made with code in mind, as
     # served models have; OPT's own spends more on indentation.
-    "humaneval": Table(
-        PAIR,
-        (1, 1),
-        (
-            Source(
-                "coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")
-            ),
-            Source(
-                "coding/humaneval_estimated.csv", ("prompt_tokens", "output_tokens"), note=ESTIMATED
-            ),
-        ),
-    ),
-    "arxiv": Table(
-        PAIR,
-        (1, 1),
-        (
-            Source(
-                "summarization/arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", VIDUR
-            ),
-        ),
-    ),
+    "humaneval": Table(PAIR, (1, 1), (
+        Source("coding/humaneval_lengths.csv", ("prompt_tokens_cl100k", "solution_tokens_cl100k")),
+        Source("coding/humaneval_estimated.csv", COUNTED, note=ESTIMATED),
+    )),
+    "arxiv": Table(PAIR, (1, 1), (Source(ARXIV, VIDUR),)),
     # One row per query: first prompt (query and tool schemas), rounds, final answer (0: the agent
     # gave up).
-    "toolbench-rounds": Table(
-        ("prompt", "rounds", "answer"),
-        (1, 1, 0),
-        (
-            Source(
-                "toolcalling/toolbench_eval_rounds.csv",
-                ("query_tokens+tools_json_tokens", "n_tool_messages", "final_answer_tokens"),
-            ),
-            Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
-        ),
-    ),
+    "toolbench-rounds": Table(("prompt", "rounds", "answer"), (1, 1, 0), (
+        Source("toolcalling/toolbench_eval_rounds.csv", QUERIES),
+        Source("toolcalling/toolbench_rounds_estimated.csv", ROUNDS, note=ESTIMATED),
+    )),
     # One row per call after the first: the tool's response and what the model wrote next.
-    "toolbench-calls": Table(
-        PAIR,
-        (1, 1),
-        (
-            Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
-            Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
-        ),
-    ),
+    "toolbench-calls": Table(PAIR, (1, 1), (
+        Source("toolcalling/toolbench_example_calls.csv", CALLS, LATER_CALLS),
+        Source("toolcalling/toolbench_calls_estimated.csv", CALLS, note=ESTIMATED),
+    )),
     # Of the stand-in only answers that finished thinking.
-    "s1k": Table(
-        ("prompt", "thinking", "response"),
-        (1, 1, 1),
-        (
-            Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
-            Source(
-                "reasoning/skythought_reasoning_lengths.csv",
-                THOUGHT,
-                (("model", r"Sky-T1-.*-32B.*"), ("thought_closed", "1")),
-                "a stand-in for s1K: another reasoner's answers to competition mathematics",
-            ),
-        ),
-    ),
-}
+    "s1k": Table(("prompt", "thinking", "response"), (1, 1, 1), (
+        Source("reasoning/s1K_estimated.csv", THOUGHT, note=ESTIMATED),
+        Source("reasoning/skythought_reasoning_lengths.csv", THOUGHT, FINISHED, STAND_IN),
+    )),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Real rows, int64 [rows, columns], drawn with replacement: what the columns have in common is
-    kept."""
+    """Real rows, int64 [rows, columns], drawn with replacement, so that correlations are kept."""
 
     origin: str
     data: np.ndarray
@@ -153,12 +116,8 @@ class Quantiles:
 
     @staticmethod
     def _exchange(rng: np.random.Generator, rows: np.ndarray, limit: int) -> None:
-        """Make rows fit: one over the limit exchanges its prompt with another's where both then
-        fit.
-
-        Dropping it instead would lose the longest outputs; this way the marginals stay what they
-        are.
-        """
+        """A row over the limit exchanges its prompt with another's where both then fit: dropping
+        it would lose the longest outputs, and this way the marginals stay what they are."""
         for i in np.flatnonzero(rows.sum(axis=1) > limit):
             others = rng.permutation(len(rows))
             rest = rows[:, 1:].sum(axis=1)
@@ -171,14 +130,12 @@ class Quantiles:
 
 
 def load(name: str) -> Rows:
-    """The table `name` from its file; FileNotFoundError if there is none, ValueError for a bad
-    row."""
+    """The table `name` from its file; FileNotFoundError without one, ValueError for a bad row."""
     files = [source.file for source in TABLES[name].sources]
     path = locate(files)
     if path is None:
-        raise FileNotFoundError(
-            f"{' or '.join(files)}: neither in the data folder nor in the cache"
-        )
+        where = "neither in the data folder nor in the cache"
+        raise FileNotFoundError(f"{' or '.join(files)}: {where}")
     return _load(name, path, stamp(path))
 
 

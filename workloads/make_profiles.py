@@ -1,5 +1,4 @@
-"""Makes `profiles.json`, the synthetic profile, of the real data: `python -m
-workloads.make_profiles [--out FILE]`."""
+"""Makes `profiles.json` of the real data: `python -m workloads.make_profiles [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -15,17 +14,8 @@ import pandas as pd
 from workloads import arrivals, lengths
 from workloads.scenarios import SCENARIOS
 
-GRID = (
-    0.0,
-    0.005,
-    *(round(0.01 * i, 2) for i in range(1, 99)),
-    0.985,
-    0.99,
-    0.9925,
-    0.995,
-    0.9975,
-    1.0,
-)
+TAIL = (0.985, 0.99, 0.9925, 0.995, 0.9975, 1.0)
+GRID = (0.0, 0.005, *(round(0.01 * i, 2) for i in range(1, 99)), *TAIL)
 """Probabilities of the quantiles, dense in the tail that P99 is read from."""
 NOTE = (
     "Synthetic profile: quantiles, copulas and arrivals per second. Made by `python -m "
@@ -49,13 +39,9 @@ def quantile_table(data: np.ndarray, source: str, limit: int | None) -> dict:
     np.fill_diagonal(gaussian, 1.0)
     if limit is not None:
         gaussian = _latent(quantiles, rank[0, 1], limit)
-    return {
-        "source": source,
-        "rows": len(data),
-        "limit": limit,
-        "quantiles": [[int(q) for q in column] for column in quantiles],
-        "factor": [[round(float(x), 4) for x in row] for row in np.linalg.cholesky(gaussian)],
-    }
+    factor = np.linalg.cholesky(gaussian).round(4).tolist()
+    found = {"quantiles": quantiles.astype(int).tolist(), "factor": factor}
+    return {"source": source, "rows": len(data), "limit": limit} | found
 
 
 def spearman(data: np.ndarray) -> np.ndarray:
@@ -71,10 +57,8 @@ def _latent(quantiles: np.ndarray, target: float, limit: int) -> np.ndarray:
     low, high = -0.98, 0.98
     while high - low > 0.005:
         middle = (low + high) / 2
-        gaussian = np.array([[1.0, middle], [middle, 1.0]])
-        copula = lengths.Quantiles(
-            "", np.array(GRID), quantiles, np.linalg.cholesky(gaussian), limit
-        )
+        factor = np.linalg.cholesky(np.array([[1.0, middle], [middle, 1.0]]))
+        copula = lengths.Quantiles("", np.array(GRID), quantiles, factor, limit)
         got = spearman(copula.draw(np.random.default_rng(0), 8192))[0, 1]
         low, high = (middle, high) if got < target else (low, middle)
     rho = round((low + high) / 2, 2)
@@ -102,18 +86,15 @@ def make() -> dict:
         for key, limit in ((name, None), (f"{name}/{kept}", kept)):
             trace = arrivals.window(name).fitting(limit or inf)
             bursts[key] = burst_table(trace)
-            tables[key] = quantile_table(
-                np.stack([trace.prompt, trace.output], axis=1), trace.origin, limit
-            )
+            pairs = np.stack([trace.prompt, trace.output], axis=1)
+            tables[key] = quantile_table(pairs, trace.origin, limit)
     return {"note": NOTE, "probabilities": list(GRID), "lengths": tables, "arrivals": bursts}
 
 
 def text(profile: dict) -> str:
     """JSON with every list of numbers on a line of its own."""
-    whole = json.dumps(profile, indent=1)
-    return (
-        re.sub(r"\[[^\[\]{}]*\]", lambda m: "[" + " ".join(m[0][1:-1].split()) + "]", whole) + "\n"
-    )
+    whole, numbers = json.dumps(profile, indent=1), r"\[[^\[\]{}]*\]"
+    return re.sub(numbers, lambda m: f"[{' '.join(m[0][1:-1].split())}]", whole) + "\n"
 
 
 def main() -> None:

@@ -10,16 +10,16 @@ number by which messages call the row; session, for a round of one; and prefix, 
 
 from __future__ import annotations
 
-import csv
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import cast
 
 from slos.core.types import SLO, Request, Stage, require
-from workloads.files import open_text, read_rows, stamp, tokens
+from workloads.files import open_table, read_rows, stamp, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,7 @@ class Row:
     prefix: tuple[tuple[str | int, int], ...] = ()
 
     def request(self, id: str, arrival: float, kind: str, lap: int = 0) -> Request:
-        """As a request of that kind, unless it has one; `lap` tells its content from that of the
-        same row drawn before."""
+        """As a request of that kind, unless it has one; another `lap` of a file has new content."""
         prefix = tuple((f"{name}~{lap}", n) for name, n in self.prefix) if lap else self.prefix
         return Request(id, arrival, (self.stage,), self.value, self.kind or kind, prefix)
 
@@ -54,22 +53,16 @@ def as_they_are(path: Path, count: int | None = None) -> tuple[Request, ...]:
 
 
 def load(path: Path) -> tuple[Row, ...]:
-    """The rows of a file; FileNotFoundError, or ValueError naming file, row, column and value of
-    what is wrong."""
+    """The rows of a file; FileNotFoundError, or ValueError naming file, row, column and value."""
     return _load(path, stamp(path))
 
 
 @lru_cache(maxsize=8)
 def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
-    with open_text(path) as f:
-        header = next(csv.reader(f, skipinitialspace=True), [])
-    first = [c for c in ("ttft", "slowdown") if c in header]
-    require(
-        bool(first),
-        f"{path}, row 1: header",
-        header,
-        "comma-separated, with a column 'ttft' or 'slowdown'",
-    )
+    with open_table(path) as (header, _rows):
+        first = [c for c in ("ttft", "slowdown") if c in header]
+    bound = "comma-separated, with a column 'ttft' or 'slowdown'"
+    require(bool(first), f"{path}, row 1: header", header, bound)
     more = [c for c in ("arrival", "kind", "value", "row", "session", "prefix") if c in header]
     names = ["prompt", "output", "tpot", *first, *more]
     rows: list[Row] = []
@@ -77,68 +70,43 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         cell = dict(zip(names, cells, strict=True))
         called, session = cell.pop("row", ""), cell.pop("session", "")
         n = int(called) if called.isdecimal() else n
-        prefix = _prefix(path, n, cell.pop("prefix", ""))
-        seconds = {
-            c: _number(path, n, c, text)
-            for c, text in cell.items()
-            if c not in ("prompt", "output", "kind") and text
-        }
+        here, kind = f"{path}, row {n}", cell.pop("kind", "")
+        prefix = _prefix(here, cell.pop("prefix", ""))
+        prompt, output = (tokens(path, n, c, cell.pop(c)) for c in ("prompt", "output"))
+        seconds = {c: _number(f"{here}: {c}", text) for c, text in cell.items() if text}
         arrival, value = seconds.pop("arrival", None), seconds.pop("value", 1.0)
-        here = f"{path}, row {n}"
         require(value > 0, f"{here}: value", value, "positive")
-        require(
-            len(seconds) == 2 and "tpot" in seconds,
-            f"{here}: objectives",
-            seconds,
-            "tpot, and ttft or slowdown",
-        )
-        require(
-            arrival is not None or "arrival" not in cell,
-            f"{here}: arrival",
-            "",
-            "given",
-            "or drop the column",
-        )
-        last = rows[-1].arrival if rows else None
-        require(
-            arrival is None or arrival >= (last or 0),
-            f"{here}: arrival",
-            arrival,
-            "no earlier",
-            "sort the file",
-        )
-        prompt, output = (tokens(path, n, c, cell[c]) for c in ("prompt", "output"))
+        both = len(seconds) == 2 and "tpot" in seconds
+        require(both, f"{here}: objectives", seconds, "tpot, and ttft or slowdown")
+        given = arrival is not None or "arrival" not in cell
+        require(given, f"{here}: arrival", "", "given", "or drop the column")
+        ascends = arrival is None or arrival >= ((rows[-1].arrival if rows else None) or 0)
+        require(ascends, f"{here}: arrival", arrival, "no earlier", "sort the file")
         try:
             slo = SLO(seconds["tpot"], seconds.get("ttft"), seconds.get("slowdown"))
             stage = Stage(prompt, output, slo)
-            rows.append(Row(arrival, stage, cell.get("kind", ""), value, n, session, prefix))
+            rows.append(Row(arrival, stage, kind, value, n, session, prefix))
         except ValueError as error:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")
-    first_one, last_one = rows[0].arrival, rows[-1].arrival
-    require(
-        first_one is None or first_one != last_one,
-        f"{path}: arrivals",
-        first_one,
-        "of two times at least",
-    )
+    start, end = rows[0].arrival, rows[-1].arrival
+    require(start is None or start != end, f"{path}: arrivals", start, "of two times at least")
     return tuple(rows)
 
 
-def _prefix(path: Path, row: int, text: str) -> tuple[tuple[str | int, int], ...]:
+def _prefix(here: str, text: str) -> tuple[tuple[str | int, int], ...]:
     try:
         found = tuple((name, n) for name, n in json.loads(text or "[]"))
         good = all(isinstance(name, str | int) and isinstance(n, int) for name, n in found)
     except (TypeError, ValueError):
         found, good = (), False
-    require(good, f"{path}, row {row}: prefix", text, "a JSON list of [name, tokens]")
+    require(good, f"{here}: prefix", text, "a JSON list of [name, tokens]")
     return found
 
 
-def _number(path: Path, row: int, column: str, text: str) -> float:
-    try:
+def _number(here: str, text: str) -> float:
+    value = nan
+    with suppress(ValueError):
         value = float(text)
-    except ValueError:
-        value = float("nan")
-    require(isfinite(value), f"{path}, row {row}: {column}", text, "a finite number")
+    require(isfinite(value), here, text, "a finite number")
     return value

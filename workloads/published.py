@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from slos.core.types import SLO, require
 from workloads import own, sessions
-from workloads.files import open_text, tokens
+from workloads.files import open_table, open_text, tokens
 from workloads.layouts import KNOWN, column_of, layout_of
 
 CHARACTERS = 4.0  # of English text in a token, where a data set has text and no counts
@@ -32,8 +32,7 @@ LATEST = 1e11  # seconds since 1970: likewise
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
-    """Of the requests of a file that has none: seconds per token, and to the first token seconds or
-    times its zero load."""
+    """Of requests that have none: seconds per token; to the first token seconds or slowdown."""
 
     tpot: float | None = None
     ttft: float | None = None
@@ -66,22 +65,17 @@ class Table:
 def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     """The layout's name, and (row number, cells by column)."""
     plain = path.name.removesuffix(".gz").removesuffix(".zst")
-    with open_text(path) as f:
-        if plain.endswith(".jsonl"):
+    if plain.endswith(".jsonl"):
+        with open_text(path) as f:
             found = [(n, _object(path, n, t)) for n, t in enumerate(f, start=1) if t.strip()]
-            return layout_of(path, list(found[0][1]) if found else []), found
-        if plain.endswith(".json"):
+        return layout_of(path, list(found[0][1]) if found else []), found
+    if plain.endswith(".json"):
+        with open_text(path) as f:
             return "ShareGPT", list(_conversations(path, json.load(f)))
-        reader = csv.reader(f, skipinitialspace=True)
-        header = [c.strip() for c in next(reader, [])]
+    with open_table(path) as (names, rows):
+        header = [c.strip() for c in names]
         layout = layout_of(path, header)
-        found = []
-        for n, cells in enumerate(reader, start=2):
-            if cells:
-                fields = f"{len(header)} fields"
-                require(len(cells) == len(header), f"{path}, row {n}", cells, f"of {fields}")
-                found.append((n, dict(zip(header, map(str.strip, cells), strict=True))))
-        return layout, found
+        return layout, [(n, dict(zip(header, map(str.strip, r), strict=True))) for n, r in rows]
 
 
 def _object(path: Path, n: int, text: str) -> dict[str, str]:
@@ -131,11 +125,9 @@ def _pace(name: str, tpot: object) -> None:
 
 
 def read(
-    path: Path | str,
-    objectives: Objectives,
-    max_context: int | None = None,
+    path: Path | str, objectives: Objectives, max_context: int | None = None,
     most_left_out: float = TOO_MANY,
-) -> Table:
+) -> Table:  # fmt: skip
     """The requests of a file in any of the layouts.
 
     Left out, and told in the remarks: rows without a token of prompt or output, and requests over
@@ -165,23 +157,17 @@ def read(
         table.rows.append(row | default | {"row": n})
     passed = records[0][1].keys() - used.keys()
     table.remarks += _remarks(layout, passed, table, len(records))
-    _whole(table)
     _in_order(table)
     _shared(table)
     _fitting(path, table, max_context, most_left_out)
     return table
 
 
-def _whole(table: Table) -> None:
-    """Leave out what has no tokens."""
-    kept = [row for row in table.rows if min(row["prompt"], row["output"]) > 0]
-    empty = len(table.rows) - len(kept)
-    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
-    table.rows = kept
-
-
 def _in_order(table: Table) -> None:
-    """Sort by arrival, from 0 on."""
+    """Leave out what has no tokens, and sort by arrival, from 0 on."""
+    kept = [row for row in table.rows if min(row["prompt"], row["output"]) > 0]
+    empty, table.rows = len(table.rows) - len(kept), kept
+    table.remarks += [f"{empty} without a token of prompt or output: left out"] * (empty > 0)
     if "arrival" in table.columns and table.rows:
         start = min(row["arrival"] for row in table.rows)
         table.rows.sort(key=lambda row: row["arrival"])

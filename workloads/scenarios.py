@@ -1,11 +1,12 @@
-"""The paper's six scenarios: which lengths, which arrivals, which objectives per stage (section 6);
-and mixes."""
+"""The paper's six scenarios (section 6): lengths, arrivals, objectives per stage; and mixes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf
+from typing import Any
 
 from slos.core.types import SLO, require
 
@@ -52,75 +53,43 @@ def _slo(slowdown: float, tpot: float) -> SLO:
     return SLO(tpot=tpot, slowdown=slowdown)
 
 
-OPT_DRAFT = "opt-6.7b-draft-a100"  # the paper drafts for OPT only
-SCENARIOS = {
-    s.name: s
-    for s in (
-        Scenario(
-            "chatbot",
-            "opt-6.7b-a100",
-            2048,
-            (_slo(5, 0.1),),
-            "sharegpt",
-            "azure-conv",
-            (Reported("prompt", 763, 1591, 424), Reported("output", 266, 619, 160)),
-            drafting=OPT_DRAFT,
-        ),
-        Scenario(
-            "coding",
-            "opt-6.7b-a100",
-            2048,
-            (_slo(5, 0.05),),
-            "humaneval",
-            "azure-code",
-            (Reported("prompt", 847, 2010, 617), Reported("output", 26, 232, 47)),
-            drafting=OPT_DRAFT,
-        ),
-        Scenario(
-            "summarization",
-            "opt-6.7b-a100",
-            2048,
-            (_slo(3, 0.1),),
-            "arxiv",
-            "poisson",
-            (Reported("prompt", 1333, 1946, 444), Reported("output", 202, 1508, 234)),
-            drafting=OPT_DRAFT,
-        ),
-        # ToolLLaMA takes 8192; the reported P99 of the prompt needs more than 2048, and 4096 is
-        # Llama-2's own.
-        Scenario(
-            "tool-calling",
-            "toolllama-7b-a100",
-            4096,
-            (_slo(3, 0.05), _slo(3, 0.1)),
-            "toolbench-rounds",
-            "poisson",
-            (Reported("prompt", 690, 2131, 356), Reported("output", 116, 363, 66)),
-        ),
-        # The response goes on where the thinking ends: it has a pace, and no first token of its own
-        # to wait for.
-        Scenario(
-            "reasoning",
-            "r1-qwen-1.5b-a100",
-            None,
-            (_slo(3, 0.05), SLO(tpot=0.1)),
-            "s1k",
-            "poisson",
-            (
-                Reported("prompt", 127, 421, 83),
-                Reported("thinking", 4693),
-                Reported("response", 803),
-            ),
-        ),
-        Scenario(
-            "mixed",
-            "opt-6.7b-a100",
-            2048,
-            parts=dict.fromkeys(("chatbot", "coding", "summarization"), 1.0),
-            drafting=OPT_DRAFT,
-        ),
-    )
-}
+def _reported(**quantities: tuple[float, ...]) -> tuple[Reported, ...]:
+    return tuple(Reported(name, *figures) for name, figures in quantities.items())
+
+
+# the paper drafts for OPT only
+OPT: dict[str, Any] = {
+    "profile": "opt-6.7b-a100", "max_context": 2048, "drafting": "opt-6.7b-draft-a100"
+}  # fmt: skip
+SCENARIOS = {s.name: s for s in (
+    Scenario(
+        "chatbot", **OPT, slos=(_slo(5, 0.1),), table="sharegpt", arrivals="azure-conv",
+        reported=_reported(prompt=(763, 1591, 424), output=(266, 619, 160)),
+    ),
+    Scenario(
+        "coding", **OPT, slos=(_slo(5, 0.05),), table="humaneval", arrivals="azure-code",
+        reported=_reported(prompt=(847, 2010, 617), output=(26, 232, 47)),
+    ),
+    Scenario(
+        "summarization", **OPT, slos=(_slo(3, 0.1),), table="arxiv", arrivals="poisson",
+        reported=_reported(prompt=(1333, 1946, 444), output=(202, 1508, 234)),
+    ),
+    # ToolLLaMA takes 8192; the reported P99 of the prompt needs more than 2048, and 4096 is
+    # Llama-2's own.
+    Scenario(
+        "tool-calling", "toolllama-7b-a100", 4096, slos=(_slo(3, 0.05), _slo(3, 0.1)),
+        table="toolbench-rounds", arrivals="poisson",
+        reported=_reported(prompt=(690, 2131, 356), output=(116, 363, 66)),
+    ),
+    # The response goes on where the thinking ends: it has a pace, and no first token of its own to
+    # wait for.
+    Scenario(
+        "reasoning", "r1-qwen-1.5b-a100", None, slos=(_slo(3, 0.05), SLO(tpot=0.1)),
+        table="s1k", arrivals="poisson",
+        reported=_reported(prompt=(127, 421, 83), thinking=(4693,), response=(803,)),
+    ),
+    Scenario("mixed", **OPT, parts=dict.fromkeys(("chatbot", "coding", "summarization"), 1.0)),
+)}  # fmt: skip
 
 
 INTERACTIVE, SERVER = SLO(tpot=0.03, ttft=0.5), SLO(tpot=0.1, ttft=2.0)
@@ -129,8 +98,7 @@ seconds: its interactive and its server scenario."""
 
 
 def _longer(name: str, most: int, slos: tuple[SLO, ...] = ()) -> Scenario:
-    """A scenario with contexts as the models of today take them, on one of those; with objectives
-    in seconds if they are given."""
+    """A scenario with a model of today and its contexts, and with other objectives if given."""
     end = f"-{most // 1024}k{'-mlperf' if slos else ''}"
     own = replace(SCENARIOS[name], name=name + end, max_context=most, reported=())
     parts = {part + end: share for part, share in own.parts.items()}
@@ -173,29 +141,18 @@ def by_name(name: str) -> Scenario:
 def _mix(text: str) -> Scenario:
     known, parts = [s.name for s in SCENARIOS.values() if not s.parts], {}
     for part, _, share in (p.strip().partition("=") for p in text.split(",")):
-        require(
-            part in known and part not in parts,
-            "mix",
-            part,
-            f"one of {', '.join(known)}, each once",
-        )
-        try:
+        new = part in known and part not in parts
+        require(new, "mix", part, f"one of {', '.join(known)}, each once")
+        with suppress(ValueError):
             parts[part] = float(share or 1)
-        except ValueError:
-            parts[part] = 0.0
-        require(
-            parts[part] > 0 and isfinite(parts[part]),
-            f"share of {part}",
-            share,
-            "a positive number",
-        )
+        good = 0 < parts.get(part, 0.0) < inf
+        require(good, f"share of {part}", share, "a positive number")
     if len(parts) == 1:
         return SCENARIOS[part]
     joined = [SCENARIOS[p] for p in parts]
-    limits, hardware, drafting = (
-        {getattr(s, k) for s in joined} for k in ("max_context", "profile", "drafting")
-    )
-    one = [next(iter(names)) if len(names) == 1 else "" for names in (hardware, drafting)]
-    most = None if None in limits else max(limits)
+    hardware, drafting = {s.profile for s in joined}, {s.drafting for s in joined}
+    one = [names.pop() if len(names) == 1 else "" for names in (hardware, drafting)]
+    limits = {s.max_context for s in joined}
+    most = None if None in limits else max(n for n in limits if n)
     name = ",".join(f"{part}={share:g}" for part, share in parts.items())
     return Scenario(name, one[0], most, parts=parts, drafting=one[1])

@@ -1,5 +1,4 @@
-"""Conversations: rounds whose prompts begin with all that was said before, and which of a file's
-requests are drawn."""
+"""Conversations: rounds whose prompts begin with all that was said; and requests drawn of them."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-OPEN = 100
-"""Sessions under way at once, where a file has no arrivals: our choice."""
+OPEN = 100  # sessions under way at once, where a file has no arrivals: our choice
 BLOCKS = (512, *(2**k for k in range(3, 12)))  # tokens of a hash: Mooncake's, then others
 Cells = dict[str, Any]
 
@@ -45,8 +43,7 @@ def grow(rows: Sequence[Cells]) -> str:
 
 
 def hashed(rows: Sequence[Cells]) -> str:
-    """Give every row the `prefix` that its `hash_ids` tell, a block of tokens each; returns what
-    there is to say."""
+    """Give every row the `prefix` that its `hash_ids` tell; returns what there is to say."""
     ids = [json.loads(row["hash_ids"]) for row in rows]
     counted = [(row["prompt"], len(each)) for row, each in zip(rows, ids, strict=True)]
     fits = (b for b in BLOCKS if all(-(-prompt // b) == n for prompt, n in counted))
@@ -58,8 +55,7 @@ def hashed(rows: Sequence[Cells]) -> str:
 
 
 def laps(which: np.ndarray) -> np.ndarray:
-    """How often a ring of requests has begun anew before each, int64 [n]: another lap is other
-    content."""
+    """How often a ring of requests has begun anew before each, int64 [n]: then content differs."""
     return np.cumsum(np.diff(which, prepend=which[:1]) < 0)
 
 

@@ -30,16 +30,13 @@ def lengths(name: str) -> Quantiles:
     """The table `name`: one of `lengths.TABLES`, or the lengths of a trace's window."""
     raw = _profiles()
     table = raw["lengths"][name]
-    parts = (
-        np.array(x, dtype=float)
-        for x in (raw["probabilities"], table["quantiles"], table["factor"])
-    )
+    parts = (raw["probabilities"], table["quantiles"], table["factor"])
+    parts = (np.array(x, dtype=float) for x in parts)
     return Quantiles(f"{SYNTHETIC} of {table['source']}", *parts, limit=table["limit"])
 
 
 def window(name: str, limit: int | None, rng: np.random.Generator) -> Trace:
-    """A window like the paper's of the trace `name`; limit: only of the requests that fit in so
-    many tokens."""
+    """A window like the paper's of a trace; limit: only requests of at most so many tokens."""
     table = name if limit is None else f"{name}/{limit}"
     raw = _profiles()["arrivals"][table]
     counts = np.array(raw["per_second"])

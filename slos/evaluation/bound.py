@@ -22,12 +22,11 @@ So the shares x of requests that are attained, with the seconds charged for ever
 prompt; the tokens between looks at the pace, joined to `PIECES`) in slots of time, solve the
 program: maximise the sum of x, where each piece has its x-fold charge within the slots that touch
 its window, and each slot is charged its length at the most. Whatever is left out only lets the
-optimum grow: windows are rounded to whole slots, long ones to longer slots,
-and a stage that follows another one begins somewhere between its earliest and its latest. The
-number attained is whole, so the sum is rounded down. Of few requests many can be served after the
-last has come. So beside it stands what holds for a stream of such requests that does not end
-(`long_run`): what is charged for the cheapest of them, as many as the target says, takes no longer
-than they take to come.
+optimum grow: windows are rounded to whole slots, long ones to longer slots, and a stage that
+follows another one begins somewhere between its earliest and its latest. The number attained is
+whole, so the sum is rounded down. Of few requests many can be served after the last has come. So
+beside it stands what holds for a stream of such requests that does not end (`long_run`): what is
+charged for the cheapest of them, as many as the target says, takes no longer than they come.
 
 Where t0 is the first token itself, early or not, and the pace is looked at as often, no request has
 more time: the bound holds for that rule, too; not for the mean TPOT alone, which allows to stall
@@ -52,10 +51,8 @@ from slos.core.attainment import CHECK_EVERY, TOLERANCE
 from slos.core.pace import PAPER
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, capacity, starting_rate
-from slos.evaluation.runs import scaled_slos
+from slos.evaluation.capacity_search import Search, capacity, requests_of, starting_rate
 from slos.hardware.profiles import Profile
-from workloads import build
 
 SLOT = 0.05  # seconds: short beside the objectives of a first token
 COARSE = 20  # slots in one of those that long windows are told in, at the least
@@ -76,10 +73,8 @@ class Piece:
 def planes_of(hardware: Profile) -> list[Plane]:
     """The roofline's planes, none with b below 0."""
     least = hardware.roofline.time(1)
-    return [
-        p if p.b >= 0 else Plane(p.k1 / (1 - p.b / least), p.k2, 0.0)
-        for p in hardware.roofline.planes
-    ]
+    known = hardware.roofline.planes
+    return [p if p.b >= 0 else Plane(p.k1 / (1 - p.b / least), p.k2, 0.0) for p in known]
 
 
 def pieces(i: int, request: Request, hardware: Profile, plane: Plane) -> Iterator[Piece]:
@@ -165,13 +160,11 @@ def _optimum(made: Sequence[Piece], count: int, replicas: int) -> float:
 
 
 def long_run(requests: Sequence[Request], hardware: Profile, target: float = 0.9) -> float:
-    """Requests per second of an endless stream of these, beyond which `target` cannot be
-    attained by one replica."""
+    """The rate of an endless stream of these above which one replica misses `target`."""
     most, count = inf, int(np.ceil(target * len(requests) - 1e-9))
     for plane in planes_of(hardware):
-        charged = sorted(
-            sum(p.seconds for p in pieces(i, r, hardware, plane)) for i, r in enumerate(requests)
-        )
+        each = (pieces(i, r, hardware, plane) for i, r in enumerate(requests))
+        charged = sorted(sum(p.seconds for p in some) for some in each)
         most = min(most, len(requests) / sum(charged[:count]))
     return most
 
@@ -201,22 +194,15 @@ def bound(case: Search) -> list[Bound]:
     require(case.max_drafts == 0, "max_drafts", case.max_drafts, "0 for a bound")
     require(not case.topology, "topology", case.topology, "'' for a bound")
     require(not case.prefix_cache, "prefix_cache", True, "False for a bound")
-    hardware, source = case.hardware, ""
-
-    def requests_at(rate: float) -> Sequence[Request]:
-        nonlocal source
-        much, most = (rate, case.num_requests, case.seed, case.lengths), case.max_context or None
-        made = build(case.scenario, *much, max_context=most)
-        source = made.source
-        return made.requests if case.slo_scale == 1 else scaled_slos(made.requests, case.slo_scale)
+    hardware = case.hardware
 
     def attained_at(rate: float) -> float:
-        return attainable(requests_at(rate), hardware, case.replicas)
+        return attainable(requests_of(case, rate)[0], hardware, case.replicas)
 
     start, finite = starting_rate(case), inf
     if attained_at(start * 2**18) < case.target:  # of few, enough may be served though all come now
         finite, _ = capacity(attained_at, case.target, start, case.precision)
-    some = requests_at(1.0)
+    some, source = requests_of(case, 1.0)
     lost = loss_system(some, hardware, case.target) * case.replicas
     rate = min(finite, long_run(some, hardware, case.target) * case.replicas)
     return [

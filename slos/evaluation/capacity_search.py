@@ -1,5 +1,4 @@
-"""One capacity search: a scenario, a system with its setting, replicas and a router; and every load
-that it tried."""
+"""One capacity search: a system with its setting on a scenario; and every load that it tried."""
 
 from __future__ import annotations
 
@@ -7,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan, sqrt
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from slos.core.attainment import Outcome, attainment
 from slos.core.pace import CLIENT, PAPER
-from slos.core.types import require
+from slos.core.types import Request, require
 from slos.evaluation.runs import believed, by_rule, hardware_of, scaled_slos, serve
 from slos.hardware.profiles import Profile, profiles
 from slos.policies import AS_PUBLISHED, POLICIES
@@ -70,45 +70,30 @@ class Search:
             scenario = f"{own.name}#{crc32(own.read_bytes()):08x}"
         if self.profile not in ("", *profiles()):
             hardware += f"#{crc32(repr(self.hardware).encode()):08x}"
-        where = (
-            f"{self.replicas}x {self.topology}".strip()
-            if self.replicas > 1 or self.topology
-            else ""
-        )
-        drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" if self.max_drafts else ""
-        parts = (
-            scenario,
-            self.lengths,
-            hardware,
-            self.system,
-            self.setting,
-            drafts,
-            where,
-            self.router,
-        )
-        kv = f"KV x{self.kv_scale:g}" if self.kv_scale != 1 else ""
-        slos = f"SLOs x{self.slo_scale:g}" if self.slo_scale != 1 else ""
-        rule = f"{self.rule}'s rule" if self.rule != PAPER else ""
-        belief = f"belief {self.belief}" if self.belief else ""
-        predictor = f"lengths by {self.predictor}" if self.predictor != "oracle" else ""
-        found = "prefix cache" if self.prefix_cache else ""
-        longest = f"to {self.max_context} tokens" if self.max_context else ""
-        near = f"from {self.start:g}/s" if self.start else ""
-        parts = (*parts, kv, slos, belief, rule, found, predictor, longest, near)
-        numbers = (
-            f"{self.num_requests} requests, target {self.target:g} to {self.precision:g}, seed "
-            f"{self.seed}"
-        )
-        return f"{' '.join(filter(None, parts))}, {numbers}"
+        several = self.replicas > 1 or bool(self.topology)
+        usual = [scenario, self.lengths, hardware, self.system, self.setting]
+        drafts = f"{self.max_drafts} drafts at {self.acceptance:g}" * bool(self.max_drafts)
+        where = [f"{self.replicas}x {self.topology}".strip() * several, self.router]
+        unusual = [
+            f"KV x{self.kv_scale:g}" * (self.kv_scale != 1),
+            f"SLOs x{self.slo_scale:g}" * (self.slo_scale != 1),
+            f"belief {self.belief}" * bool(self.belief),
+            f"{self.rule}'s rule" * (self.rule != PAPER),
+            "prefix cache" * self.prefix_cache,
+            f"lengths by {self.predictor}" * (self.predictor != "oracle"),
+            f"to {self.max_context} tokens" * bool(self.max_context),
+            f"from {self.start:g}/s" * bool(self.start),
+        ]
+        target = f"target {self.target:g} to {self.precision:g}"
+        numbers = f"{self.num_requests} requests, {target}, seed {self.seed}"
+        return f"{' '.join(filter(None, [*usual, drafts, *where, *unusual]))}, {numbers}"
 
     @property
     def hardware(self) -> Profile:
         hardware = hardware_of(self.scenario, self.profile, self.max_drafts > 0)
-        require(
-            self.max_drafts == 0 or hardware.drafts, "max_drafts", self.max_drafts,
-            f"0: {hardware.name} has no draft model",
-            "its planes need k2, the seconds of a draft step",
-        )  # fmt: skip
+        bound, cure = f"0: {hardware.name} has no draft model", "its planes need k2, the seconds of"
+        good = self.max_drafts == 0 or hardware.drafts
+        require(good, "max_drafts", self.max_drafts, bound, f"{cure} a draft step")
         return replace(hardware, kv_tokens=round(hardware.kv_tokens * self.kv_scale))
 
     @property
@@ -153,45 +138,45 @@ class Probe:
     status: str
 
 
-def _quantile(share: float, values: Sequence[float]) -> float:
-    return float(np.quantile(values, share)) if values else nan
+def requests_of(case: Search, rate: float) -> tuple[Sequence[Request], str]:
+    """A case's requests at `rate` per second in all, and their source."""
+    most = case.max_context or None
+    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths, most)
+    asked = by_rule(workload.requests, case.rule)
+    return asked if case.slo_scale == 1 else scaled_slos(asked, case.slo_scale), workload.source
 
 
 def outcomes_at(
     case: Search, rate: float, observe: Observer | None = None
 ) -> tuple[list[Outcome], str]:
-    """What becomes of a case's requests at `rate` per second in all, and their source. observe:
-    called after every step."""
+    """Outcomes of a case at `rate` in all, and the requests' source. observe: after every step."""
     hardware = case.hardware
     belief = believed(hardware.roofline, case.belief) if case.belief else None
-    most = case.max_context or None
-    workload = build(case.scenario, rate, case.num_requests, case.seed, case.lengths, most)
-    asked = by_rule(workload.requests, case.rule)
-    if case.slo_scale != 1:
-        asked = scaled_slos(asked, case.slo_scale)
+    asked, source = requests_of(case, rate)
     outcomes = serve(
         asked, case.system, hardware, case.setting, observe, replicas=case.replicas,
         router=case.router, topology=case.topology, belief=belief, predictor=case.predictor,
         max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
     )  # fmt: skip
-    return outcomes, workload.source
+    return outcomes, source
 
 
 def probe(case: Search, rate: float) -> Probe:
     """What a case comes to at a load of `rate` requests per second in all."""
     outcomes, source = outcomes_at(case, rate)
     accepted, declined = ([o for o in outcomes if o.declined == gone] for gone in (False, True))
+
+    def late(name: str, of: Sequence[Outcome], share: float = 0.99) -> float:
+        return float(np.quantile([getattr(o, name) for o in of], share)) if of else nan
+
     return Probe(
         case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
         case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
         case.target, attainment(outcomes), attainment(outcomes, PAPER),
         attainment(outcomes, CLIENT),
         len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-        _quantile(0.99, [o.ttft for o in outcomes]),
-        _quantile(0.99, [o.tpot for o in outcomes]),
-        _quantile(0.99, [o.ttft for o in accepted]),
-        _quantile(0.99, [o.tpot for o in accepted]),
-        _quantile(0.5, [o.ttft for o in declined]), False, source, "simulated",
+        late("ttft", outcomes), late("tpot", outcomes), late("ttft", accepted),
+        late("tpot", accepted), late("ttft", declined, 0.5), False, source, "simulated",
     )  # fmt: skip
 
 
@@ -230,8 +215,7 @@ class NoCapacity(ValueError):
     """No load attains the target."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(NamedTuple):
     """One load that was tried, and its attainment."""
 
     rate: float
@@ -239,13 +223,9 @@ class Tried:
 
 
 def capacity(
-    attained_at: Callable[[float], float],
-    target: float = 0.9,
-    start: float = 1.0,
-    precision: float = 0.02,
-    stride: float = STRIDE,
-    limit: int = 40,
-) -> tuple[float, list[Tried]]:
+    attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0,
+    precision: float = 0.02, stride: float = STRIDE, limit: int = 40,
+) -> tuple[float, list[Tried]]:  # fmt: skip
     """Largest rate with `attained_at(rate)` >= target, by growth from `start`, first by a factor of
     `stride`, then bisection; and the probes.
 
@@ -267,11 +247,8 @@ def capacity(
         if not start / 2**20 < rate < start * 2**20:
             break
     where = f"no capacity near start = {start:g} at target {target:g}"
+    attain = "requests per second attain it"
     if low:
-        raise ValueError(
-            f"{where}: even {low:g} requests per second attain it; take more requests, or tighter "
-            "SLOs"
-        )
-    raise NoCapacity(
-        f"{where}: not even {rate:g} requests per second attain it; check SLOs and profile"
-    )
+        cure = "take more requests, or tighter SLOs"
+        raise ValueError(f"{where}: even {low:g} {attain}; {cure}")
+    raise NoCapacity(f"{where}: not even {rate:g} {attain}; check SLOs and profile")

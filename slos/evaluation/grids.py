@@ -1,5 +1,4 @@
-"""What is tried: settings, routers and draft lengths of each system, and the grids of runs made of
-them."""
+"""What is tried: settings, routers and draft lengths of each system, and grids of runs of them."""
 
 from __future__ import annotations
 
@@ -23,12 +22,7 @@ from workloads import SCENARIOS
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "vllm": ("max_batched_tokens=2048", "max_batched_tokens=4096"),
-    "vllm-v1": (
-        "max_batched_tokens=512",
-        "max_batched_tokens=1024",
-        "max_batched_tokens=2048",
-        "max_batched_tokens=8192",
-    ),
+    "vllm-v1": tuple(f"max_batched_tokens={n}" for n in (512, 1024, 2048, 8192)),
     "sarathi": ("chunk=512", "chunk=1024", "chunk=2048"),
     "qoserve": ("", "margin=1,free=1", "margin=1,free=1,hybrid=0", "margin=1,free=1,relegate=0"),
     "fair-batching": ("", "relegate=1"),
@@ -56,16 +50,11 @@ class Rival(NamedTuple):
     drafts: int = 0
 
 
+ENGINES = ("vllm", "vllm-v1")
 RIVALS = {
-    name: [Rival(name, setting) for setting in SETTINGS[name]]
-    for name in ("vllm", "vllm-v1", "sarathi")
-} | {
-    "distserve": [
-        Rival(engine, SETTINGS[engine][-1], ratio)
-        for engine in ("vllm", "vllm-v1")
-        for ratio in RATIOS
-    ]
+    name: [Rival(name, setting) for setting in SETTINGS[name]] for name in (*ENGINES, "sarathi")
 }
+RIVALS["distserve"] = [Rival(e, SETTINGS[e][-1], ratio) for e in ENGINES for ratio in RATIOS]
 """Of each baseline what is tried today."""
 AS_PUBLISHED = {
     "vllm": [Rival("vllm", "max_batched_tokens=2048", drafts=3)],
@@ -77,8 +66,7 @@ AS_PUBLISHED = {
 version's default with chunks, and cannot draft beside them; DistServe has the best ratio."""
 AUTHORS = {"vllm": [Rival("vllm-authors")], "sarathi": [Rival("sarathi-authors")]}
 """The same in the authors' simulation."""
-AUTHORS_MEMORY = 10e9
-"""Bytes of KV cache there, of every system."""
+AUTHORS_MEMORY = 10e9  # bytes of KV cache there, of every system
 
 
 def check_cases(
@@ -96,15 +84,11 @@ def check_cases(
 
 
 def searches(
-    size: str,
-    scenarios: Sequence[str] = tuple(SCENARIOS),
-    systems: Sequence[str] = tuple(ordinary()),
-    profile: str = "",
-    target: float = 0.9,
+    size: str, scenarios: Sequence[str] = tuple(SCENARIOS),
+    systems: Sequence[str] = tuple(ordinary()), profile: str = "", target: float = 0.9,
     rule: str = PAPER,
-) -> list[Search]:
-    """The grid of a size: every scenario, system, setting of it, and seed. Raises ValueError for
-    unknown names."""
+) -> list[Search]:  # fmt: skip
+    """Every scenario, system, setting of it, and seed. Raises ValueError for unknown names."""
     s = size_of(size)
     check_cases(scenarios, systems, profile)
     check_names("rule", [rule], RULES)

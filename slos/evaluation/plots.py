@@ -1,5 +1,4 @@
-"""Figures: readable in black and white and by colour-blind people, units on every axis, targets
-drawn in."""
+"""Figures: readable in black and white and by the colour-blind, with units and targets."""
 
 from __future__ import annotations
 
@@ -27,10 +26,8 @@ NAMES = {
 MARKERS = "osD^vPX*" * 4
 Inches = tuple[float, float]
 DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
-ABOVE = {
-    "loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8, "frameon": False
-}  # fmt: skip
-"""A legend of one panel, over it."""
+ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8}
+ABOVE |= {"frameon": False}  # a legend of one panel, over it
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -44,8 +41,7 @@ def unique(values: Iterable[Any]) -> list[Any]:
 
 
 def colors(systems: Sequence[Any]) -> dict[Any, tuple[float, float, float]]:
-    """A colour of its own for every system, ours darkest; the palette is safe for colour-blind
-    readers."""
+    """A colour of its own for every system, of a palette that is safe for the colour-blind."""
     return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
 
 
@@ -53,10 +49,7 @@ def panels(
     titles: Sequence[str], each: Inches, edge: Inches, ylabel: str, columns: int = 0, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a panel per title, `columns` of them in a row (0: all). each, edge: inches of
-    and around them.
-
-    A single narrow panel is drawn wider, so that the legend over it finds room.
-    """
+    and around them; a single narrow panel is drawn wider, for the legend over it."""
     columns = min(columns or len(titles), len(titles))
     lines = -(-len(titles) // columns)
     size = max(6.8, each[0] * columns + edge[0]), each[1] * lines + edge[1]
@@ -73,8 +66,7 @@ def panels(
 
 
 def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
-    """A small line under it: simulated or measured, from what data; and over it a legend of what is
-    in `keys`."""
+    """A small line under it: simulated or measured, of what; over it a legend of `keys`."""
     sns.despine(fig=figure)
     if keys:
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
@@ -130,8 +122,7 @@ def seeds_said(rows: Frame) -> str:
 
 
 def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
-    """A logarithmic axis with numbers as one writes them: `ticks`, or `subs` times the powers of
-    ten."""
+    """A logarithmic axis with plain numbers: `ticks`, or `subs` times the powers of ten."""
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())

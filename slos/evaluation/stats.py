@@ -1,5 +1,4 @@
-"""Means and intervals; capacities over capacities, seed by seed; and numbers put beside the
-paper's."""
+"""Means and intervals; capacities over capacities; and numbers put beside the paper's."""
 
 from __future__ import annotations
 
@@ -24,9 +23,8 @@ whose grids errors lie apart, comes to 5 % / sqrt(6), the same."""
 
 def geometric_mean(values: Sequence[float]) -> float:
     """Of positive values, at least one."""
-    require(
-        len(values) > 0 and min(values) > 0, "values", list(values), "positive and at least one"
-    )
+    good = len(values) > 0 and min(values) > 0
+    require(good, "values", list(values), "positive and at least one")
     return exp(sum(map(log, values)) / len(values))
 
 
@@ -72,12 +70,10 @@ def capacities(probes: Frame, *also: str, precision: float = 0.0) -> Frame:
     """
     columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
     best = best_settings(probes[probes.capacity], columns, precision)
-    ranks = {
-        name: i for i, name in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))
-    }  # one order, so one colour, in every figure
-    best = best.sort_values(
-        ["lengths", "scenario", "system"], key=lambda c: c.map(lambda name: ranks.get(name, 99))
-    )
+    # one order, so one colour, in every figure
+    ranks = {n: i for i, n in enumerate(("dataset", "trace", *SCENARIOS, *POLICIES))}
+    order = ["lengths", "scenario", "system"]
+    best = best.sort_values(order, key=lambda c: c.map(lambda name: ranks.get(name, 99)))
     return best.assign(seeds=best["rate"].map(len)).reset_index(drop=True)
 
 
@@ -158,14 +154,11 @@ def write(size: str, name: str, table: Frame, **how: Any) -> Path:
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
-    """Put numbers made from `best` beside the paper's; a run of some scenarios or on other hardware
-    puts none there."""
+    """Put numbers made from `best` beside the paper's, if it has its scenarios and hardware."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
-    if set(best["scenario"]) != set(own) or any(
-        r.profile not in own[r.scenario] for r in rows_of(best)
-    ):
+    pairs = [*zip(best["scenario"], best["profile"], strict=True)]
+    if set(best["scenario"]) != set(own) or any(at not in own[name] for name, at in pairs):
         return pd.DataFrame()
     sources = " and ".join(sorted(set(best["source"])))
-    return put(
-        size, notebook, numbers, "simulated", sources, f"{best['profile'].nunique()} profiles"
-    )
+    hardware = f"{best['profile'].nunique()} profiles"
+    return put(size, notebook, numbers, "simulated", sources, hardware)

@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 GUESS = 64  # tokens of an answer that may stop early, at the most
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
-# what a replica says first, and what it may say instead of an answer
-TAKEN, PASSED = b"taken", b"passed"
+TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and instead of an answer
 HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
 TOLD = ("content-type", "retry-after")  # and by it
 JSON = {"content-type": "application/json"}
+COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 
 
 @dataclass(slots=True, eq=False)
@@ -73,10 +73,7 @@ class Asked:
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
         """Raises ValueError for malformed objectives."""
-        completes = method == "POST" and path.split("?")[0] in (
-            "/v1/completions",
-            "/v1/chat/completions",
-        )
+        completes = method == "POST" and path.split("?")[0] in COMPLETIONS
         given = fields_of(body, headers) if completes else {}
         prompt = given.get("prompt", given.get("messages", ""))
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
@@ -98,8 +95,7 @@ class Asked:
 
 
 class Fleet:
-    """Who is asked next: a router over the replicas' reports, and over what was sent to them
-    since."""
+    """Who is asked next: a router over the replicas' reports and what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives
@@ -160,18 +156,14 @@ async def answered(
     `PASSED`. secret: by which the engine knows that objectives come from its router."""
     leaves = len(asked.route) > 1
     headers = asked.headers | ({FROM: secret} if asked.fields and secret else {})
-    async with session.request(
-        asked.method, url + asked.path, data=asked.sent(), headers=headers
-    ) as response:
+    how: Any = {"data": asked.sent(), "headers": headers}
+    async with session.request(asked.method, url + asked.path, **how) as response:
         told = {name: response.headers[name] for name in TOLD if name in response.headers}
         head = response.status, JSON | told
         if not head[1]["content-type"].startswith("text/event-stream"):
             whole = await response.read()
-            if (
-                leaves
-                and response.status == 200
-                and declined(b"data:" + whole.replace(b"\n", b" "))
-            ):
+            left = leaves and response.status == 200
+            if left and declined(b"data:" + whole.replace(b"\n", b" ")):
                 yield PASSED
                 return
             yield head
@@ -220,12 +212,7 @@ async def relay(
             cause = getattr(error, "cause", None) or error  # of an error in another process
             why = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}"
             if begun:
-                yield (
-                    b"data: "
-                    + failure(f"the replica was lost in the middle of this answer ({why})")
-                    + b"\n\n"
-                )
-                yield b"data: [DONE]\n\n"
+                yield broken(f"the replica was lost in the middle of this answer ({why})")
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
                 yield 503, JSON
@@ -258,11 +245,7 @@ async def of_all(
 
 async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """An answer that ends with an error when the server closes."""
-    closed, begun, why = (
-        asyncio.ensure_future(closing.wait()),
-        False,
-        failure("the server shuts down"),
-    )
+    closed, begun, why = asyncio.ensure_future(closing.wait()), False, "the server shuts down"
     part: asyncio.Future[Any] = closed
     try:
         while True:
@@ -276,7 +259,7 @@ async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncItera
             yield found
         if not begun:
             yield 503, JSON
-        yield b"data: " + why + b"\n\ndata: [DONE]\n\n" if begun else why
+        yield broken(why) if begun else failure(why)
     finally:
         for future in (closed, part):
             future.cancel()
@@ -287,3 +270,8 @@ async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncItera
 
 def failure(message: str) -> bytes:
     return bytes(refusal(message, 503, "ServiceUnavailable").body)
+
+
+def broken(message: str) -> bytes:
+    """The end of a stream that is not whole."""
+    return b"data: " + failure(message) + b"\n\ndata: [DONE]\n\n"

@@ -45,12 +45,10 @@ from slos.serving.metrics import of_replicas
 from slos.serving.middleware import refusal
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
-# seconds that an engine may be silent while a request waits for it; then it is taken for hung
-SILENT = 20.0
+SILENT = 20.0  # seconds without a word to a request that waits, then an engine is taken for hung
+LINES = 15  # the last of an engine that does not start, which are shown
 FAILED = "~~~ engine ~~~"  # before and after them
-LINES = 15  # of an engine that does not start, which are shown
-# requests that a replica may be sent at once: to hold some back is its scheduler's affair
-MANY = 100_000
+MANY = 100_000  # requests sent to a replica at once: to hold some back is its scheduler's affair
 
 
 class FleetRouter(RequestRouter):
@@ -65,9 +63,8 @@ class FleetRouter(RequestRouter):
         pending_request.routing_context.should_backoff = True  # where there is none to ask
         asked, now = pending_request.args[0], time.time()
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
-        name = self.fleet.choose(
-            asked, {name: r.routing_stats.get("report") for name, r in living.items()}, now
-        )
+        reports = {name: r.routing_stats.get("report") for name, r in living.items()}
+        name = self.fleet.choose(asked, reports, now)
         if name is None:
             return []
         self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
@@ -82,8 +79,7 @@ class FleetRouter(RequestRouter):
 
 
 class Replica:
-    """One engine: a child process that ends with this one, and takes this one along when it
-    ends."""
+    """One engine: a child process that ends with this one, and takes this one along."""
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="slos-replica-")
@@ -101,7 +97,8 @@ class Replica:
         try:
             launch.wait(self.url, self.engine, log, own=True)
         except RuntimeError as error:
-            raise RuntimeError(f"{FAILED}\n{last_lines(log)}\n{FAILED}") from error
+            last = "\n".join(log.read_text().splitlines()[-LINES:])
+            raise RuntimeError(f"{FAILED}\n{last}\n{FAILED}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
         started = launch.arguments(argv)
         if started.calibrates:
@@ -186,8 +183,7 @@ class Gateway:
 def application(
     argv: Sequence[str], replicas: int, router: Mapping[str, Any], gpus: float, patience: float
 ) -> Any:
-    """The Serve application. argv: the model and what else `slos.serving.launch serve` takes;
-    router: what `Fleet` takes."""
+    """The Serve application. argv: of `slos.serving.launch serve`; router: what `Fleet` takes."""
     routing: dict[str, Any] = {
         "request_router_class": FleetRouter, "request_router_kwargs": dict(router),
         "request_routing_stats_period_s": REPORTS,
@@ -205,10 +201,6 @@ def application(
     return gateway.bind(engines.bind(list(argv)), patience)
 
 
-def last_lines(log: Path) -> str:
-    return "\n".join(log.read_text().splitlines()[-LINES:])
-
-
 def why_not_started() -> str:
     """The last lines of an engine that did not start, as its replica had them."""
     app = serve.status().applications.get("slos")
@@ -218,47 +210,42 @@ def why_not_started() -> str:
     return ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM."""
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.fleet", description=__doc__)
-    parser.add_argument(
-        "model",
-        help="a name or folder; every option not listed here goes to `slos.serving.launch serve`",
-    )
-    parser.add_argument("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
-    parser.add_argument(
-        "--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)"
-    )
-    parser.add_argument(
-        "--hops", type=int, metavar="N", help="how often a request is passed on at the most"
-    )
-    parser.add_argument(
-        "--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)"
-    )
+    add = parser.add_argument
+    others = "every option not listed here goes to `slos.serving.launch serve`"
+    add("model", help=f"a name or folder; {others}")
+    add("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
+    add("--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)")
+    add("--hops", type=int, metavar="N", help="how often a request is passed on at the most")
+    add("--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)")
     patience = "seconds that a request waits for a replica to be there (%(default)g)"
-    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help=patience)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    given, rest = parser.parse_known_args(argv)
-    try:
-        require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
-        require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
-        started = launch.arguments(rest)
-        for option in ("--uds", "--ssl-certfile"):
-            cure = "leave it out: replicas are reached on this machine"
-            require(option not in started.argv, "option", option, "one of a single server", cure)
-        launch.require_free(given.host, given.port)
-        settings = started.settings
-        names = ("ttft", "slowdown", "tpot", "e2e", "rule", "value")
-        default = {name: getattr(settings, name) for name in names}
-        hops = {} if given.hops is None else {"hops": given.hops}
-        router = {"router": given.router, "options": hops, "default": default}
-        # which refuses what is wrong before Ray starts
-        Fleet(**router).make(profile("opt-6.7b-a100").roofline)
-        cluster = ray_address()
-    except ValueError as error:
-        print(f"slos.fleet: {error}", file=sys.stderr)
-        return 2
+    add("--patience", type=float, default=120.0, metavar="S", help=patience)
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000)
+    return parser
+
+
+def checked(given: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """What `Fleet` takes, and the address of the Ray cluster; ValueError for what is wrong, before
+    Ray starts. rest: what goes to `slos.serving.launch serve`."""
+    require(given.replicas >= 1, "--replicas", given.replicas, "at least 1")
+    require(given.patience > 0, "--patience", given.patience, "positive (seconds)")
+    started = launch.arguments(rest)
+    for option in ("--uds", "--ssl-certfile"):
+        cure = "leave it out: replicas are reached on this machine"
+        require(option not in started.argv, "option", option, "one of a single server", cure)
+    launch.require_free(given.host, given.port)
+    names = ("ttft", "slowdown", "tpot", "e2e", "rule", "value")
+    default = {name: getattr(started.settings, name) for name in names}
+    hops = {} if given.hops is None else {"hops": given.hops}
+    router = {"router": given.router, "options": hops, "default": default}
+    Fleet(**router).make(profile("opt-6.7b-a100").roofline)
+    return router, ray_address()
+
+
+def start_ray(cluster: str) -> None:
+    """Join the cluster, or start Ray on this machine where none is named."""
     here = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # ms, s: a busy machine takes longer than Ray waits by itself
@@ -266,9 +253,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
     ray.init(log_to_driver=False, **({} if cluster else here))  # type: ignore[arg-type]
-    gpus = (
-        given.gpus if given.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    given, rest = options().parse_known_args(argv)
+    try:
+        router, cluster = checked(given, rest)
+    except ValueError as error:
+        print(f"slos.fleet: {error}", file=sys.stderr)
+        return 2
+    start_ray(cluster)
+    gpus = given.gpus
+    if gpus is None:
+        gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve.start(http_options={"host": given.host, "port": given.port})

@@ -1,2 +1,1 @@
-"""Named GPUs: what a model on one of them takes and holds, and how that was fitted to
-measurements."""
+"""Named GPUs: what a model on one of them takes and holds, fitted to measurements."""

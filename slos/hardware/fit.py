@@ -12,6 +12,7 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -22,8 +23,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 from slos.hardware.profiles import SLOWEST, Profile, save
 
-# a step that took so many times what was predicted (a pause of the machine) is left out of a fit
-OUTLIER = 2.0
+OUTLIER = 2.0  # times what was predicted: a pause of the machine, which is left out of a fit
 TILES = (1, 16, 64, 128)  # tried
 QUANTILE = 0.75  # of the steps that must not take longer than `margin` times the roofline
 POWERS = (1.0, 0.5, 2.0)  # of a step's rank by size: where the planes are split at first
@@ -31,24 +31,23 @@ POWERS = (1.0, 0.5, 2.0)  # of a step's rank by size: where the planes are split
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted roofline, how well it explains the measurements, and its relative error at each,
-    float64 [rows]."""
+    """A fitted roofline, its R2, and its relative error at each measurement, float64 [rows]."""
 
     roofline: Roofline
     r2: float
     errors: np.ndarray
 
 
-def fit(
-    rows: Path | str | Sequence[tuple[float, float, float, float]],
-    planes: int = 2,
-    context: bool = False,
-    tile: int = 1,
-) -> Fit:
+COLUMNS = ("tokens", "draft_steps", "context", "seconds")
+Steps = Sequence[tuple[float, float, float, float]]
+"""Tokens, draft steps, context tokens and seconds of measured ones."""
+
+
+def fit(rows: Path | str | Steps, planes: int = 2, context: bool = False, tile: int = 1) -> Fit:
     """Least-squares fit of a max-affine roofline to measured steps.
 
-    rows: a tidy CSV with columns tokens, seconds and optionally draft_steps, context; or tuples in
-    the order tokens, draft_steps, context, seconds. Alternates between assigning each step to its
+    rows: steps, or a tidy CSV with columns tokens, seconds and perhaps draft_steps, context.
+    Alternates between assigning each step to its
     highest plane and refitting the planes, from splits of the batch sizes; the relative errors are
     what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
@@ -67,7 +66,7 @@ def fit(
 
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
-    rows: list[tuple[float, float, float, float]] = []
+    rows = []
     with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
         reader = csv.reader(f, skipinitialspace=True)
         header = [c.strip().lower() for c in next(reader, [])]
@@ -80,54 +79,43 @@ def _read(path: Path) -> list[tuple[float, float, float, float]]:
             require(len(cells) == len(header), here, cells, f"of {len(header)} fields")
             row = dict(zip(header, cells, strict=True))
             try:
-                tokens, drafts, context, seconds = (
-                    float(row.get(c) or 0) for c in ("tokens", "draft_steps", "context", "seconds")
-                )
+                tokens, drafts, context, seconds = (float(row.get(c) or 0) for c in COLUMNS)
             except ValueError as error:
                 raise ValueError(f"{here}: {error}") from None
-            known = all(0 <= x < inf for x in (tokens, seconds))
-            require(known, f"{here}: tokens, seconds", (tokens, seconds), "at least 0 and finite")
+            known, both = 0 <= tokens < inf and 0 <= seconds < inf, (tokens, seconds)
+            require(known, f"{here}: tokens, seconds", both, "at least 0 and finite")
             rows.append((tokens, drafts, context, seconds))
     return rows
 
 
 def _alternate(
-    tokens: np.ndarray,
-    drafts: np.ndarray,
-    ctx: np.ndarray,
-    seconds: np.ndarray,
-    owner: np.ndarray,
-    tile: int,
-) -> Fit | None:
+    tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray,
+    owner: np.ndarray, tile: int,
+) -> Fit | None:  # fmt: skip
+    """A fit whose planes begin with the steps that `owner` gives them, if it is of use."""
     whole, count = np.ceil(tokens / tile) * tile, int(owner.max()) + 1
     features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
-    planes, k_ctx = np.zeros((count, 3)), 0.0
+    planes, k_ctx, alike = np.zeros((count, 3)), 0.0, partial(np.allclose, rtol=1e-12, atol=0)
     for _ in range(500):
         before, k_before = planes.copy(), k_ctx
         target = seconds - k_ctx * ctx
         for p in range(count):
-            mine = owner == p
+            mine, free = owner == p, 2 if p else None
             if mine.sum() >= 3:
-                planes[p] = _nonnegative(
-                    features[mine], target[mine], 1 / seconds[mine], free=2 if p else None
-                )
+                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine], free)
         compute = (features @ planes.T).max(axis=1)
         if ctx.any():
             k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
         owner = (features @ planes.T).argmax(axis=1)
-        if np.allclose(planes, before, rtol=1e-12, atol=0) and np.isclose(
-            k_ctx, k_before, rtol=1e-12, atol=0
-        ):
+        if alike(planes, before) and alike(k_ctx, k_before):
             break
     used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)].tolist()]
     if max(plane.b for plane in used) < 0:
         return None  # small batches would cost nothing; a fit of one plane is never among these
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
-    r2 = 1 - ((seconds - predicted) ** 2).sum() / max(
-        ((seconds - seconds.mean()) ** 2).sum(), 1e-300
-    )
-    return Fit(roofline, float(r2), np.abs(predicted / seconds - 1))
+    off, whole = (((seconds - x) ** 2).sum() for x in (predicted, seconds.mean()))
+    return Fit(roofline, float(1 - off / max(whole, 1e-300)), np.abs(predicted / seconds - 1))
 
 
 def _nonnegative(
@@ -140,8 +128,7 @@ def _nonnegative(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A fit, the margin that `QUANTILE` of the steps stay within, and its median relative error by
-    batch size."""
+    """A fit, the margin of `QUANTILE` of the steps, and its median relative error by batch size."""
 
     fit: Fit
     margin: float
@@ -153,7 +140,7 @@ class Judged:
         return f"R2 {self.fit.r2:.4f}, median error {errors}"
 
 
-def fitted(rows: Sequence[tuple[float, float, float, float]], planes: int = 3) -> Judged:
+def fitted(rows: Steps, planes: int = 3) -> Judged:
     """The roofline with the tile that explains steps best, where some are of no use.
 
     rows: as in `fit`, at least 4. Left out are steps that took far less than the smallest ones,
@@ -198,16 +185,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         require(step <= SLOWEST, "the step of one token", step, f"at most {SLOWEST:g} s", cure)
         source = f"fitted to {len(rows)} rows of {', '.join(p.name for p in given.steps)}"
         made = Profile(
-            given.name or given.output.stem,
-            given.model,
-            given.gpu,
-            given.gpus,
-            found.fit.roofline,
-            given.kv_tokens,
-            given.max_context,
-            f"{source}; {found.told}",
+            given.name or given.output.stem, given.model, given.gpu, given.gpus,
+            found.fit.roofline, given.kv_tokens, given.max_context, f"{source}; {found.told}",
             margin=round(found.margin, 3),
-        )
+        )  # fmt: skip
         save(made, given.output)
     except (ValueError, OSError) as error:
         print(f"fit: {error}", file=sys.stderr)

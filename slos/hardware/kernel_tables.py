@@ -87,10 +87,9 @@ class Kernels:
     def _column(self, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows m and seconds of products of [m, k] and [k, n], bilinear in n and k."""
         beyond = max(1.0, n / LARGEST) * max(1.0, k / LARGEST)
-        sizes = (level.to_numpy() for level in self.products.columns.levels)
-        wide, deep = (
-            _between(grid, min(x, LARGEST)) for grid, x in zip(sizes, (n, k), strict=True)
-        )
+        grids = (level.to_numpy() for level in self.products.columns.levels)
+        at = zip(grids, (n, k), strict=True)
+        wide, deep = (_between(grid, min(x, LARGEST)) for grid, x in at)
         parts = [self.products[a, b] * (x * y * beyond) for a, x in wide for b, y in deep]
         table: Frame = pd.concat(parts, axis=1).sum(axis=1, skipna=False).dropna()
         return table.index.to_numpy(float), 1e-3 * table.to_numpy()
@@ -118,8 +117,7 @@ class Kernels:
         return batches, lengths, 1e-3 * grid.to_numpy()
 
     def prompt_attention(self, heads: int, kv_heads: int, chunk: int, prefix: int) -> float:
-        """Of one layer: of the whole prompt so far the share that is this chunk's part of the
-        triangle."""
+        """Of one layer: this chunk's part of the triangle of the whole prompt so far."""
         _, lengths, seconds = self.grid("prompts", heads, kv_heads)
         whole = prefix + chunk
         return _at(whole, lengths, seconds[0]) * (1 - (prefix / whole) ** 2)

@@ -49,9 +49,8 @@ class Profile:
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
         least = f"at least a block of {self.block_size}"
         require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
-        require(
-            bool(self.source), "source", self.source, "named", "say where the figures come from"
-        )
+        cure = "say where the figures come from"
+        require(bool(self.source), "source", self.source, "named", cure)
 
     @property
     def drafts(self) -> bool:
@@ -65,11 +64,8 @@ class Profile:
 
 def as_json(roofline: Roofline) -> dict[str, Any]:
     """As profiles have it in JSON."""
-    return {
-        "planes": [(p.k1, p.k2, p.b) for p in roofline.planes],
-        "k_ctx": roofline.k_ctx,
-        "tile": roofline.tile,
-    }
+    planes = [(p.k1, p.k2, p.b) for p in roofline.planes]
+    return {"planes": planes, "k_ctx": roofline.k_ctx, "tile": roofline.tile}
 
 
 def of_json(raw: dict[str, Any]) -> Roofline:
@@ -88,11 +84,10 @@ def _parse(name: str, raw: dict) -> Profile:
     for p in raw["planes"]:
         good = isinstance(p, list) and len(p) == 3 and all(_finite(x) for x in p)
         require(good, f"{name}: plane", p, "three finite numbers", "give k1, k2 and b in seconds")
-    k_ctx = raw.get("k_ctx", 0.0)
-    require(_finite(k_ctx), f"{name}: k_ctx", k_ctx, "a finite number")
-    roofline = Roofline(tuple(Plane(*p) for p in raw["planes"]), k_ctx, raw.get("tile", 1))
-    step = roofline.time(1)
-    bound = f"at most {SLOWEST:g} s"
+    whole = {"k_ctx": 0.0, "tile": 1} | raw
+    require(_finite(whole["k_ctx"]), f"{name}: k_ctx", whole["k_ctx"], "a finite number")
+    roofline = of_json(whole)
+    step, bound = roofline.time(1), f"at most {SLOWEST:g} s"
     require(step <= SLOWEST, f"{name}: the step of one token", step, bound, "planes in seconds?")
     rest = {k: v for k, v in raw.items() if k not in ("planes", "k_ctx", "tile")}
     return Profile(name, roofline=roofline, **rest)
@@ -112,8 +107,7 @@ def profiles() -> dict[str, Profile]:
 
 
 def _of_file(path: Path) -> Profile:
-    """The one profile of a file: an object with its name as the key, or an entry without one, which
-    is named by the file."""
+    """The one profile of a file: an object with its name as the key, or an entry without one."""
     shape = 'one profile, {"NAME": {"model": ..., "planes": [[k1, k2, b]], ...}}'
     cure = "python -m slos.hardware.fit writes one, docs/my_gpu.json is one"
     try:
@@ -132,16 +126,13 @@ def _of_file(path: Path) -> Profile:
 
 
 def profile(name: str) -> Profile:
-    """The shipped profile `name`, or the one in a JSON file of the same layout if `name` is a path
-    to one."""
+    """The shipped profile `name`, or that of a JSON file of the same layout at the path `name`."""
     if name.endswith(".json") and Path(name).is_file():
         return _of_file(Path(name))
     known = profiles()
     if name not in known:
-        raise ValueError(
-            f"profile {name!r} is unknown; known: {', '.join(sorted(known))}, or the path of a "
-            "JSON file"
-        )
+        names = ", ".join(sorted(known))
+        raise ValueError(f"profile {name!r} is unknown; known: {names}, or the path of a JSON file")
     return known[name]
 
 

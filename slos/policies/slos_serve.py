@@ -218,6 +218,10 @@ class SLOsServe:
             short = bool(plan.spare < 0)
             drafting = Drafting(view, self.roofline, self._acceptance, engine, short)
             drafts = drafting.spread(guaranteed, jobs, plan.share, plan.seconds)
+            # where prefill gave way to them the step was proven as the shorter one that it is now
+            size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
+            seconds = self.roofline.time(size, drafts.max(initial=0), context)
+            plan.seconds = min(plan.seconds, seconds)
         urgent = np.argsort(jobs["due"], kind="stable")
         room = plan.room = Room(view, plan.best_effort)
         need, starts = needed(jobs, plan.share, view.block_size)

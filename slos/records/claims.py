@@ -1,12 +1,9 @@
-"""The paper's numbers (`results/paper.yaml`), ours as rows beside them (`headlines.csv`), and the
-verdict."""
+"""The paper's numbers (`results/paper.yaml`), ours beside them (`headlines.csv`), the verdict."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, astuple, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -14,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from slos.core.types import require
-from slos.files import ROOT, Frame, commit, results_dir, write_whole
+from slos.files import ROOT, Frame, commit, results_dir
+from slos.records import tidy
 
 PAPER = ROOT / "results" / "paper.yaml"
 Spread = tuple[float, float, float]  # a mean over seeds, and its 95 % interval
@@ -82,8 +80,8 @@ class Headline:
 
 
 def read_claims(path: Path = PAPER) -> list[Claim]:
-    """The paper's numbers. Raises ValueError naming the key on an unknown, missing or bad field and
-    on a key twice."""
+    """The paper's numbers. Raises ValueError naming the key for a field that is unknown, lacks or
+    is bad, and for a key that is there twice."""
     known = {f.name for f in fields(Claim)}
     needed = {f.name for f in fields(Claim) if f.default is MISSING}
     claims: dict[str, Claim] = {}
@@ -111,35 +109,14 @@ def paper(key: str) -> float:
 
 
 def read_headlines(path: Path) -> list[Headline]:
-    """The rows of a headlines.csv, none if there is no such file. Raises ValueError naming the
-    file, line and cure."""
-    if not path.exists():
-        return []
-    columns, rows = [f.name for f in fields(Headline)], []
-    with path.open(newline="", encoding="utf-8") as f:
-        reader = csv.reader(f)
-        head = next(reader, None)
-        require(
-            head == columns, f"{path}: columns", head, ",".join(columns), "remove it and run again"
-        )
-        for n, row in enumerate(reader, start=2):
-            try:
-                key, value, low, high, *texts = row
-                rows.append(Headline(key, float(value), float(low), float(high), *texts))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {n}: {error}") from None
-    return rows
+    """The rows of a headlines.csv, if there is one. ValueError naming file, line and cure."""
+    return [row for _, row in tidy.read(path, Headline)]
 
 
 def upsert_headlines(path: Path | str, rows: Iterable[Headline]) -> None:
-    """Put `rows` into the headlines.csv at `path`: a key that is there already is replaced, the
-    others stay."""
+    """Put `rows` into the headlines.csv at `path`: one replaces that of its key, others stay."""
     merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in fields(Headline))
-    writer.writerows(astuple(row) for row in merged.values())
-    write_whole(Path(path), text.getvalue())
+    tidy.write(Path(path), Headline, (((), row) for row in merged.values()))
 
 
 def verdict(ours: float | None, claim: Claim) -> str:
@@ -153,8 +130,7 @@ def verdict(ours: float | None, claim: Claim) -> str:
 def put(
     size: str, notebook: str, numbers: Mapping[str, Spread], status: str, source: str, hardware: str
 ) -> Frame:
-    """Put numbers, by key of `results/paper.yaml`, into results/<size>/headlines.csv; what was put
-    there."""
+    """Put numbers, by key of `results/paper.yaml`, into results/<size>/headlines.csv; the rows."""
     import pandas as pd  # half a second that the table in a terminal need not wait for
 
     command = f"./run_all.sh{'' if size == 'quick' else ' ' + size} ({notebook})"

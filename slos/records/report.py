@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
@@ -60,14 +61,10 @@ def against_table(claims: Sequence[Claim], rows: Sequence[Headline]) -> str:
     """Ours over each baseline: the paper's number, as the paper had them, at their best today, and
     the same by the clients' rule of pace; "-" where there is none. The README's block."""
     papers = {c.key: f"{c.value:g}x" for c in claims}
-    ours = {
-        h.key: f"{h.value:.2f}x" + f" [{h.low:.2f}, {h.high:.2f}]" * (h.low < h.high) for h in rows
-    }
-    lines = [
-        "| SLOs-Serve against | paper | as the paper had them | at their best today | the same by "
-        "the clients' rule |",
-        "|---|---|---|---|---|",
-    ]
+    ours = {h.key: _told(h, ".2f", "x") for h in rows}
+    head = ["SLOs-Serve against", "paper", "as the paper had them", "at their best today"]
+    head += ["the same by the clients' rule"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for what, (first, name) in AGAINST.items():
         keys = [f"{way}_vs_{name}" for way in (first, "today", "clients")]
         cells = [papers.get(keys[0], "-"), *(ours.get(key, "-") for key in keys)]
@@ -104,9 +101,8 @@ def headline_table(
     def add(key: str, what: str, claim: Claim | None) -> None:
         found = {s: runs[s][key] for s in columns if key in runs.get(s, ())}
         h = next((found[s] for s in counts if s in found), None)
-        reported = (
-            f"{claim.value:g} {claim.unit}".strip() + f" ({claim.confidence})" if claim else "-"
-        )
+        reported = f"{claim.value:g} {claim.unit}".strip() if claim else "-"
+        reported += f" ({claim.confidence})" if claim else ""
         row = [what, reported, *(_told(found[s]) if s in found else "-" for s in columns)]
         row += [f"{h.value / claim.value:.2f}" if h and claim else "-"]
         row += [verdict(h.value if h else None, claim) if claim else "-"]
@@ -124,10 +120,8 @@ def headline_table(
             add(key, f"`{key}`", None)
     head = ["what", "paper", *columns, "ratio", "verdict"]
     head += ["simulated/measured", "source", "made by"]
-    at = head.index("verdict")
-    told = ", ".join(
-        f"{sum(row[at] == v for row in rows)} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN")
-    )
+    given = Counter(row[head.index("verdict")] for row in rows)
+    told = ", ".join(f"{given[v]} {v}" for v in ("OK", "NEAR", "MISS", "NOT RUN"))
     of = " or else ".join(f"`{s}`" for s in counts)
     parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
     said = {
@@ -139,8 +133,10 @@ def headline_table(
     return "\n\n".join(parts)
 
 
-def _told(h: Headline) -> str:
-    return f"{h.value:.3g}" + (f" [{h.low:.3g}, {h.high:.3g}]" if h.low < h.high else "")
+def _told(h: Headline, form: str = ".3g", unit: str = "") -> str:
+    """The number, with its interval if it has one."""
+    interval = f" [{h.low:{form}}, {h.high:{form}}]" if h.low < h.high else ""
+    return f"{h.value:{form}}{unit}{interval}"
 
 
 def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
@@ -181,17 +177,13 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
         lines.append(["geometric mean", *means, *[""] * (len(head) - len(means))])
         table = _table([*head, "source"], lines)
         title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
-        tables.append(
-            f"{title}: mean [95 % interval over seeds] token budget, the best of those "
-            f"tried\n\n{table}"
-        )
+        title += ": mean [95 % interval over seeds] token budget, the best of those tried"
+        tables.append(f"{title}\n\n{table}")
     return "\n\n".join(tables)
 
 
 def _mean(values: Sequence[float]) -> str:
-    if len(values) == 0:
-        return "-"
-    return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}"
+    return f"{geometric_mean(values) if min(values) > 0 else 0:.3g}" if len(values) else "-"
 
 
 def fidelity_table(path: Path) -> str:
@@ -214,16 +206,13 @@ def fidelity_table(path: Path) -> str:
 
 
 def executed(folder: Path) -> str:
-    """How the notebooks of a run were executed, from what `slos.reproduce` left; "" where it left
-    nothing."""
-    stamps = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((folder / "notebooks").glob("*.json"))
-    }
-    whole = {name: s for name, s in stamps.items() if "commit" in s}  # older ones do not tell
-    rows = [
-        [name, s["commit"], f"{s['seconds'] / 60:.1f}", s["machine"]] for name, s in whole.items()
-    ]
+    """How the notebooks of a run were executed, from what `slos.reproduce` left, if anything."""
+    rows = []
+    for path in sorted((folder / "notebooks").glob("*.json")):
+        stamp = json.loads(path.read_text())
+        if "commit" in stamp:  # older ones do not tell
+            minutes = f"{stamp['seconds'] / 60:.1f}"
+            rows.append([path.stem, stamp["commit"], minutes, stamp["machine"]])
     return _table(("notebook", "commit", "minutes", "machine"), rows) if rows else ""
 
 
@@ -243,12 +232,10 @@ def render(size: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m slos.records", description="The table: paper against reproduced."
-    )
-    parser.add_argument(
-        "--size", choices=SIZES, default="reference", help="whose numbers count (reference)"
-    )
+    said = "The table: paper against reproduced."
+    parser = argparse.ArgumentParser(prog="python -m slos.records", description=said)
+    whose = "whose numbers count (%(default)s)"
+    parser.add_argument("--size", choices=SIZES, default="reference", help=whose)
     size = parser.parse_args(argv).size
     # What the repository holds is of the reference; a run's is in its own folder.
     path = results_dir("" if size == "reference" else size) / "README.md"

@@ -14,8 +14,6 @@ SLOS_DATA and SLOS_CACHE. A worker with other data is an error.
 from __future__ import annotations
 
 import atexit
-import csv
-import io
 import json
 import os
 import platform
@@ -28,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,19 +34,19 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.files import ROOT, commit, locked, ray_address, sources_digest, write_whole
+from slos.files import ROOT, commit, locked, ray_address, sources_digest
+from slos.records import tidy
 from slos.records.provenance import digests
+from slos.records.tidy import OtherColumns
 
+BEFORE = ("run", "digest", "commit")  # columns of every file, before those of its rows
 Case = TypeVar("Case")
 
 
 def sweep(
-    function: Callable[[Case], Sequence[Any]],
-    cases: Sequence[Case],
-    path: Path | str,
-    row: type,
+    function: Callable[[Case], Sequence[Any]], cases: Sequence[Case], path: Path | str, row: type,
     workers: int | None = None,
-) -> list[Any]:
+) -> list[Any]:  # fmt: skip
     """Run `function` on every case that `path` has no rows of yet; the rows of `cases`, in their
     order.
 
@@ -75,9 +73,11 @@ def sweep(
                 done[k] = Run(wanted[k], commit(), rows)
                 with locked(path.parent):
                     # another sweep may have added to the file
-                    others = _read(path, row).items() if path.exists() else ()
+                    others = _read(path, row).items()
                     done = {key: run for key, run in others if usable(key, run)} | done
-                    _write(path, row, done)
+                    runs = sorted(done.items())
+                    lines = (((k, d.digest, d.commit), r) for k, d in runs for r in d.rows)
+                    tidy.write(path, row, lines, BEFORE)
                 report.step(k)
     finally:
         report.close()
@@ -94,9 +94,7 @@ class Run:
 
 
 def _finished(
-    function: Callable[[Case], Sequence[Any]],
-    todo: dict[str, Case],
-    workers: int | None,
+    function: Callable[[Case], Sequence[Any]], todo: dict[str, Case], workers: int | None
 ) -> Generator[tuple[str, list[Any]]]:
     """Keys and rows in the order in which they are ready."""
     digest = sources_digest()
@@ -132,13 +130,10 @@ def _finished(
 def _call(
     function: Callable[[Case], Sequence[Any]], case: Case, digest: str, folder: str
 ) -> list[Any]:
-    """In a worker: the rows of a case, if its sources and data are those of the sweep; a path in it
-    is relative to the sweep's `folder`."""
+    """In a worker of the same sources and data: the rows of a case, with its paths in `folder`."""
     if _digest_of_this_process() != digest:
-        raise RuntimeError(
-            f"sources or data on {platform.node()} are not those of the sweep, or have changed "
-            "since"
-        )
+        said = "are not those of the sweep, or have changed since"
+        raise RuntimeError(f"sources or data on {platform.node()} {said}")
     with suppress(OSError):  # another machine may not have it
         os.chdir(folder)
     return list(function(case))
@@ -165,28 +160,26 @@ def _ray(workers: int | None, digest: str) -> Any:
         return ray
     _end()  # its workers hold other sources, data or settings
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "slos"}
-    if address != "local":
-        sent = {
-            "working_dir": str(ROOT),
-            "excludes": ["/*", "!/slos/", "!/workloads/"],
-            "env_vars": _settings(),
-        }
-        ray.init(address, runtime_env=sent, **quiet)
-        _own.update(wanted)
-        atexit.register(_end)
-        return ray
+    _own.update(wanted)
+    atexit.register(_end)
+    if address == "local":
+        return _start_here(ray, cores, quiet)
+    sent = {"working_dir": str(ROOT), "excludes": ["/*", "!/slos/", "!/workloads/"]}
+    ray.init(address, runtime_env=sent | {"env_vars": _settings()}, **quiet)
+    return ray
+
+
+def _start_here(ray: Any, cores: int, quiet: dict[str, Any]) -> Any:
+    """Ray on this machine; None, after a warning, where it does not start."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most
     # 107 characters.
     for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
-        if left.name.split("-")[1].isdigit() and not psutil.pid_exists(
-            int(left.name.split("-")[1])
-        ):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
     temp = tempfile.mkdtemp(prefix=f"ray-{os.getpid()}-", dir="/tmp")
     atexit.register(shutil.rmtree, temp, ignore_errors=True)
-    atexit.register(_end)
-    _own.update(wanted)
     before = os.environ.get("PYTHONPATH")
     # workers find what is found here
     os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
@@ -199,11 +192,8 @@ def _ray(workers: int | None, digest: str) -> Any:
             object_store_memory=80 << 20, _temp_dir=temp, **quiet,
         )  # fmt: skip
     except Exception as error:  # Ray raises a bare one
-        warnings.warn(
-            f"Ray did not start, so runs are made one at a time: {error}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        said = f"Ray did not start, so runs are made one at a time: {error}"
+        warnings.warn(said, RuntimeWarning, stacklevel=5)
         _end()
         return None
     finally:
@@ -230,50 +220,17 @@ def _settings() -> dict[str, str]:
     return {name: str(Path(os.environ[name]).expanduser().resolve()) for name in names}
 
 
-def _columns(row: type) -> list[str]:
-    return ["run", "digest", "commit", *(f.name for f in fields(row))]
-
-
 def _read(path: Path, row: type) -> dict[str, Run]:
     """Runs by key of a file of this layout; nothing of another one."""
-    if not path.exists():
-        return {}
-    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-    kinds["bool"] = lambda text: bool(("False", "True").index(text))
     found: dict[str, Run] = {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
-        reader = csv.reader(f)
-        if next(reader, None) != _columns(row):
-            return {}
-        try:
-            for key, digest, made_at, *cells in reader:
-                values = [
-                    kinds[str(f.type)](cell) for f, cell in zip(fields(row), cells, strict=True)
-                ]
-                ",".join((key, *cells)).encode()  # refuses what was no UTF-8
-                found.setdefault(key, Run(digest, made_at, [])).rows.append(row(*values))
-        except (ValueError, csv.Error) as error:
-            raise ValueError(
-                f"{path}, line {reader.line_num}: {error}; remove that line, or the file, and run "
-                "again"
-            ) from None
+    with suppress(OtherColumns):
+        for (key, digest, made_at), each in tidy.read(path, row, BEFORE):
+            found.setdefault(key, Run(digest, made_at, [])).rows.append(each)
     return found
 
 
-def _write(path: Path, row: type, done: dict[str, Run]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_columns(row))
-    for key, run in sorted(done.items()):
-        for r in run.rows:
-            cells = (getattr(r, f.name) for f in fields(row))
-            writer.writerow([key, run.digest, run.commit, *cells])
-    write_whole(path, text.getvalue())
-
-
 class Bar:
-    """A bar in a notebook or a terminal, and a line in the file SLOS_PROGRESS for whoever runs the
-    notebook."""
+    """A bar in a notebook or a terminal, and lines in the file SLOS_PROGRESS for `reproduce`."""
 
     def __init__(self, total: int) -> None:
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -286,14 +243,13 @@ class Bar:
     def step(self, label: str) -> None:
         self._bar.update()
         self._done += 1
-        self._tell(
-            label, (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        )
+        each = (time.monotonic() - self._start) / self._done
+        self._tell(label, each * (self._total - self._done))
 
     def _tell(self, label: str, left: float) -> None:
         if self._path:
-            line = {"done": self._done, "total": self._total, "label": label}
-            line["left_s"] = round(left, 1)
+            left = round(left, 1)
+            line = {"done": self._done, "total": self._total, "label": label, "left_s": left}
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(line) + "\n")
 

@@ -1,5 +1,4 @@
-"""One completion from a server of the OpenAI API: the call, its stream, and when each token of it
-was received."""
+"""One completion from a server of the OpenAI API, and when each token of it was received."""
 
 from __future__ import annotations
 
@@ -34,28 +33,20 @@ def headers() -> dict[str, str]:
 
 
 async def find(url: str, model: str | None = None) -> Server:
-    """The server's model of that name, or its first. Raises ValueError if there is none, OSError if
-    nobody answers."""
-    require(
-        url.startswith(("http://", "https://")),
-        "url",
-        url,
-        "an address such as http://127.0.0.1:8000; a server at a socket (--uds) is not reached",
-    )
+    """The server's model of that name, or its first; ValueError without, OSError with no server."""
+    bound = "an address such as http://127.0.0.1:8000; a server at a socket (--uds) is not reached"
+    require(url.startswith(("http://", "https://")), "url", url, bound)
     url = url.rstrip("/").removesuffix("/v1")
     try:
-        limit = aiohttp.ClientTimeout(30)
-        async with aiohttp.request(
-            "GET", f"{url}/v1/models", headers=headers(), timeout=limit
-        ) as response:
+        how: Any = {"headers": headers(), "timeout": aiohttp.ClientTimeout(30)}
+        async with aiohttp.request("GET", f"{url}/v1/models", **how) as response:
             response.raise_for_status()
             cards = {card["id"]: card for card in (await response.json())["data"]}
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         told = str(error) or type(error).__name__
-        raise OSError(
-            f"{url}/v1/models lists no models ({told}); start a server there, or give another url, "
-            "or the key in OPENAI_API_KEY, or a certificate of one's own in SSL_CERT_FILE"
-        ) from None
+        cure = "start a server there, or give another url, or the key in OPENAI_API_KEY, or a "
+        cure += "certificate of one's own in SSL_CERT_FILE"
+        raise OSError(f"{url}/v1/models lists no models ({told}); {cure}") from None
     name = next(iter(cards), "") if model is None else model
     require(name in cards, "model", name, f"one that {url} serves: {', '.join(cards) or 'none'}")
     return Server(url, name, cards[name].get("max_model_len"))
@@ -63,8 +54,7 @@ async def find(url: str, model: str | None = None) -> Server:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The stream of a call for `asked` tokens: when each was received, in seconds, and its id where
-    that is told."""
+    """The stream of a call for `asked` tokens: when each came, in seconds, and its id if told."""
 
     asked: int
     times: list[float] = field(default_factory=list)
@@ -73,8 +63,7 @@ class Answer:
     finish: str | None = None
 
     def add(self, chunk: Any, now: float) -> None:
-        """Take in one event. Raises ValueError if it reports an error or is no chunk of a
-        completion."""
+        """Take in one event. Raises ValueError for an error and for no chunk of a completion."""
         try:
             if chunk.get("error"):
                 raise ValueError(f"the server says: {_message(chunk)}")
@@ -99,28 +88,19 @@ class Answer:
         they had equally many; and one chunk more than tokens is a last one that only brings the
         reason.
         """
-        seen = len(self.times)
-        total = (
-            self.total
-            if self.total is not None
-            else self.asked
-            if self.finish == "length"
-            else seen
-        )
+        seen, total = len(self.times), self.total
+        if total is None:
+            total = self.asked if self.finish == "length" else seen
         if total != self.asked or not 0 < seen <= self.asked + 1:
-            raise ValueError(
-                f"{max(total, seen)} tokens came of {self.asked}; finish reason {self.finish!r}"
-            )
+            came = f"{max(total, seen)} tokens came of {self.asked}"
+            raise ValueError(f"{came}; finish reason {self.finish!r}")
         return [self.times[i * seen // total] for i in range(total)]
 
 
 async def call(
-    session: aiohttp.ClientSession,
-    server: Server,
-    body: bytes,
-    asked: int,
+    session: aiohttp.ClientSession, server: Server, body: bytes, asked: int,
     now: Callable[[], float],
-) -> tuple[list[float], list[int]]:
+) -> tuple[list[float], list[int]]:  # fmt: skip
     """The time of each of the `asked` tokens on the clock `now`, and their ids where the server
     tells them.
 
@@ -129,14 +109,11 @@ async def call(
     """
     answer = Answer(asked)
     try:
-        post = session.post(
-            f"{server.url}/v1/completions", data=body, headers=headers(), read_bufsize=LINE
-        )
-        async with post as response:
+        how: Any = {"data": body, "headers": headers(), "read_bufsize": LINE}
+        async with session.post(f"{server.url}/v1/completions", **how) as response:
             if response.status != 200:
-                raise ValueError(
-                    f"HTTP {response.status}: {_message(await response.text('utf-8', 'replace'))}"
-                )
+                said = _message(await response.text("utf-8", "replace"))
+                raise ValueError(f"HTTP {response.status}: {said}")
             async for line in response.content:
                 if line.startswith(b"data:") and line[5:].strip() != b"[DONE]":
                     answer.add(json.loads(line[5:]), now())
@@ -151,8 +128,7 @@ async def call(
 
 
 def _message(body: Any) -> str:
-    """What an error says: OpenAI's {"error": {"message": ...}}, one without the outer object, or
-    anything."""
+    """What an error says: OpenAI's {"error": {"message": ...}}, the inner object, or anything."""
     with suppress(ValueError):
         body = json.loads(body) if isinstance(body, str) else body
     error = body.get("error", body) if isinstance(body, dict) else body

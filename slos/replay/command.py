@@ -22,92 +22,29 @@ from workloads import SCENARIOS, build, own, published
 from workloads.scenarios import by_name
 
 RATE = 1.0  # requests per second, where neither the options nor a file say
-OPTIONS: dict[str, dict[str, Any]] = {
-    "url": {"default": "http://127.0.0.1:8000", "help": "of the server (%(default)s)"},
-    "model": {"metavar": "NAME", "help": "one of the server's (its first)"},
-    "scenario": {
-        "default": "chatbot",
-        "metavar": "NAME",
-        "help": f"one of {', '.join(SCENARIOS)}, or a file of your own",
-    },
-    "requests": {
-        "default": "",
-        "metavar": "N|FILE",
-        "help": "how many (100, or all of a file); or a file of your own, in a layout of "
-        "workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ShareGPT",
-    },
-    "num-requests": {"type": int, "metavar": "N", "help": "how many, where --requests is a file"},
-    "rate": {
-        "type": float,
-        "metavar": "R",
-        "help": "requests per second (1; those of a file come at its own times)",
-    },
-    "seed": {"type": int, "default": 0},
-    "lengths": {"default": "dataset", "help": "dataset or trace (%(default)s)"},
-    "max-context": {
-        "type": int,
-        "metavar": "N",
-        "help": "tokens of a request (what the server takes); longer ones are left out",
-    },
-    "ttft": {
-        "type": float,
-        "metavar": "S",
-        "help": "TTFT objective in seconds, instead of the requests' own",
-    },
-    "tpot": {
-        "type": float,
-        "metavar": "S",
-        "help": "TPOT objective in seconds, instead of the requests' own",
-    },
-    "e2e": {
-        "type": float,
-        "metavar": "S",
-        "help": "and an objective on the last token in seconds, asked for and judged by",
-    },
-    "goodput": {
-        "nargs": "*",
-        "default": [],
-        "metavar": "NAME:MS",
-        "help": "count requests within ttft:500 tpot:50 e2el:5000, as `vllm bench serve` does",
-    },
-    "slo-rule": {
-        "default": CLIENT,
-        "choices": [*RULES],
-        "help": "of pace, asked for and judged by (%(default)s: mean time per token after the "
-        "first one)",
-    },
-    "slowdown": {
-        "type": float,
-        "metavar": "X",
-        "help": "or times the zero load, of a file without first-token objectives; needs --profile",
-    },
-    "profile": {
-        "metavar": "NAME",
-        "help": "the server's hardware, for TTFT objectives by slowdown",
-    },
-    "timeout": {
-        "type": float,
-        "default": 600.0,
-        "metavar": "S",
-        "help": "seconds for a call (%(default)g)",
-    },
-    "vocabulary": {
-        "type": int,
-        "default": 500,
-        "metavar": "N",
-        "help": "token ids are below (%(default)s)",
-    },
-    "plain": {
-        "action": "store_true",
-        "help": "send no field that only vLLM knows, so no objectives",
-    },
-    "system": {
-        "default": "server",
-        "metavar": "NAME",
-        "help": "what the rows call it (%(default)s)",
-    },
-    "output": {"metavar": "CSV", "help": "write a row per request there"},
-}
+OPTIONS = (  # name, type, metavar, default, help
+    ("url", str, "URL", "http://127.0.0.1:8000", "of the server (%(default)s)"),
+    ("model", str, "NAME", None, "one of the server's (its first)"),
+    ("scenario", str, "NAME", "chatbot", f"one of {', '.join(SCENARIOS)}, or a file of your own"),
+    ("requests", str, "N|FILE", "", "how many (100, or all of a file); or a file of your own, in a "
+     "layout of workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ShareGPT"),
+    ("num-requests", int, "N", None, "how many, where --requests is a file"),
+    ("rate", float, "R", None, "requests per second (1; those of a file come at its own times)"),
+    ("seed", int, "N", 0, "of requests and prompts (%(default)s)"),
+    ("lengths", str, "NAME", "dataset", "dataset or trace (%(default)s)"),
+    ("max-context", int, "N", None, "tokens of a request (what the server takes); longer ones are "
+     "left out"),
+    ("ttft", float, "S", None, "TTFT objective in seconds, instead of the requests' own"),
+    ("tpot", float, "S", None, "TPOT objective in seconds, instead of the requests' own"),
+    ("e2e", float, "S", None, "and an objective on the last token in seconds"),
+    ("slowdown", float, "X", None, "or times the zero load, of a file without first-token "
+     "objectives; needs --profile"),
+    ("profile", str, "NAME", None, "the server's hardware, for TTFT objectives by slowdown"),
+    ("timeout", float, "S", 600.0, "seconds for a call (%(default)g)"),
+    ("vocabulary", int, "N", 500, "token ids are below (%(default)s)"),
+    ("system", str, "NAME", "server", "what the rows call it (%(default)s)"),
+    ("output", str, "CSV", None, "write a row per request there"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +60,7 @@ class Asked:
 
 
 def with_objectives(request: Request, ttft: float | None, tpot: float | None, rule: str) -> Request:
-    """The same request with these objectives, in seconds, and this rule of pace in every stage;
-    None leaves what it had."""
+    """The same request with these objectives, in seconds, where not None, and rule of pace."""
 
     def change(stage: Stage) -> Stage:
         slo = stage.slo if tpot is None else replace(stage.slo, tpot=tpot)
@@ -136,11 +72,10 @@ def with_objectives(request: Request, ttft: float | None, tpot: float | None, ru
 
 
 def in_seconds(given: argparse.Namespace, where: str, slowdown: object) -> None:
-    """Refuse a first token's objective by slowdown where the server's zero-load times are not
-    known."""
+    """Refuse an objective by slowdown where the server's zero-load times are not known."""
+    known, bound = given.profile is not None, "in seconds where no hardware is given"
     cure = "give --ttft, or the server's hardware by --profile"
-    require(not slowdown or given.profile is not None, f"{where}: slowdown", slowdown,
-            "in seconds where no hardware is given", cure)  # fmt: skip
+    require(not slowdown or known, f"{where}: slowdown", slowdown, bound, cure)
 
 
 def of_file(path: Path, given: argparse.Namespace, limit: int | None) -> Asked:
@@ -189,11 +124,17 @@ def asked_of(given: argparse.Namespace, most: int | None) -> Asked:
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
     """What was typed, with `file`, the requests of one's own, if there are any."""
-    parser = argparse.ArgumentParser(
-        prog="python -m slos.replay", description="Replay a workload against a server."
-    )
-    for name, how in OPTIONS.items():
+    said = "Replay a workload against a server."
+    parser = argparse.ArgumentParser(prog="python -m slos.replay", description=said)
+    for name, kind, metavar, default, text in OPTIONS:
+        how: Any = {"type": kind, "metavar": metavar, "default": default, "help": text}
         parser.add_argument(f"--{name}", **how)
+    within = "count requests within ttft:500 tpot:50 e2el:5000, as `vllm bench serve` does"
+    parser.add_argument("--goodput", nargs="*", default=[], metavar="NAME:MS", help=within)
+    pace = "of pace, asked for and judged by (%(default)s: mean time per token after the first one)"
+    parser.add_argument("--slo-rule", default=CLIENT, choices=RULES, help=pace)
+    nothing = "send no field that only vLLM knows, so no objectives"
+    parser.add_argument("--plain", action="store_true", help=nothing)
     given = parser.parse_args(argv)
     if given.requests.lstrip("-").isdigit():
         given.num_requests, given.requests = int(given.requests), ""
@@ -204,8 +145,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Replay and print what came of it; 0, 1 where all requests failed, 2 after a message where
-    what was asked for is wrong."""
+    """Replay and print; returns 0, 1 where all requests failed, 2 where what is asked is wrong."""
     given = options(argv)
     try:
         roofline = profile(given.profile).roofline if given.profile else None
@@ -214,16 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = asyncio.run(find(given.url, given.model))
         asked = asked_of(given, server.max_context)
         span = max(r.arrival for r in asked.requests)
-        print(
-            f"{asked.name} ({asked.source}): {len(asked.requests)} requests in {span:.0f} s to "
-            f"{server.model} at {server.url}" + f"\n{asked.said}" * bool(asked.said),
-            flush=True,
-        )
-        replayed = run(
-            asked.requests, server.url, server.model, roofline, seed=given.seed,
-            vocabulary=given.vocabulary, timeout=given.timeout, vllm=not given.plain,
-            e2e=given.e2e,
-        )  # fmt: skip
+        many = f"{len(asked.requests)} requests in {span:.0f} s"
+        head = f"{asked.name} ({asked.source}): {many} to {server.model} at {server.url}"
+        print("\n".join(filter(None, [head, asked.said])), flush=True)
+        how = {name: getattr(given, name) for name in ("seed", "vocabulary", "timeout", "e2e")}
+        to = server.url, server.model, roofline
+        replayed = run(asked.requests, *to, **how, vllm=not given.plain)
     except (ValueError, OSError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2

@@ -38,16 +38,48 @@ LEAD = 0.1  # seconds from the making of a prompt to its sending
 PULSE = 0.01  # seconds between two looks at how late the client is
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How requests are sent.
+
+    seed: of the prompts, with each request's id. vocabulary: token ids are below it. timeout:
+    seconds for a call. vllm: whether to send the fields that only vLLM knows: objectives, no early
+    end, usage with every chunk. e2e: seconds from arrival to last token, an objective beside the
+    others, where every request is of one stage. told: whether the server is told how long answers
+    will be; if not, `max_tokens` is all that its context holds, and it learns lengths by the
+    requests' kind.
+    """
+
+    seed: int = 0
+    vocabulary: int = 500
+    timeout: float = 600.0
+    vllm: bool = True
+    e2e: float | None = None
+    told: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.timeout > 0, "timeout", self.timeout, "positive (seconds)")
+        require(self.vocabulary > FIRST_ID, "vocabulary", self.vocabulary, f"above {FIRST_ID}")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.e2e is None or self.e2e > 0, "e2e", self.e2e, "positive (seconds)")
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises ValueError for requests that cannot be sent so."""
+        several = [r.id for r in requests if len(r.stages) > 1][:3]
+        alone = self.e2e is None or not several
+        require(alone, "e2e of requests of several stages", several, "left out")
+        twice = [id for id, n in Counter(r.id for r in requests).items() if n > 1]
+        require(not twice, "request ids", twice[:3], "different for every request")
+        one = self.vllm and not any(s.goes_on for r in requests for s in r.stages)
+        require(self.told or one, "told", self.told, "true but for calls of one stage to vLLM")
+
+
 @dataclass(slots=True, eq=False)
 class _Client:
     session: aiohttp.ClientSession
     server: Server
     roofline: Roofline
-    seed: int
-    vocabulary: int
-    vllm: bool
-    e2e: float | None
-    told: bool
+    how: Manner
     start: float  # on the clock of the event loop
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
     outcomes: list[Outcome] = field(default_factory=list)
@@ -68,6 +100,17 @@ class _Client:
         while True:
             await self.until(self.now() + PULSE)
 
+    async def send(self, requests: Sequence[Request]) -> None:
+        """Each at its own time; until all are answered or lost."""
+        watch = asyncio.create_task(self.watch())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for request in sorted(requests, key=lambda r: r.arrival):
+                    await asyncio.sleep(request.arrival - LEAD - self.now())
+                    group.create_task(self.serve(request))
+        finally:
+            watch.cancel()
+
     def body(
         self, request: Request, stages: Sequence[Stage], prompt: list[int], last: bool
     ) -> bytes:
@@ -76,14 +119,14 @@ class _Client:
             "max_tokens": sum(s.output for s in stages), "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
-        if self.vllm:
+        if self.how.vllm:
             fields["ignore_eos"] = True
             fields["stream_options"]["continuous_usage_stats"] = True
             # they are part of the next prompt
             fields["return_token_ids"] = not last or bool(request.prefix)
             kind = {"slo_class": request.kind[:NAME]} if request.kind else {}
-            fields["vllm_xargs"] = xargs(stages, request.value, self.e2e) | kind
-            if not self.told:
+            fields["vllm_xargs"] = xargs(stages, request.value, self.how.e2e) | kind
+            if not self.how.told:
                 fields |= self.untold(len(prompt), fields["max_tokens"])
             # or a second replay would find its prompts in the prefix cache
             fields["cache_salt"] = self.salt
@@ -98,8 +141,11 @@ class _Client:
         }  # fmt: skip
 
     def random(self, name: str, count: int) -> list[int]:
-        rng = np.random.default_rng([self.seed, crc32(name.encode()), count])
-        return rng.integers(FIRST_ID, self.vocabulary, count).tolist()
+        rng = np.random.default_rng([self.how.seed, crc32(name.encode()), count])
+        return self.drawn(rng, count)
+
+    def drawn(self, rng: np.random.Generator, count: int) -> list[int]:
+        return rng.integers(FIRST_ID, self.how.vocabulary, count).tolist()
 
     def opening(self, request: Request, count: int) -> list[int]:
         """What its prompt of `count` tokens shares with others, as far as that is told."""
@@ -120,11 +166,7 @@ class _Client:
 
     async def serve(self, request: Request) -> None:
         """One request to its end, or to its failure."""
-        rng = np.random.default_rng([self.seed, crc32(request.id.encode())])
-
-        def random(count: int) -> list[int]:
-            return rng.integers(FIRST_ID, self.vocabulary, count).tolist()
-
+        rng = np.random.default_rng([self.how.seed, crc32(request.id.encode())])
         live = Live(request, Progress(request.id, request.arrival, 0, 0.0, 1.0, request.value))
         starts = [i for i, s in enumerate(request.stages) if i == 0 or not s.goes_on]
         prompt, due = [], request.arrival
@@ -132,7 +174,7 @@ class _Client:
             stages = request.stages[i:end]
             asked = sum(s.output for s in stages)
             shared = self.opening(request, stages[0].prompt) if not i else []
-            prompt += shared + random(stages[0].prompt - len(shared))
+            prompt += shared + self.drawn(rng, stages[0].prompt - len(shared))
             body = self.body(request, stages, prompt, end == len(request.stages))
             due += stages[0].wait
             await self.until(max(due, self.now()) if i else due)
@@ -151,88 +193,50 @@ class _Client:
                 live.emit(times[: stage.output])
                 due, times = times[stage.output - 1], times[stage.output :]
             self.answered(request, prompt, ids)
-            prompt += ids if len(ids) == asked else random(asked)
-        self.outcomes.append(by_the_end(live.outcome(due), self.e2e))
+            prompt += ids if len(ids) == asked else self.drawn(rng, asked)
+        self.outcomes.append(by_the_end(live.outcome(due), self.how.e2e))
 
 
 async def replay(
     requests: Sequence[Request], url: str, model: str | None = None,
-    roofline: Roofline | None = None, *, seed: int = 0, vocabulary: int = 500,
-    timeout: float = 600.0, vllm: bool = True, e2e: float | None = None, told: bool = True,
+    roofline: Roofline | None = None, **how: Any,
 ) -> Replayed:  # fmt: skip
     """Send `requests` to the server at `url`, and wait for all of them.
 
-    roofline: the server's, for the zero-load times that objectives given as a slowdown need. seed:
-    of the prompts, with each request's id. vocabulary: token ids are below it. timeout: seconds for
-    a call. vllm: whether to send the fields that only vLLM knows: objectives, no early end, usage
-    with every chunk. e2e: seconds from arrival to last token, an objective beside the others, where
-    every request is of one stage. told: whether the server is told how long answers will be; if
-    not, `max_tokens` is all that its context holds, and it learns lengths by the requests' kind.
-
-    Raises ValueError for requests that the server cannot take, OSError if there is none; whatever
-    becomes of a request later is in its outcome. Warns if the client was late by more than half the
-    tightest TPOT: then times are its own.
+    roofline: the server's, for the zero-load times that objectives given as a slowdown need. how:
+    the fields of `Manner`. Raises ValueError for requests that the server cannot take, OSError if
+    there is none; whatever becomes of a request later is in its outcome. Warns if the client was
+    late by more than half the tightest TPOT: then times are its own.
     """
-    require(timeout > 0, "timeout", timeout, "positive (seconds)")
-    require(vocabulary > FIRST_ID, "vocabulary", vocabulary, f"above {FIRST_ID}")
-    require(seed >= 0, "seed", seed, "at least 0")
-    several = [r.id for r in requests if len(r.stages) > 1]
-    require(e2e is None or e2e > 0, "e2e", e2e, "positive (seconds)")
-    require(
-        e2e is None or not several, "e2e of requests of several stages", several[:3], "left out"
-    )
-    twice = [id for id, n in Counter(r.id for r in requests).items() if n > 1]
-    require(not twice, "request ids", twice[:3], "different for every request")
+    manner = Manner(**how)
+    manner.check(requests)
     for r in requests:
-        absolute = all(s.slo.slowdown is None or s.goes_on for s in r.stages)
-        require(
-            absolute or roofline is not None, f"{r.id}: ttft", None,
-            "in seconds where no roofline is given",
-            "a slowdown multiplies a zero-load time; pass roofline=...",
-        )  # fmt: skip
-    one = vllm and not any(s.goes_on for r in requests for s in r.stages)
-    require(told or one, "told", told, "true but for calls of one stage to vLLM")
+        known = roofline or all(s.slo.slowdown is None or s.goes_on for s in r.stages)
+        bound = "in seconds where no roofline is given"
+        cure = "a slowdown multiplies a zero-load time; pass roofline=..."
+        require(bool(known), f"{r.id}: ttft", None, bound, cure)
     server = await find(url, model)
     limit = server.max_context or inf
     for r in requests:
-        require(
-            r.context <= limit,
-            f"{r.id}: tokens",
-            r.context,
-            f"at most the server's {limit}",
-            "set max_context",
-        )
+        bound = f"at most the server's {limit}"
+        require(r.context <= limit, f"{r.id}: tokens", r.context, bound, "set max_context")
     # Every call is a client of its own: no limit, and no kept connection that the server closes at
     # the wrong moment.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(timeout)
-    ) as session:
+    patience = aiohttp.ClientTimeout(manner.timeout)
+    async with aiohttp.ClientSession(connector=connector, timeout=patience) as session:
         # without any slowdown nobody asks for it
         zero_load = roofline or Roofline((Plane(1e-9, 0.0, 0.0),))
-        start = (
-            asyncio.get_running_loop().time()
-            + LEAD
-            - min((r.arrival for r in requests), default=0.0)
-        )
-        client = _Client(session, server, zero_load, seed, vocabulary, vllm, e2e, told, start)
-        watch = asyncio.create_task(client.watch())
-        try:
-            async with asyncio.TaskGroup() as group:
-                for request in sorted(requests, key=lambda r: r.arrival):
-                    await asyncio.sleep(request.arrival - LEAD - client.now())
-                    group.create_task(client.serve(request))
-        finally:
-            watch.cancel()
-    if requests and client.lag > 0.5 * (
-        tpot := min(s.slo.tpot for r in requests for s in r.stages)
-    ):
-        warnings.warn(
-            f"lag = {client.lag:.3f} s must be at most half the tightest TPOT of {tpot:g} s for "
-            "times to be the server's; send less per process, or give the client a core of its "
-            "own",
-            RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
+        first = min((r.arrival for r in requests), default=0.0)
+        start = asyncio.get_running_loop().time() + LEAD - first
+        client = _Client(session, server, zero_load, manner, start)
+        await client.send(requests)
+    tightest = min((s.slo.tpot for r in requests for s in r.stages), default=inf)
+    if client.lag > 0.5 * tightest:
+        said = f"lag = {client.lag:.3f} s must be at most half the tightest TPOT of {tightest:g} s"
+        cure = "send less per process, or give the client a core of its own"
+        said += f" for times to be the server's; {cure}"
+        warnings.warn(said, RuntimeWarning, stacklevel=2)
     return Replayed(client.outcomes, client.failures, client.lag)
 
 

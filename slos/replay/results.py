@@ -1,4 +1,4 @@
-"""What became of a run against a server, as tidy rows: of each request, and of the whole."""
+"""What became of a run against a server: rows, and a table for a terminal."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a run was, in the terms of `capacity_search.Probe`. rate: requests per second; status:
-    measured or simulated."""
+    """What a run was, as in `capacity_search.Probe`. rate: requests per second."""
 
     scenario: str
     system: str
@@ -64,8 +63,7 @@ GOODPUT = ("ttft", "tpot", "e2el")
 
 
 def limits_of(said: Sequence[str]) -> dict[str, float]:
-    """Milliseconds by name, of words such as "ttft:500", as `vllm bench serve --goodput` has
-    them."""
+    """Milliseconds by name, of words as "ttft:500", as `vllm bench serve --goodput` has them."""
     limits = {}
     for word in said:
         name, _, number = word.partition(":")
@@ -79,11 +77,12 @@ def good(run: Replayed, limits: Mapping[str, float]) -> list[bool]:
     """Which outcomes are within all `limits`, whatever the objectives were: TTFT, mean time per
     token after the first one (0 if that is all), and end, from the time at which it was due."""
     failed = {f.id for f in run.failures}
-    seen = [{"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival} for o in run.outcomes]
-    return [
-        o.id not in failed and all(times[name] <= ms / 1e3 for name, ms in limits.items())
-        for o, times in zip(run.outcomes, seen, strict=True)
-    ]
+
+    def within(o: Outcome) -> bool:
+        times = {"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival}
+        return all(times[name] <= ms / 1e3 for name, ms in limits.items())
+
+    return [o.id not in failed and within(o) for o in run.outcomes]
 
 
 def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
@@ -93,14 +92,10 @@ def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
 
 
 def rows(labels: Labels, run: Replayed) -> Frame:
-    """One row per request: `labels`, the columns of `Outcome`, and `failure`, empty where there was
-    none."""
+    """A row per request: `labels`, the columns of `Outcome`, and `failure`, empty without one."""
     why = {f.id: f.reason for f in run.failures}
-    table = [
-        asdict(labels) | asdict(o) | {"failure": why.get(o.id, ""), "commit": commit()}
-        for o in run.outcomes
-    ]
-    return pd.DataFrame(table)
+    found: Frame = pd.DataFrame([asdict(labels) | asdict(o) for o in run.outcomes])
+    return found.assign(failure=[why.get(o.id, "") for o in run.outcomes], commit=commit())
 
 
 def by_kind(run: Replayed) -> Frame:
@@ -131,27 +126,22 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     latencies are those of the requests answered. limits: of goodput, see `good`."""
     rule = run.outcomes[0].rule
     shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
-    lines = [
-        f"attainment {shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}",
-        f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}",
-    ]
+    by_rule = f"{shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}"
+    lines = [f"attainment {by_rule}", f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}"]
     for name, times in {
         "TTFT": [o.ttft for o in run.outcomes],
         "TPOT": [o.tpot for o in run.outcomes if o.output > 1],
         "E2EL": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
     }.items():
         ms = 1e3 * pd.Series(times)
-        lines.append(
-            f"{name + ', ms':<10}{ms.mean():9.1f}{ms.quantile(0.5):9.1f}{ms.quantile(0.99):9.1f}"
-        )
+        figures = (f"{x:9.1f}" for x in (ms.mean(), ms.quantile(0.5), ms.quantile(0.99)))
+        lines.append(f"{name + ', ms':<10}{''.join(figures)}")
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
     failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
-    done = len(run.outcomes) - failed
-    lines.append(
-        f"answered {done}, failed {failed}; the client was late by at most {1e3 * run.lag:.1f} ms"
-    )
+    late = f"the client was late by at most {1e3 * run.lag:.1f} ms"
+    lines.append(f"answered {len(run.outcomes) - failed}, failed {failed}; {late}")
     lines += [f"  {n} failed: {why}" for why, n in reasons.most_common(3)]
     if len({o.kind for o in run.outcomes}) > 1:
         lines += ["", by_kind(run).to_string(index=False)]

@@ -1,2 +1,1 @@
-"""The policies inside vLLM: the plug-in, objectives on the wire, calibration, and the command that
-starts it."""
+"""The policies inside vLLM: the plug-in, objectives on the wire, calibration, the launcher."""

@@ -11,14 +11,12 @@ from slos.core.roofline import Roofline, scaled
 from slos.core.types import require
 from slos.hardware.fit import OUTLIER, fit
 
-FIRST = 24  # steps until the first fit, which doubles from fit to fit up to
-EVERY = 128
-# batch sizes, told apart by powers of two, without which no fit can tell a token's cost from a
-# step's
+FIRST, EVERY = 24, 128  # steps until the first fit, which doubles from fit to fit, and the most
+# Batch sizes, by powers of two, without which no fit can tell a token's cost from a step's.
 SIZES = 3
 KEPT = 48  # steps kept of each
-# tokens, draft steps, context tokens, seconds of one executed step
 Measured = tuple[int, int, int, float]
+"""Tokens, draft steps, context tokens, and seconds of one executed step."""
 
 
 @dataclass(slots=True)
@@ -54,9 +52,8 @@ class Learned:
         """Take one executed step into account; True when it is time to `refit`."""
         if seconds <= 0 or tokens < 1:
             return False
-        self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT)).append(
-            (tokens, draft_steps, context, seconds)
-        )
+        alike = self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT))
+        alike.append((tokens, draft_steps, context, seconds))
         self._seen += 1
         if self._seen < self._next or len(self._steps) < SIZES:
             return False
@@ -64,16 +61,14 @@ class Learned:
         return True
 
     def refit(self, steps: list[Measured]) -> None:
-        """Fit the roofline to `steps`: some ten milliseconds, so best beside the engine's
-        thread."""
+        """Fit the roofline to `steps`: some ten milliseconds, so not in the engine's thread."""
         kept, roofline = steps, fit(steps, context=True).roofline
         usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
             kept, roofline = usual, fit(usual, context=True).roofline
         # Least squares of relative errors leans to the fast side: all steps together must take as
         # long as they took.
-        roofline = scaled(
-            roofline, sum(s[3] for s in kept) / sum(roofline.time(*s[:3]) for s in kept)
-        )
+        took, said = sum(s[3] for s in kept), sum(roofline.time(*s[:3]) for s in kept)
+        roofline = scaled(roofline, took / said)
         ratios = [s[3] / roofline.time(*s[:3]) for s in steps]
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline

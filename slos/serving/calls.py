@@ -21,10 +21,8 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 READY = 600.0  # seconds that a server may take to start
-# tokens, alone and then four at once, as far as the model's context goes
-PROMPTS = (8, 16, 32, 64, 128, 256, 512)
-# requests that decode at the same time, with contexts as they are met in practice
-TOGETHER = (1, 4, 16, 48)
+PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, as far as they fit, alone and four at once
+TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as in practice
 ROUNDS = 4
 SECRET = "SLOS_SECRET"  # environment variable: of a server and of the process that started it
 METRICS = "SLOS_METRICS"  # environment variable: where the engines of a server write theirs
@@ -60,9 +58,8 @@ def wait(
         ended = process and process.poll()
         if ended is not None or time.monotonic() > deadline:
             why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
-            raise RuntimeError(
-                f"the server at {url} {why}; {log}:\n{log.read_text()[-3000:] if log else ''}"
-            )
+            last = log.read_text()[-3000:] if log else ""
+            raise RuntimeError(f"the server at {url} {why}; {log}:\n{last}")
         time.sleep(0.25)
 
 

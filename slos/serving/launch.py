@@ -33,71 +33,48 @@ from slos.serving.calls import METRICS, calibrate, secret, wait
 from slos.serving.settings import Settings
 
 __all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
-SCHEDULER = (
-    "--scheduler-cls",
-    "slos.serving.vllm_plugin.SLOScheduler",
-)  # unless another is named, such as a subclass
+SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
 LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m slos.serving.launch serve",
-        description=__doc__,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--policy", help="a name in slos.policies (default: slos-serve)")
-    parser.add_argument("--profile", help="a shipped profile, or a JSON file, to start from")
-    parser.add_argument("--save-profile", dest="save", help="JSON file to keep what is learned in")
-    parser.add_argument(
-        "--slo-ttft", type=float, dest="ttft", help="default objective: seconds to the first token"
-    )
-    parser.add_argument(
-        "--slo-slowdown", type=float, dest="slowdown", help="or: times the prompt's zero-load time"
-    )
-    parser.add_argument(
-        "--slo-tpot", type=float, dest="tpot", help="and: seconds per token (default: 0.1)"
-    )
-    parser.add_argument(
-        "--slo-e2e", type=float, dest="e2e", help="and: seconds to the last token (default: none)"
-    )
-    parser.add_argument(
-        "--slo-reject",
-        action="store_true",
-        default=None,
-        dest="reject",
-        help="HTTP 429 with Retry-After for who cannot be in time, instead of best effort",
-    )
-    parser.add_argument(
-        "--slo-rule", dest="rule", choices=RULES,
-        help="by which the pace is counted (default: client, mean time per token after the first)",
-    )  # fmt: skip
-    parser.add_argument("--load", metavar="FILE", help="keep the engine's load there, for a router")
-    parser.add_argument(
-        "--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own"
-    )
-    parser.add_argument(
-        "--stock", action="store_true", help="vLLM's own scheduler, to compare with"
-    )
-    parser.add_argument(
-        "--no-calibrate", action="store_true", help="let it learn from the first requests instead"
-    )
-    parser.add_argument(
-        "--leash", action="store_true", help="end with standard input, all of the process group"
-    )
-    parser.add_argument("--host", help="(default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="(default: 8000)")
-    for name in ("--config", "--scheduling-policy", "--scheduler-cls", "--uds", "--ssl-certfile"):
-        parser.add_argument(name, help="vLLM's own")
-    parser.add_argument("--api-key", nargs="*", help="vLLM's own")
-    return parser
-
-
-# settings with an option
-OWN = ("policy", "profile", "save", "ttft", "slowdown", "tpot", "e2e", "rule", "reject", "load")
+# settings of the plug-in with an option: name, option, type, help
+OURS = (
+    ("policy", "--policy", str, "a name in slos.policies (default: slos-serve)"),
+    ("profile", "--profile", str, "a shipped profile, or a JSON file, to start from"),
+    ("save", "--save-profile", str, "JSON file to keep what is learned in"),
+    ("ttft", "--slo-ttft", float, "default objective: seconds to the first token"),
+    ("slowdown", "--slo-slowdown", float, "or: times the prompt's zero-load time"),
+    ("tpot", "--slo-tpot", float, "and: seconds per token (default: 0.1)"),
+    ("e2e", "--slo-e2e", float, "and: seconds to the last token (default: none)"),
+    ("rule", "--slo-rule", str, "by which the pace is counted: paper or client (the default, mean "
+     "time per token after the first)"),
+    ("load", "--load", str, "file to keep the engine's load in, for a router"),
+)  # fmt: skip
+OWN = (*(name for name, *_ in OURS), "reject")
 VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
+
+
+def options() -> argparse.ArgumentParser:
+    prog = "python -m slos.serving.launch serve"
+    usual: Any = {"description": __doc__, "add_help": False, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(prog=prog, **usual)
+    add = parser.add_argument
+    for name, option, kind, text in OURS:
+        add(option, dest=name, type=kind, help=text, choices=RULES if name == "rule" else None)
+    text = "HTTP 429 with Retry-After for who cannot be in time, instead of best effort"
+    add("--slo-reject", action="store_true", default=None, dest="reject", help=text)
+    add("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
+    text = "let it learn from the first requests instead"
+    add("--no-calibrate", action="store_true", help=text)
+    add("--leash", action="store_true", help="end with standard input, all of the process group")
+    add("--host", help="(default: 127.0.0.1)")
+    add("--port", type=int, help="(default: 8000)")
+    add("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
+    for name in VLLMS:
+        keys = "*" if name == "api_key" else None
+        add(f"--{name.replace('_', '-')}", nargs=keys, help="vLLM's own")
+    return parser
 
 
 class Launch(NamedTuple):
@@ -144,8 +121,8 @@ def arguments(argv: Sequence[str]) -> Launch:
             whole += [f"--{name.replace('_', '-')}", *values]
     whole += ["--host", host, "--port", str(port)]
     if not typed.stock:
-        whole += [*CHECK, *(() if "scheduler_cls" in given else SCHEDULER)]
-    reached = "127.0.0.1" if host == "0.0.0.0" else "::1" if host == "::" else host
+        whole += [*CHECK, *(() if "scheduler_cls" in given else SCHEDULER)]  # or a subclass
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     reached = f"[{reached}]" if ":" in reached else reached
     url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
     keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]
@@ -225,9 +202,8 @@ def _own_folder() -> None:
 
 def on_cpu() -> bool:
     """Whether vLLM is the build for CPUs."""
-    return importlib.util.find_spec("vllm") is not None and not any(
-        importlib.metadata.distributions(name="vllm")
-    )
+    named = any(importlib.metadata.distributions(name="vllm"))
+    return importlib.util.find_spec("vllm") is not None and not named
 
 
 def _when_ready(started: Launch) -> None:

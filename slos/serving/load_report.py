@@ -17,8 +17,7 @@ from slos.serving.tracked import Tracked
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an engine tells its router: its load, when that was (seconds since the epoch), and what
-    it believes."""
+    """An engine's load, when that was (seconds since the epoch), and what it believes."""
 
     load: Load
     at: float
@@ -27,9 +26,8 @@ class Report:
     def write(self, path: Path) -> None:
         """As a JSON file: all of it or nothing."""
         roofline = self.roofline and as_json(self.roofline)
-        write_whole(
-            path, json.dumps({"load": asdict(self.load), "at": self.at, "roofline": roofline})
-        )
+        raw = {"load": asdict(self.load), "at": self.at, "roofline": roofline}
+        write_whole(path, json.dumps(raw))
 
     @classmethod
     def parse(cls, text: str) -> Report:
@@ -39,15 +37,10 @@ class Report:
 
 
 def load_of(
-    tracked: Iterable[Tracked],
-    running: int,
-    step_end: float,
-    free_blocks: int,
-    total_blocks: int,
+    tracked: Iterable[Tracked], running: int, step_end: float, free_blocks: int, total_blocks: int,
     block_size: int,
-) -> Load:
-    """The load of an engine whose steps in flight, which count as done, end at `step_end`: as
-    `Replica.load` has it."""
+) -> Load:  # fmt: skip
+    """As `Replica.load` has it, of an engine whose steps in flight end, and count as done, then."""
     tiers: Counter[float] = Counter()
     count = prefill = claimed = 0
     for t in tracked:
@@ -58,15 +51,5 @@ def load_of(
             prefill += left
             tiers[p.tpot] += not left
     decodes = tuple(sorted((tpot, n) for tpot, n in tiers.items() if n))
-    return Load(
-        "",
-        step_end,
-        count - running,
-        running,
-        free_blocks,
-        total_blocks,
-        block_size,
-        prefill,
-        decodes,
-        claimed,
-    )
+    blocks = free_blocks, total_blocks, block_size
+    return Load("", step_end, count - running, running, *blocks, prefill, decodes, claimed)

@@ -43,13 +43,11 @@ class Metrics:
         def made(kind: Any, name: str, what: str, *labels: str, **more: Any) -> Any:
             return kind(f"slos_{name}", what, labels, registry=self.registry, **more)
 
-        self.requests = made(
-            Counter, "requests", "Requests by what became of them: attained, late, best_effort "
-            "(served after it was declined), declined (ended unserved), aborted.",
-            "class", "outcome",
-        )  # fmt: skip
-        late = "Seconds by which a request missed the worst of its deadlines, 0 if none."
-        self.lateness = made(Histogram, "lateness_seconds", late, "class", buckets=LATE)
+        what = "Requests by what became of them: attained, late, best_effort (served after it was "
+        what += "declined), declined (ended unserved), aborted."
+        self.requests = made(Counter, "requests", what, "class", "outcome")
+        what = "Seconds by which a request missed the worst of its deadlines, 0 if none."
+        self.lateness = made(Histogram, "lateness_seconds", what, "class", buckets=LATE)
         what = "Seconds that a step took."
         self.steps = made(Histogram, "step_seconds", what, buckets=SECONDS)
         what = "Time of a step over what the roofline says."
@@ -57,9 +55,8 @@ class Metrics:
         what = "Seconds that the policy took to decide on a step."
         self.planning = made(Histogram, "planning_seconds", what, buckets=SECONDS)
         what = "Requests that are best effort now, waiting or running."
-        made(Gauge, "best_effort_requests", what).set_function(
-            lambda: sum(t.progress.best_effort for t in living())
-        )
+        best_effort = made(Gauge, "best_effort_requests", what)
+        best_effort.set_function(lambda: sum(t.progress.best_effort for t in living()))
 
     def ended(self, t: Tracked, aborted: bool, now: float) -> None:
         """A request is over, at `now` if it was served."""
@@ -96,8 +93,7 @@ class Metrics:
 
 
 def totals(text: str) -> dict[tuple[str, ...], float]:
-    """The samples of a server's `/metrics`, by name, class and outcome; sums over engines, models
-    and replicas."""
+    """Samples of a server's `/metrics` by name, class and outcome, summed over the rest."""
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(text):
         for s in family.samples:
@@ -107,8 +103,7 @@ def totals(text: str) -> dict[tuple[str, ...], float]:
 
 
 class Shown:
-    """A collector of the families in `texts()`, each with the name that tells it from the others;
-    label: what the name is of."""
+    """A collector of the families in `texts()`, by name; label: what the name is of."""
 
     def __init__(self, label: str, texts: Callable[[], Iterable[tuple[str, str]]]) -> None:
         self.label, self.texts = label, texts

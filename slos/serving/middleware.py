@@ -10,6 +10,7 @@ from functools import partial
 from math import ceil
 from typing import Any, final
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
@@ -69,9 +70,8 @@ def _refuse_near(names: Iterable[str], bound: str) -> None:
 
 def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
     """An error as the OpenAI API writes it."""
-    return JSONResponse(
-        {"error": {"message": message, "type": kind, "param": None, "code": status}}, status
-    )
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    return JSONResponse({"error": error}, status)
 
 
 @final
@@ -160,8 +160,8 @@ def _once(body: bytes, then: Any) -> Any:
 def _with_header(send: Any, name: str, value: str) -> Any:
     async def sent(message: Any) -> None:
         if message["type"] == "http.response.start":
-            extra = (name.encode(), value.encode())
-            message = message | {"headers": [*message.get("headers", ()), extra]}
+            message = {"headers": []} | message
+            MutableHeaders(scope=message).append(name, value)
         await send(message)
 
     return sent

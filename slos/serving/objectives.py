@@ -37,8 +37,7 @@ NAME = 64  # characters of a class, at the most
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of an answer with its own pace; it ends with token id `until` or after `tokens`, the
-    last with neither."""
+    """A part of an answer with its pace, ended by a token id or after some, unless the last."""
 
     slo: SLO
     until: int | None = None
@@ -63,17 +62,15 @@ class Objectives:
         require(0 < self.value <= MOST, "slo_value", self.value, f"positive, at most {MOST:g}")
 
     def later(self, phase: int) -> tuple[float, int]:
-        """The smallest TPOT of the phases after `phase`, infinite if there are none; and how many
-        they are."""
+        """The smallest TPOT after `phase`, infinite without later ones; and how many they are."""
         paces = [p.slo.tpot for p in self.phases[phase + 1 :]]
         return min(paces, default=inf), len(paces)
 
     def ends(self, phase: int, token: int, generated: int) -> bool:
         """Whether `phase` is over with `token`, its `generated`-th; the last one never is."""
         p = self.phases[phase]
-        return phase + 1 < len(self.phases) and (
-            token == p.until or (p.tokens is not None and generated >= p.tokens)
-        )
+        over = token == p.until or (p.tokens is not None and generated >= p.tokens)
+        return over and phase + 1 < len(self.phases)
 
 
 def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
@@ -100,9 +97,8 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
         ttft, slowdown = numbers.get("slo_ttft"), numbers.get("slo_slowdown")
     if "slo_stages" in given:
         e2e = None  # theirs are other objectives than the default's
-        require(
-            "slo_tpot" not in given, "slo_tpot", given.get("slo_tpot"), "left out beside slo_stages"
-        )
+        pace = given.get("slo_tpot")
+        require("slo_tpot" not in given, "slo_tpot", pace, "left out beside slo_stages")
         phases = _stages(given["slo_stages"])
     elif "slo_tpot" in given:
         phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)
@@ -123,12 +119,8 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
 def xargs(stages: Sequence[Stage], value: float = 1.0, e2e: float | None = None) -> dict[str, Any]:
     """What `parse` reads back, for stages that follow each other without a wait or a prompt; e2e,
     in seconds, for a single one."""
-    require(
-        len(stages) > 0 and all(s.goes_on for s in stages[1:]),
-        "stages",
-        stages,
-        "one, then such that just go on",
-    )
+    alike = len(stages) > 0 and all(s.goes_on for s in stages[1:])
+    require(alike, "stages", stages, "one, then such that just go on")
     first = stages[0].slo
     # Without an objective of its own the first token is due at the pace; left out, it would take
     # the server's default.
@@ -138,9 +130,8 @@ def xargs(stages: Sequence[Stage], value: float = 1.0, e2e: float | None = None)
     if len(stages) == 1:
         fields["slo_tpot"] = first.tpot
     else:
-        parts = [{"tpot": s.slo.tpot, "tokens": s.output} for s in stages[:-1]] + [
-            {"tpot": stages[-1].slo.tpot}
-        ]
+        parts = [{"tpot": s.slo.tpot, "tokens": s.output} for s in stages]
+        del parts[-1]["tokens"]
         fields["slo_stages"] = json.dumps(parts)
     return {name: field for name, field in fields.items() if field is not None}
 
@@ -160,9 +151,8 @@ def bounded(
     """Objectives as a client may have them. Raises ValueError that names `prefix` and the field."""
     within(prefix, "tpot", tpot)
     within(prefix, "ttft", ttft)
-    times = f"at least 1 (times zero load), at most {MOST:g}"
-    good = slowdown is None or 1 <= slowdown <= MOST
-    require(good, f"{prefix}slowdown", slowdown, times)
+    good, times = slowdown is None or 1 <= slowdown <= MOST, "at least 1 (times zero load)"
+    require(good, f"{prefix}slowdown", slowdown, f"{times}, at most {MOST:g}")
     try:
         return SLO(tpot, ttft, slowdown)
     except ValueError as error:
@@ -180,37 +170,23 @@ def _stages(text: Any) -> tuple[Phase, ...]:
         raw = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"slo_stages = {text[:200]!r} must be JSON; {error}") from None
-    objects = (
-        isinstance(raw, list) and len(raw) > 0 and all(isinstance(fields, dict) for fields in raw)
-    )
-    require(objects, "slo_stages", text, "a JSON list of at least one object")
+    objects = isinstance(raw, list) and all(isinstance(fields, dict) for fields in raw)
+    require(objects and len(raw) > 0, "slo_stages", text, "a JSON list of at least one object")
     require(len(raw) <= STAGES, "slo_stages", text, f"at most {STAGES} stages")
-    return tuple(
-        _phase(f"slo_stages[{i}]", fields, i + 1 == len(raw)) for i, fields in enumerate(raw)
-    )
+    end = len(raw) - 1
+    return tuple(_phase(f"slo_stages[{i}]", each, i == end) for i, each in enumerate(raw))
 
 
 def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
-    require(
-        fields.keys() <= {"tpot", "until", "tokens"}, name, fields, "made of tpot, until, tokens"
-    )
+    known = fields.keys() <= {"tpot", "until", "tokens"}
+    require(known, name, fields, "made of tpot, until, tokens")
     require("tpot" in fields, name, fields, "with a tpot", 'write {"tpot": SECONDS, ...}')
     for end, least in (("until", 0), ("tokens", 1)):
         whole = fields.get(end, 1)
-        require(
-            type(whole) is int and whole >= least,
-            f"{name}.{end}",
-            whole,
-            f"a whole number, at least {least}",
-        )
-    bound = (
-        "without until and tokens, as the last is"
-        if last
-        else "ended by until or tokens, as all but the last are"
-    )
+        good = type(whole) is int and whole >= least
+        require(good, f"{name}.{end}", whole, f"a whole number, at least {least}")
+    open_ended = "without until and tokens, as the last is"
+    bound = open_ended if last else "ended by until or tokens, as all but the last are"
     require(last == (len(fields) == 1), name, fields, bound)
-    return Phase(
-        bounded(f"{name}.", _number(f"{name}.tpot", fields["tpot"])),
-        fields.get("until"),
-        fields.get("tokens"),
-    )
+    slo = bounded(f"{name}.", _number(f"{name}.tpot", fields["tpot"]))
+    return Phase(slo, fields.get("until"), fields.get("tokens"))

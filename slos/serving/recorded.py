@@ -7,5 +7,4 @@ from slos.serving.vllm_plugin import SLOScheduler
 
 
 class Recorded(Recording, SLOScheduler):
-    """For `--scheduler-cls`; `--additional-config '{"steps": "FILE.csv"}'` names the file of
-    steps."""
+    """For `--scheduler-cls`; "steps" in `--additional-config` names the CSV file of steps."""

@@ -1,5 +1,4 @@
-"""An answer that is none: of a request that left the engine before it started, since it could not
-be in time."""
+"""The answer to a request that left the engine unserved, as it could not be in time."""
 
 from __future__ import annotations
 
@@ -11,8 +10,7 @@ Send = Callable[[Any], Awaitable[None]]
 
 
 def declined(text: bytes) -> bool | None:
-    """Whether a stream that begins so is a refusal, None while that is open: the first event may
-    have no token yet.
+    """Whether a stream that begins so is a refusal, None while that is open.
 
     A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
     about the answer.
@@ -58,15 +56,13 @@ def refusing(send: Send, instead: Callable[[], Awaitable[None]]) -> Send:
 
 
 def _verdict(messages: list[Any]) -> bool | None:
-    """Whether the answer of which these are the first messages is none, None while that is open."""
+    """Whether an answer that begins so is none; None while that is open."""
     start, *parts = messages
     if start.get("status") != 200:
         return False
     kinds = [v for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
-    text, more = (
-        b"".join(m.get("body", b"") for m in parts),
-        not parts or parts[-1].get("more_body"),
-    )
+    text = b"".join(m.get("body", b"") for m in parts)
+    more = not parts or parts[-1].get("more_body")
     try:
         if kinds and kinds[0].startswith(b"text/event-stream"):
             found = declined(text.rpartition(b"\n\n")[0])

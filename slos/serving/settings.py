@@ -12,16 +12,8 @@ from slos.core.pace import CLIENT
 from slos.core.types import require
 from slos.serving.objectives import Objectives, Phase, bounded, within
 
-NUMBER = (int, float)
-
-
-KINDS = {
-    "str": str,
-    "bool": bool,
-    "float": NUMBER,
-    "float | None": (*NUMBER, type(None)),
-    "Mapping[str, Any]": Mapping,
-}
+KINDS: dict[str, Any] = {"str": str, "bool": bool, "float": int | float}
+KINDS |= {"float | None": int | float | None, "Mapping[str, Any]": Mapping}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +50,17 @@ class Settings:
             value, kind = getattr(self, f.name), str(f.type)
             ok = isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
             require(ok, f"slos setting {f.name}", value, f"a {kind}")
-        require(
-            bool(self.profile) or self.learn,
-            "slos setting learn",
-            self.learn,
-            "true without a profile",
-        )
-        for name in ("save", "load"):
-            folder = Path(getattr(self, name)).parent
-            require(
-                folder.is_dir(),
-                f"slos setting {name}",
-                getattr(self, name),
-                "in a folder that exists",
-                "make it",
-            )
+        knows = bool(self.profile) or self.learn
+        require(knows, "slos setting learn", self.learn, "true without a profile")
+        for name, path in (("save", self.save), ("load", self.load)):
+            there, bound = Path(path).parent.is_dir(), "in a folder that exists"
+            require(there, f"slos setting {name}", path, bound, "make it")
         _ = self.objectives, make_predictor(self.predictor)  # which say what is wrong with them
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
-        require(
-            isinstance(config, Mapping),
-            "slos settings",
-            config,
-            'an object, such as {"policy": "slos-serve"}',
-        )
+        bound = 'an object, such as {"policy": "slos-serve"}'
+        require(isinstance(config, Mapping), "slos settings", config, bound)
         known = [f.name for f in fields(cls)]
         for name in config:
             require(name in known, "slos setting", name, f"one of {', '.join(known)}")

@@ -31,50 +31,37 @@ def write(
 
     torch.manual_seed(seed)
     config = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        ffn_dim=4 * hidden,
-        num_attention_heads=hidden // 64,
-        max_position_embeddings=max_context,
-        word_embed_proj_dim=hidden,
+        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, ffn_dim=4 * hidden,
+        num_attention_heads=hidden // 64, max_position_embeddings=max_context,
+        word_embed_proj_dim=hidden, bos_token_id=1, eos_token_id=2, pad_token_id=0,
         init_std=0.2,  # wide, so that its answers depend on the prompt
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    )  # fmt: skip
     OPTForCausalLM(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     # ids 0 to 3
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[*special.values()],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
+        vocab_size=VOCABULARY, special_tokens=[*special.values()], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
     tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, chat_template=CHAT, **special
-    ).save_pretrained(folder)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **special)
+    whole.save_pretrained(folder)
     return folder
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slos.serving.tiny_model", description=__doc__)
     parser.add_argument("folder")
-    parser.add_argument(
-        "--hidden", type=int, default=256, help="width, a multiple of 64 (default: %(default)s)"
-    )
+    width = "width, a multiple of 64 (default: %(default)s)"
+    parser.add_argument("--hidden", type=int, default=256, help=width)
     parser.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")
     args = parser.parse_args(argv)
     if args.hidden < 64 or args.hidden % 64 or args.layers < 1:
-        parser.error(
-            f"--hidden {args.hidden} must be a multiple of 64 and --layers {args.layers} at least 1"
-        )
+        bound = f"a multiple of 64 and --layers {args.layers} at least 1"
+        parser.error(f"--hidden {args.hidden} must be {bound}")
     print(write(args.folder, args.hidden, args.layers))
     return 0
 

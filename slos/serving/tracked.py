@@ -42,12 +42,9 @@ class Tracked:
 
     @classmethod
     def of(
-        cls,
-        request: Any,
-        objectives: Objectives,
-        roofline: Roofline | None,
+        cls, request: Any, objectives: Objectives, roofline: Roofline | None,
         lengths: LengthPredictor | None = None,
-    ) -> Tracked:
+    ) -> Tracked:  # fmt: skip
         """Give a request that has just arrived its deadlines.
 
         One on the end becomes, by the length that is expected of it, a TTFT and a TPOT that imply
@@ -57,9 +54,8 @@ class Tracked:
         arrival = min(request.arrival_time, objectives.arrival or inf)
         prompt = roofline.time(request.num_tokens) if roofline else 0.0
         due = arrival + first.first_token(prompt)
-        progress = Progress(
-            request.request_id, arrival, request.num_tokens, due, first.tpot, objectives.value
-        )
+        pace = due, first.tpot, objectives.value
+        progress = Progress(request.request_id, arrival, request.num_tokens, *pace)
         progress.later_tpot, progress.stages_left = objectives.later(0)
         progress.elsewhere, progress.client = objectives.elsewhere, first.rule == CLIENT
         progress.kind, progress.told_stage = objectives.kind, objectives.phases[0].tokens or 0
@@ -85,8 +81,7 @@ class Tracked:
         return not (self.request.num_computed_tokens or self.request.num_output_tokens)
 
     def sync(self) -> Progress:
-        """Bring the policy's record up to date; tokens in flight count as done, as vLLM itself
-        counts them."""
+        """Bring the record up to date; tokens in flight count as done, as vLLM itself counts."""
         r, p = self.request, self.progress
         p.tokens = r.num_tokens + r.num_output_placeholders
         p.computed = r.num_computed_tokens
@@ -102,8 +97,7 @@ class Tracked:
         return p
 
     def emitted(self, now: float, lengths: LengthPredictor | None = None) -> None:
-        """Look at the tokens that have appeared: a phase's first one may move the schedule, and a
-        phase may be over."""
+        """Look at the tokens that have appeared: one may move the schedule, or end a phase."""
         r, p, phases = self.request, self.progress, self.objectives.phases
         while self.seen < r.num_output_tokens:
             if self.seen == self.phase_start:

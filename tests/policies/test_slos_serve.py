@@ -460,3 +460,23 @@ def test_those_that_a_step_is_about_are_due_first_late_or_best_effort() -> None:
         assert all(roofline.time(p.tokens) < p.due for p in others)
     view = View(0.0, crowd[:MANY], (), 9000, 9000)
     assert due_first(view, roofline) == (view.waiting, set())
+
+
+def test_best_effort_does_not_fill_up_a_step_that_drafts_made_shorter() -> None:
+    """The decode was to draft and gets no turn beside 16 tokens of the urgent prompt, whose rest is
+    in time if the step ends with them: one token more takes another tile."""
+    planes = Plane(0.0002, 0.001, 0.02), Plane(0.001, 0.0, 0.05), Plane(0.03, 0.0, -1.0)
+    roofline = Roofline(planes, tile=16)
+    sizes = {"effort": (31, 60), "decode": (136, 26), "prompt": (91, 47), "urgent": (26, 55)}
+    work = [Request(id, 0.0, (Stage(*size, SLO(0.09)),)) for id, size in sizes.items()]
+    running = [
+        Progress("effort", 0.0, 43, -1.2, 0.04, generated=12, computed=42, best_effort=True),
+        Progress("decode", 0.0, 160, 4.83, 0.04, generated=24, computed=159),
+        Progress("prompt", 0.0, 91, 2.24, 0.09, computed=15),
+    ]
+    urgent = Progress("urgent", 0.0, 26, 0.146, 0.09, value=2.0)
+    view = View(0.0, [urgent], running, 9, 64, 4, 8, max_drafts=8)
+    tokens = SLOsServe(roofline, Oracle(work)).step(view).tokens
+    assert tokens["urgent"] == 16 and "decode" not in tokens
+    end = roofline.time(sum(tokens.values()))
+    assert end + roofline.time(urgent.left - 16) <= urgent.due

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from laws import Lawful, build, requests, worlds
 
 from slos.core.history import BLIND, TRUE, make_predictor
+from slos.core.lengths import Unmoved
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.evaluation.runs import hardware_of, serve
 from slos.sim.replica import World
@@ -28,7 +29,7 @@ def test_whatever_is_believed_of_lengths_every_request_is_served(predictor, data
     watched.end(simulate(work, watched, world, observe=watched.observe))
 
 
-class Notes:
+class Notes(Unmoved):
     """A predictor that writes down what it is told."""
 
     def __init__(self) -> None:
