@@ -379,6 +379,6 @@ def drained(core: Any) -> bool:
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "KV blocks are still held"
     assert not s.requests and not s.running and not s.waiting, "requests are still there"
     if isinstance(s, SLOScheduler):
-        assert not s.tracked and not s.flying, "the plug-in still holds on to some"
+        assert not s.tracked and not s.belief.flying, "the plug-in still holds on to some"
         assert not getattr(s.lengths, "unfinished", ()), "their lengths are still awaited"
     return True

@@ -14,7 +14,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from operator import attrgetter, index
@@ -23,7 +22,6 @@ from typing import Any, cast
 
 import vllm
 from packaging.version import Version
-from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
@@ -33,11 +31,12 @@ from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
 from slos.core.types import Request as Work
-from slos.hardware.profiles import Profile, profile, save
+from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, make_policy
 from slos.policies.warm_up import warm_up
-from slos.serving.beside import Beside
-from slos.serving.calibration import Learned, Measured
+from slos.serving.belief import Belief
+from slos.serving.beside import Beside, logger
+from slos.serving.calibration import Learned
 from slos.serving.load_report import Report, load_of
 from slos.serving.metrics import Metrics
 from slos.serving.objectives import parse
@@ -47,10 +46,8 @@ from slos.serving.tracked import Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
 if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Version("0.34"):
-    raise ImportError(
-        f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; install one, or try its newest "
-        "patch"
-    )
+    cure = "install one, or try its newest patch"
+    raise ImportError(f"vllm = {vllm.__version__} must be {OLDEST} to {NEWEST}; {cure}")
 HOOKS = (
     "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead",
     "_update_after_schedule", "_preempt_request", "_free_request", "_update_request_with_output",
@@ -58,18 +55,15 @@ HOOKS = (
 )  # fmt: skip
 for _name in HOOKS:
     if not callable(getattr(AsyncScheduler, _name, None)):
-        raise ImportError(
-            f"vllm {vllm.__version__} has no AsyncScheduler.{_name}, which the plug-in rests on"
-        )
+        lacks = f"no AsyncScheduler.{_name}, which the plug-in rests on"
+        raise ImportError(f"vllm {vllm.__version__} has {lacks}")
 
-logger = init_logger("vllm.slos")  # a name under vLLM's, so that its log shows it
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 TELL = 0.01  # seconds between two reports of the load
 
 
 class SLOScheduler(AsyncScheduler):
-    """For `--scheduler-cls`, under the synchronous and the asynchronous engine loop: a policy
-    decides on every step."""
+    """For `--scheduler-cls`, synchronous or asynchronous: a policy decides on every step."""
 
     clock = staticmethod(time.time)  # the one that `arrival_time` of requests is read from
 
@@ -77,28 +71,20 @@ class SLOScheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         asked, cure = self.scheduler_config.policy, "leave --scheduling-policy out"
         require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", cure)
-        self.settings = Settings.of(
-            dict(cast(Any, self.vllm_config.additional_config) or {}).get("slos", {})
-        )
+        config = dict(cast(Any, self.vllm_config.additional_config) or {})
+        self.settings = Settings.of(config.get("slos", {}))
         self.tracked: dict[str, Tracked] = {}
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
         self.lengths = make_predictor(self.settings.predictor)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
-        # start, tokens, draft steps, context of steps
-        self.flying: deque[tuple[float, int, int, int]] = deque()
-        self.last_end, self.busy, self.stuck, self.failed, self.told = 0.0, False, False, False, 0.0
+        self.stuck, self.failed, self.told = False, False, 0.0
         self.beside = Beside()
         self.passed: list[Request] = []  # declined before they started, for another replica
-        start = profile(self.settings.profile) if self.settings.profile else None
-        self.learned = Learned(
-            start and start.roofline, self.settings.caution, start.margin if start else 1.0
-        )
-        self.fitter = ThreadPoolExecutor(1, "slos-fit")
-        self.roofline = self.learned.roofline  # that deadlines of requests to come are told by
-        belief = self.learned.cautious
-        self.slo_policy: Policy | None = self._policy(belief, self.lengths) if belief else None
+        self.belief = Belief(self.settings, self._profile)
+        cautious = self.belief.learned.cautious
+        self.slo_policy: Policy | None = self._policy(cautious, self.lengths) if cautious else None
         # whether a prompt is started is the policy's to say
         self.scheduler_reserve_full_isl = False
         self._warm_up()
@@ -127,7 +113,7 @@ class SLOScheduler(AsyncScheduler):
         # the front-end refuses it with HTTP 400; an engine must not die of it
         except Exception as error:
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
-        t = Tracked.of(request, objectives, self.roofline, self.lengths)
+        t = Tracked.of(request, objectives, self.belief.roofline, self.lengths)
         self.tracked[request.request_id] = t
         t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
         t.turn = next(self.turns)
@@ -143,37 +129,29 @@ class SLOScheduler(AsyncScheduler):
         finally:
             self.caps = None
             self.prefix_hits.let_go()
-        ran = out.num_scheduled_tokens
-        if ran:
-            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
-            context = sum(self.requests[id].num_computed_tokens - n for id, n in ran.items())
-            begin = self.last_end if self.busy and not self.flying else start
-            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, context))
-        self.busy = bool(ran)
+        self.belief.began(start, out, self.requests)
         # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own
         # step comes next.
-        self.stuck = batch is not None and not ran and not self.flying and bool(self.tracked)
+        idle = not out.num_scheduled_tokens and not self.belief.flying
+        self.stuck = batch is not None and idle and bool(self.tracked)
         self._tell(start)
         return out
 
     def _tell(self, now: float) -> None:
-        """Write the load for a router, if one is there: at once where all is done, else every
-        `TELL` seconds."""
+        """Write the load for a router, if there is one: every `TELL` seconds, and at the end."""
         if not self.settings.load or (now < self.told + TELL and self.tracked):
             return
         self.told, path = now, Path(self.settings.load)
         with self.beside("the report of the load"):
             if path.exists():
                 os.utime(path)  # a sign of life, even where the disk is full
-            load = load_of(
-                self.tracked.values(), len(self.running), self._flown(now), *self._blocks(),
-                self.block_size,
-            )  # fmt: skip
-            Report(load, now, self.learned.cautious).write(path)
+            room = *self._blocks(), self.block_size
+            end = self.belief.flown(now)
+            load = load_of(self.tracked.values(), len(self.running), end, *room)
+            Report(load, now, self.belief.learned.cautious).write(path)
 
     def _decide(self, now: float) -> Batch | None:
-        """The policy's answer, checked; None where vLLM is to schedule this step by itself, or
-        there is nobody."""
+        """The policy's answer, checked; None where vLLM schedules by itself, or nobody is there."""
         if self.slo_policy is None or self.stuck:
             return None
         try:
@@ -185,26 +163,17 @@ class SLOScheduler(AsyncScheduler):
             unknown = [id for id in ids if id not in self.tracked]
             require(not unknown, "request ids of a batch", unknown, "in the view")
             tokens = {id: index(n) for id, n in batch.tokens.items()}
-            require(
-                min(tokens.values(), default=0) >= 0, "tokens of a batch", tokens, "at least 0 each"
-            )
+            least = min(tokens.values(), default=0)
+            require(least >= 0, "tokens of a batch", tokens, "at least 0 each")
             return replace(batch, tokens={id: n for id, n in tokens.items() if n})
         except BaseException as error:  # a policy may raise SystemExit and its like as well
             if isinstance(error, KeyboardInterrupt):
                 raise
             if not self.failed:
-                logger.exception(
-                    "the policy %s failed: vLLM schedules such steps by itself",
-                    self.settings.policy,
-                )
+                said = "the policy %s failed: vLLM schedules such steps by itself"
+                logger.exception(said, self.settings.policy)
             self.failed = True
             return None
-
-    def _flown(self, now: float) -> float:  # when the steps in flight will have ended
-        if self.roofline:
-            for begin, tokens, drafts, context in self.flying:
-                now = max(now, begin + self.roofline.time(tokens, drafts, context))
-        return now
 
     def _blocks(self) -> tuple[int, int]:
         groups = max(1, len(self.kv_cache_config.kv_cache_groups))
@@ -213,8 +182,7 @@ class SLOScheduler(AsyncScheduler):
         return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
 
     def _view(self, now: float) -> View:
-        """vLLM's state as a policy sees it, at the time at which the step about to be formed will
-        begin."""
+        """vLLM's state as a policy sees it when the step about to be formed will begin."""
         running, waiting = [], []
         # those that began in one step, as vLLM let them in: in the policy's order
         began = [t for r in self.running if (t := self.tracked.get(r.request_id))]
@@ -229,18 +197,14 @@ class SLOScheduler(AsyncScheduler):
         in_turn = attrgetter("turn")
         with self.beside("looking into the prefix cache"):
             self.prefix_hits.show(waiting, running)
-        waits = [
-            t.sync() for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens
-        ]
+        whole = (t for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens)
+        waits = [t.sync() for t in whole]
         runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
-        size, most = self.block_size, self.max_num_running_reqs
-        return View(
-            self._flown(now), waits, runs, *self._blocks(), size, most, self.num_spec_tokens
-        )
+        limits = self.block_size, self.max_num_running_reqs, self.num_spec_tokens
+        return View(self.belief.flown(now), waits, runs, *self._blocks(), *limits)
 
     def _apply(self, batch: Batch) -> None:
-        """Preempt, decline, and set the order and the caps by which vLLM's own `schedule` will
-        go."""
+        """Preempt, decline, and set the order and the caps that vLLM's own `schedule` goes by."""
         leave = {
             id for id in batch.decline
             if (t := self.tracked[id]).progress.elsewhere or (self.settings.reject and t.untouched)
@@ -258,20 +222,15 @@ class SLOScheduler(AsyncScheduler):
         self.caps = batch.tokens
         with self.beside("holding what is cached"):
             self.prefix_hits.hold(batch.tokens.keys())
-        place = {id: i for i, id in enumerate(batch.tokens)}
-        last = len(place)
+        place, last = {id: i for i, id in enumerate(batch.tokens)}.get, len(batch.tokens)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
         # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at,
         # behind those to start.
-        self.running.sort(
-            key=lambda r: (r.request_id in best_effort, place.get(r.request_id, last))
-        )
-        waiting = sorted(
-            self.waiting, key=lambda r: place.get(r.request_id, last + (r.status in READY))
-        )
+        self.running.sort(key=lambda r: (r.request_id in best_effort, place(r.request_id, last)))
         queue = cast(deque, self.waiting)
+        some = sorted(queue, key=lambda r: place(r.request_id, last + (r.status in READY)))
         queue.clear()
-        queue.extend(waiting)
+        queue.extend(some)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """By the policy or by vLLM: in both cases it is the first of those that wait."""
@@ -282,21 +241,16 @@ class SLOScheduler(AsyncScheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """vLLM's last word on a request's tokens in both of its loops, and so the place to cap
-        them."""
+        """vLLM's last word on a request's tokens in both of its loops: here they are capped."""
         n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self.caps is None or request.sampling_params is None:
             return n
         cap = self.caps.get(request.request_id, 0)
-        tracked = self.tracked.get(request.request_id)
-        if cap and tracked and request.status != RequestStatus.RUNNING:
+        starts = cap and request.status != RequestStatus.RUNNING
+        if starts and (t := self.tracked.get(request.request_id)):
             # it may find more than the policy was told: what this step computes for others
-            cap = max(1, cap - max(0, num_computed_tokens - tracked.progress.cached))
-        if (
-            cap
-            and request.status != RequestStatus.RUNNING
-            and num_computed_tokens + n > request.num_tokens
-        ):
+            cap = max(1, cap - max(0, num_computed_tokens - t.progress.cached))
+        if starts and num_computed_tokens + n > request.num_tokens:
             return n  # its one token padded to a row of drafts: all of the row or none
         return min(n, cap)
 
@@ -304,26 +258,18 @@ class SLOScheduler(AsyncScheduler):
         if self.caps is not None and self.num_spec_tokens:
             # Drafts are proposed for the whole batch: as many as the policy would have verified in
             # this step.
-            decodes = (
-                n
-                for id, n in self.caps.items()
-                if (t := self.tracked.get(id)) and t.progress.left == 1
-            )
-            scheduler_output.num_spec_tokens_to_schedule = min(
-                max(decodes, default=1) - 1, self.num_spec_tokens
-            )
+            known = ((self.tracked.get(id), n) for id, n in self.caps.items())
+            longest = max((n for t, n in known if t and t.progress.left == 1), default=1)
+            scheduler_output.num_spec_tokens_to_schedule = min(longest - 1, self.num_spec_tokens)
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         now = self.clock()
-        if scheduler_output.num_scheduled_tokens and self.flying:
-            begin, tokens, drafts, context = self.flying.popleft()
-            seconds, self.last_end = now - max(begin, self.last_end), now
+        if scheduler_output.num_scheduled_tokens and self.belief.flying:
+            step = self.belief.ended(now)
             with self.beside("learning from steps"):
-                expected = self.roofline and self.roofline.time(tokens, drafts, context)
-                self.metrics.step(seconds, expected)
-                if self.settings.learn and self.learned.observe(tokens, drafts, context, seconds):
-                    self.fitter.submit(self._refit, self.learned.steps)
+                self.metrics.step(step[-1], self.belief.expected(step))
+                self.belief.learn(step)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:
             if tracked := self.tracked.get(id):
@@ -337,37 +283,23 @@ class SLOScheduler(AsyncScheduler):
             self._believe()
         return out
 
-    def _refit(self, steps: list[Measured]) -> None:
-        """In a thread of its own: learn from these steps, and keep what is known of this engine."""
-        try:
-            self.learned.refit(steps)
-            if self.settings.save:
-                save(self._profile(len(steps)), self.settings.save)
-        except Exception:
-            logger.exception("the roofline could not be fitted or saved: the last one stays")
-
-    def _profile(self, steps: int) -> Profile:
+    def _profile(self, learned: Learned, steps: int) -> Profile:
         tokens = (self.kv_cache_manager.block_pool.num_gpu_blocks - 1) * self.block_size
         model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
         return Profile(
             "learned", str(model.model), str(device), self.parallel_config.world_size,
-            cast(Any, self.learned.roofline), tokens, model.max_model_len,
+            cast(Any, learned.roofline), tokens, model.max_model_len,
             f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
-            self.block_size, self.learned.margin,
+            self.block_size, learned.margin,
         )  # fmt: skip
 
     def _believe(self) -> None:
         """Plan with what was learned by now; requests keep the deadlines that they were given."""
-        roofline, cautious = self.learned.roofline, self.learned.cautious
-        if roofline is self.roofline or cautious is None:
+        if (cautious := self.belief.news()) is None:
             return
-        self.roofline = roofline
         if self.slo_policy is None:
-            logger.info(
-                "a roofline is learned, %s schedules from now on: %s",
-                self.settings.policy,
-                roofline,
-            )
+            said = "a roofline is learned, %s schedules from now on: %s"
+            logger.info(said, self.settings.policy, self.belief.roofline)
             self.slo_policy = self._policy(cautious, self.lengths)
         elif hasattr(self.slo_policy, "roofline"):
             self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
@@ -385,5 +317,5 @@ class SLOScheduler(AsyncScheduler):
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
-        self.fitter.shutdown()
+        self.belief.fitter.shutdown()
         super().shutdown()

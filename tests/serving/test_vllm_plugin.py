@@ -758,8 +758,8 @@ def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(
     path = tmp_path / "learned.json"
     core, clock = build(slos={"profile": "", "learn": True, "save": str(path)}, **LOOPS[loop])
     s = core.scheduler
-    s.fitter.shutdown()
-    s.fitter = Inline()
+    s.belief.fitter.shutdown()
+    s.belief.fitter = Inline()
     steps = []
     s._decide = lambda now, decide=s._decide: steps.append(batch := decide(now)) or batch
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
@@ -770,9 +770,10 @@ def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(
         r.getMessage().startswith("a roofline is learned, slos-serve schedules")
         for r in log.records
     ] == [True]
-    assert near(s.learned.roofline, ROOFLINE), s.learned.roofline
+    assert near(s.belief.learned.roofline, ROOFLINE), s.belief.learned.roofline
     kept = profile(str(path))
-    assert kept.roofline == s.roofline == s.learned.roofline and kept.margin == s.learned.margin
+    learned = s.belief.learned
+    assert kept.roofline == s.belief.roofline == learned.roofline and kept.margin == learned.margin
     assert (kept.kv_tokens, kept.block_size, kept.max_context, kept.gpus, kept.gpu) == (
         64 * 16,
         16,
@@ -784,9 +785,8 @@ def test_without_a_profile_vllm_schedules_until_a_roofline_is_learned(
         model
     )
     again, _ = build(slos={"profile": str(path)})
-    assert (
-        again.scheduler.roofline == kept.roofline and again.scheduler.learned.margin == kept.margin
-    )
+    belief = again.scheduler.belief
+    assert belief.roofline == kept.roofline and belief.learned.margin == kept.margin
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -796,12 +796,12 @@ def test_a_wrong_profile_serves_everybody_and_is_corrected(build, factor, loop):
     requests, prompts = workload(seed=13, size=80)
     core, clock = build(slos={"learn": True}, roofline=times(ROOFLINE, factor), **LOOPS[loop])
     s = core.scheduler
-    s.fitter.shutdown()
-    s.fitter = Inline()
-    assert not near(s.roofline, times(ROOFLINE, factor), within=0.5)
+    s.belief.fitter.shutdown()
+    s.belief.fitter = Inline()
+    assert not near(s.belief.roofline, times(ROOFLINE, factor), within=0.5)
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core) and not s.failed
-    assert near(s.roofline, times(ROOFLINE, factor)), s.roofline
+    assert near(s.belief.roofline, times(ROOFLINE, factor)), s.belief.roofline
     assert near(s.slo_policy.roofline, times(ROOFLINE, factor), within=0.2), s.slo_policy.roofline
     view = View(clock.now, [asked(core, "new", clock.now)], [], 60, 64)
     fresh = make_policy("slos-serve", s.slo_policy.roofline, s.lengths)
@@ -820,8 +820,8 @@ def test_what_is_learned_from_noise_serves_everybody_and_fails_no_policy(build, 
     core, clock = build(
         slos={"learn": True}, roofline=Noisy(), blocks=60, max_seqs=8, drafts=3, **LOOPS[loop]
     )
-    core.scheduler.fitter.shutdown()
-    core.scheduler.fitter = Inline()
+    core.scheduler.belief.fitter.shutdown()
+    core.scheduler.belief.fitter = Inline()
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
     assert drained(core) and not core.scheduler.failed and not log.records
 
@@ -831,19 +831,19 @@ def test_the_fit_runs_beside_the_engine_and_a_failing_one_changes_nothing(
 ):
     requests, prompts = workload(seed=14)
     core, clock = build(slos={"learn": True})
-    monkeypatch.setattr(vllm_plugin.Learned, "refit", lambda *a: 1 / 0)
-    before = core.scheduler.roofline
+    monkeypatch.setattr(Learned, "refit", lambda *a: 1 / 0)
+    before = core.scheduler.belief.roofline
     assert serve(core, clock, requests, prompts) == answers(requests, prompts)
-    core.scheduler.fitter.shutdown()
-    assert "could not be fitted or saved" in log.text and core.scheduler.roofline is before
+    core.scheduler.belief.fitter.shutdown()
+    assert "could not be fitted or saved" in log.text and core.scheduler.belief.roofline is before
 
 
 def test_the_steps_learned_from_are_those_that_were_executed(build):
     requests, prompts = workload(seed=15)
     core, clock = build(slos={"learn": True}, asynchronous=True)
     seen = []
-    observe = core.scheduler.learned.observe
-    core.scheduler.learned = Spy(seen)
+    observe = core.scheduler.belief.learned.observe
+    core.scheduler.belief.learned = Spy(seen)
     serve(core, clock, requests, prompts)
     assert len(seen) == core.model_executor.steps
     for tokens, drafts, context, seconds in seen:
