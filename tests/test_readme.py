@@ -205,6 +205,17 @@ def test_the_results_are_those_of_the_reference_run() -> None:
     assert block.strip() == expected, f"paste this between the marks:\n{expected}"
 
 
+def test_the_gains_by_both_rules_are_those_of_the_reference_run() -> None:
+    rows = {row.key: row for row in read_headlines(REFERENCE / "headlines.csv")}
+    keys = ["best", *(f"best_{rule}" for rule in ("paper_95", "paper_98"))]
+    keys += [f"best_client_{target}" for target in (90, 95, 98)]
+    gains = [f"{rows[f'capacity_vs_{key}'].value:.2f}x" for key in keys]
+    text = " ".join(README.split())
+    assert (
+        "{}, {} and {} of the best baseline, by the clients' {}, {} and {}".format(*gains) in text
+    )
+
+
 def test_todays_gains_are_those_of_the_reference_run() -> None:
     found = today.table(pd.read_csv(REFERENCE / "today.csv", keep_default_na=False))
     found = found[(found["profile"] == today.MAIN) & (found["drafts"] == 0)]
