@@ -75,5 +75,7 @@ def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
             axis.plot(told.index, told["mean"], **marked(i), **looks)
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s per GPU)", xlim=(0, None), ylim=(0, 102))
-    said = f"{source}; lines: mean over seeds, bands: from the worst to the best; dashed: target "
-    return finish(figure, f"{said}{target:.0%}", axes[0], ncols=len(systems))
+    seeds = rows["seed"].nunique()
+    lines = f"mean of {seeds} seeds, bands: worst to best" if seeds > 1 else "one seed"
+    said = f"{source}; lines: {lines}; dashed: target {target:.0%}"
+    return finish(figure, said, axes[0], ncols=len(systems))

@@ -38,3 +38,4 @@ def test_all_systems_of_a_scenario_have_the_same_loads() -> None:
     assert [line.get_label() for line in figure.axes[0].get_lines()][:2] == [
         "Sarathi-Serve", "SLOs-Serve",
     ]  # fmt: skip
+    assert "one seed" in " ".join(text.get_text() for text in figure.texts)
