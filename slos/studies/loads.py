@@ -78,4 +78,4 @@ def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
     seeds = rows["seed"].nunique()
     lines = f"mean of {seeds} seeds, bands: worst to best" if seeds > 1 else "one seed"
     said = f"{source}; lines: {lines}; dashed: target {target:.0%}"
-    return finish(figure, said, axes[0], ncols=len(systems))
+    return finish(figure, said, axes[0], ncols=min(4, len(systems)))
