@@ -30,7 +30,7 @@ class Answers:
         """Calls the ASGI app; where the server stops first, its answer ends with an error."""
         server = getattr(getattr(scope.get("app"), "state", None), "server", None)
         task = asyncio.current_task()
-        if server is None or task is None:
+        if scope["type"] != "http" or server is None or task is None:
             return await app(scope, receive, send)
         if self.watch is None:
             self.watch = asyncio.create_task(self._end_with(server))

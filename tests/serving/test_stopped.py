@@ -76,7 +76,7 @@ def test_a_whole_answer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_somebody_else_cancels_stays_cancelled() -> None:
     async def run() -> None:
         server = SimpleNamespace(should_exit=False)
-        scope = {"app": SimpleNamespace(state=SimpleNamespace(server=server))}
+        scope = {"type": "http", "app": SimpleNamespace(state=SimpleNamespace(server=server))}
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await asyncio.Event().wait()
@@ -89,5 +89,30 @@ def test_what_somebody_else_cancels_stays_cancelled() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+    asyncio.run(run())
+
+
+def test_the_life_of_a_server_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through the same middleware, and is still to be told of the end."""
+    monkeypatch.setattr(stopped, "OFTEN", 0.01)
+    monkeypatch.setattr(stopped, "GRACE", 0.01)
+
+    async def run() -> None:
+        server = SimpleNamespace(should_exit=True)
+        scope = {"type": "lifespan", "app": SimpleNamespace(state=SimpleNamespace(server=server))}
+        told = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await told.wait()
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        life = asyncio.create_task(Answers().give(app, scope, None, send))
+        await asyncio.sleep(0.1)
+        assert not life.done()
+        told.set()
+        await life
 
     asyncio.run(run())
