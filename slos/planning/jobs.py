@@ -43,8 +43,9 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0
     jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
     jobs["remaining"], jobs["computed"] = ints[3], ints[1]
     jobs["new"][n - new :] = 1
-    jobs["opens"] = [p.client and not p.generated for p in requests]
-    for j in np.flatnonzero(floats[2] < inf).tolist():
+    if any([p.client for p in requests]):
+        jobs["opens"] = [p.client and not p.generated for p in requests]
+    for j in [j for j, tpot in enumerate(later) if tpot < inf]:
         p = requests[j]
         jobs["switch"][j] = lengths.after_stage(p)
         jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf

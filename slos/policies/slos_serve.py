@@ -105,7 +105,8 @@ class SLOsServe:
         engine = engine_of(self.roofline, view, self.longest_step, self.batch_tokens)
         plan = Plan(view, engine)
         for p in view.running:
-            late = not p.best_effort and p.left > 1 and self.hopeless(p.due, view.now)
+            prefill = p.tokens - p.computed > 1
+            late = prefill and not p.best_effort and self.hopeless(p.due, view.now)
             if late:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
