@@ -2,16 +2,15 @@
 it.
 
 A request attains its objectives by its rule of pace (`slos.core.pace`), and what it would by the
-other stands beside it. By both the first token of every stage comes within its TTFT objective. By
-the paper's rule token n after it comes by t0 + n * TPOT, looked at every 10 tokens and at the end,
-where t0 is the first token's deadline. By the clients' rule the mean time per token after the first
-one is at most TPOT in every stage. A declined request attains by neither.
+other stands beside it. By both the first token of every stage comes within its TTFT objective. Then
+the paper's rule is looked at every 10 tokens and at the end; by the clients' the mean counts of
+every stage. A declined request attains by neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
 from random import Random
@@ -137,12 +136,6 @@ class Live:
             self.progress.best_effort, paper if r.rule == PAPER else client, paper, client, r.rule,
             self.replica, self.hops,
         )  # fmt: skip
-
-
-def judged(outcome: Outcome, paper: bool, client: bool, **changes: float) -> Outcome:
-    """The same outcome where it is attained so by each rule, and with further `changes`."""
-    met = paper if outcome.rule == PAPER else client
-    return replace(outcome, attained=met, attained_paper=paper, attained_client=client, **changes)
 
 
 def attainment(outcomes: Sequence[Outcome], rule: str = "") -> float:

@@ -28,24 +28,21 @@ class Oracle(Unmoved):
     """Knows every length, as the paper assumes for every system that it compares."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._stages = {r.id: r.stages for r in requests}
-        # of the context, from the beginning of each stage on
-        self._growth: dict[str, list[int]] = {}
+        # the output of each stage, and what follows it without a wait
+        self._stages: dict[str, list[tuple[int, int]]] = {}
         for r in requests:
-            growth, later = [], 0
+            stages, later = [], 0
             for stage in reversed(r.stages):
-                growth.insert(0, stage.output + later)
-                later = 0 if stage.wait else stage.prompt + growth[0]
-            self._growth[r.id] = growth
+                stages.insert(0, (stage.output, later))
+                later = 0 if stage.wait else stage.prompt + stage.output + later
+            self._stages[r.id] = stages
 
     def remaining(self, progress: Progress) -> int:
-        return self._growth[progress.id][progress.stage] - progress.generated
+        output, later = self._stages[progress.id][progress.stage]
+        return output + later - progress.generated
 
     def after_stage(self, progress: Progress) -> int:
-        return (
-            self._growth[progress.id][progress.stage]
-            - self._stages[progress.id][progress.stage].output
-        )
+        return self._stages[progress.id][progress.stage][1]
 
 
 @dataclass(frozen=True, slots=True)

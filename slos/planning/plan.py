@@ -49,7 +49,7 @@ class Plan:
         running, jobs = len(self.view.running), self.jobs
         if sum(self.tokens.values()) != running or len(self.tokens) != running:
             return 1
-        if self.room.preempted or self.declined or (jobs["left"] != 1).any():
+        if self.room.victims or self.declined or (jobs["left"] != 1).any():
             return 1
         if jobs["opens"].any():  # its slack is gone after this step
             return 1

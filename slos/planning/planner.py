@@ -27,10 +27,8 @@ import numpy as np
 from slos.core.kernels import kernel
 
 EPS = 1e-9  # relative slack for sums of floats
-# Pareto points kept per count vector; beyond, those of least value and then least budget are
-# dropped
+# Pareto points kept per count vector; beyond, those of least value and then least budget go
 WIDTH = 64
-
 
 POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
 """Value, prefill budget left and memory used by a set of accepted requests; its node."""

@@ -46,21 +46,17 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
     """
     worth, limit = wanted
     value, owner, place = _each_draft(alpha, worth, limit)
-    size, order = len(value), np.argsort(-value, kind="mergesort")
-    best, best_drafts, best_longest = 0.0, 0, 0
-    for longest in range(limit.max() + 1):
-        gained, drafts, at = worth.sum(), 0, 0
-        while True:
+    order = np.argsort(-value, kind="mergesort")
+    best, best_drafts, best_longest = worth.sum() / batch_time(engine, tokens, context), 0, 0
+    for longest in range(1, limit.max() + 1):
+        gained, drafts = worth.sum(), 0
+        for j in order[place[order] <= longest]:
+            gained, drafts = gained + value[j], drafts + 1
             time = batch_time(engine, tokens + drafts, context, longest)
-            if longest and time > seconds:
+            if time > seconds:
                 break
             if gained / time > best:
                 best, best_drafts, best_longest = gained / time, drafts, longest
-            while at < size and place[order[at]] > longest:
-                at += 1
-            if at == size:
-                break
-            gained, drafts, at = gained + value[order[at]], drafts + 1, at + 1
     lengths = np.zeros(len(limit), np.int64)
     for j in order:
         if best_drafts and place[j] <= best_longest:

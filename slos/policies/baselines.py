@@ -75,9 +75,8 @@ def decodes_first(
     decoding = [p for p in view.running if p.tokens - p.computed == 1]
     prefilling = [p for p in view.running if p.tokens - p.computed > 1]
     set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-    tokens, preempted, free = _serve(
-        view, decoding, prefilling, view.free_blocks - set_aside, drafts
-    )
+    free = view.free_blocks - set_aside
+    tokens, preempted, free = _serve(view, decoding, prefilling, free, drafts)
     # prompts that go on after an answer, which no admission foresaw
     if prefilling and free < 0:
         keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]

@@ -47,8 +47,7 @@ class Noisy(Oracle):
         self._factor = {r.id: exp(Random(r.id).gauss(0.0, sigma)) for r in requests}
 
     def remaining(self, progress: Progress) -> int:
-        factor = self._factor[progress.id]
-        said = factor * self._stages[progress.id][progress.stage].output
+        said = self._factor[progress.id] * self._stages[progress.id][progress.stage][0]
         while said < progress.generated + 1:
             said = 1.5 * said + 1
         left = round(said) - progress.generated + self.after_stage(progress)

@@ -35,12 +35,9 @@ from slos.planning.speculation import Acceptance, Drafting
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
-# pressure (share of KV cache held, or of the tightest TPOT used) from which best effort is held
-# back:
-BUSY = 0.6
-STRETCH = 0.1  # it then lengthens a step by this share at most,
-# and always starts a request only if this share of the KV cache stays free beside guaranteed ones
-RESERVE = 0.2
+BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, from which best effort
+STRETCH = 0.1  # lengthens a step by this share at most
+RESERVE = 0.2  # share of the KV cache that it leaves free beside guaranteed requests as it starts
 AGE = 30.0  # seconds after which the oldest of best effort is promised to end too,
 PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
 
@@ -82,11 +79,12 @@ class SLOsServe:
         self.admit(plan)
         self._form(plan)
         self._fill(plan)
-        lost = self._started.difference(plan.tokens).union(plan.room.preempted)
+        preempted = tuple(p.id for p in plan.room.victims)
+        lost = self._started.difference(plan.tokens).union(preempted)
         self._started = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
         self._admitted.difference_update(plan.tokens)
         declined = tuple(p.id for p in plan.declined)
-        return Batch(plan.tokens, tuple(plan.room.preempted), declined, self.repeat(plan))
+        return Batch(plan.tokens, preempted, declined, self.repeat(plan))
 
     def sort(self, view: View) -> Plan:
         """Tell requests apart: promised, to be decided, best effort."""
@@ -183,17 +181,16 @@ class SLOsServe:
         [candidates]. The planner proposes, the look ahead proves."""
         now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
-        jobs = jobs.copy()
-        jobs["tpot"] = tiers(jobs["tpot"], new)
-        paces = sorted(set(jobs["tpot"].tolist()))
+        rounded = jobs.copy()
+        rounded["tpot"] = tiers(jobs["tpot"], new)
+        paces = sorted(set(rounded["tpot"].tolist()))
         tau = np.array([*paces, 2 * paces[-1]])
         decoding = jobs[:old][jobs["left"][:old] == 1]
         context = int(decoding["computed"].sum()) if self.roofline.k_ctx else 0
         rates = prefill_rates(tau, self.roofline, context)
         if self.batch_tokens:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
-        proposed = sweep(fluid(now, jobs, tau, rates, engine, max(0, seats)))[0][-new:]
-        jobs = plan.jobs
+        proposed = sweep(fluid(now, rounded, tau, rates, engine, max(0, seats)))[0][-new:]
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         if chosen.any() or not self._admitted:
             return chosen
