@@ -116,6 +116,15 @@ def blocks_of(job, tokens, block_size):
 
 
 @kernel
+def held(jobs, block_size):
+    """KV tokens of all jobs, those in blocks that are shared left out."""
+    tokens = 0.0
+    for j in range(len(jobs)):
+        tokens += jobs[j].computed - jobs[j].shared * block_size
+    return tokens
+
+
+@kernel
 def needed(jobs, tokens, block_size):
     """KV blocks, and seats, that a step with `tokens` takes beyond those that its jobs have."""
     blocks, starts = 0.0, 0

@@ -25,7 +25,7 @@ from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
 from slos.planning.candidates import MOST, due_first, planned, tiers
 from slos.planning.fluid import fluid, prefill_rates
-from slos.planning.jobs import jobs_of, needed
+from slos.planning.jobs import held, jobs_of, needed
 from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.planning.room import Room
@@ -185,8 +185,9 @@ class SLOsServe:
         rounded["tpot"] = tiers(jobs["tpot"], new)
         paces = sorted(set(rounded["tpot"].tolist()))
         tau = np.array([*paces, 2 * paces[-1]])
-        decoding = jobs[:old][jobs["left"][:old] == 1]
-        context = int(decoding["computed"].sum()) if self.roofline.k_ctx else 0
+        context = 0
+        if self.roofline.k_ctx:
+            context = int(jobs["computed"][:old][jobs["left"][:old] == 1].sum())
         rates = prefill_rates(tau, self.roofline, context)
         if self.batch_tokens:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
@@ -205,21 +206,12 @@ class SLOsServe:
         return verdict == lookahead.OK
 
     def _form(self, plan: Plan) -> None:
-        """Guaranteed tokens by the rule, then drafts."""
-        view, jobs, guaranteed, engine = plan.view, plan.jobs, plan.guaranteed, plan.engine
+        """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
+        view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
         plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
-        plan.seconds = batching.form(view.now, jobs, everyone, engine, plan.share)
-        held = jobs["computed"].sum() - jobs["shared"].sum() * view.block_size
-        plan.spare = BUSY * view.total_blocks * view.block_size - held
-        drafts = np.zeros(len(jobs), np.int64)
-        if self.speculate and view.max_drafts > 0:
-            short = bool(plan.spare < 0)
-            drafting = Drafting(view, self.roofline, self._acceptance, engine, short)
-            drafts = drafting.spread(guaranteed, jobs, plan.share, plan.seconds)
-            # where prefill gave way to them the step was proven as the shorter one that it is now
-            size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
-            seconds = self.roofline.time(size, drafts.max(initial=0), context)
-            plan.seconds = min(plan.seconds, seconds)
+        plan.seconds = batching.form(view.now, jobs, everyone, plan.engine, plan.share)
+        plan.spare = BUSY * view.total_blocks * view.block_size - held(jobs, view.block_size)
+        drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
         urgent = np.argsort(jobs["due"], kind="stable")
         room = plan.room = Room(view, plan.best_effort)
         need, starts = needed(jobs, plan.share, view.block_size)
@@ -227,16 +219,24 @@ class SLOsServe:
         in_turn = [guaranteed[j] for j in urgent.tolist()]
         if any(map(attrgetter("cached"), in_turn)):  # what starts needs is another sum
             need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
-        tokens = room.give_all(in_turn, wanted, need, starts)
-        for j in np.flatnonzero(drafts).tolist():
-            p, n = guaranteed[j], int(drafts[j])
+        plan.tokens = room.give_all(in_turn, wanted, need, starts)
+        for p, n in drafts:
             need = view.blocks(p.computed + 1 + n) - view.blocks(p.computed + 1)
-            if p.id in tokens and need <= room.free:
+            if p.id in plan.tokens and need <= room.free:
                 room.free -= need
-                tokens[p.id] += n
+                plan.tokens[p.id] += n
                 plan.draft = max(plan.draft, n)
                 self._acceptance.give(p, n)
-        plan.tokens = tokens
+
+    def _drafts(self, plan: Plan) -> list[tuple[Progress, int]]:
+        """Who is to verify drafts in this step, and how many; what prefill gives way to them."""
+        view, jobs, engine = plan.view, plan.jobs, plan.engine
+        drafting = Drafting(view, self.roofline, self._acceptance, engine, plan.spare < 0)
+        drafts = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
+        # where prefill gave way the step was proven as the shorter one that it is now
+        size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
+        plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
+        return [(plan.guaranteed[j], int(drafts[j])) for j in np.flatnonzero(drafts).tolist()]
 
     def _fill(self, plan: Plan) -> None:
         """Give best effort what is left of the step: those running, oldest first, then those
