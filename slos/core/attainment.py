@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -142,5 +143,5 @@ def attainment(outcomes: Sequence[Outcome], rule: str = "") -> float:
     """Share of requests that met every objective, each by its own rule of pace or all by `rule`."""
     require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
     require(rule in ("", *RULES), "rule", rule, f"one of {', '.join(RULES)}, or nothing")
-    field = f"attained_{rule}" if rule else "attained"
-    return sum(getattr(o, field) for o in outcomes) / len(outcomes)
+    met = attrgetter(f"attained_{rule}" if rule else "attained")
+    return sum(map(met, outcomes)) / len(outcomes)

@@ -51,8 +51,7 @@ class SLO:
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     def first_token(self, zero_load: float) -> float:
-        """Seconds from the stage's arrival until its first token is due; `zero_load` is its
-        prompt's time alone."""
+        """Seconds until the first token is due; zero_load: what its prompt takes alone."""
         if self.ttft is not None:
             return self.ttft
         return self.slowdown * zero_load if self.slowdown is not None else self.tpot
@@ -79,8 +78,7 @@ class Stage:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it just continues the stage before it, so that its first token is due at its
-        pace."""
+        """Whether it continues the stage before it: its first token is due at its pace."""
         return self.prompt == 0 and self.wait == 0
 
 

@@ -168,8 +168,7 @@ class Acceptance:
 
 def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
     """Whether a step that computes `share` of the jobs leaves some prefill for another."""
-    left = jobs["left"]
-    return bool((share < left)[left > 1].any())
+    return bool((share < jobs["left"])[jobs["left"] > 1].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,12 +223,13 @@ class Drafting:
         it, whether all or none of them are accepted."""
         size, context = int((share + drafts).sum()), int(jobs["computed"][share > 0].sum())
         end = self.view.now + self.roofline.time(size, int(drafts.max()), context)
-        need = needed(jobs, share + drafts, self.view.block_size)[0]
-        for accepted in (np.zeros_like(drafts), drafts) if need <= self.view.free_blocks else ():
+        if needed(jobs, share + drafts, self.view.block_size)[0] > self.view.free_blocks:
+            return False
+        for accepted in (np.zeros_like(drafts), drafts):
             then, alive, in_time = advanced(end, jobs, share, accepted)
             if not in_time or look_ahead(end, then, alive, self.engine)[0] != OK:
                 return False
-        return need <= self.view.free_blocks
+        return True
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""

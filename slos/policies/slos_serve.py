@@ -68,8 +68,7 @@ class SLOsServe:
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
-        size, bound = self.batch_tokens, "at least 0 (0: as the deadlines ask)"
-        require(size >= 0, "batch_tokens", size, bound)
+        require(self.batch_tokens >= 0, "batch_tokens", self.batch_tokens, "at least 0 tokens")
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
@@ -100,8 +99,7 @@ class SLOsServe:
 
     def told_apart(self, view: View, waiting: Sequence[Progress]) -> Plan:
         """`sort` of the view's running requests and of those `waiting`."""
-        engine = engine_of(self.roofline, view, self.longest_step, self.batch_tokens)
-        plan = Plan(view, engine)
+        plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
             prefill = p.tokens - p.computed > 1
             late = prefill and not p.best_effort and self.hopeless(p.due, view.now)
@@ -147,10 +145,9 @@ class SLOsServe:
                 first = max(PATIENCE * slowness(self.roofline), 2 * self.roofline.time(p.left))
                 t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
-            if p.id not in before:
-                jobs = jobs_of([*plan.guaranteed, easy], self.lengths)
-                if not self._proven(plan, jobs):
-                    continue
+            beside = [*plan.guaranteed, easy]
+            if p.id not in before and not self._proven(plan, jobs_of(beside, self.lengths)):
+                continue
             self._aged[p.id] = p.stage, t0
             plan.guaranteed.append(easy)
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
@@ -202,8 +199,7 @@ class SLOsServe:
     def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
         """Whether the jobs are all served in time."""
         everyone = np.ones(len(jobs), np.bool_)
-        verdict, _ = lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)
-        return verdict == lookahead.OK
+        return lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)[0] == lookahead.OK
 
     def _form(self, plan: Plan) -> None:
         """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
