@@ -6,6 +6,9 @@ time, or until it cannot be in time even alone: then it is declined into best ef
 what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need
 the memory. The oldest of it is in time promised an easy pace, so that none starves.
 
+By the clients' rule of pace a decode may sit out steps for a prompt, as long as the tokens that are
+sure to come after can make it good (`slos.planning.jobs.lent`).
+
 A round that comes back from a tool is a candidate of its own, since nothing foresees when tools
 answer: the promise covers what a request does until it waits for one.
 """
