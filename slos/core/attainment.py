@@ -75,7 +75,8 @@ class Live:
     route: list[str] = field(default_factory=list)  # replicas still to ask
     replica: str = ""
     hops: int = 0
-    dice: Random = field(default_factory=Random)
+    seed: str = ""  # of what becomes of its drafts
+    dice: Random | None = None
     content: Any = None  # names of its KV blocks, where there is a prefix cache
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
@@ -97,7 +98,7 @@ class Live:
     def draft(self, drafts: int, acceptance: float) -> int:
         """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
         model's own."""
-        accepted = 0
+        accepted, self.dice = 0, self.dice or Random(self.seed)
         while accepted < drafts and self.dice.random() < acceptance:
             accepted += 1
         p = self.progress

@@ -12,7 +12,10 @@ from slos.core.types import Progress, Request
 
 
 class Unmoved:
-    """One that learns nothing of what its host tells it."""
+    """One that learns nothing of what its host tells it, and is sure of nothing."""
+
+    def at_least(self, progress: Progress) -> int:
+        return 1
 
     def began(self, progress: Progress) -> None:
         pass
@@ -43,6 +46,9 @@ class Oracle(Unmoved):
 
     def after_stage(self, progress: Progress) -> int:
         return self._stages[progress.id][progress.stage][1]
+
+    def at_least(self, progress: Progress) -> int:
+        return self._stages[progress.id][progress.stage][0] - progress.generated
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,14 +280,17 @@ class LengthPredictor(Protocol):
     """Says how many tokens a request will still add to its context before it gives its KV blocks
     back: `remaining`, at least 1, and of those `after_stage` in stages that follow without a wait.
 
-    Both may change from step to step. The host tells of every stage that `began` with its first
-    token, in the record that it keeps up to date; and that `ended`, as the record was then; `last`:
-    the blocks came back. One that is `aborted` ends no stage.
+    Both may change from step to step. `at_least` so many output tokens of this stage are sure to
+    come, 1 where nothing is known. The host tells of every stage that `began` with its first token,
+    in the record that it keeps up to date; and that `ended`, as the record was then; `last`: the
+    blocks came back. One that is `aborted` ends no stage.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
+
+    def at_least(self, progress: Progress) -> int: ...
 
     def began(self, progress: Progress) -> None: ...
 

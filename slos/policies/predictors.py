@@ -30,6 +30,7 @@ from slos.core.types import LengthPredictor, Progress, Request, require
 UNKNOWN = 64  # output tokens of one of which nothing at all is known
 WINDOW = 512  # requests of a class that are remembered
 LEVEL = 0.25
+SURE = 0.02  # the share of requests that may end before what is called sure has come
 ROUNDING = 1e-9
 
 
@@ -57,6 +58,9 @@ class Noisy(Oracle):
         after = super().after_stage(progress)
         return max(1, round(self._factor[progress.id] * after)) if after else 0
 
+    def at_least(self, progress: Progress) -> int:
+        return 1
+
 
 class Told(Unmoved):
     """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
@@ -76,8 +80,17 @@ class Told(Unmoved):
             return max(0, left - max(1, p.told_stage - p.generated))
         return min(left - 1, left // 2 if p.told > p.tokens else self.later(p))
 
+    def at_least(self, progress: Progress) -> int:
+        p = progress
+        alone = p.told > p.tokens and p.later_tpot == inf
+        said = p.told_stage - p.generated if p.told_stage else alone * (p.told - p.tokens)
+        return max(1, said) if said else self.sure_in_stage(p)
+
     def in_stage(self, progress: Progress) -> int:
         raise NotImplementedError
+
+    def sure_in_stage(self, progress: Progress) -> int:
+        return 1
 
     def later(self, progress: Progress) -> int:
         raise NotImplementedError
@@ -122,6 +135,7 @@ class Window:
     ascending: list[int] = field(default_factory=list)
     within: list[float] = field(default_factory=list)  # the share that ends by each of these
     pace: float = 0.0
+    sure: int = 1  # to which all but a share of SURE come
     known: dict[int, int] = field(default_factory=dict)  # answers until the next one ends
 
     def ended(self) -> None:
@@ -140,6 +154,9 @@ class Window:
             self.within.append(1.0 - longer)
         self.ascending = [length for length, _ in seen]
         self.pace = sum(self.ascending) / max(1, sum(not goes_on for _, goes_on in seen))
+        some = len(seen) - ceil(1 / SURE)  # of which as many are known to be as long
+        at = min(bisect_right(self.within, SURE), some)
+        self.sure = self.ascending[at] if at >= 0 else 1
 
 
 class Learned(Told):
@@ -166,13 +183,21 @@ class Learned(Told):
         raise NotImplementedError
 
     def in_stage(self, progress: Progress) -> int:
-        own = self._own.get((progress.kind, progress.stage), self._all)
         g = progress.generated
-        return self._expected(own if own.learned else self._all, g) - g
+        return self._expected(self._window(progress), g) - g
+
+    def sure_in_stage(self, progress: Progress) -> int:
+        window = self._window(progress)
+        return max(1, window.sure - progress.generated) if window.learned else 1
 
     def later(self, progress: Progress) -> int:
         window = self._later.get((progress.kind, progress.stage))
         return self._expected(window, 0) if window else UNKNOWN
+
+    def _window(self, progress: Progress) -> Window:
+        """Who tell of its stage."""
+        own = self._own.get((progress.kind, progress.stage), self._all)
+        return own if own.learned else self._all
 
     def _expected(self, window: Window, g: int) -> int:
         """The length of one that has generated g tokens."""
