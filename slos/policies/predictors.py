@@ -37,10 +37,7 @@ ROUNDING = 1e-9
 @final
 class Noisy(Oracle):
     """An oracle that is off by a factor, the same for all of a request: log-normal with `sigma` and
-    median 1.
-
-    One that outlives what was said is said to be longer by half, again and again.
-    """
+    median 1. One that outlives what was said is said to be longer by half, again and again."""
 
     def __init__(self, requests: Sequence[Request], sigma: float = 0.5) -> None:
         require(sigma >= 0, "sigma", sigma, "at least 0")
