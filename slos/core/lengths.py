@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from slos.core.types import Progress, Request
 
@@ -49,14 +48,3 @@ class Oracle(Unmoved):
 
     def at_least(self, progress: Progress) -> int:
         return self._stages[progress.id][progress.stage][0] - progress.generated
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken(Unmoved):
-    """What a prefill replica has to expect of a request: the first token, with which it leaves."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 1
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0

@@ -152,10 +152,7 @@ def blocks_of(job, tokens, block_size):
 @kernel
 def held(jobs, block_size):
     """KV tokens of all jobs, those in blocks that are shared left out."""
-    tokens = 0.0
-    for j in range(len(jobs)):
-        tokens += jobs[j].computed - jobs[j].shared * block_size
-    return tokens
+    return (jobs.computed - jobs.shared * block_size).sum()
 
 
 @kernel

@@ -173,14 +173,11 @@ def _table(problem, most, width, weigh):
         stride[k] = states
         states *= most[k] + 1
     counts, size = np.zeros((states, tiers), np.int64), np.zeros(states, np.int64)
-    owed, tightest = np.zeros(states), np.empty(states, np.int64)
-    tau = problem.tau
+    owed, tightest = np.empty(states), np.empty(states, np.int64)
     for s in range(states):
-        tightest[s] = tiers - 1
-        for k in range(tiers - 1, -1, -1):
+        for k in range(tiers):
             counts[s, k] = (s // stride[k]) % (most[k] + 1)
-            owed[s] += counts[s, k] / tau[k]
-            tightest[s] = k if counts[s, k] else tightest[s]
+        owed[s], tightest[s] = _pace(counts[s], problem.tau)
     points = np.empty((states, width), POINT)
     size[0], first = 1, points[0, 0]
     first.v = first.b = first.m = 0.0
