@@ -201,11 +201,7 @@ def _pace(n, tau):
 def _rho(problem, table, owed, tightest):
     """rho of every state beside admitted requests that are owed so much: full batches of the
     tightest tier that decodes, less what all are owed."""
-    rates, theirs, taken = problem.rates, table.tightest, table.owed
-    rho = np.empty(len(taken))
-    for s in range(len(rho)):
-        rho[s] = rates[min(tightest, theirs[s])] - owed - taken[s]
-    return rho
+    return problem.rates[np.minimum(tightest, table.tightest)] - owed - table.owed
 
 
 @kernel

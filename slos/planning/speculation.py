@@ -58,9 +58,8 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
             if gained / time > best:
                 best, best_drafts, best_longest = gained / time, drafts, longest
     lengths = np.zeros(len(limit), np.int64)
-    for j in order:
-        if best_drafts and place[j] <= best_longest:
-            lengths[owner[j]], best_drafts = place[j], best_drafts - 1
+    for j in order[place[order] <= best_longest][:best_drafts]:
+        lengths[owner[j]] = place[j]
     return lengths
 
 

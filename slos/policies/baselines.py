@@ -44,9 +44,7 @@ def _serve(
     others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left
     free.
     """
-    tokens: dict[str, int] = {}
-    preempted: list[str] = []
-    running = [*first, *others]
+    tokens, preempted, running = dict[str, int](), list[str](), [*first, *others]
     drafts, size = min(drafts, view.max_drafts), view.block_size
     for at, p in enumerate(first):
         if at >= len(running) or not budget:

@@ -276,8 +276,7 @@ class SLOsServe:
 
     def _fits(self, seconds: float, draft: int, context: float) -> int:
         """Tokens of a step."""
-        fits = self.roofline.fits(seconds, draft, context)
-        return min(fits, self.batch_tokens) if self.batch_tokens else fits
+        return int(min(self.roofline.fits(seconds, draft, context), self.batch_tokens or inf))
 
     def _latest_end(self, plan: Plan) -> float:
         """Until when best effort may stretch the step."""
