@@ -86,6 +86,14 @@ def lent_to(jobs):
     return seconds
 
 
+def at_pace(jobs: np.ndarray) -> np.ndarray:
+    """The jobs as they are due at their pace, with nothing lent."""
+    jobs = jobs.copy()
+    jobs["due"] -= lent_to(jobs)
+    jobs["gain"] = 0.0
+    return jobs
+
+
 @kernel
 def advance(job, tokens, drafts, now):
     """Compute `tokens` of a job until `now`; whether that ends with its next one, and with `drafts`
@@ -121,7 +129,7 @@ def slack_per_token(job, now):
         return 0.0
     slack = job.due - lent(job) - job.tpot - now
     if slack < 0:
-        return slack / job.sure if job.gain and job.sure > 1 else 0.0
+        return max(-job.gain, slack / job.sure) if job.sure > 1 else 0.0
     return slack / (job.remaining - (job.switch if job.reopens else 0.0))
 
 

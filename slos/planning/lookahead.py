@@ -142,8 +142,8 @@ def _in_the_long_run(now, jobs, alive, engine):
     """The verdict on jobs of which some must sit out batches: whether one step of the tightest
     pace holds what all are owed in that time, and the KV cache their final sizes.
 
-    Who is to decode faster than any step must be able to wait for steps of all: nobody who sits
-    out makes up for slack that is gone.
+    Who is to decode faster than any step, or is to make good what is lent, must be able to wait for
+    steps of all: nobody who sits out makes up for slack that is gone.
     """
     count, context, shared, final, owed, tightest = 0.0, 0.0, 0.0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
@@ -159,7 +159,7 @@ def _in_the_long_run(now, jobs, alive, engine):
         if alive[j]:
             job = jobs[j]
             pace = _tightest(job) + slack_per_token(job, now)
-            if _tightest(job) < shortest and pace < longest:
+            if (_tightest(job) < shortest or job.gain) and pace < longest:
                 return LATE
             if job.reopens:
                 pace = min(pace, job.later)

@@ -28,7 +28,7 @@ from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
 from slos.planning.candidates import MOST, due_first, planned, tiers
 from slos.planning.fluid import fluid, prefill_rates
-from slos.planning.jobs import held, jobs_of, needed
+from slos.planning.jobs import at_pace, held, jobs_of, needed
 from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.planning.room import Room
@@ -287,7 +287,7 @@ class SLOsServe:
         cushion = CUSHION * slowness(self.roofline)
         if not plan.keeps_pace():  # what slack there is was counted on
             return now + plan.seconds
-        end = batching.latest_end(now, jobs, plan.share, plan.engine, cushion)
+        end = batching.latest_end(now, at_pace(jobs), plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * jobs["tpot"].min():
             return min(end, now + plan.seconds * (1 + STRETCH))
         plan.repeat = min(plan.repeat, plan.spare // len(jobs))

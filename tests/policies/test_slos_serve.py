@@ -273,6 +273,16 @@ def test_a_pace_that_is_made_good_again(rule: str, output: int, seconds: float) 
     assert took[1] == pytest.approx(seconds, abs=1e-3)
 
 
+def test_what_is_lent_is_made_good_beside_easier_paces(no_data: None) -> None:
+    """Far beyond capacity, half of the decodes have twice the TPOT of the others, and no decode
+    sits out a step for another one."""
+    work = by_rule(build("reasoning", 1.0, 250, 1).requests, CLIENT)
+    hardware = profile("r1-qwen-1.5b-a100")
+    watch = Watch(SLOsServe(hardware.roofline, Oracle(work)))
+    outcomes = simulate(work, watch, World.of(hardware))
+    assert not broken(watch, outcomes) and any(o.declined for o in outcomes)
+
+
 def test_best_effort_makes_room_newest_first() -> None:
     """20 blocks of 4: after 0.3 s both of best effort hold about 6, and the third needs 15 for its
     prompt."""
