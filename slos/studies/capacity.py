@@ -27,7 +27,7 @@ from workloads import SCENARIOS
 ASKED = ("rule", "target")
 OTHERWISE = {
     "smoke": Size(60, 1, 0.5, scenarios=("coding",)),
-    "quick": Size(360, 1, 0.1, scenarios=("mixed",)),
+    "quick": Size(300, 1, 0.1, scenarios=("mixed",)),
     "full": Size(600, 3, 0.04),
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by

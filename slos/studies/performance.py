@@ -26,7 +26,7 @@ from slos.studies.published_steps import GPUS, engine_steps, kernel_steps, measu
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
-TILES = (1, 64, 128, 256)
+TILES, TILE = (1, 64, 128, 256), 128
 BLIND = ("", "tile=1", "smooth=1", "smooth=1,scale=1.15")  # beliefs of one who knows no tiles
 PLANES = 3  # a third one where long prompts take more than their tokens' share
 
@@ -103,9 +103,14 @@ def fits(size: str, workers: int | None = None) -> Frame:
         for gpu in GPUS
         for tp in parallel[: 1 if size == "smoke" else None]
         for context in (False, True)
-        for tile in (TILES if kind != "engine" else (1,))
+        for tile in _tiles(size, kind)
     ]
     return swept(size, "roofline_fits", judge, cases, Judged, workers)
+
+
+def _tiles(size: str, kind: str) -> tuple[int, ...]:
+    """Those of kernels are looked for at full size only."""
+    return (1,) if kind == "engine" else TILES if size == "full" else (1, TILE)
 
 
 def origin(table: Frame) -> str:

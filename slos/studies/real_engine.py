@@ -48,7 +48,7 @@ from slos.studies.engine_workloads import WORKLOADS
 
 TOLD = f"{OURS}, lengths told"  # in place of the system's name
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
-SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (100, 3, 4)}
+SIZES = {"smoke": (12, 1, 1), "quick": (45, 1, 3), "full": (100, 3, 4)}
 """Requests per load, seeds, and loads."""
 FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 # tokens of a batch at the most, for both: what vLLM takes by default on most hardware

@@ -12,6 +12,7 @@ import pandas as pd
 from slos.core.pace import PAPER
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, tries_of, typical
+from slos.evaluation.near import begun
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import interval
 from slos.files import Frame, results_dir
@@ -36,7 +37,7 @@ def carried(
     already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
     path = results_dir(size) / f"{name}.csv"
-    return dict(zip(cases, sweep(carries, cases, path, Probe, workers), strict=True))
+    return dict(zip(cases, sweep(carries, begun(cases), path, Probe, workers), strict=True))
 
 
 def tuned(
