@@ -11,6 +11,7 @@ from slos.evaluation import near
 from slos.evaluation.capacity_search import Search, search
 from slos.evaluation.grids import searches
 from slos.evaluation.near import begun, known, rate
+from slos.policies import OURS
 
 CASE = Search("coding", "sarathi", "chunk=512", seed=2, replicas=4, router="sequential")
 ALIKE = [
@@ -35,14 +36,18 @@ def write(path: Path, rows: list[tuple[Search, float]], **more: object) -> None:
 
 def test_a_search_begins_at_its_own_capacity_or_at_that_of_the_most_alike(reference: Path) -> None:
     write(reference / "a.csv", [*ALIKE, (replace(CASE, seed=1), 0.0)], capacity=True)
-    assert rate(ALIKE[0][0]) == 5.0, "its own"
+    assert rate(ALIKE[0][0]) == pytest.approx(5.0), "its own"
     assert rate(replace(CASE, num_requests=100)) == pytest.approx(6.0), "the mean of its seeds"
-    assert rate(replace(CASE, num_requests=9000)) == 1.0, "of those with as many requests"
+    assert rate(replace(CASE, num_requests=9000)) == pytest.approx(1.0), (
+        "of those with as many requests"
+    )
     assert rate(replace(CASE, num_requests=100, replicas=2)) == pytest.approx(6.0), "per GPU"
     for other in ({"target": 0.95}, {"router": "cheapest"}, {"max_drafts": 3}, {"rule": "client"}):
         assert rate(replace(CASE, **other)) == 0.0
     [found, text] = begun([ALIKE[0][0], "no search"])
-    assert isinstance(found, Search) and found.near == 4 * 5.0 and text == "no search"
+    assert (
+        isinstance(found, Search) and found.near == pytest.approx(4 * 5.0) and text == "no search"
+    )
     assert found == ALIKE[0][0] and str(found) == str(ALIKE[0][0]), "it is the same search"
 
 
@@ -66,15 +71,13 @@ def test_runs_leave_what_the_reference_does_not_hold(
         near.main(["quick", "full"])
     kept = pd.read_csv(reference / "near.csv")
     assert {*kept["run"]} == {str(case) for case, _ in ALIKE[:2]}
-    assert rate(ALIKE[1][0]) == 7.2
+    assert rate(ALIKE[1][0]) == pytest.approx(7.2)
 
 
 def test_the_reference_knows_the_searches_of_a_full_run() -> None:
     known.cache_clear()
-    found = [rate(case) for case in searches("full")]
-    assert all(found), "of every system, setting and scenario"
-    exact = known()[0]
-    assert all(str(case) in exact for case in searches("full"))
+    assert all(str(case) in known()[0] for case in searches("full", systems=["sarathi", OURS]))
+    assert all(rate(case) for case in searches("quick", systems=["sarathi", OURS]))
 
 
 @pytest.mark.usefixtures("no_data")

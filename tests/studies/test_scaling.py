@@ -13,7 +13,7 @@ from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
 from slos.sim.cluster import POOLED
 from slos.studies import scaling
-from slos.studies.scaling import REPLICAS, SIZES, disaggregation_cases, scaling_cases
+from slos.studies.scaling import SIZES, disaggregation_cases, scaling_cases
 from workloads import SCENARIOS
 
 
