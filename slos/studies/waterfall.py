@@ -200,5 +200,5 @@ def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
     palette = colors(list(each["scenario"]))
     for i, r in enumerate(rows_of(each)):
         looks = {"color": palette[r.scenario], "markersize": 6, "linestyle": "none"}
-        at = y + 0.09 * (i - 2.5)  # some are alike
+        at = y + 0.13 * (i % 3 * 2 + i // 3 - 2.5)  # some are alike
         axis.plot(r.ratio, at, label=None if y else r.scenario, **marked(i), **looks)
