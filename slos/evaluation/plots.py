@@ -105,7 +105,7 @@ def marked(i: int) -> dict[str, Any]:
     return {"marker": MARKERS[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
 
 
-def nested(i: int) -> dict[str, float]:
+def nested(i: int) -> dict[str, Any]:
     """How large the i-th of several lines and its marks are: smaller than those before, which are
     seen behind where they are alike."""
     return {"markersize": max(4.0, 6.5 - i), "linewidth": max(1.2, 2.4 - 0.4 * i)}
