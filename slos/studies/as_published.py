@@ -110,4 +110,5 @@ def models_chart(table: Frame, source: str) -> Figure:
         groups = {m: (color, select(table, kind=kind, model=m)) for m, color in palette.items()}
         dots(axis, groups, 0.16, paper("authors_vs_best"))
     said = f"{source}; one replica, drafts where there is a draft model; {seeds_said(table)}"
+    said += "; dashed: the paper's mean over the better of two"
     return finish(figure, said, axes[0], ncols=4)
