@@ -26,13 +26,13 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
 from slos.core.types import Request as Work
 from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, make_policy
+from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief
 from slos.serving.beside import Beside, logger
