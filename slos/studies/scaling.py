@@ -34,7 +34,7 @@ OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""
-PLAIN_TO = 8  # replicas; more run with the best router alone, as they take half of the CPU time
+PLAIN_TO = 8  # replicas; with more behind it, too, half of all simulated requests would be of 16
 
 
 def _grid(
