@@ -40,6 +40,7 @@ from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
 from slos.serving.calls import SECRET, secret
+from slos.serving.guard import FOLDER
 from slos.serving.load_report import Report
 from slos.serving.metrics import of_replicas
 from slos.serving.middleware import refusal
@@ -92,7 +93,7 @@ class Replica:
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
-            env = os.environ | {SECRET: secret(), launch.LEASHED: self.folder.name}
+            env = os.environ | {SECRET: secret(), FOLDER: self.folder.name}
             self.engine = subprocess.Popen(command, start_new_session=True, env=env, **pipes)
         try:
             launch.wait(self.url, self.engine, log, own=True)

@@ -9,32 +9,27 @@ is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package o
 from __future__ import annotations
 
 import argparse
-import atexit
 import errno
 import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
-import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from slos.core.pace import RULES
 from slos.core.types import require
-from slos.serving.calls import METRICS, calibrate, secret, wait
+from slos.serving.calls import calibrate, secret, wait
+from slos.serving.guard import GRACE, guard
 from slos.serving.settings import Settings
 
 __all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
 SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
-LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
@@ -52,7 +47,8 @@ OURS = (
     ("load", "--load", str, "file to keep the engine's load in, for a router"),
 )  # fmt: skip
 OWN = (*(name for name, *_ in OURS), "reject")
-VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
+VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key",
+         "shutdown_timeout")  # fmt: skip
 
 
 def options() -> argparse.ArgumentParser:
@@ -79,13 +75,15 @@ def options() -> argparse.ArgumentParser:
 
 class Launch(NamedTuple):
     """How a server is started: vLLM's arguments, the scheduler's settings, where it will answer,
-    its key if it has one, and whether to calibrate it."""
+    its key if it has one, whether to calibrate it, and how long requests may take at its end, in
+    seconds."""
 
     argv: list[str]
     settings: Settings
     url: str
     key: str
     calibrates: bool
+    drain: float
 
 
 def arguments(argv: Sequence[str]) -> Launch:
@@ -127,7 +125,8 @@ def arguments(argv: Sequence[str]) -> Launch:
     url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
     keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]
     calibrates = not (typed.stock or typed.no_calibrate)
-    return Launch(whole, settings, url, keys[0] if isinstance(keys, list) else keys, calibrates)
+    key, drain = keys[0] if isinstance(keys, list) else keys, given.get("shutdown_timeout", 0)
+    return Launch(whole, settings, url, key, calibrates, float(drain))
 
 
 def _file(path: str | None) -> dict[str, Any]:
@@ -170,36 +169,6 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _leash() -> None:
-    """End this group of processes when its standard input ends, however that happens.
-
-    A process of its own looks after that, since this one may be killed first and leave an engine
-    behind. It removes the folder that `LEASHED` names as well.
-    """
-    group = os.getpgrp()
-    if os.fork() == 0:
-        os.setpgid(0, 0)
-        while os.read(0, 1024):
-            pass
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        if folder := os.environ.get(LEASHED):
-            shutil.rmtree(folder, ignore_errors=True)
-        os._exit(0)
-
-
-def _own_folder() -> None:
-    """A folder for what vLLM leaves among temporary files; it goes with this process."""
-    # the path of a socket in it has at most 107 characters
-    usual = tempfile.gettempdir()
-    where = usual if len(usual) < 40 else "/tmp"
-    folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-", dir=where)
-    os.environ["TMPDIR"], tempfile.tempdir = folder, None
-    os.environ[METRICS] = tempfile.mkdtemp(prefix="metrics-")
-    if LEASHED not in os.environ:
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-
 def on_cpu() -> bool:
     """Whether vLLM is the build for CPUs."""
     named = any(importlib.metadata.distributions(name="vllm"))
@@ -222,8 +191,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] in ([], ["-h"], ["--help"]):
         return options().print_help()
     if argv[:1] == ["serve"]:
-        if "--leash" in argv:
-            _leash()
         try:
             started = arguments(argv[1:])
             if not {"--uds", "-h", "--help"} & set(started.argv):
@@ -232,9 +199,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             print(f"slos.serving.launch: {error}", file=sys.stderr)
             sys.exit(2)
-        argv = started.argv
-        _own_folder()
+        leash, argv = "--leash" in argv, started.argv
         secret()  # made here, so that every process of the server knows it
+        guard(leash, GRACE + started.drain)
         if started.calibrates:
             threading.Thread(target=_when_ready, args=(started,), daemon=True).start()
     if on_cpu():
