@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from slos.core.lengths import Oracle
 from slos.core.pace import RULES
 from slos.core.types import require
-from slos.serving.calls import calibrate, secret, wait
+from slos.hardware.profiles import profile
+from slos.serving.calls import calibrate, secret
 from slos.serving.guard import GRACE, guard
 from slos.serving.settings import Settings
 
-__all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
 SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
@@ -111,6 +112,8 @@ def arguments(argv: Sequence[str]) -> Launch:
         other = {"ttft": "slowdown", "slowdown": "ttft"}  # of the two the one that was said last
         slos = {k: v for k, v in slos.items() if other.get(k) not in said} | said
     settings = Settings.of(slos)
+    if not typed.stock and "scheduler_cls" not in given:  # another may know other policies
+        settings.policy_for(profile("opt-6.7b-a100").roofline, Oracle([]))
     host, port = str(given.get("host", "127.0.0.1")), int(given.get("port", 8000))
     whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
     for name in VLLMS:
