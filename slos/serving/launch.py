@@ -1,9 +1,10 @@
 """vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for
 `vllm serve MODEL`.
 
-Adds the scheduler, the check of objectives and the settings below, and sends a short calibration
-once the server is up; every other argument, and every other command of vLLM's, goes to vLLM as it
-is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package of another name.
+Adds the scheduler, the check of objectives and the settings below, sends a short calibration once
+the server is up, and sees to it that the server ends as a whole; every other argument, and every
+other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM, whose own
+`vllm` looks for a package of another name.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def options() -> argparse.ArgumentParser:
     add("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
     text = "let it learn from the first requests instead"
     add("--no-calibrate", action="store_true", help=text)
-    add("--leash", action="store_true", help="end with standard input, all of the process group")
+    add("--leash", action="store_true", help="end at once with standard input")
     add("--host", help="(default: 127.0.0.1)")
     add("--port", type=int, help="(default: 8000)")
     add("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
