@@ -64,9 +64,11 @@ def _ended(server: int, heard: int, leash: bool, grace: float) -> int:
     """Its exit code, negative by a signal, once the child has ended or was killed."""
     deadline = inf
     while True:
-        pid, status = os.waitpid(server, os.WNOHANG)
-        if pid:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == server:
             return os.waitstatus_to_exitcode(status)
+        if pid:
+            continue  # an orphan
         left = deadline - time.monotonic()
         ready = select([heard, *[0] * leash], [], [], max(0.0, min(left, 3600.0)))[0]
         if left <= 0 or (0 in ready and not os.read(0, 1024)):
