@@ -104,10 +104,12 @@ def arguments(argv: Sequence[str]) -> Launch:
     given = {k.replace("-", "_"): v for k, v in file.items()} | given
     queue = given.get("scheduling_policy", "fcfs")
     require(queue == "fcfs" or typed.stock, "--scheduling-policy", queue, "fcfs", "leave it out")
-    config = dict(file.get("additional-config") or {}) | typed.additional_config
+    configs = [file.get("additional-config") or {}, typed.additional_config]
+    for raw in configs:
+        require(isinstance(raw, dict), "additional-config", raw, "an object")
     slos: dict[str, Any] = {}
     flags = {name: given[name] for name in OWN if name in given}
-    for more in (file.get("additional-config") or {}, typed.additional_config, {"slos": flags}):
+    for more in (*configs, {"slos": flags}):
         said = more.get("slos", {})
         require(isinstance(said, dict), "slos settings", said, "an object")
         other = {"ttft": "slowdown", "slowdown": "ttft"}  # of the two the one that was said last
@@ -116,7 +118,8 @@ def arguments(argv: Sequence[str]) -> Launch:
     if not typed.stock and "scheduler_cls" not in given:  # another may know other policies
         settings.policy_for(profile("opt-6.7b-a100").roofline, Oracle([]))
     host, port = str(given.get("host", "127.0.0.1")), int(given.get("port", 8000))
-    whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
+    config = configs[0] | configs[1] | {"slos": slos}
+    whole = ["serve", *theirs, "--additional-config", json.dumps(config)]
     for name in VLLMS:
         if (value := (given if name == "uds" else vars(typed)).get(name)) is not None:
             values = value if isinstance(value, list) else [value]
@@ -141,12 +144,14 @@ def _file(path: str | None) -> dict[str, Any]:
 
     try:
         raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        require(isinstance(raw, dict), f"--config {path}", raw, "a mapping of options")
+        raw = {str(name).replace("_", "-"): value for name, value in raw.items()}
+        if isinstance(more := raw.get("additional-config"), str):
+            raw["additional-config"] = json.loads(more)
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from None
-    require(isinstance(raw, dict), f"--config {path}", raw, "a mapping of options")
-    raw = {str(name).replace("_", "-"): value for name, value in raw.items()}
-    more = raw.get("additional-config", {})
-    raw["additional-config"] = json.loads(more) if isinstance(more, str) else more
+    port = raw.get("port", 0)
+    require(str(port).isdecimal(), f"{path}: port", port, "a number")
     ours = [f.lstrip("-") for a in options()._actions if a.dest in OWN for f in a.option_strings]
     for name in ours:
         cure = "type it, or write it under additional-config: slos"

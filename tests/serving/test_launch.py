@@ -62,6 +62,9 @@ def test_what_is_typed_beats_the_file_and_the_file_beats_a_default(tmp_path: Pat
         ("[1]", r"\[1\] must be a mapping"),
         ("a: [", "cannot be read"),
         ("scheduling-policy: priority", "--scheduling-policy = 'priority' must be fcfs"),
+        ("port: abc", "port = 'abc' must be a number"),
+        ("additional-config: [1]", r"additional-config = \[1\] must be an object"),
+        ("additional-config: '{'", "cannot be read: Expecting property name"),
     ],
 )
 def test_a_file_that_would_mislead_is_refused(tmp_path: Path, text: str, said: str) -> None:
