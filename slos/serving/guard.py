@@ -2,7 +2,7 @@
 
 The process that was started guards the server, its child. For vLLM's front end loses a SIGTERM
 while its engine starts (`zmq_socket_ctx` takes the interrupt for its own) and waits for it for ten
-minutes, and one that is killed leaves its engine behind.
+minutes, one that is killed leaves its engine behind, and Ray some processes, while it starts.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def _ended(server: int, heard: int, leash: bool, grace: float) -> int:
 
 
 def _own_folder() -> str:
-    # the path of a socket in it has at most 107 characters
+    # the path of a socket in it, or in that of a replica in it, has at most 107 characters
     usual = tempfile.gettempdir()
-    where = usual if len(usual) < 40 else "/tmp"
+    where = usual if len(usual) < 28 else "/tmp"
     folder = os.environ.get(FOLDER) or tempfile.mkdtemp(prefix="slos-server-", dir=where)
     os.environ["TMPDIR"], tempfile.tempdir = folder, None
     os.environ[METRICS] = tempfile.mkdtemp(prefix="metrics-")
