@@ -79,10 +79,11 @@ def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
 
 
 def _object(path: Path, n: int, text: str) -> dict[str, str]:
-    cells = None
+    raw = None
     with suppress(json.JSONDecodeError):
-        cells = json.loads(text)
-    require(isinstance(cells, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
+        raw = json.loads(text)
+    require(isinstance(raw, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
+    cells = cast(dict, raw)
     hashes = cells.get("hash_ids", [])
     require(isinstance(hashes, list), f"{path}, row {n}: hash_ids", hashes, "a list of blocks")
     written = {c: json.dumps(x) if isinstance(x, list) else str(x) for c, x in cells.items()}
