@@ -28,6 +28,7 @@ from slos.core.types import LengthPredictor, Progress, Request, require
 
 WINDOW = 512  # requests of a class that are remembered
 LEVEL = 0.25
+SURE = 0.02  # the share of requests that may end before what is called sure has come
 ROUNDING = 1e-9
 
 
@@ -58,6 +59,7 @@ class Window:
     ascending: list[int] = field(default_factory=list)
     within: list[float] = field(default_factory=list)  # the share that ends by each of these
     pace: float = 0.0
+    sure: int = 1  # to which all but a share of SURE come
     known: dict[int, int] = field(default_factory=dict)  # answers until the next one ends
 
     def ended(self) -> None:
@@ -76,6 +78,9 @@ class Window:
             self.within.append(1.0 - longer)
         self.ascending = [length for length, _ in seen]
         self.pace = sum(self.ascending) / max(1, sum(not goes_on for _, goes_on in seen))
+        some = len(seen) - ceil(1 / SURE)  # of which as many are known to be as long
+        at = min(bisect_right(self.within, SURE), some)
+        self.sure = self.ascending[at] if at >= 0 else 1
 
 
 class Learned(Told):
@@ -102,13 +107,21 @@ class Learned(Told):
         raise NotImplementedError
 
     def in_stage(self, progress: Progress) -> int:
-        own = self._own.get((progress.kind, progress.stage), self._all)
         g = progress.generated
-        return self._expected(own if own.learned else self._all, g) - g
+        return self._expected(self._window(progress), g) - g
+
+    def sure_in_stage(self, progress: Progress) -> int:
+        window = self._window(progress)
+        return max(1, window.sure - progress.generated) if window.learned else 1
 
     def later(self, progress: Progress) -> int:
         window = self._later.get((progress.kind, progress.stage))
         return self._expected(window, 0) if window else UNKNOWN
+
+    def _window(self, progress: Progress) -> Window:
+        """Who tell of its stage."""
+        own = self._own.get((progress.kind, progress.stage), self._all)
+        return own if own.learned else self._all
 
     def _expected(self, window: Window, g: int) -> int:
         """The length of one that has generated g tokens."""

@@ -18,7 +18,10 @@ UNKNOWN = 64  # output tokens of one of which nothing at all is known
 
 
 class Unmoved:
-    """One that learns nothing of what its host tells it."""
+    """One that learns nothing of what its host tells it, and is sure of nothing."""
+
+    def at_least(self, progress: Progress) -> int:
+        return 1
 
     def began(self, progress: Progress) -> None:
         pass
@@ -53,6 +56,9 @@ class Oracle(Unmoved):
             - self._stages[progress.id][progress.stage].output
         )
 
+    def at_least(self, progress: Progress) -> int:
+        return self._stages[progress.id][progress.stage].output - progress.generated
+
 
 @final
 class Noisy(Oracle):
@@ -79,6 +85,9 @@ class Noisy(Oracle):
         after = super().after_stage(progress)
         return max(1, round(self._factor[progress.id] * after)) if after else 0
 
+    def at_least(self, progress: Progress) -> int:
+        return 1
+
 
 class Told(Unmoved):
     """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
@@ -98,8 +107,17 @@ class Told(Unmoved):
             return max(0, left - max(1, p.told_stage - p.generated))
         return min(left - 1, left // 2 if p.told > p.tokens else self.later(p))
 
+    def at_least(self, progress: Progress) -> int:
+        p = progress
+        alone = p.told > p.tokens and p.later_tpot == inf
+        said = p.told_stage - p.generated if p.told_stage else alone * (p.told - p.tokens)
+        return max(1, said) if said else self.sure_in_stage(p)
+
     def in_stage(self, progress: Progress) -> int:
         raise NotImplementedError
+
+    def sure_in_stage(self, progress: Progress) -> int:
+        return 1
 
     def later(self, progress: Progress) -> int:
         raise NotImplementedError

@@ -303,7 +303,8 @@ class LengthPredictor(Protocol):
     back.
 
     `remaining` counts all of them, `after_stage` those of the stages that follow the present one
-    without a wait. What it says is at least 1 and may change from step to step. The host tells it
+    without a wait; `at_least` so many output tokens of the present one are sure to come, 1 where
+    nothing is known. What it says is at least 1 and may change from step to step. The host tells it
     of every stage that `began` with its first token, `progress` being the record that it keeps up
     to date; and that `ended`, `progress` being as it was then; `last`: the blocks came back. One
     that is `aborted` ends no stage.
@@ -312,6 +313,8 @@ class LengthPredictor(Protocol):
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
+
+    def at_least(self, progress: Progress) -> int: ...
 
     def began(self, progress: Progress) -> None: ...
 

@@ -14,6 +14,7 @@ import numpy as np
 from slos.core.kernels import kernel
 from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time, slowness
 from slos.core.types import View
+from slos.planning.jobs import lent
 
 
 class Engine(NamedTuple):
@@ -200,7 +201,8 @@ def latest_end(now, jobs, tokens, engine, cushion):
         waits = job.left > tokens[j]
         if waits and job.left > 1:
             return now
-        end = min(end, job.due - cushion if waits else job.due)
+        due = job.due - lent(job)
+        end = min(end, due - cushion if waits else due)
         context += job.computed + tokens[j]
     end = min(end, now + longest_step(engine, context))
     ahead = batch_time(engine, float(len(jobs)), context) + cushion
@@ -208,5 +210,5 @@ def latest_end(now, jobs, tokens, engine, cushion):
         job = jobs[j]
         # one that sets its schedule anew has its whole pace for the next token, however long it is
         if job.left == tokens[j] and job.remaining > 1 and not job.opens:
-            end = min(end, job.due + job.tpot - ahead)
+            end = min(end, job.due - lent(job) + job.tpot - ahead)
     return end

@@ -12,7 +12,7 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS
 from slos.core.types import LengthPredictor, Progress
 
-FIELDS = "left due tpot remaining computed new switch later value opens reopens shared"
+FIELDS = "left due tpot remaining computed new switch later value opens reopens shared sure gain"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
 """left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
 tokens still to be generated; computed: tokens in the KV cache; new: 1 while not yet admitted;
@@ -20,11 +20,22 @@ value. Of one whose stages go on without a prompt, switch: remaining when the ne
 later: the TPOT then. opens: how many of the next tokens set the schedule anew, 1 at the beginning
 of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the next stage
 begins, infinite where others follow that one, since it is not known here when they begin. shared:
-its KV blocks that others hold too, which the engine's `blocks` leave out."""
+its KV blocks that others hold too, which the engine's `blocks` leave out.
+
+By the clients' rule only the mean pace of a stage counts, so that a token may come later than at
+its pace where those after it make that good. `due` is then the latest time from which they can,
+each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 1 where only
+the next one is."""
+
+LEND = 0.3  # of what a token can be faster than its TPOT, so much is counted on
+LENT = 8.0  # TPOTs at the most by which a token comes later than at its pace
 
 
-def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0) -> np.ndarray:
+def jobs_of(
+    requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0, shortest: float = inf
+) -> np.ndarray:
     """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
+    shortest: seconds of a step at the least.
 
     What these find in a prefix cache they hold if they start now. Others that wait were promised
     before, and what they would find may be gone when they start: they are to compute it again.
@@ -48,12 +59,31 @@ def jobs_of(requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0
         p = requests[j]
         jobs["switch"][j] = lengths.after_stage(p)
         jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
+    if any(p.client for p in requests):
+        jobs["sure"] = [lengths.at_least(p) if p.client else 0 for p in requests]
+        jobs["gain"] = LEND * np.maximum(0.0, jobs["tpot"] - shortest)
+        jobs["due"] += lent_to(jobs)
     if any(p.cached or p.shared for p in requests):
         found = np.array([p.cached for p in requests[n - new :]])
         jobs["left"][n - new :] -= found
         jobs["computed"][n - new :] += found
         jobs["shared"] = [p.shared if p.computed else 0 for p in requests]
     return jobs
+
+
+@kernel
+def lent(job):
+    """Seconds by which the next token may come later than at its pace, 0 for a stage's first."""
+    return 0.0 if job.opens else min(LENT * job.tpot, job.gain * max(0.0, job.sure - 1))
+
+
+@kernel
+def lent_to(jobs):
+    """What is `lent` to each: [jobs]."""
+    seconds = np.empty(len(jobs))
+    for j in range(len(jobs)):
+        seconds[j] = lent(jobs[j])
+    return seconds
 
 
 @kernel
@@ -68,6 +98,8 @@ def advance(job, tokens, drafts, now):
     job.computed += tokens + said - 1
     job.left = 1.0
     job.remaining -= said
+    job.due -= lent(job)
+    job.sure -= said
     if job.opens:
         job.due = now
         job.opens -= 1.0
@@ -75,19 +107,22 @@ def advance(job, tokens, drafts, now):
     if job.remaining == job.switch:
         job.tpot = job.later
         job.opens = job.reopens
-        job.switch = job.reopens = 0.0
-    job.due += job.tpot
+        job.switch = job.reopens = job.sure = 0.0
+    job.due += job.tpot + lent(job)
     return True
 
 
 @kernel
 def slack_per_token(job, now):
     """Seconds by which one ahead of its pace may be slower with each token to come: slack lasts to
-    its end, by the clients' rule of pace to its stage's."""
+    its end, by the clients' rule of pace to its stage's. Below 0: so much faster must one be that
+    has been lent time."""
     if job.opens:
         return 0.0
-    tokens = job.remaining - (job.switch if job.reopens else 0.0)
-    return max(0.0, job.due - job.tpot - now) / tokens
+    slack = job.due - lent(job) - job.tpot - now
+    if slack < 0:
+        return slack / job.sure if job.gain and job.sure > 1 else 0.0
+    return slack / (job.remaining - (job.switch if job.reopens else 0.0))
 
 
 @kernel

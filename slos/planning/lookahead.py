@@ -208,7 +208,7 @@ def steady(now, jobs, alive, strict, engine):
             count += 1
             context += job.computed + job.remaining
             shared += job.shared
-            tightest = min(tightest, _tightest(job))
+            tightest = min(tightest, _tightest(job) + min(0.0, slack_per_token(job, now)))
             if strict[j]:
                 slack = min(slack, job.due - now)
     context = _held(context, shared, engine)

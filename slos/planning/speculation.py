@@ -22,7 +22,7 @@ from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, form, latest_end
-from slos.planning.jobs import advanced, needed
+from slos.planning.jobs import advanced, lent_to, needed
 from slos.planning.lookahead import OK, look_ahead, steady
 
 # tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
@@ -204,8 +204,9 @@ class Drafting:
             return self.lengths(jobs, share, seconds)
         if ahead and look_ahead(now, jobs, everyone, self.engine)[0] != OK:
             held, tokens = jobs.copy(), np.array([ahead.get(p.id, 0) for p in requests])
-            held["due"] -= tokens * jobs["tpot"]
             held["remaining"] += tokens
+            held["sure"] += tokens
+            held["due"] += lent_to(held) - lent_to(jobs) - tokens * jobs["tpot"]
             form(now, held, everyone, self.engine, share)
             return none
         ahead.clear()
@@ -256,6 +257,6 @@ class Drafting:
         drafts[decoding] = tier_lengths(engine, context, alpha, tpots, counts, most)[0][tier]
         if not self.short:
             steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-            lead = (jobs["due"] - now - seconds) / jobs["tpot"]
+            lead = (jobs["due"] - lent_to(jobs) - now - seconds) / jobs["tpot"]
             drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
         return np.minimum(drafts, limit)

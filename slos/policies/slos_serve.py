@@ -6,6 +6,9 @@ time, or until it cannot be in time even alone: then it is declined into best ef
 what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need
 the memory. The oldest of it is in time promised an easy pace, so that none starves.
 
+By the clients' rule of pace a decode may sit out steps for a prompt, as long as the tokens that are
+sure to come after can make it good (`slos.planning.jobs.lent`).
+
 A round that comes back from a tool is a candidate of its own, since nothing foresees when tools
 answer: the promise covers what a request does until it waits for one.
 """
@@ -149,18 +152,22 @@ class SLOsServe:
                 t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
             if p.id not in before:
-                jobs = jobs_of([*plan.guaranteed, easy], self.lengths)
+                jobs = self.jobs([*plan.guaranteed, easy])
                 if not self._proven(plan, jobs):
                     continue
             self._aged[p.id] = p.stage, t0
             plan.guaranteed.append(easy)
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
 
+    def jobs(self, requests: Sequence[Progress], new: int = 0) -> np.ndarray:
+        """A record of each, the last `new` of which ask to be admitted: `JOB` [requests]."""
+        return jobs_of(requests, self.lengths, new, self.roofline.least_time(1))
+
     def admit(self, plan: Plan) -> None:
         """Promise to those candidates that can be served beside all others."""
         candidates, plan.unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
-        plan.jobs = plan.asked = jobs_of([*plan.guaranteed, *candidates], self.lengths, new)
+        plan.jobs = plan.asked = self.jobs([*plan.guaranteed, *candidates], new)
         plan.candidates = candidates
         if not candidates:
             return

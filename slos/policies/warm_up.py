@@ -19,7 +19,7 @@ def warm_up() -> None:
     """Compile every kernel as the policy calls it, so that none is while requests are served."""
     roofline, view = Roofline((Plane(1e-3, 1e-3, 1e-2),)), View(0.0, (), (), 99, 99, max_drafts=2)
     prompt = Progress("", 0.0, 999, 2.0, 0.1)
-    decode = Progress("", 0.0, 99, 1.0, 0.1, generated=1, computed=98)
+    decode = Progress("", 0.0, 99, 1.0, 0.1, generated=1, computed=98, client=True)
     policy = SLOsServe(roofline, _Ten())
     plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
     policy.admit(plan)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.core.history import BLIND, LEVEL, TRUE, WINDOW, Mean, Quantile, make_predictor
+from slos.core.history import BLIND, LEVEL, SURE, TRUE, WINDOW, Mean, Quantile, make_predictor
 from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle
 from slos.core.types import SLO, Progress, Request, Stage
 
@@ -141,6 +141,33 @@ def test_what_the_client_says_goes_first_and_the_limit_holds(name):
     thinks = asked(told=90, told_stage=30, later_tpot=0.1)
     assert (predictor.remaining(thinks), predictor.after_stage(thinks)) == (40, 10)
     assert predictor.after_stage(asked(told=90, later_tpot=0.1)) == 20
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=200))
+def test_all_but_a_few_come_to_what_is_called_sure(outputs):
+    """However far one has come: those that are longer than most were no surer at their start."""
+    q = seen(Quantile(), outputs)
+    for done in (0, 10):
+        q.remaining(asked(done))
+        sure = done + q.at_least(asked(done))
+        assert sum(n < sure for n in outputs) <= SURE * len(outputs) or sure == done + 1
+        assert sure == done + 1 or len(outputs) >= 1 / SURE
+
+
+def test_what_is_sure():
+    fifty = seen(Quantile(), [40] * 50)
+    assert fifty.at_least(asked()) == 1, "nothing was looked at yet"
+    assert fifty.remaining(asked(7)) == fifty.at_least(asked(7)) == 33
+    assert fifty.at_least(asked(60)) == 1
+    few = seen(Quantile(), [40] * 49)
+    assert few.remaining(asked()) == 40 and few.at_least(asked()) == 1
+    work = [Request("r", 0.0, (Stage(50, 30, PACE), Stage(0, 9, PACE)))]
+    assert Oracle(work).at_least(asked(10)) == 20 and Noisy(work).at_least(asked(10)) == 1
+    for name in BLIND:  # what the client says
+        assert make_predictor(name).at_least(asked(10, told=90)) == 30
+        assert make_predictor(name).at_least(asked(10, told=90, later_tpot=0.1)) == 1
+        assert make_predictor(name).at_least(asked(10, told_stage=40)) == 30
+        assert make_predictor(name).at_least(asked(10, told_stage=5)) == 1
 
 
 def test_max_tokens_takes_the_limit():

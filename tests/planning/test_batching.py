@@ -11,7 +11,7 @@ from laws import FAST, examples
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
 from slos.planning.fluid import prefill_rates
-from slos.planning.jobs import JOB
+from slos.planning.jobs import JOB, lent_to
 from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
 
 tiles = st.sampled_from([1, 1, 8, 64])
@@ -39,7 +39,10 @@ def job(draw: st.DrawFn) -> tuple[float, ...]:
     opens = client and (computed == 0 or draw(st.booleans()))
     reopens = client and switch > 0
     new = float(computed == 0)
-    return left, due, tpot, remaining, computed, new, switch, later, 1.0, opens, reopens, 0
+    sure = draw(st.integers(0, remaining - switch)) if client else 0  # time is lent
+    gain = draw(st.sampled_from([0.0, 0.1, 0.5])) * tpot if client else 0.0
+    kind = left, due, tpot, remaining, computed, new, switch, later
+    return *kind, 1.0, opens, reopens, 0, sure, gain
 
 
 jobs = st.lists(job(), min_size=1, max_size=10).map(lambda rows: np.array(rows, JOB))
@@ -105,21 +108,24 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
         assert np.ceil(jobs["computed"][alive] / 16).sum() <= blocks
         assert (now <= jobs["due"][alive & alone] + 1e-6).all()
         spoke = alive & (jobs["left"] == 0)
+        jobs["due"][spoke] -= lent_to(jobs)[spoke]
         jobs["due"][spoke & (jobs["opens"] > 0)] = now
         jobs["opens"][spoke] = 0
+        jobs["sure"][spoke] -= 1
         jobs["remaining"][spoke] -= 1
         jobs["left"][spoke] = 1
         switches = spoke & (jobs["remaining"] == jobs["switch"])
         jobs["tpot"][switches] = jobs["later"][switches]
         jobs["opens"][switches] = jobs["reopens"][switches]
-        jobs["due"][spoke] += jobs["tpot"][spoke]
+        jobs["sure"][switches] = 0
+        jobs["due"][spoke] += (jobs["tpot"] + lent_to(jobs))[spoke]
 
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
     def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
         # no stage behind, by the paper's rule
-        padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0) for row in rows], JOB)
+        padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0) for row in rows], JOB)
         everybody = np.ones(len(rows), np.bool_)
         return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
 

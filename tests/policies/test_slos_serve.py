@@ -256,6 +256,23 @@ def test_value_decides() -> None:
     assert outcomes["rich"].attained and outcomes["poor"].declined
 
 
+@pytest.mark.parametrize(
+    ("rule", "output", "seconds"), [(PAPER, 60, 0.1), (CLIENT, 60, 0.15), (CLIENT, 2, 0.1)]
+)
+def test_a_pace_that_is_made_good_again(rule: str, output: int, seconds: float) -> None:
+    """A decode of 22 ms has 100 for each token. Where the mean counts, and many are to come, a step
+    for a prompt of 400 lasts longer than that: the longest."""
+    talk, ask = SLO(0.1, slowdown=1.01, rule=rule), SLO(0.1, slowdown=1.2, rule=rule)
+    work = [req("talk", 10, output, talk), req("ask", 400, 1, ask, arrival=0.021)]
+    watch = Watch(SLOsServe(FAST, Oracle(work)))
+    took: list[float] = []
+    outcomes = simulate(
+        work, watch, World(FAST, 1000), 0, lambda _, step, __: took.append(step.end - step.start)
+    )
+    assert all(o.attained for o in outcomes) and len(watch.admitted) == 2
+    assert took[1] == pytest.approx(seconds, abs=1e-3)
+
+
 def test_best_effort_makes_room_newest_first() -> None:
     """20 blocks of 4: after 0.3 s both of best effort hold about 6, and the third needs 15 for its
     prompt."""

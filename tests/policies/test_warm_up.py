@@ -7,10 +7,13 @@ from pathlib import Path
 
 SERVE = """
 import sys
+from itertools import product
 
 from numba.core.dispatcher import Dispatcher
 
 from slos.core.lengths import Oracle
+from slos.core.pace import RULES
+from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
 from slos.policies.slos_serve import SLOsServe
 from slos.policies.warm_up import warm_up
@@ -29,8 +32,8 @@ def compiled():
 
 warm_up()
 before, hardware = compiled(), profile("opt-6.7b-draft-a100")
-for drafts in (0, 4):
-    work = build("mixed", 28.0, 150, 0).requests
+for drafts, rule in product((0, 4), RULES):
+    work = by_rule(build("mixed", 28.0, 150, 0).requests, rule)
     policy = SLOsServe(hardware.roofline, Oracle(work))
     assert any(o.declined for o in simulate(work, policy, World.of(hardware, max_drafts=drafts)))
 late = {name: found for name, found in compiled().items() if found != before[name]}
