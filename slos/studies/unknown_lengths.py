@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
-from slos.core.pace import TOLERANCE
+from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.types import Progress
 from slos.evaluation import stats
 from slos.evaluation.capacity_search import NoCapacity, Search, outcomes_at, search
@@ -42,11 +42,16 @@ AIM, LATE = dict.fromkeys(SCENARIOS, 0.95) | {"reasoning": 0.9, "tool-calling": 
 
 _CODING, _CHATS = ("coding",), ("chatbot", "summarization")
 SIZES = {
-    "smoke": ((Size(40, 1, 0.5, scenarios=_CODING), (*FEW, "noisy:0.5"), 1),),
-    "quick": ((Size(300, 1, 0.08, scenarios=_CHATS), (*FEW, "mean", "noisy:0.5"), 1),),
-    "full": ((Size(400, 3, 0.03), PREDICTORS, 1), (Size(200, 3, 0.04), FEW, 4)),
+    "smoke": ((Size(40, 1, 0.5, scenarios=_CODING), (*FEW, "noisy:0.5"), 1, PAPER),),
+    "quick": ((Size(300, 1, 0.08, scenarios=_CHATS), (*FEW, "mean", "noisy:0.5"), 1, PAPER),),
+    "full": (
+        (Size(400, 3, 0.03), PREDICTORS, 1, PAPER),
+        (Size(400, 3, 0.03), FEW, 1, CLIENT),
+        (Size(200, 3, 0.04), FEW, 4, PAPER),
+    ),
 }
-"""Of each part of a run its size, the predictors, and the replicas."""
+"""Of each part of a run its size, the predictors, the replicas, and the rule of pace."""
+WHERE = ["replicas", "rule"]
 
 
 class Before(NamedTuple):
@@ -118,6 +123,7 @@ class Carried:
     predictor: str
     profile: str
     replicas: int
+    rule: str
     seed: int
     rate: float
     declined: float
@@ -129,7 +135,7 @@ class Carried:
 
 def carried(case: Search) -> list[Carried]:
     labels = (case.scenario, case.system, case.setting, case.predictor, case.hardware.name,
-              case.replicas, case.seed)  # fmt: skip
+              case.replicas, case.rule, case.seed)  # fmt: skip
     try:
         [best] = [probe for probe in search(case) if probe.capacity]
     except NoCapacity:
@@ -143,13 +149,13 @@ def carried(case: Search) -> list[Carried]:
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """Ours with each predictor, and the baselines with a few settings."""
     grid = []
-    for s, predictors, n in of_size(size, SIZES):
+    for s, predictors, n, rule in of_size(size, SIZES):
         ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
         check_cases(scenarios or s.scenarios, profile=profile)
         for scenario, seed in product(scenarios or s.scenarios, range(s.seeds)):
             case = Search(
                 scenario, OURS, profile=profile, seed=seed, num_requests=n * s.num_requests,
-                precision=s.precision, replicas=n, router=ours,
+                precision=s.precision, replicas=n, router=ours, rule=rule,
             )  # fmt: skip
             grid += [replace(case, predictor=name) for name in predictors]
             grid += [
@@ -167,15 +173,15 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
 def shares(rows: Frame) -> Frame:
     """Of the oracle's capacity what ours has with each predictor, and the best of the baselines:
     ratio with its interval over seeds; beside it the shares that are late, and what is aimed at."""
-    columns = ["scenario", "replicas", "system", "predictor", "setting", "profile"]
+    columns = ["scenario", *WHERE, "system", "predictor", "setting", "profile"]
     counted = ["declined", "late_requests", "late_tokens"]
     late = rows.groupby(columns, as_index=False)[counted]
     found = best_settings(rows, columns).merge(late.mean(), on=columns)
     ours = found[found["system"] == OURS]
-    rival = strongest(found[found["system"] != OURS], "scenario", "replicas")
-    keep = ["scenario", "replicas", "predictor", "system", "rate", "capacity", *counted]
+    rival = strongest(found[found["system"] != OURS], "scenario", *WHERE)
+    keep = ["scenario", *WHERE, "predictor", "system", "rate", "capacity", *counted]
     both = pd.concat([ours, rival.assign(predictor=BASELINE)])[keep]
-    table = over(both, select(ours, predictor=ORACLE)[["scenario", "replicas", "rate"]])
+    table = over(both, select(ours, predictor=ORACLE)[["scenario", *WHERE, "rate"]])
     aim = [AIM[r.scenario] if r.predictor == LEARNED else None for r in rows_of(table)]
     return table.assign(aim=pd.Series(aim, table.index, dtype=float))
 
@@ -186,37 +192,41 @@ def save(size: str, table: Frame, rows: Frame) -> Frame:
     stats.write(size, "unknown_lengths", text, float_format="%.4g")
     numbers: dict[str, Spread] = {}
     for n in unique(table["replicas"]):
-        part = select(table, predictor=LEARNED, replicas=n)
+        part = select(table, predictor=LEARNED, replicas=n, rule=PAPER)
         numbers["lengths_learned" + f"_{n}_replicas" * (n > 1)] = mean_of(part)
     found = rows[rows["rate"] > 0]
     return stats.save(size, found, "15_unknown_lengths", numbers)
 
 
 def aims(table: Frame) -> Frame:
-    """What `LEARNED` comes to beside what is aimed at, per scenario and replicas."""
+    """What `LEARNED` comes to beside what is aimed at, per scenario, replicas and rule."""
     mine = select(table, predictor=LEARNED)
     reached = (mine["ratio"] >= mine["aim"]) & (mine["late_requests"] <= LATE)
-    columns = ["scenario", "replicas", "ratio", "low", "high", "aim", "late_requests"]
+    columns = ["scenario", *WHERE, "ratio", "low", "high", "aim", "late_requests"]
     return mine[columns].assign(late_aim=LATE, reached=reached).reset_index(drop=True)
 
 
 def grid(table: Frame, value: str) -> Frame:
-    """`value` to be read: a row per predictor, a column per scenario and number of replicas."""
-    return table.pivot_table(value, "predictor", ["replicas", "scenario"], sort=False)
+    """`value` to be read: a row per predictor, a column per scenario, replicas and rule."""
+    return table.pivot_table(value, "predictor", [*WHERE, "scenario"], sort=False)
 
 
 def chart(table: Frame, source: str) -> Figure:
     """Share of the oracle's capacity by scenario and predictor, with the best baseline beside: a
-    panel for those that learn, and one for an oracle that is off by a factor, per replicas."""
+    panel for those that learn, and one for an oracle that is off by a factor, by replicas and rule.
+    """
     drawn, known = {}, [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
     palette = colors(known) | {BASELINE: "black"}
-    for n, noisy in product(unique(table["replicas"]), (False, True)):
-        here = select(table, replicas=n)
+    for (n, rule), noisy in product(
+        unique(zip(table["replicas"], table["rule"], strict=True)), (False, True)
+    ):
+        here = select(table, replicas=n, rule=rule)
         groups = {p: (color, select(here, predictor=p)) for p, color in palette.items()}
         shown = [p for p in known if len(groups[p][1]) and p.startswith("noisy") == noisy]
         if shown:
             what = f"{n} replica{'s' * (n > 1)}, " + ("an oracle that errs" if noisy else "learned")
-            drawn[what] = here, {p: groups[p] for p in (*shown, BASELINE)}
+            what += ", by the clients' rule" * (rule == CLIENT)
+            drawn[what] = here, {p: groups[p] for p in (BASELINE, *shown)}
     figure, axes = panels([*drawn], (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
     for axis, (here, groups) in zip(axes, drawn.values(), strict=True):
         dots(axis, groups, 0.8 / len(groups))

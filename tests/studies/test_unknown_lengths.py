@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from slos.core.history import BLIND, TRUE
-from slos.core.pace import TOLERANCE
+from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.evaluation.capacity_search import Search, outcomes_at
 from slos.policies import OURS
 from slos.studies import unknown_lengths
@@ -22,9 +22,10 @@ def test_every_predictor_is_tried_everywhere() -> None:
     ours = [c for c in cases if c.system == OURS]
     assert {c.predictor.partition(":")[0] for c in ours} == TRUE.keys() | BLIND.keys()
     assert {c.predictor for c in cases if c.system != OURS} == {ORACLE}
-    places = {(c.replicas, c.scenario) for c in ours if c.predictor == LEARNED}
-    assert places == {(n, name) for n in (1, 4) for name in SCENARIOS}
-    assert places == {(c.replicas, c.scenario) for c in cases if c.system == "sarathi"}
+    places = {(c.replicas, c.rule, c.scenario) for c in ours if c.predictor == LEARNED}
+    where = [(1, PAPER), (1, CLIENT), (4, PAPER)]
+    assert places == {(*each, name) for each in where for name in SCENARIOS}
+    assert places == {(c.replicas, c.rule, c.scenario) for c in cases if c.system == "sarathi"}
     assert all(bool(c.router) == (c.replicas > 1) for c in cases)
     with pytest.raises(ValueError, match="size = 'huge' must be one of smoke, quick, full"):
         unknown_lengths.cases("huge")
@@ -68,7 +69,14 @@ def test_a_promise_lasts_until_a_tool_is_waited_for() -> None:
 
 def rows(*carried: tuple[str, str, str, float, float]) -> pd.DataFrame:
     """Runs of two seeds, the second one's capacity twice as large."""
-    fields = {"replicas": 1, "profile": "p", "declined": 0.1, "late_tokens": 0.0, "source": "s"}
+    fields = {
+        "replicas": 1,
+        "rule": PAPER,
+        "profile": "p",
+        "declined": 0.1,
+        "late_tokens": 0.0,
+        "source": "s",
+    }
     return pd.DataFrame(
         [
             {
