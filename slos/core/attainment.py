@@ -2,18 +2,18 @@
 it.
 
 A request attains its objectives by its rule of pace (`slos.core.pace`), and what it would by the
-other stands beside it. By both the first token of every stage comes within its TTFT objective. By
-the paper's rule token n after it comes by t0 + n * TPOT, looked at every 10 tokens and at the end,
-where t0 is the first token's deadline. By the clients' rule the mean time per token after the first
-one is at most TPOT in every stage. A declined request attains by neither.
+other stands beside it. By both the first token of every stage comes within its TTFT objective. Then
+the paper's rule is looked at every 10 tokens and at the end; by the clients' the mean counts of
+every stage. A declined request attains by neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -75,7 +75,8 @@ class Live:
     route: list[str] = field(default_factory=list)  # replicas still to ask
     replica: str = ""
     hops: int = 0
-    dice: Random = field(default_factory=Random)
+    seed: str = ""  # of what becomes of its drafts
+    dice: Random | None = None
     content: Any = None  # names of its KV blocks, where there is a prefix cache
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
@@ -97,7 +98,7 @@ class Live:
     def draft(self, drafts: int, acceptance: float) -> int:
         """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
         model's own."""
-        accepted = 0
+        accepted, self.dice = 0, self.dice or Random(self.seed)
         while accepted < drafts and self.dice.random() < acceptance:
             accepted += 1
         p = self.progress
@@ -139,15 +140,9 @@ class Live:
         )  # fmt: skip
 
 
-def judged(outcome: Outcome, paper: bool, client: bool, **changes: float) -> Outcome:
-    """The same outcome where it is attained so by each rule, and with further `changes`."""
-    met = paper if outcome.rule == PAPER else client
-    return replace(outcome, attained=met, attained_paper=paper, attained_client=client, **changes)
-
-
 def attainment(outcomes: Sequence[Outcome], rule: str = "") -> float:
     """Share of requests that met every objective, each by its own rule of pace or all by `rule`."""
     require(len(outcomes) > 0, "outcomes", len(outcomes), "at least one")
     require(rule in ("", *RULES), "rule", rule, f"one of {', '.join(RULES)}, or nothing")
-    field = f"attained_{rule}" if rule else "attained"
-    return sum(getattr(o, field) for o in outcomes) / len(outcomes)
+    met = attrgetter(f"attained_{rule}" if rule else "attained")
+    return sum(map(met, outcomes)) / len(outcomes)

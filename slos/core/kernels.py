@@ -15,12 +15,8 @@ from numba import njit
 getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
 FOLDERS = ("core", "planning", "policies")  # where kernels are
-_TEXTS = (
-    path.read_bytes()
-    for name in FOLDERS
-    for path in sorted((Path(__file__).parents[1] / name).glob("*.py"))
-)
-STAMP = f"{crc32(b''.join(text for text in _TEXTS if b'@kernel' in text)):08x}"
+_FILES = [p for name in FOLDERS for p in sorted((Path(__file__).parents[1] / name).glob("*.py"))]
+STAMP = f"{crc32(b''.join(t for t in map(Path.read_bytes, _FILES) if b'@kernel' in t)):08x}"
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -13,7 +13,6 @@ RULES = {
     PAPER: "the paper's rule (token n by the first token's deadline + n x TPOT)",
     CLIENT: "the clients' rule (mean time per token after the first one)",
 }
-"""Each rule in words."""
 TOLERANCE = 1e-6  # seconds of lateness forgiven to rounding
 
 

@@ -84,14 +84,11 @@ class Roofline:
         return time_of(self.planes, self.tile, tokens, draft_steps) + self.k_ctx * context
 
     def least_time(self, tokens: float) -> float:
-        """Seconds below which so many tokens cannot be computed, in one batch or in several.
-
-        Where a plane is steep (b < 0) chunks are faster than the whole.
-        """
-        chunk = self.chunk
-        if tokens <= chunk:
+        """Seconds below which so many tokens cannot be computed, in one batch or in several: where
+        a plane is steep (b < 0) chunks are faster than the whole."""
+        if tokens <= self.chunk:
             return self.time(tokens)
-        return tokens * time_of(self.planes, 1, chunk) / chunk
+        return tokens * time_of(self.planes, 1, self.chunk) / self.chunk
 
     def fits(self, seconds: float, draft_steps: int = 0, context: float = 0) -> int:
         """Most tokens of a batch that takes at most `seconds`: the inverse of `time`, 0 if none

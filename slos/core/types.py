@@ -16,8 +16,7 @@ from typing import Protocol
 from slos.core.pace import PAPER, RULES
 
 QUOTED = 200  # characters of a value in a message, at the most
-NEVER = inf
-"""A time that does not come."""
+NEVER = inf  # a time that does not come
 
 
 def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
@@ -52,8 +51,7 @@ class SLO:
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     def first_token(self, zero_load: float) -> float:
-        """Seconds from the stage's arrival until its first token is due; `zero_load` is its
-        prompt's time alone."""
+        """Seconds until the first token is due; zero_load: what its prompt takes alone."""
         if self.ttft is not None:
             return self.ttft
         return self.slowdown * zero_load if self.slowdown is not None else self.tpot
@@ -80,8 +78,7 @@ class Stage:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it just continues the stage before it, so that its first token is due at its
-        pace."""
+        """Whether it continues the stage before it: its first token is due at its pace."""
         return self.prompt == 0 and self.wait == 0
 
 
@@ -90,11 +87,9 @@ class Request:
     """One request as the workload made it: the truth, output lengths included. Its stages have one
     rule of pace. `kind` groups requests in reports.
 
-    prefix: whose content its context begins with, prompts and outputs alike, as (name, tokens) in
-    turn: requests that begin with the same names have the same tokens there, which a prefix cache
-    finds. (("system", 300),) is a prompt that others share; a turn of a conversation, whose prompt
-    is all that was said before and a new question, is (("talk 7", context),). What lies beyond is
-    the request's own.
+    prefix: what its context begins with, outputs included, as (name, tokens) in turn: where names
+    are the same tokens are, which a prefix cache finds. (("system", 300),) is a prompt that others
+    share, (("talk 7", context),) a turn of a conversation. What lies beyond is the request's own.
     """
 
     id: str
@@ -105,18 +100,16 @@ class Request:
     prefix: tuple[tuple[str | int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        id, start = self.id, self.arrival
+        id, start, stages = self.id, self.arrival, self.stages
         require(0 <= start < inf, f"{id}: arrival", start, "at least 0 and finite")
-        require(len(self.stages) > 0, f"{id}: stages", self.stages, "at least one")
-        first = self.stages[0]
+        require(len(stages) > 0, f"{id}: stages", stages, "at least one")
+        first, rules = stages[0], sorted({stage.slo.rule for stage in stages})
         require(first.prompt >= 1, f"{id}: first prompt", first.prompt, "at least 1 token")
         require(first.wait == 0, f"{id}: first wait", first.wait, "0", "move the arrival instead")
         require(self.value > 0, f"{id}: value", self.value, "positive")
         shortest = min((n for _, n in self.prefix), default=1)
         require(shortest >= 1, f"{id}: tokens of a prefix", shortest, "at least 1")
-        for stage in self.stages[1:]:
-            rule, bound = stage.slo.rule, f"{self.rule}, as its first stage's"
-            require(rule == self.rule, f"{id}: rule", rule, bound)
+        require(len(rules) == 1, f"{id}: rules of pace", rules, "the same in every stage")
 
     @property
     def rule(self) -> str:
@@ -145,18 +138,17 @@ class Progress:
     `tokens` are known (context and what was generated), `computed` of them are in the KV cache;
     when the last of them is computed the next token appears. `due` is the deadline of that next
     token: the first token of a stage at `t0`, token n at t0 + n * tpot, where t0 moves to the first
-    token's time as the rule of pace has it (`slos.core.pace`): if it came late, and where `client`
-    is true, if it came early, too. `later_tpot` is the smallest TPOT of the `stages_left` that
-    follow without a wait, infinite if there are none. `elsewhere`: if it is declined before it
-    starts, another replica is asked; so a policy that would not start it in time had better say so
-    at once than let it wait.
+    token's time (`slos.core.pace`) if that came late, or early where `client` is true. `later_tpot`
+    is the smallest TPOT of the `stages_left` that follow without a wait, infinite if there are
+    none. `elsewhere`: if it is declined before it starts another replica is asked, at once better
+    than late.
 
     With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
-    perhaps not in a later one; once it runs they are among the `computed`. `shared`: KV blocks that
-    others hold too: of its own, or, while it waits, of those that it would find.
-    For predictors of lengths: `kind`, the class of the request. In tokens of context: `limit`, to
-    which it may grow, and `told`, to which the client says it will, 0 where nothing is said;
-    `told_stage` are the output tokens of this stage, where they are said.
+    perhaps not later; once it runs they are among the `computed`. `shared`: its KV blocks that
+    others hold too; while it waits, of those that it would find.
+    For predictors of lengths: `kind`, the class of the request; `limit` and `told`, to how many
+    tokens of context it may grow and the client says it will; `told_stage`, the output tokens of
+    this stage by the client; 0 where it says nothing.
     """
 
     id: str
@@ -193,11 +185,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class View:
     """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting`
-    hold none.
-
-    max_seqs: requests that may run at once; max_drafts: draft tokens per decode that the engine can
-    verify.
-    """
+    hold none. At most max_seqs run at once, and a decode has at most max_drafts draft tokens."""
 
     now: float
     waiting: Sequence[Progress]
@@ -213,8 +201,8 @@ class View:
         return -(-tokens // self.block_size)
 
     def needs(self, p: Progress, tokens: int) -> int:
-        """Free KV blocks that `tokens` more of a request take: if it starts, those that it finds
-        free, too, in a step that preempts none of those that it would share them with."""
+        """Free KV blocks that `tokens` more of a request take; of one that starts those too that it
+        finds free, if none that it would share with is preempted in this step."""
         if p.computed:
             return self.blocks(p.computed + tokens) - self.blocks(p.computed)
         return self.blocks(p.cached + tokens) - p.shared
@@ -235,17 +223,14 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with
-    drafts 1 + drafts.
-
-    What is found in a prefix cache is not computed, and counts as no token of the batch. It is held
-    before anything else is taken. One that finds more than the view said, because another of the
-    batch computes it, is given so much less, but a token at least.
+    drafts 1 + drafts. What is found in a prefix cache is held first and counts as no token; one
+    that finds more than the view said, because another of the batch computes it, is given so much
+    less, but a token at least.
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
-    best effort, or leave for another replica where `Progress.elsewhere` says so. `repeat` is the
-    policy's word that it would answer the same for so many steps in a row while none arrives or
-    finishes a stage; a host may use it to save calls and must then account for every one of those
-    steps.
+    best effort, or leave for another replica (`Progress.elsewhere`). `repeat`: for so many steps in
+    a row the policy would answer the same while none arrives or ends a stage; a host may save those
+    calls, and accounts for every step.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
@@ -259,13 +244,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a router may know of one replica, as it will be when the step in flight ends: then it
-    takes in the next.
+    """What a router may know of one replica, as it will be when the step in flight ends.
 
     step_end: when that is, now if none is in flight. waiting, running: requests. Of those that are
-    not best effort: `prefill_tokens` left to compute, `decodes` as (TPOT, requests) ascending, and
-    `claimed_blocks`, the KV blocks that they will have held at their ends. Best effort takes what
-    is left and gives way.
+    not best effort, which gives way: `prefill_tokens` left to compute, `decodes` as (TPOT,
+    requests) ascending, and `claimed_blocks`, the KV blocks that they will have held at their ends.
     """
 
     replica: str
@@ -281,33 +264,26 @@ class Load:
 
 
 class Policy(Protocol):
-    """Decides one step. Reads no clock, sleeps never, allocates nothing, uses no global random
-    state."""
+    """Decides one step. Reads no clock, never sleeps, uses no global random state."""
 
     def step(self, view: View) -> Batch: ...
 
 
 class Router(Protocol):
-    """Names the replicas to ask for a request, in turn: each may pass it on to the next, the last
-    one keeps it.
-
-    `request` is as a policy would see it, at its arrival; `loads` is never empty. Reads no clock,
-    like a policy.
-    """
+    """Names the replicas to ask for a request, as a policy would see it at its arrival, in turn:
+    each may pass it on to the next, the last one keeps it. `loads` is never empty."""
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> Sequence[str]: ...
 
 
 class LengthPredictor(Protocol):
     """Says how many tokens a request will still add to its context before it gives its KV blocks
-    back.
+    back: `remaining`, at least 1, and of those `after_stage` in stages that follow without a wait.
 
-    `remaining` counts all of them, `after_stage` those of the stages that follow the present one
-    without a wait; `at_least` so many output tokens of the present one are sure to come, 1 where
-    nothing is known. What it says is at least 1 and may change from step to step. The host tells it
-    of every stage that `began` with its first token, `progress` being the record that it keeps up
-    to date; and that `ended`, `progress` being as it was then; `last`: the blocks came back. One
-    that is `aborted` ends no stage.
+    Both may change from step to step. `at_least` so many output tokens of this stage are sure to
+    come, 1 where nothing is known. The host tells of every stage that `began` with its first token,
+    in the record that it keeps up to date; and that `ended`, as the record was then; `last`: the
+    blocks came back. One that is `aborted` ends no stage.
     """
 
     def remaining(self, progress: Progress) -> int: ...

@@ -35,7 +35,7 @@ class Search:
     acceptance: the chance of each draft token. slo_scale: of all objectives; kv_scale: of the KV
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
-    `slos.core.history`.
+    `slos.policies.predictors`.
     prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     max_context: tokens of the longest request, if less than the scenario's. start: requests per
     second near which the capacity is supposed, 0 where nothing is known.

@@ -9,10 +9,10 @@ from math import inf
 from typing import Any
 
 from slos.core.attainment import Outcome
-from slos.core.history import make_predictor
 from slos.core.roofline import Roofline, scaled
 from slos.core.types import SLO, Request, Stage, require
 from slos.hardware.profiles import Profile, profile, profiles
+from slos.policies.predictors import make_predictor
 from slos.policies.routers import make_router
 from slos.sim.cluster import cluster, link
 from slos.sim.simulator import Observer, stream
@@ -22,7 +22,8 @@ WHERE = {
     "replicas": 1, "topology": "", "router": "", "seed": 0, "belief": None, "predictor": "oracle"
 }  # fmt: skip
 """Where a system runs, unless said otherwise (`slos.sim.cluster`, `slos.policies.routers`); what
-policies believe of the roofline, if not the truth; who predicts lengths (`slos.core.history`)."""
+policies believe of the roofline, if not the truth; who predicts lengths, of
+`slos.policies.predictors`."""
 
 
 def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:

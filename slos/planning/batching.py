@@ -151,9 +151,7 @@ def _too_slow(now, jobs, prefills, rate):
 def _urgent_first(until, jobs, prefills, budget, tokens):
     """Decodes due before `until`, then prefills, then other decodes; what is used of the budget."""
     decoding = np.flatnonzero(tokens)
-    urgent = np.empty(len(decoding), np.bool_)
-    for k, j in enumerate(decoding):
-        urgent[k] = jobs[j].due < until
+    urgent = jobs.due[decoding] < until
     tokens[:] = 0.0
     first, last = decoding[urgent], decoding[~urgent]
     if len(first) > budget:
@@ -170,10 +168,7 @@ def _urgent_first(until, jobs, prefills, budget, tokens):
 def sort(some, jobs):
     """Sort indices in place, earliest deadline first, ties as they were."""
     if len(some) > 1:
-        due = np.empty(len(some))
-        for k, j in enumerate(some):
-            due[k] = jobs[j].due
-        some[:] = some[np.argsort(due, kind="mergesort")]
+        some[:] = some[np.argsort(jobs.due[some], kind="mergesort")]
 
 
 @kernel

@@ -68,8 +68,7 @@ def fluid(now, jobs, tau, rates, engine, seats):
             n[tier] += 1
     some = some[:count]
     them = jobs[some]
-    tiers = np.searchsorted(tau, them.tpot)
     return Problem(
         now, tau, rates, n, them.due.copy(), them.left.copy(), memory[some], them.value.copy(),
-        tiers, them.new == 0, max(0.0, room), seats,
+        np.searchsorted(tau, them.tpot), them.new == 0, max(0.0, room), seats,
     )  # fmt: skip

@@ -54,12 +54,12 @@ def jobs_of(
     jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
     jobs["remaining"], jobs["computed"] = ints[3], ints[1]
     jobs["new"][n - new :] = 1
-    jobs["opens"] = [p.client and not p.generated for p in requests]
-    for j in np.flatnonzero(floats[2] < inf).tolist():
+    for j in [j for j, tpot in enumerate(later) if tpot < inf]:
         p = requests[j]
         jobs["switch"][j] = lengths.after_stage(p)
         jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
-    if any(p.client for p in requests):
+    if any([p.client for p in requests]):
+        jobs["opens"] = [p.client and not p.generated for p in requests]
         jobs["sure"] = [lengths.at_least(p) if p.client else 0 for p in requests]
         jobs["gain"] = LEND * np.maximum(0.0, jobs["tpot"] - shortest)
         jobs["due"] += lent_to(jobs)
@@ -147,6 +147,12 @@ def advanced(now, jobs, tokens, drafts):
 def blocks_of(job, tokens, block_size):
     """KV blocks of a job with so many tokens, those that are shared left out."""
     return np.ceil(tokens / block_size) - job.shared
+
+
+@kernel
+def held(jobs, block_size):
+    """KV tokens of all jobs, those in blocks that are shared left out."""
+    return (jobs.computed - jobs.shared * block_size).sum()
 
 
 @kernel

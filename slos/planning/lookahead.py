@@ -38,10 +38,8 @@ def choose(now, jobs, proposed, seats, engine):
             if verdict == OK:
                 break
         mine[_costliest(ours, mine, np.inf if at < 0 else jobs[at].due, verdict == MEMORY)] = False
-    prefill, tries = np.empty(len(ours)), SECOND_TRIES
-    for c in range(len(ours)):
-        prefill[c] = ours[c].left / ours[c].value
-    for c in np.argsort(prefill, kind="mergesort"):
+    tries = SECOND_TRIES
+    for c in np.argsort(ours.left / ours.value, kind="mergesort"):
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
@@ -88,7 +86,7 @@ def look_ahead(now, jobs, inside, engine):
         verdict, late, owed = _step(now, jobs, alive, strict, engine, tokens)
         if verdict != OK:
             return verdict, late
-        prefills = _unfinished(prefills, jobs, alive)
+        prefills = prefills[alive[prefills] & (jobs.left[prefills] > 1)]
     return _in_the_long_run(now, jobs, alive, engine), -1
 
 
@@ -137,17 +135,6 @@ def _step(now, jobs, alive, strict, engine, tokens):
         if freed > engine.blocks:
             return MEMORY, -1, Owed(total, context, soonest)
     return OK, -1, Owed(total, context, soonest)
-
-
-@kernel
-def _unfinished(prefills, jobs, alive):
-    """Those that still are prefills, in their order; overwrites `prefills`."""
-    count = 0
-    for j in prefills:
-        if alive[j] and jobs[j].left > 1:
-            prefills[count] = j
-            count += 1
-    return prefills[:count]
 
 
 @kernel
@@ -219,20 +206,13 @@ def steady(now, jobs, alive, strict, engine):
 def _peak(jobs, alive, engine):
     """Most KV blocks held at once, or slightly more, while all alive decode to their ends one token
     a step; 0 where all of them fit anyway."""
-    count = context = final = 0.0
-    block_size = engine.block_size
-    for j in range(len(jobs)):
-        if alive[j]:
-            count += 1
-            held = jobs[j].computed - jobs[j].shared * block_size
-            context += held
-            final += held + jobs[j].remaining + block_size - 1
-    if final <= engine.blocks * block_size:
+    them, size = jobs[np.flatnonzero(alive)], engine.block_size
+    held, grows = them.computed - them.shared * size, them.remaining + size - 1
+    if (held + grows).sum() <= engine.blocks * size:
         return 0.0
-    peak = 0.0
-    for j in np.argsort(jobs.remaining, kind="mergesort"):
-        if alive[j]:
-            peak = max(peak, context + count * (jobs[j].remaining + block_size - 1))
-            count -= 1
-            context -= jobs[j].computed - jobs[j].shared * block_size
-    return peak / block_size
+    peak, count, context = 0.0, len(them), held.sum()
+    for j in np.argsort(them.remaining, kind="mergesort"):
+        peak = max(peak, context + count * grows[j])
+        count -= 1
+        context -= held[j]
+    return peak / size

@@ -49,11 +49,10 @@ class Plan:
         running, jobs = len(self.view.running), self.jobs
         if sum(self.tokens.values()) != running or len(self.tokens) != running:
             return 1
-        if self.room.preempted or self.declined or (jobs["left"] != 1).any():
+        if self.room.victims or self.declined or (jobs["left"] != 1).any():
             return 1
-        if jobs["opens"].any():  # its slack is gone after this step
-            return 1
-        return max(1, self.repeat) if self.keeps_pace() else 1
+        # the slack of one that sets its schedule anew is gone after this step
+        return max(1, self.repeat) if not jobs["opens"].any() and self.keeps_pace() else 1
 
     def keeps_pace(self) -> bool:
         """Whether all could decode in every step to their ends without losing slack."""

@@ -27,10 +27,8 @@ import numpy as np
 from slos.core.kernels import kernel
 
 EPS = 1e-9  # relative slack for sums of floats
-# Pareto points kept per count vector; beyond, those of least value and then least budget are
-# dropped
+# Pareto points kept per count vector; beyond, those of least value and then least budget go
 WIDTH = 64
-
 
 POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
 """Value, prefill budget left and memory used by a set of accepted requests; its node."""
@@ -66,19 +64,18 @@ def sweep(problem):
     missed that the forced ones can, since the state that accepts none is one point.
     """
     D, v, tier, forced = problem.D, problem.v, problem.tier, problem.forced
-    table = _table(problem, *_bounds(problem))
-    # the states that have points, ascending; at first the one that accepts none
-    live, trace = np.zeros(1, np.int64), np.empty((1024, 2), np.int64)
+    table, trace = _table(problem, *_bounds(problem)), np.empty((1024, 2), np.int64)
     trace[0] = 1
-    clock, rest, most = problem.now, v[~forced].sum(), 0.0
+    clock, rest, most, top = problem.now, v[~forced].sum(), 0.0, 1
     owed, tightest = _pace(problem.n, problem.tau)
     rho = _rho(problem, table, owed, tightest)
     for i in _order(D, problem.p, forced):
         dt = max(0.0, D[i] - clock)
         clock += dt
-        live = gather(problem, table, rho, i, dt, live)
+        live = np.flatnonzero(table.size[:top])  # the states that have points, ascending
         if not len(live):
             break
+        gather(problem, table, rho, i, dt, live)
         if forced[i]:
             owed += 1 / problem.tau[tier[i]]
             tightest = min(tightest, tier[i])
@@ -86,9 +83,10 @@ def sweep(problem):
             continue
         rest -= v[i]
         trace = _grown(trace, table.size[live].sum())
-        live, dropped = accept(problem, table, rho, i, live, trace)
+        dropped = accept(problem, table, rho, i, live, trace)
         most = max(most, dropped + rest if dropped else 0.0)
-    best, at = _best(problem, table, rho, live)
+        top = live[-1] + table.stride[tier[i]] + 1
+    best, at = _best(problem, table, rho[:top])
     if best < 0:
         return forced & False, 0.0, False, 0.0
     return forced | traced(trace, at, len(forced)), best, True, max(0.0, most - best)
@@ -97,15 +95,11 @@ def sweep(problem):
 @kernel
 def gather(problem, table, rho, i, dt, live):
     """Give every point of the `live` states rho * dt of budget, and pay for request i if it is
-    forced; the states that are still live."""
-    alive, forced, p = 0, problem.forced[i], problem.p[i]
-    points, size, least = table.points, table.size, -EPS * problem.rates[-1]
+    forced; a point that cannot goes."""
+    points, size, forced, p = table.points, table.size, problem.forced[i], problem.p[i]
     for s in live:
-        if rho[s] < least:
-            size[s] = 0
-            continue
         kept = 0
-        for e in range(size[s]):
+        for e in range(size[s] if rho[s] >= -EPS * problem.rates[-1] else 0):
             point = points[s, e]
             point.b += rho[s] * dt
             if forced:
@@ -116,28 +110,20 @@ def gather(problem, table, rho, i, dt, live):
                 points[s, kept] = point
             kept += 1
         size[s] = kept
-        if kept:
-            live[alive] = s
-            alive += 1
-    return live[:alive]
 
 
 @kernel
 def accept(problem, table, rho, i, live, trace):
-    """Add to every state the points that come of accepting new request i: the states that are live
-    then; and the most value of a point that had to go, or 0."""
-    k, p, m = problem.tier[i], problem.p[i], table.weigh * problem.m[i]
-    fresh, found, most = np.empty(len(live), np.int64), len(live), 0.0
-    least, most_memory = -EPS * p - EPS, problem.M
+    """Add to every state the points that come of accepting new request i, one of tier k; the most
+    value of a point that had to go, or 0."""
+    k, v, p, m = problem.tier[i], problem.v[i], problem.p[i], table.weigh * problem.m[i]
+    least, most_memory, most = -EPS * p - EPS, problem.M, 0.0
     new, points, size = np.empty(1, POINT)[0], table.points, table.size
-    counts, full, stride, v = table.counts, table.most[k], table.stride[k], problem.v[i]
+    counts, full, stride = table.counts, table.most[k], table.stride[k]
     for s in live[::-1]:  # descending, so that it is accepted once
-        if counts[s, k] == full or rho[s + stride] < 0:
-            continue
         to = s + stride
-        if size[to] == 0:
-            found -= 1
-            fresh[found] = to
+        if counts[s, k] == full or rho[to] < 0:
+            continue
         for e in range(size[s]):
             point = points[s, e]
             new.v, new.b, new.m = point.v + v, point.b - p, point.m + m
@@ -148,9 +134,7 @@ def accept(problem, table, rho, i, live, trace):
             trace[0, 0] += 1
             size[to], dropped = _insert(points, to, size[to], new)
             most = max(most, dropped)
-        if size[to] == 0:
-            found += 1
-    return _merged(live, fresh[found:]), most
+    return most
 
 
 @kernel
@@ -189,14 +173,11 @@ def _table(problem, most, width, weigh):
         stride[k] = states
         states *= most[k] + 1
     counts, size = np.zeros((states, tiers), np.int64), np.zeros(states, np.int64)
-    owed, tightest = np.zeros(states), np.empty(states, np.int64)
-    tau = problem.tau
+    owed, tightest = np.empty(states), np.empty(states, np.int64)
     for s in range(states):
-        tightest[s] = tiers - 1
-        for k in range(tiers - 1, -1, -1):
+        for k in range(tiers):
             counts[s, k] = (s // stride[k]) % (most[k] + 1)
-            owed[s] += counts[s, k] / tau[k]
-            tightest[s] = k if counts[s, k] else tightest[s]
+        owed[s], tightest[s] = _pace(counts[s], problem.tau)
     points = np.empty((states, width), POINT)
     size[0], first = 1, points[0, 0]
     first.v = first.b = first.m = 0.0
@@ -220,11 +201,7 @@ def _pace(n, tau):
 def _rho(problem, table, owed, tightest):
     """rho of every state beside admitted requests that are owed so much: full batches of the
     tightest tier that decodes, less what all are owed."""
-    rates, theirs, taken = problem.rates, table.tightest, table.owed
-    rho = np.empty(len(taken))
-    for s in range(len(rho)):
-        rho[s] = rates[min(tightest, theirs[s])] - owed - taken[s]
-    return rho
+    return problem.rates[np.minimum(tightest, table.tightest)] - owed - table.owed
 
 
 @kernel
@@ -265,23 +242,8 @@ def _worse(point, than):
 
 
 @kernel
-def _merged(some, others):
-    """Two ascending lists as one."""
-    both = np.empty(len(some) + len(others), np.int64)
-    a = b = 0
-    for c in range(len(both)):
-        if b == len(others) or (a < len(some) and some[a] < others[b]):
-            both[c] = some[a]
-            a += 1
-        else:
-            both[c] = others[b]
-            b += 1
-    return both
-
-
-@kernel
 def _grown(trace, more):
-    """The trace with room for so `more` nodes."""
+    """The trace with room for so many `more` nodes."""
     if trace[0, 0] + more > len(trace):
         trace = np.concatenate((trace, np.empty((len(trace) + more, 2), np.int64)))
     return trace
@@ -296,11 +258,11 @@ def _order(deadline, prefill, forced):
 
 
 @kernel
-def _best(problem, table, rho, live):
+def _best(problem, table, rho):
     """The most value of a point whose state can decode, and its node in the trace; (-1, -1) if
     there is none."""
     best, at = -1.0, -1
-    for s in live:
+    for s in range(len(rho)):
         if rho[s] >= -EPS * problem.rates[-1]:
             for point in table.points[s, : table.size[s]]:
                 if point.v > best:

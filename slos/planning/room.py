@@ -16,10 +16,6 @@ class Room:
         self.shared = 0  # blocks that starts count on running requests for
         self.gained = 0  # blocks, by preemption
 
-    @property
-    def preempted(self) -> list[str]:
-        return [p.id for p in self.victims]
-
     def give_all(
         self, requests: list[Progress], wanted: list[int], need: float, starts: int
     ) -> dict[str, int]:

@@ -46,25 +46,20 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
     """
     worth, limit = wanted
     value, owner, place = _each_draft(alpha, worth, limit)
-    size, order = len(value), np.argsort(-value, kind="mergesort")
-    best, best_drafts, best_longest = 0.0, 0, 0
-    for longest in range(limit.max() + 1):
-        gained, drafts, at = worth.sum(), 0, 0
-        while True:
+    order = np.argsort(-value, kind="mergesort")
+    best, best_drafts, best_longest = worth.sum() / batch_time(engine, tokens, context), 0, 0
+    for longest in range(1, limit.max() + 1):
+        gained, drafts = worth.sum(), 0
+        for j in order[place[order] <= longest]:
+            gained, drafts = gained + value[j], drafts + 1
             time = batch_time(engine, tokens + drafts, context, longest)
-            if longest and time > seconds:
+            if time > seconds:
                 break
             if gained / time > best:
                 best, best_drafts, best_longest = gained / time, drafts, longest
-            while at < size and place[order[at]] > longest:
-                at += 1
-            if at == size:
-                break
-            gained, drafts, at = gained + value[order[at]], drafts + 1, at + 1
     lengths = np.zeros(len(limit), np.int64)
-    for j in order:
-        if best_drafts and place[j] <= best_longest:
-            lengths[owner[j]], best_drafts = place[j], best_drafts - 1
+    for j in order[place[order] <= best_longest][:best_drafts]:
+        lengths[owner[j]] = place[j]
     return lengths
 
 
@@ -172,8 +167,7 @@ class Acceptance:
 
 def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
     """Whether a step that computes `share` of the jobs leaves some prefill for another."""
-    left = jobs["left"]
-    return bool((share < left)[left > 1].any())
+    return bool((share < jobs["left"])[jobs["left"] > 1].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +223,13 @@ class Drafting:
         it, whether all or none of them are accepted."""
         size, context = int((share + drafts).sum()), int(jobs["computed"][share > 0].sum())
         end = self.view.now + self.roofline.time(size, int(drafts.max()), context)
-        need = needed(jobs, share + drafts, self.view.block_size)[0]
-        for accepted in (np.zeros_like(drafts), drafts) if need <= self.view.free_blocks else ():
+        if needed(jobs, share + drafts, self.view.block_size)[0] > self.view.free_blocks:
+            return False
+        for accepted in (np.zeros_like(drafts), drafts):
             then, alive, in_time = advanced(end, jobs, share, accepted)
             if not in_time or look_ahead(end, then, alive, self.engine)[0] != OK:
                 return False
-        return need <= self.view.free_blocks
+        return True
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
         """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""

@@ -44,9 +44,7 @@ def _serve(
     others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left
     free.
     """
-    tokens: dict[str, int] = {}
-    preempted: list[str] = []
-    running = [*first, *others]
+    tokens, preempted, running = dict[str, int](), list[str](), [*first, *others]
     drafts, size = min(drafts, view.max_drafts), view.block_size
     for at, p in enumerate(first):
         if at >= len(running) or not budget:
@@ -75,9 +73,8 @@ def decodes_first(
     decoding = [p for p in view.running if p.tokens - p.computed == 1]
     prefilling = [p for p in view.running if p.tokens - p.computed > 1]
     set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
-    tokens, preempted, free = _serve(
-        view, decoding, prefilling, view.free_blocks - set_aside, drafts
-    )
+    free = view.free_blocks - set_aside
+    tokens, preempted, free = _serve(view, decoding, prefilling, free, drafts)
     # prompts that go on after an answer, which no admission foresaw
     if prefilling and free < 0:
         keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]

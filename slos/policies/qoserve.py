@@ -24,13 +24,12 @@ from slos.core.roofline import Roofline
 from slos.core.types import NEVER, Batch, LengthPredictor, Progress, View, require
 from slos.policies.baselines import admit, decodes_first
 
+# tokens that a step may take, decodes included: the first where none fits
 SIZES = (128, *range(256, 2049, 256), 2552)
-"""Tokens that a step may take, decodes included: the first where none fits."""
+SHORT = 32_000  # while fewer tokens of the KV cache are free it may take
 SIZES_IF_SHORT = (128, 256, 384, 512)
-"""The same while less than `SHORT` tokens of the KV cache are free."""
-SHORT = 32_000
+# prompt tokens per second, as they are expected at first, and what a step leaves of that
 RATE, DECAY = 8500.0, 0.995
-"""Prompt tokens per second, as they are expected at first, and what a step leaves of that."""
 
 
 @dataclass(slots=True)
@@ -61,6 +60,9 @@ class QoServe:
         require(self.hybrid >= 0, "hybrid", self.hybrid, "at least 0 (seconds per token)")
 
     def step(self, view: View) -> Batch:
+        then, prompt_tokens = self._last
+        if prompt_tokens and view.now > then:  # how fast prompts went in the last step
+            self._rate = DECAY * self._rate + (1 - DECAY) * prompt_tokens / (view.now - then)
         tokens, preempted, prompts, free = decodes_first(view)
         decoding = [p for p in view.running if p.id in tokens]
         queue = self.ordered(view, [*prompts, *view.waiting])
@@ -79,24 +81,22 @@ class QoServe:
         if self.free:
             fits = self.roofline.fits(min(slack, 1e6) / self.margin, 0, context)
             return min(max(fits, SIZES[0]), SIZES[-1])
-        short = view.free_blocks * view.block_size < SHORT
-        sizes = SIZES_IF_SHORT if short else SIZES
+        sizes = SIZES_IF_SHORT if view.free_blocks * view.block_size < SHORT else SIZES
         fit = [n for n in sizes if self.margin * self.roofline.time(n, 0, context) <= slack]
         return max(fit, default=sizes[0])
 
     def ordered(self, view: View, prompts: Sequence[Progress]) -> list[Progress]:
         """The order in which prompts are served."""
-        self._learn(view.now)
         if self.relegate:
             known, now = self._relegated.intersection(p.id for p in prompts), view.now
             gone = (p.id for p in prompts if not p.computed and now + p.left / self._rate > p.due)
             self._relegated = known.union(gone)
-        late, hybrid = self._relegated, self.hybrid
-        if self.by_deadline:
-            ranks = {p.id: (p.id in late, p.due + hybrid * p.left) for p in prompts}
-        else:
-            ranks = {p.id: (p.id in late, 0.0) for p in prompts}
-        queue = sorted(prompts, key=lambda p: ranks[p.id])
+
+        def rank(p: Progress) -> tuple[bool, float]:
+            deadline = p.due + self.hybrid * p.left if self.by_deadline else 0.0
+            return p.id in self._relegated, deadline
+
+        queue = sorted(prompts, key=rank)
         return self._fitting(view, queue) if self.foresee else queue
 
     def fill(
@@ -104,12 +104,6 @@ class QoServe:
     ) -> int:
         """Give prompts what is `left` of the step's tokens and of the blocks; the blocks left."""
         return admit(view, tokens, queue, left)[1]
-
-    def _learn(self, now: float) -> None:
-        """How fast prompts went in the last step that had any."""
-        then, prompt_tokens = self._last
-        if prompt_tokens and now > then:
-            self._rate = DECAY * self._rate + (1 - DECAY) * prompt_tokens / (now - then)
 
     def _fitting(self, view: View, queue: Sequence[Progress]) -> list[Progress]:
         """Without those that start where the KV cache will not hold all of them at every step to

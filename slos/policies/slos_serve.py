@@ -28,7 +28,7 @@ from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
 from slos.planning.candidates import MOST, due_first, planned, tiers
 from slos.planning.fluid import fluid, prefill_rates
-from slos.planning.jobs import jobs_of, needed
+from slos.planning.jobs import held, jobs_of, needed
 from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.planning.room import Room
@@ -38,12 +38,9 @@ from slos.planning.speculation import Acceptance, Drafting
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
-# pressure (share of KV cache held, or of the tightest TPOT used) from which best effort is held
-# back:
-BUSY = 0.6
-STRETCH = 0.1  # it then lengthens a step by this share at most,
-# and always starts a request only if this share of the KV cache stays free beside guaranteed ones
-RESERVE = 0.2
+BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, from which best effort
+STRETCH = 0.1  # lengthens a step by this share at most
+RESERVE = 0.2  # share of the KV cache that it leaves free beside guaranteed requests as it starts
 AGE = 30.0  # seconds after which the oldest of best effort is promised to end too,
 PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
 
@@ -74,8 +71,7 @@ class SLOsServe:
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
-        size, bound = self.batch_tokens, "at least 0 (0: as the deadlines ask)"
-        require(size >= 0, "batch_tokens", size, bound)
+        require(self.batch_tokens >= 0, "batch_tokens", self.batch_tokens, "at least 0 tokens")
 
     def step(self, view: View) -> Batch:
         """Admit, decline, and form the next batch."""
@@ -85,11 +81,12 @@ class SLOsServe:
         self.admit(plan)
         self._form(plan)
         self._fill(plan)
-        lost = self._started.difference(plan.tokens).union(plan.room.preempted)
+        preempted = tuple(p.id for p in plan.room.victims)
+        lost = self._started.difference(plan.tokens).union(preempted)
         self._started = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
         self._admitted.difference_update(plan.tokens)
         declined = tuple(p.id for p in plan.declined)
-        return Batch(plan.tokens, tuple(plan.room.preempted), declined, self.repeat(plan))
+        return Batch(plan.tokens, preempted, declined, self.repeat(plan))
 
     def sort(self, view: View) -> Plan:
         """Tell requests apart: promised, to be decided, best effort."""
@@ -105,10 +102,10 @@ class SLOsServe:
 
     def told_apart(self, view: View, waiting: Sequence[Progress]) -> Plan:
         """`sort` of the view's running requests and of those `waiting`."""
-        engine = engine_of(self.roofline, view, self.longest_step, self.batch_tokens)
-        plan = Plan(view, engine)
+        plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
-            late = not p.best_effort and p.left > 1 and self.hopeless(p.due, view.now)
+            prefill = p.tokens - p.computed > 1
+            late = prefill and not p.best_effort and self.hopeless(p.due, view.now)
             if late:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
@@ -151,10 +148,9 @@ class SLOsServe:
                 first = max(PATIENCE * slowness(self.roofline), 2 * self.roofline.time(p.left))
                 t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
-            if p.id not in before:
-                jobs = self.jobs([*plan.guaranteed, easy])
-                if not self._proven(plan, jobs):
-                    continue
+            beside = [*plan.guaranteed, easy]
+            if p.id not in before and not self._proven(plan, self.jobs(beside)):
+                continue
             self._aged[p.id] = p.stage, t0
             plan.guaranteed.append(easy)
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
@@ -189,17 +185,17 @@ class SLOsServe:
         [candidates]. The planner proposes, the look ahead proves."""
         now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
-        jobs = jobs.copy()
-        jobs["tpot"] = tiers(jobs["tpot"], new)
-        paces = sorted(set(jobs["tpot"].tolist()))
+        rounded = jobs.copy()
+        rounded["tpot"] = tiers(jobs["tpot"], new)
+        paces = sorted(set(rounded["tpot"].tolist()))
         tau = np.array([*paces, 2 * paces[-1]])
-        decoding = jobs[:old][jobs["left"][:old] == 1]
-        context = int(decoding["computed"].sum()) if self.roofline.k_ctx else 0
+        context = 0
+        if self.roofline.k_ctx:
+            context = int(jobs["computed"][:old][jobs["left"][:old] == 1].sum())
         rates = prefill_rates(tau, self.roofline, context)
         if self.batch_tokens:
             rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
-        proposed = sweep(fluid(now, jobs, tau, rates, engine, max(0, seats)))[0][-new:]
-        jobs = plan.jobs
+        proposed = sweep(fluid(now, rounded, tau, rates, engine, max(0, seats)))[0][-new:]
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         if chosen.any() or not self._admitted:
             return chosen
@@ -210,25 +206,15 @@ class SLOsServe:
     def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
         """Whether the jobs are all served in time."""
         everyone = np.ones(len(jobs), np.bool_)
-        verdict, _ = lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)
-        return verdict == lookahead.OK
+        return lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)[0] == lookahead.OK
 
     def _form(self, plan: Plan) -> None:
-        """Guaranteed tokens by the rule, then drafts."""
-        view, jobs, guaranteed, engine = plan.view, plan.jobs, plan.guaranteed, plan.engine
+        """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
+        view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
         plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
-        plan.seconds = batching.form(view.now, jobs, everyone, engine, plan.share)
-        held = jobs["computed"].sum() - jobs["shared"].sum() * view.block_size
-        plan.spare = BUSY * view.total_blocks * view.block_size - held
-        drafts = np.zeros(len(jobs), np.int64)
-        if self.speculate and view.max_drafts > 0:
-            short = bool(plan.spare < 0)
-            drafting = Drafting(view, self.roofline, self._acceptance, engine, short)
-            drafts = drafting.spread(guaranteed, jobs, plan.share, plan.seconds)
-            # where prefill gave way to them the step was proven as the shorter one that it is now
-            size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
-            seconds = self.roofline.time(size, drafts.max(initial=0), context)
-            plan.seconds = min(plan.seconds, seconds)
+        plan.seconds = batching.form(view.now, jobs, everyone, plan.engine, plan.share)
+        plan.spare = BUSY * view.total_blocks * view.block_size - held(jobs, view.block_size)
+        drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
         urgent = np.argsort(jobs["due"], kind="stable")
         room = plan.room = Room(view, plan.best_effort)
         need, starts = needed(jobs, plan.share, view.block_size)
@@ -236,16 +222,24 @@ class SLOsServe:
         in_turn = [guaranteed[j] for j in urgent.tolist()]
         if any(map(attrgetter("cached"), in_turn)):  # what starts needs is another sum
             need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
-        tokens = room.give_all(in_turn, wanted, need, starts)
-        for j in np.flatnonzero(drafts).tolist():
-            p, n = guaranteed[j], int(drafts[j])
+        plan.tokens = room.give_all(in_turn, wanted, need, starts)
+        for p, n in drafts:
             need = view.blocks(p.computed + 1 + n) - view.blocks(p.computed + 1)
-            if p.id in tokens and need <= room.free:
+            if p.id in plan.tokens and need <= room.free:
                 room.free -= need
-                tokens[p.id] += n
+                plan.tokens[p.id] += n
                 plan.draft = max(plan.draft, n)
                 self._acceptance.give(p, n)
-        plan.tokens = tokens
+
+    def _drafts(self, plan: Plan) -> list[tuple[Progress, int]]:
+        """Who is to verify drafts in this step, and how many; what prefill gives way to them."""
+        view, jobs, engine = plan.view, plan.jobs, plan.engine
+        drafting = Drafting(view, self.roofline, self._acceptance, engine, plan.spare < 0)
+        drafts = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
+        # where prefill gave way the step was proven as the shorter one that it is now
+        size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
+        plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
+        return [(plan.guaranteed[j], int(drafts[j])) for j in np.flatnonzero(drafts).tolist()]
 
     def _fill(self, plan: Plan) -> None:
         """Give best effort what is left of the step: those running, oldest first, then those
@@ -282,8 +276,7 @@ class SLOsServe:
 
     def _fits(self, seconds: float, draft: int, context: float) -> int:
         """Tokens of a step."""
-        fits = self.roofline.fits(seconds, draft, context)
-        return min(fits, self.batch_tokens) if self.batch_tokens else fits
+        return int(min(self.roofline.fits(seconds, draft, context), self.batch_tokens or inf))
 
     def _latest_end(self, plan: Plan) -> float:
         """Until when best effort may stretch the step."""

@@ -24,11 +24,11 @@ from zlib import crc32
 import aiohttp
 import numpy as np
 
-from slos.core.attainment import Live, Outcome, judged
+from slos.core.attainment import Live, Outcome
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
 from slos.replay.client import Server, call, find
-from slos.replay.results import Failure, Replayed, by_the_end
+from slos.replay.results import Failure, Replayed, by_the_end, judged
 from slos.serving.objectives import NAME, xargs
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies

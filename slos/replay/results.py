@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from slos.core.attainment import Outcome, attainment, judged
-from slos.core.pace import RULES, TOLERANCE, other
+from slos.core.attainment import Outcome, attainment
+from slos.core.pace import PAPER, RULES, TOLERANCE, other
 from slos.core.types import require
 from slos.files import Frame, commit
 
@@ -50,6 +50,12 @@ class Labels:
     setting: str = ""
     source: str = ""
     status: str = "measured"
+
+
+def judged(outcome: Outcome, paper: bool, client: bool, **changes: float) -> Outcome:
+    """The same outcome where it is attained so by each rule, and with further `changes`."""
+    met = paper if outcome.rule == PAPER else client
+    return replace(outcome, attained=met, attained_paper=paper, attained_client=client, **changes)
 
 
 def by_the_end(outcome: Outcome, e2e: float | None) -> Outcome:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from slos.core.history import make_predictor
 from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, LengthPredictor, Policy, Progress, Request, Stage, View, require
 from slos.hardware.profiles import Profile, profile
 from slos.policies import make_policy
+from slos.policies.predictors import make_predictor
 from slos.serving.objectives import Objectives, Phase, bounded, within
 
 KINDS: dict[str, Any] = {"str": str, "bool": bool, "float": int | float}
@@ -26,8 +26,8 @@ class Settings:
 
     policy, options: a name in `slos.policies` and its settings. profile: a shipped one's name or a
     JSON file to start from; without one vLLM schedules until a roofline is learned. learn: keep
-    fitting it. save: file to keep it in. predictor: of output lengths, see `slos.core.history`,
-    which says what a higher level is good for, as in "quantile:0.9". slowdown or ttft, tpot, e2e,
+    fitting it. save: file to keep it in. predictor: of output lengths, as "quantile:0.9";
+    `slos.policies.predictors` says what a higher level is good for. slowdown or ttft, tpot, e2e,
     rule of pace, value: objectives of a request that brings none. reject: whether a request that
     cannot be in time ends (HTTP 429) instead of becoming best effort. load: file for a router to
     read it from.

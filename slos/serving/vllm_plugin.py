@@ -24,10 +24,10 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from slos.core.history import make_predictor
 from slos.core.types import Batch, Policy, View, require
 from slos.hardware.profiles import Profile
 from slos.policies import OURS
+from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
 from slos.serving.beside import Beside, logger

@@ -10,12 +10,12 @@ what perfect routing would make of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from slos.core.lengths import FirstToken
+from slos.core.lengths import Unmoved
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, require
+from slos.core.types import LengthPredictor, Progress, require
 from slos.hardware.profiles import Profile
 from slos.hardware.shapes import GATED, shape_of
 from slos.policies import make_policy
@@ -42,6 +42,17 @@ sheet). A machine without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had
 machines, 3 GB/s."""
 
 POOLED = "pooled"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken(Unmoved):
+    """What a prefill replica has to expect of a request: the first token, with which it leaves."""
+
+    def remaining(self, progress: Progress) -> int:
+        return 1
+
+    def after_stage(self, progress: Progress) -> int:
+        return 0
 
 
 def roles(topology: str) -> tuple[str, ...]:

@@ -15,11 +15,12 @@ computed at once: a leap. It spares two thirds of the time of a simulation and c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from math import inf
 
+from slos.core.attainment import Live
 from slos.sim.world import World
 
 MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
@@ -27,9 +28,10 @@ MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
 
 @dataclass(slots=True)
 class Flight:
-    """tokens: of the batch, by request; need: KV blocks that its first step takes; ends: of each
-    step, none while the engine is idle."""
+    """batch: its requests; tokens: of each, by id and in that order; need: KV blocks that its first
+    step takes; ends: of each step, none while the engine is idle."""
 
+    batch: Sequence[Live] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)
     start: float = 0.0
     need: int = 0
@@ -54,17 +56,21 @@ class Flight:
         del self.ends[bisect_left(self.ends, now) + 1 :]
 
 
-def ends_of(now: float, world: World, size: tuple[int, int, int], seen: int, steps: int):
-    """When `steps` steps end that follow one another from `now`: list of seconds.
+def ends_of(
+    now: float, world: World, work: tuple[int, int, int], seen: int, steps: int, noise: float
+) -> list[float]:
+    """When `steps` steps end that follow one another from `now`, in seconds.
 
-    size: tokens, draft steps and context tokens of the first; each adds its tokens to the context.
-    seen: requests that the policy sees.
+    work: tokens, draft steps and context tokens of the first; each adds its tokens to the context.
+    seen: requests that the policy sees; noise: what each step is multiplied by.
     """
-    roofline, (total, drafts, context) = world.roofline, size
+    roofline, (total, drafts, context) = world.roofline, work
     if roofline.k_ctx == 0:
         times = repeat(roofline.time(total, drafts), steps)
     else:
         times = (roofline.time(total, drafts, context + i * total) for i in range(steps))
     if any(world.planning):
         times = (world.seconds(time, seen) for time in times)
+    if noise != 1:
+        times = (time * noise for time in times)
     return list(accumulate(times, initial=now))[1:]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slos.core.attainment import Live
+from slos.core.types import Progress
 
 
 @dataclass(slots=True)
@@ -57,3 +59,26 @@ class Ledger:
     def landed(self, live: Live) -> None:
         """That cache is here, and its request holds it."""
         self.lent -= self.blocks(live.progress.computed)
+
+    # What a cache would do; nothing is found here
+
+    def expect(self, live: Live) -> None:
+        """A request waits, and may find something when it starts."""
+
+    def forget(self, live: Live) -> None:
+        """It waits no longer."""
+
+    def show(self, running: Sequence[Progress]) -> None:
+        """Write down what would be found for those that wait, and what all share with running
+        ones."""
+
+    def hold(
+        self, batch: Sequence[Live], starts: Sequence[Live], tokens: Mapping[str, int]
+    ) -> tuple[Mapping[str, int], int]:
+        """Let those of a batch that start hold what is found for them. The tokens that are left to
+        compute, and how many were found that the view had not told of."""
+        return tokens, 0
+
+    def fill(self, live: Live, tokens: int) -> None:
+        """A request has computed so many tokens, or will have after this step: blocks that are full
+        then can be found from now on."""

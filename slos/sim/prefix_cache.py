@@ -10,8 +10,8 @@ here, which is why a simulation hardly takes longer.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from sys import maxsize
@@ -24,14 +24,11 @@ from slos.sim.ledger import Ledger
 @dataclass(frozen=True, slots=True)
 class Content:
     """What a request's blocks hold: pieces, each a number, and the block at which each ends. Others
-    may have the same ones, but never the last."""
+    may have the same ones, but never the last; shared: whether there are more than that one."""
 
     pieces: tuple[int, ...]
     ends: tuple[int, ...]
-
-    @property
-    def shared(self) -> bool:
-        return len(self.pieces) > 1
+    shared: bool
 
 
 @dataclass(slots=True)
@@ -54,7 +51,7 @@ class Contents:
             if end // self.block_size > (ends[-1] if ends else 0):
                 pieces.append(last[0])
                 ends.append(end // self.block_size)
-        return Content((*pieces, next(self._fresh)), (*ends, maxsize))
+        return Content((*pieces, next(self._fresh)), (*ends, maxsize), shared=bool(pieces))
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +84,7 @@ class PrefixCache(Ledger):
     cached: dict[int, list[Run]] = field(init=False, default_factory=dict)
     tables: dict[str, list[Run]] = field(init=False, default_factory=dict)
     shared: Counter[str] = field(init=False, default_factory=Counter)
-    idle: dict[Run, None] = field(init=False, default_factory=dict)
+    idle: OrderedDict[Run, None] = field(init=False, default_factory=OrderedDict)
     idle_blocks: int = field(init=False, default=0)
     leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
     waiting: dict[int, dict[str, Live]] = field(init=False, default_factory=dict)
@@ -116,14 +113,13 @@ class PrefixCache(Ledger):
                 at = to
 
     def expect(self, live: Live) -> None:
-        """A request waits. One that finds nothing now, and shares with no other, never will."""
+        # one that finds nothing now, and shares with no other, never will
         if live.content.shared or live.content.pieces[0] in self.cached:
             for piece in live.content.pieces:
                 self.waiting.setdefault(piece, {})[live.request.id] = live
             self.changed.update(live.content.pieces[-1:])
 
     def forget(self, live: Live) -> None:
-        """It waits no longer."""
         for piece in live.content.pieces:
             if known := self.waiting.get(piece):
                 known.pop(live.request.id, None)
@@ -132,8 +128,6 @@ class PrefixCache(Ledger):
         live.progress.cached = live.progress.shared = 0
 
     def show(self, running: Sequence[Progress]) -> None:
-        """Write down what would be found for those that wait, and what all share with running
-        ones."""
         asked: dict[str, Live] = {}
         for piece in self.changed:
             asked |= self.waiting.get(piece, {})
@@ -169,6 +163,33 @@ class PrefixCache(Ledger):
             table.append(found)
         p.computed = table[-1].end * self.block_size if table else 0
 
+    def hold(
+        self, batch: Sequence[Live], starts: Sequence[Live], tokens: Mapping[str, int]
+    ) -> tuple[Mapping[str, int], int]:
+        left, within = dict(tokens), 0
+        for live in starts:  # first of all what is there
+            self.start(live)
+        if any(live.content.shared for live in starts):
+            for live in batch:  # then, in vLLM's order, what others of the batch compute, too
+                if live not in starts:
+                    self._will_fill(live, tokens)
+        for live in starts:
+            p = live.progress
+            if live.content.shared:
+                self.start(live)
+            if more := p.computed - p.cached:
+                left[p.id] = max(1, left[p.id] - more)
+                within += more
+            self.hits += p.computed
+            self.forget(live)
+            self._will_fill(live, left)
+        return left, within
+
+    def _will_fill(self, live: Live, tokens: Mapping[str, int]) -> None:
+        if live.content.shared:
+            p = live.progress
+            self.fill(live, min(p.computed + tokens[p.id], p.tokens))
+
     def _count_alone(self, run: Run, blocks: int) -> None:
         """The one that holds a run, if it is one alone, shares so many blocks more."""
         if len(run.holders) == 1:
@@ -186,14 +207,12 @@ class PrefixCache(Ledger):
             table.insert(table.index(run), before)
         if not run.holders:  # the end goes first
             both = {run: (run, before)}
-            self.idle = {r: None for old in self.idle for r in both.get(old, (old,))}
+            self.idle = OrderedDict.fromkeys(r for old in self.idle for r in both.get(old, (old,)))
         return before
 
     # What becomes of blocks
 
     def fill(self, live: Live, tokens: int) -> None:
-        """A request has computed so many tokens, or will have after this step: blocks that are full
-        then can be found from now on."""
         id, full = live.request.id, tokens // self.block_size
         table = self.tables[id]
         at = table[-1].end if table else 0

@@ -7,8 +7,8 @@ affair. Time passes in `slos.sim.simulator`.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -69,7 +69,7 @@ class Replica:
             self.lengths.began(p)
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
         (self.running if p.computed else self.waiting).append(p)
-        if isinstance(self.kv, PrefixCache) and not p.computed:
+        if not p.computed:
             self.kv.expect(live)
         self.flight.cut(now)
 
@@ -129,8 +129,7 @@ class Replica:
         """Ask the policy for a step and start it, if it runs anything; the requests that leave for
         another replica."""
         w, kv, passed = self.world, self.kv, []
-        if isinstance(kv, PrefixCache):
-            kv.show(self.running)
+        kv.show(self.running)
         batch = self.policy.step(
             View(now, self.waiting, self.running, kv.free, kv.total - kv.lent, kv.block_size,
                  w.max_seqs, w.max_drafts)
@@ -138,8 +137,7 @@ class Replica:
         for id in batch.decline:
             p = self._find(id).progress
             if p.elsewhere:
-                if isinstance(kv, PrefixCache):
-                    kv.forget(self.live[id])
+                kv.forget(self.live[id])
                 passed.append(self.live.pop(id))
                 self.waiting.remove(p)
             else:
@@ -153,21 +151,21 @@ class Replica:
             self._stop(live)
             self.waiting.insert(0, live.progress)
             live.preemptions += 1
-            if isinstance(kv, PrefixCache):
-                kv.expect(live)
+            kv.expect(live)
         if batch.tokens:
             self._start(now, batch)
         return passed
 
     def _start(self, now: float, batch: Batch) -> None:
-        kv, leap, size, tokens = self.kv, batch.repeat, self.world.block_size, batch.tokens
-        context = need = drafts = 0
-        started: list[Progress] = []
-        if isinstance(kv, PrefixCache) and self.waiting:
-            tokens, started, within = self._take_hold(tokens, kv)
-            context -= within
-        for id, n in tokens.items():
-            live = self._find(id)
+        kv, leap, size, flight = self.kv, batch.repeat, self.world.block_size, self.flight
+        if not batch.tokens.keys() <= self.live.keys():
+            self._find(next(id for id in batch.tokens if id not in self.live))
+        flight.batch = [self.live[id] for id in batch.tokens]
+        tokens, within = batch.tokens, 0
+        if starts := [live for live in flight.batch if not live.progress.computed]:
+            tokens, within = kv.hold(flight.batch, starts, tokens)
+        context, need, drafts = -within, 0, 0
+        for live, n in zip(flight.batch, tokens.values(), strict=True):
             p = live.progress
             computed = p.computed
             if n == 1 == p.tokens - computed:
@@ -178,56 +176,20 @@ class Replica:
                 leap, drafts = 1, max(drafts, self._drafts(p, n))
                 need += -(-(computed + n) // size) + -computed // size
             context += computed
-            if not computed and p not in started:
-                started.append(p)
         if need > kv.free:
             raise ValueError(
                 f"batch needs {need} KV blocks; bound: {kv.free} free; preempt somebody first"
             )
-        if started:
-            self._admit(started)
-        total = sum(tokens.values())
-        flight = self.flight
+        if starts:
+            self._admit([live.progress for live in starts])
         flight.tokens, flight.start, flight.need = tokens, now, need
-        seen = len(self.waiting) + len(self.running)
-        if self.world.noise:
-            seconds = self.world.seconds(self.world.roofline.time(total, drafts, context), seen)
-            sigma = self.world.noise
-            flight.ends = [now + seconds * self.rng.lognormal(-0.5 * sigma**2, sigma)]
-            return
-        steps = 1 if self.role == "prefill" else int(min(leap, MAX_LEAP))
+        sigma = self.world.noise
+        steps = 1 if sigma or self.role == "prefill" else int(min(leap, MAX_LEAP))
         while steps > 1 and self._growth(steps) > kv.free:
             steps //= 2
-        flight.ends = ends_of(now, self.world, (total, drafts, context), seen, steps)
-
-    def _take_hold(
-        self, tokens: Mapping[str, int], kv: PrefixCache
-    ) -> tuple[Mapping[str, int], list[Progress], int]:
-        """Let those that start hold what is found for them, first of all; then, in vLLM's order,
-        what others of the batch compute, too. The tokens that are left, who starts, and how many
-        tokens were found that were not there before the batch."""
-        starting = {p.id for p in self.waiting if p.id in tokens}
-        if not starting:
-            return tokens, [], 0
-        left, size, within = dict(tokens), kv.block_size, 0
-        starts = [self.live[id] for id in tokens if id in starting]
-        for live in starts:
-            kv.start(live)
-        if any(live.content.shared for live in starts):
-            for live in (self._find(id) for id in tokens if id not in starting):
-                p, n = live.progress, tokens[live.request.id]
-                if (p.computed + n) // size > p.computed // size and live.content.shared:
-                    kv.fill(live, min(p.computed + n, p.tokens))
-        for live in starts:
-            p, id = live.progress, live.request.id
-            kv.start(live)
-            if p.computed > p.cached:  # more than the view said
-                left[id] = max(1, left[id] - (p.computed - p.cached))
-                within += p.computed - p.cached
-            kv.hits += p.computed
-            kv.forget(live)
-            kv.fill(live, min(p.computed + left[id], p.tokens))
-        return left, [live.progress for live in starts], within
+        work, seen = (sum(tokens.values()), drafts, context), len(self.waiting) + len(self.running)
+        noise = self.rng.lognormal(-0.5 * sigma**2, sigma) if sigma else 1.0
+        flight.ends = ends_of(now, self.world, work, seen, steps, noise)
 
     def _find(self, id: str) -> Live:
         if id not in self.live:
@@ -258,9 +220,9 @@ class Replica:
 
     def _growth(self, steps: int) -> int:
         """KV blocks that `steps` decodes of each request in flight take."""
-        live, size, blocks = self.live, self.world.block_size, 0
-        for id in self.flight.tokens:
-            computed = live[id].progress.computed
+        size, blocks = self.world.block_size, 0
+        for live in self.flight.batch:
+            computed = live.progress.computed
             blocks += -(-(computed + steps) // size) + -computed // size
         return blocks
 
@@ -268,36 +230,34 @@ class Replica:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Live] = []
         filled: list[tuple[int, Live, int]] = []  # in which step, whose context, its tokens then
-        kv, ends, count = self.kv, self.flight.ends, len(self.flight.ends)
-        cache, size = kv if isinstance(kv, PrefixCache) else None, kv.block_size
-        taken = self.flight.need if count == 1 else self._growth(count)
-        for id, n in self.flight.tokens.items():
-            live = self.live[id]
+        kv, flight, lengths = self.kv, self.flight, self.lengths
+        ends, count, size = flight.ends, len(flight.ends), kv.block_size
+        taken = flight.need if count == 1 else self._growth(count)
+        for live, n in zip(flight.batch, flight.tokens.values(), strict=True):
             p = live.progress
             before, said = p.computed, p.generated
             if drafts := n > 1 and p.tokens - before == 1:
-                drafted = p.computed + n
                 times = ends * live.draft(n - 1, self.world.acceptance)
                 p.computed += len(times)
-                taken -= kv.blocks(drafted) - kv.blocks(p.computed)  # of the drafts refused
+                taken -= kv.blocks(before + n) - kv.blocks(p.computed)  # of the drafts refused
                 finished = live.emit(times)
             else:
                 p.computed += n * count
                 finished = p.computed == p.tokens + count - 1 and live.emit(ends)
-            if cache and p.computed // size > before // size and live.content.shared:
+            if live.content and live.content.shared and p.computed // size > before // size:
                 if drafts:  # those accepted are known of afterwards
                     filled += (1, live, before + 1), (2, live, p.computed)
                 else:
                     filled += ((k, live, before + n * k) for k in range(1, count + 1))
-            if p.generated and not said and self.lengths:
-                self.lengths.began(p)
+            if not said and p.generated and lengths:
+                lengths.began(p)
             if finished:
                 ended.append(live)
-        if cache:  # of two copies a hit finds the one that was filled first
-            for _, live, tokens in sorted(filled, key=itemgetter(0)):
-                cache.fill(live, tokens)
+        # of two copies a hit finds the one that was filled first
+        for _, live, tokens in sorted(filled, key=itemgetter(0)):
+            kv.fill(live, tokens)
         kv.take(taken)
-        self.flight.ends = []
+        flight.ends = []
         return ended
 
     # What others see
@@ -327,17 +287,11 @@ class Replica:
 
     def describe(self) -> Step:
         """The step in flight."""
-        prefill = decode = best_effort = 0
-        for id, n in self.flight.tokens.items():
-            p = self.live[id].progress
-            if p.best_effort:
-                best_effort += n
-            elif p.left == 1:
-                decode += n
-            else:
-                prefill += n
-        f = self.flight
+        f, tokens = self.flight, Counter[str]()
+        for live, n in zip(f.batch, f.tokens.values(), strict=True):
+            p = live.progress
+            tokens["best" if p.best_effort else "decode" if p.left == 1 else "prefill"] += n
         return Step(
-            f.start, f.end, len(f.ends), prefill, decode, best_effort,
+            f.start, f.end, len(f.ends), tokens["prefill"], tokens["decode"], tokens["best"],
             len(self.waiting), len(self.running), self.kv.free,
         )  # fmt: skip

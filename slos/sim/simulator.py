@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from math import inf
-from random import Random
 
 from slos.core.attainment import Live, Outcome
 from slos.core.types import Load, Policy, Progress, Request, Router, require
@@ -250,7 +249,7 @@ class _Run:
             request.id, now, 0, 0.0, 1.0, request.value, kind=request.kind,
             limit=self.limit,
         )  # fmt: skip
-        live = Live(request, progress, dice=Random(f"{self.seed}/{request.id}"))
+        live = Live(request, progress, seed=f"{self.seed}/{request.id}")
         live.content = self.contents.of(request) if self.contents else None
         self._arrive(live, 0, now)
 

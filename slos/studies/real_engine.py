@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slos.core.attainment import Outcome, attainment, judged
+from slos.core.attainment import Outcome, attainment
 from slos.core.pace import TOLERANCE
 from slos.core.roofline import scaled
 from slos.core.types import Request, require
@@ -39,7 +39,7 @@ from slos.hardware.profiles import Profile, profile
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import Bar
 from slos.replay import replay
-from slos.replay.results import Labels, Replayed, rows
+from slos.replay.results import Labels, Replayed, judged, rows
 from slos.serving import calls, launch
 from slos.serving.settings import Settings
 from slos.serving.tiny_model import write

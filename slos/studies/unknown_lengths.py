@@ -1,7 +1,7 @@
 """Lengths that nobody knows: what each predictor carries of the oracle's load, and what is late of
 what was admitted. All simulated.
 
-`slos.core.history` has the predictors. The baselines need none, and stand beside them.
+`slos.policies.predictors` has the predictors. The baselines need none, and stand beside them.
 """
 
 from __future__ import annotations

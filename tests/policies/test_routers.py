@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from slos.core.attainment import attainment
-from slos.core.lengths import FirstToken, Oracle
+from slos.core.lengths import Oracle
 from slos.core.roofline import Plane
 from slos.core.types import SLO, Load, Progress, Request, Stage
 from slos.hardware.profiles import profile
@@ -22,7 +22,7 @@ from slos.policies.routers import (
     Sequential,
     make_router,
 )
-from slos.sim.cluster import KV_BYTES, cluster, link, roles
+from slos.sim.cluster import KV_BYTES, FirstToken, cluster, link, roles
 from slos.sim.simulator import stream
 from workloads import build
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from test_replay import EASY, chats, one_by_one, serving
 
-from slos.core.attainment import Live, judged
+from slos.core.attainment import Live
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage
 from slos.replay.command import main
 from slos.replay.replay import run
-from slos.replay.results import Failure, Replayed, good, goodput, limits_of, table
+from slos.replay.results import Failure, Replayed, good, goodput, judged, limits_of, table
 
 NO_TIME = Roofline((Plane(1e-9, 0.0, 0.0),))
 WORDS = ("ttft:300", "tpot:55", "e2el:1500")

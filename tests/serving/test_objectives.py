@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
-from slos.core.history import BLIND, make_predictor
 from slos.core.pace import RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Stage
+from slos.policies.predictors import BLIND, make_predictor
 from slos.serving.calls import FROM, SECRET
 from slos.serving.middleware import CheckObjectives
 from slos.serving.objectives import FIELDS, LEAST, PREFIX, Objectives, Phase, parse, xargs

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import Lawful, build, requests, worlds
 
-from slos.core.history import BLIND, TRUE, make_predictor
 from slos.core.lengths import Unmoved
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.evaluation.runs import hardware_of, serve
+from slos.policies.predictors import BLIND, TRUE, make_predictor
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 from workloads import build as workload

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from slos.core.history import BLIND, TRUE
 from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.evaluation.capacity_search import Search, outcomes_at
 from slos.policies import OURS
+from slos.policies.predictors import BLIND, TRUE
 from slos.studies import unknown_lengths
 from slos.studies.unknown_lengths import BASELINE, LEARNED, ORACLE, Promises
 from workloads import SCENARIOS

@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.core.history import BLIND, LEVEL, SURE, TRUE, WINDOW, Mean, Quantile, make_predictor
-from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle
+from slos.core.lengths import Oracle
 from slos.core.types import SLO, Progress, Request, Stage
+from slos.policies.predictors import (
+    BLIND,
+    LEVEL,
+    SURE,
+    TRUE,
+    UNKNOWN,
+    WINDOW,
+    MaxTokens,
+    Mean,
+    Noisy,
+    Quantile,
+    make_predictor,
+)
 
 PACE = SLO(0.1)
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=40)

@@ -1,4 +1,4 @@
-"""Predictors of lengths that learn from requests that are served; and all predictors by name.
+"""Predictors of lengths by name: those that learn from requests that are served, and others.
 
 A class is a request's kind, and the stages of its requests are learned apart. What is expected of a
 request that has generated g tokens is told by those of its class that generated more. Until one of
@@ -20,16 +20,89 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from math import ceil, log
+from math import ceil, exp, inf, log
+from random import Random
 from typing import final
 
-from slos.core.lengths import UNKNOWN, MaxTokens, Noisy, Oracle, Told
+from slos.core.lengths import Oracle, Unmoved
 from slos.core.types import LengthPredictor, Progress, Request, require
 
+UNKNOWN = 64  # output tokens of one of which nothing at all is known
 WINDOW = 512  # requests of a class that are remembered
 LEVEL = 0.25
 SURE = 0.02  # the share of requests that may end before what is called sure has come
 ROUNDING = 1e-9
+
+
+@final
+class Noisy(Oracle):
+    """An oracle that is off by a factor, the same for all of a request: log-normal with `sigma` and
+    median 1. One that outlives what was said is said to be longer by half, again and again."""
+
+    def __init__(self, requests: Sequence[Request], sigma: float = 0.5) -> None:
+        require(sigma >= 0, "sigma", sigma, "at least 0")
+        super().__init__(requests)
+        self._factor = {r.id: exp(Random(r.id).gauss(0.0, sigma)) for r in requests}
+
+    def remaining(self, progress: Progress) -> int:
+        said = self._factor[progress.id] * self._stages[progress.id][progress.stage][0]
+        while said < progress.generated + 1:
+            said = 1.5 * said + 1
+        left = round(said) - progress.generated + self.after_stage(progress)
+        return int(max(1, min(left, progress.limit - progress.tokens)))
+
+    def after_stage(self, progress: Progress) -> int:
+        after = super().after_stage(progress)
+        return max(1, round(self._factor[progress.id] * after)) if after else 0
+
+    def at_least(self, progress: Progress) -> int:
+        return 1
+
+
+class Told(Unmoved):
+    """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
+    tokens still to come in this stage, and `later`, what follows it; never beyond the request's
+    limit."""
+
+    def remaining(self, progress: Progress) -> int:
+        p = progress
+        left = p.told - p.tokens
+        if left <= 0:
+            left = self.in_stage(p) + (self.later(p) if p.later_tpot < inf else 0)
+        return int(max(1, min(left, p.limit - p.tokens)))
+
+    def after_stage(self, progress: Progress) -> int:
+        p, left = progress, self.remaining(progress)
+        if p.told_stage:
+            return max(0, left - max(1, p.told_stage - p.generated))
+        return min(left - 1, left // 2 if p.told > p.tokens else self.later(p))
+
+    def at_least(self, progress: Progress) -> int:
+        p = progress
+        alone = p.told > p.tokens and p.later_tpot == inf
+        said = p.told_stage - p.generated if p.told_stage else alone * (p.told - p.tokens)
+        return max(1, said) if said else self.sure_in_stage(p)
+
+    def in_stage(self, progress: Progress) -> int:
+        raise NotImplementedError
+
+    def sure_in_stage(self, progress: Progress) -> int:
+        return 1
+
+    def later(self, progress: Progress) -> int:
+        raise NotImplementedError
+
+
+@final
+class MaxTokens(Told):
+    """Every request grows to its limit: no promise fails for memory, and most of it lies idle."""
+
+    def in_stage(self, progress: Progress) -> int:
+        left = progress.limit - progress.tokens
+        return int(left) if left < inf else progress.generated + UNKNOWN
+
+    def later(self, progress: Progress) -> int:
+        return self.in_stage(progress) // 2
 
 
 @dataclass(slots=True, eq=False)
