@@ -32,7 +32,7 @@ def guard(leash: bool = False, grace: float = GRACE) -> None:
     """Returns in a child of this process, the server to be. This process passes signals on to it,
     and exits as it did; `grace` seconds after the first signal, or at the end of standard input if
     that is a `leash`, it kills what is left. Temporary files of the server are in a folder that
-    goes with it, which `FOLDER` may name."""
+    goes with it, or in the one that `FOLDER` names, which goes with who holds the leash."""
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
     # handlers, as a mask would be this thread's alone; what is ignored, as under nohup, stays so
@@ -56,7 +56,8 @@ def guard(leash: bool = False, grace: float = GRACE) -> None:
         for child in psutil.wait_procs(children, 1.0)[1]:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-    shutil.rmtree(folder, ignore_errors=True)
+    if not os.environ.get(FOLDER) or select([0], [], [], 0)[0]:  # or its owner may look into it
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(code if code >= 0 else 128 - code)
 
 
@@ -71,7 +72,7 @@ def _ended(server: int, heard: int, leash: bool, grace: float) -> int:
             continue  # an orphan
         left = deadline - time.monotonic()
         ready = select([heard, *[0] * leash], [], [], max(0.0, min(left, 3600.0)))[0]
-        if left <= 0 or (0 in ready and not os.read(0, 1024)):
+        if left <= 0 or (leash and 0 in ready and not os.read(0, 1024)):
             print("slos: the server is killed", file=sys.stderr, flush=True)
             os.kill(server, signal.SIGKILL)
             return -signal.SIGKILL

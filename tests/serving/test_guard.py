@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from slos.serving.guard import FOLDER
+
 SERVER = """
 import os, signal, subprocess, sys, time
 from slos.serving.guard import guard
@@ -75,6 +77,19 @@ def test_nothing_is_left(
                 time.sleep(0.02)
         finally:
             guard.kill()
+
+
+def test_the_folder_of_who_holds_the_leash_goes_with_him(tmp_path: Path) -> None:
+    for holds in (True, False):
+        folder = tmp_path / f"{holds}"
+        folder.mkdir()
+        env = os.environ | {"SAYS": str(folder / "says"), FOLDER: str(folder)}
+        command = [sys.executable, "-c", SERVER.format(leash=True) + WAITS]
+        with Guarded(command, env=env, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as guard:
+            while not (folder / "says").exists():
+                time.sleep(0.02)
+            (sends(signal.SIGTERM) if holds else hangs_up)(guard, 0)
+            assert guard.wait(60) and folder.exists() == holds
 
 
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
