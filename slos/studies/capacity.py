@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -150,8 +151,9 @@ def capacity_bars(best: Frame, source: str) -> Figure:
         axis.set(xticks=[], ylim=(0, max(1.25 * most, 1.05 * rows["high"].max())))
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
     said += "; dashed: in the long run no scheduler carries more" * ("bound" in best)
-    fit = int(figure.get_figwidth() / 1.7)
-    return plots.finish(figure, said, axes[0], ncols=min(len(systems) + 1, fit))
+    names = len(systems) + ("bound" in best)
+    rows = ceil(1.7 * names / figure.get_figwidth())
+    return plots.finish(figure, said, axes[0], ncols=ceil(names / rows))
 
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:

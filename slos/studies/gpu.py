@@ -67,7 +67,7 @@ def steps_and_rooflines(names: Sequence[str] = MODELS) -> Figure:
         line = [1e3 * known.roofline.time(n) for n in tokens]
         axis.plot(tokens, line, color="black", label="roofline, no context")
         axis.set(xscale="log", yscale="log", xlabel="tokens of the step")
-    said = "measured on one NVIDIA H200, vLLM 0.32, CUDA graphs, random weights"
+    said = "measured on one NVIDIA H200, vLLM 0.32, CUDA graphs, random weights; lines: fitted"
     return finish(figure, said, axes[0], ncols=3)
 
 

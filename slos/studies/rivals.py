@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -19,8 +19,8 @@ from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 
 Key = TypeVar("Key", bound=Hashable)
-Cases = dict[tuple[str, str], Search]
-"""A case, of the first seed, by scenario and name."""
+Cases = dict[Any, Search]
+"""A case, of the first seed, by a tuple of scenario and names."""
 ROWS = "waterfall"  # the file of their rows
 
 
@@ -94,18 +94,22 @@ def rivals(
     return at_scale(tuned(size, lengths, workers), size)
 
 
-def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
-    """By scenario and name: what ran, its capacity with interval, and that of each seed."""
+def measured(
+    size: str, cases: Cases, workers: int | None = None, name: str = ROWS,
+    by: Sequence[str] = ("name",),
+) -> Frame:  # fmt: skip
+    """What ran, its capacity with interval, and that of each seed; by: what the names of the cases
+    are."""
     seeds = range(scale_of(size).seeds)
     every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
     found = carried(size, every, workers, name)
     rows = []
-    for (scenario, system), case in cases.items():
+    for key, case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
         where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
         where += case.hardware.name, mine[0].source
         each = [row.rate for row in mine]
-        rows.append((scenario, system, *where, *interval(each), each))
-    columns = ["scenario", "name", "setting", "replicas", "topology", "router", "max_drafts"]
+        rows.append((*key, *where, *interval(each), each))
+    columns = ["scenario", *by, "setting", "replicas", "topology", "router", "max_drafts"]
     columns += ["profile", "source", "capacity", "low", "high", "rate"]
     return pd.DataFrame(rows, columns=columns)

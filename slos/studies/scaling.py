@@ -155,7 +155,7 @@ def against_itself(best: Frame) -> Frame:
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     """What each router carries over round robin on the same system, per scenario."""
     kinds = unique(zip(table["system"], table["what"], strict=True))
-    palette = colors([what for _, what in kinds])
+    palette = colors(unique(what for _, what in kinds))
     groups = {
         f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
             palette[what], select(table, system=system, what=what),
@@ -186,7 +186,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
         for i, (system, router) in enumerate(kinds):
             mine = select(rows[rows["what"].isin((router, ""))], system=system)
             looks = {"color": palette[system, router], "label": f"{name_of(system)}, {router}"}
-            plots.whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
+            plots.whiskers(axis, mine["replicas"], mine, i, **looks, **plots.nested(i))
         if most >= 4:
             said = f"paper's best at 4: {reported:g}x"
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)
