@@ -150,9 +150,14 @@ def blocks_of(job, tokens, block_size):
 
 
 @kernel
-def held(jobs, block_size):
-    """KV tokens of all jobs, those in blocks that are shared left out."""
-    return (jobs.computed - jobs.shared * block_size).sum()
+def totals(jobs, block_size):
+    """Of all jobs: KV tokens in blocks that no others hold, all KV tokens, the tightest TPOT."""
+    held, context, tightest = 0.0, 0.0, np.inf
+    for j in range(len(jobs)):
+        held += jobs[j].computed - jobs[j].shared * block_size
+        context += jobs[j].computed
+        tightest = min(tightest, jobs[j].tpot)
+    return held, context, tightest
 
 
 @kernel
