@@ -22,9 +22,9 @@ class Tracked:
     """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its
     present phase.
 
-    claim: KV blocks that it will have held at its end, by what was known of its length when it
-    came. turn: its place among those that run, if it was admitted, by admission; else among those
-    that wait, as vLLM would serve them.
+    claim: tokens that it will have at its end, by what was known of its length when it came. turn:
+    its place among those that run, if it was admitted, by admission; else among those that wait, as
+    vLLM would serve them.
     """
 
     request: Any
@@ -67,7 +67,8 @@ class Tracked:
             ttft = min(due - arrival, end * prompt / (prompt + decodes) if prompt else end / 2)
             progress.t0 = arrival + ttft
             progress.tpot = min(first.tpot, max(LEAST, (end - ttft) / max(1, more)))
-        return cls(request, progress, objectives, first_due=due)
+        left = lengths.remaining(progress) if lengths else request.max_tokens
+        return cls(request, progress, objectives, claim=progress.tokens + left, first_due=due)
 
     @property
     def done(self) -> bool:
