@@ -79,9 +79,15 @@ def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
 
 
 def _object(path: Path, n: int, text: str) -> dict[str, str]:
-    cells = json.loads(text)
-    require(isinstance(cells, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
-    return {c.strip(): str(x) for c, x in cells.items()}
+    raw = None
+    with suppress(json.JSONDecodeError):
+        raw = json.loads(text)
+    require(isinstance(raw, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
+    cells = cast(dict, raw)
+    hashes = cells.get("hash_ids", [])
+    require(isinstance(hashes, list), f"{path}, row {n}: hash_ids", hashes, "a list of blocks")
+    written = {c: json.dumps(x) if isinstance(x, list) else str(x) for c, x in cells.items()}
+    return {c.strip(): text for c, text in written.items()}
 
 
 def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str]]]:
@@ -139,7 +145,8 @@ def read(
     try:
         layout, records = _records(path)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: content must be JSON: {error}") from None
+        cure = "a file with an object a line is a .jsonl"
+        raise ValueError(f"{path}: content must be JSON; {cure}: {error}") from None
     require(len(records) > 0, f"{path}: rows", 0, "at least 1")
     names = {c: column_of(c, layout) for c in records[0][1]}
     used = {c: name for c, name in names.items() if name}

@@ -91,6 +91,7 @@ class Live:
             p.arrival = now
             p.t0 = self.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
         p.stage, p.generated, p.tpot, p.client = stage, 0, spec.slo.tpot, spec.slo.rule == CLIENT
+        p.follows = stage > 0 and spec.wait == 0
         following = takewhile(lambda s: s.wait == 0, self.request.stages[stage + 1 :])
         paces = [s.slo.tpot for s in following]
         p.later_tpot, p.stages_left = min(paces, default=inf), len(paces)

@@ -140,7 +140,7 @@ class Progress:
     token: the first token of a stage at `t0`, token n at t0 + n * tpot, where t0 moves to the first
     token's time (`slos.core.pace`) if that came late, or early where `client` is true. `later_tpot`
     is the smallest TPOT of the `stages_left` that follow without a wait, infinite if there are
-    none. `elsewhere`: if it is declined before it starts another replica is asked, at once better
+    none, and `follows`, whether this one did. `elsewhere`: if it is declined before it starts another replica is asked, at once better
     than late.
 
     With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
@@ -164,6 +164,7 @@ class Progress:
     later_tpot: float = inf
     elsewhere: bool = False
     client: bool = False
+    follows: bool = False
     stages_left: int = 0
     cached: int = 0
     shared: int = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import inf, nan, sqrt
+from dataclasses import dataclass, field, replace
+from itertools import count
+from math import inf, log, nan, sqrt
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -38,7 +39,8 @@ class Search:
     `slos.policies.predictors`.
     prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
     max_context: tokens of the longest request, if less than the scenario's. start: requests per
-    second near which the capacity is supposed, 0 where nothing is known.
+    second near which the capacity is supposed, 0 where nothing is known. near: the same, for a
+    search that is to find what it finds without (see `capacity`), so that it is no part of the key.
     """
 
     scenario: str
@@ -63,6 +65,7 @@ class Search:
     predictor: str = "oracle"
     max_context: int = 0
     start: float = 0.0
+    near: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         hardware, scenario, own = self.hardware.name, self.scenario, Path(self.scenario)
@@ -193,7 +196,7 @@ def search(case: Search) -> list[Probe]:
 
     stride = (1 + case.precision) ** 3.9 if case.start else STRIDE  # then two bisections suffice
     start = starting_rate(case)
-    best, probes = capacity(attained_at, case.target, start, case.precision, stride)
+    best, probes = capacity(attained_at, case.target, start, case.precision, stride, case.near)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
 
 
@@ -224,31 +227,56 @@ class Tried(NamedTuple):
 
 def capacity(
     attained_at: Callable[[float], float], target: float = 0.9, start: float = 1.0,
-    precision: float = 0.02, stride: float = STRIDE, limit: int = 40,
+    precision: float = 0.02, stride: float = STRIDE, near: float = 0.0,
 ) -> tuple[float, list[Tried]]:  # fmt: skip
-    """Largest rate with `attained_at(rate)` >= target, by growth from `start`, first by a factor of
-    `stride`, then bisection; and the probes.
+    """A rate with `attained_at(rate)` >= target while the next one of the `load`s is below it; and
+    the probes.
 
-    Returns the highest rate of the final bracket that attained the target. Of the rates within a
-    factor of 2**20 of `start`: raises NoCapacity where none attains it, ValueError where all do.
+    By growth from `start`, first by a factor of `stride`, then bisection; or from the load next to
+    `near`, first to its neighbour. Both find the same where attainment falls as the load grows. Of
+    the rates within a factor of 2**20 of `start`: raises NoCapacity where none attains the target,
+    ValueError where all do.
     """
     require(0 < target <= 1, "target", target, "in (0, 1]")
     require(start > 0, "start", start, "positive (requests per second)")
     require(0 < precision < 1, "precision", precision, "in (0, 1)")
-    probes: list[Tried] = []
-    low, high, rate = 0.0, inf, start
-    while len(probes) < limit:
-        probes.append(Tried(rate, attained_at(rate)))
-        low, high = (rate, high) if probes[-1].attainment >= target else (low, rate)
-        if low and high <= low * (1 + precision):
-            return low, probes
-        rate = high / stride if not low else low * stride if high == inf else sqrt(low * high)
-        stride = min(STRIDE, stride**2)
+    halvings = next(n for n in count() if stride ** (1 / 2**n) <= 1 + precision)
+    steps = 2**halvings
+    i = round(steps * log(near / start, stride)) if near else 0
+    jump, widest = 1 if near else steps, max(1, int(steps * log(STRIDE, stride)))
+    low, high, probes = -inf, inf, list[Tried]()
+    while True:
+        rate = load(i, start, stride, halvings)
         if not start / 2**20 < rate < start * 2**20:
             break
+        probes.append(Tried(rate, attained_at(rate)))
+        low, high = (i, high) if probes[-1].attainment >= target else (low, i)
+        if high - low == 1:
+            return load(int(low), start, stride, halvings), probes
+        if high - low < inf:
+            i = int(low + high) // 2
+        else:
+            i, jump = i + (jump if high == inf else -jump), min(2 * jump, widest)
     where = f"no capacity near start = {start:g} at target {target:g}"
     attain = "requests per second attain it"
-    if low:
+    if high == inf:
         cure = "take more requests, or tighter SLOs"
-        raise ValueError(f"{where}: even {low:g} {attain}; {cure}")
+        raise ValueError(f"{where}: even {probes[-1].rate:g} {attain}; {cure}")
     raise NoCapacity(f"{where}: not even {rate:g} {attain}; check SLOs and profile")
+
+
+def load(i: int, start: float, stride: float, halvings: int) -> float:
+    """`start` * `stride` ** (i / 2**halvings), the loads among which a capacity is looked for, to
+    the last bit as growth and bisection come to it."""
+    whole, part = divmod(i, 2**halvings)
+    low, high = (_grown(start, stride, n) for n in (whole, whole + 1))
+    for bit in reversed(range(halvings)):
+        middle = sqrt(low * high)
+        low, high = (middle, high) if part >> bit & 1 else (low, middle)
+    return low
+
+
+def _grown(rate: float, stride: float, times: int) -> float:
+    for _ in range(abs(times)):
+        rate = rate * stride if times > 0 else rate / stride
+    return rate

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from slos.core.pace import PAPER, RULES
+from slos.evaluation import near
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import check_names, size_of
@@ -121,7 +122,8 @@ def swept(
     workers: int | None = None,
 ) -> Frame:
     """The rows of `sweep` as a table, from results/<size>/<name>.csv where they lie already."""
-    return pd.DataFrame(sweep(function, cases, results_dir(size) / f"{name}.csv", row, workers))
+    path = results_dir(size) / f"{name}.csv"
+    return pd.DataFrame(sweep(function, near.begun(cases), path, row, workers))
 
 
 def run_searches(

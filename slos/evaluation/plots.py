@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -41,8 +42,12 @@ def unique(values: Iterable[Any]) -> list[Any]:
 
 
 def colors(systems: Sequence[Any]) -> dict[Any, tuple[float, float, float]]:
-    """A colour of its own for every system, of a palette that is safe for the colour-blind."""
-    return dict(zip(systems, sns.color_palette("colorblind", len(systems)), strict=True))
+    """A colour for each, of a palette that is safe for the colour-blind; a system of `NAMES` has
+    the same one in every figure."""
+    palette = sns.color_palette("colorblind", 10)
+    own = {name: palette[i] for i, name in enumerate(NAMES) if name in systems}
+    free = cycle(color for color in palette if color not in own.values())
+    return {name: own[name] if name in own else next(free) for name in systems}
 
 
 def panels(
@@ -100,6 +105,12 @@ def marked(i: int) -> dict[str, Any]:
     return {"marker": MARKERS[i], "markeredgecolor": "black", "markeredgewidth": 0.4}
 
 
+def nested(i: int) -> dict[str, Any]:
+    """How large the i-th of several lines and its marks are: smaller than those before, which are
+    seen behind where they are alike."""
+    return {"markersize": max(4.0, 6.5 - i), "linewidth": max(1.2, 2.4 - 0.4 * i)}
+
+
 def bars(axis: Axes, x: Any, rows: Frame, i: int, value: str = "capacity", **looks: Any) -> None:
     """Bars at `value`, hatched as those of the i-th system, with its interval if it has one."""
     looks = {"hatch": HATCHES[i], "edgecolor": "black", "linewidth": 0.5} | looks
@@ -111,6 +122,12 @@ def bars(axis: Axes, x: Any, rows: Frame, i: int, value: str = "capacity", **loo
 def beside(groups: int, i: int, of: int, width: float) -> np.ndarray:
     """Where in each group the i-th of several stands, `width` apart."""
     return np.arange(groups) + (i - (of - 1) / 2) * width
+
+
+def simulated(rows: Frame, *where: str) -> str:
+    """How the caption of simulated `rows` begins: from which lengths and arrivals, and `where`."""
+    sources = " and ".join(sorted({*rows["source"]} - {""}))
+    return ", ".join(["simulated", sources, *where])
 
 
 def seeds_said(rows: Frame) -> str:
@@ -128,12 +145,11 @@ def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def save(figure: Figure, folder: Path | str, name: str) -> Path:
+def save(figure: Figure, folder: Path | str, name: str) -> None:
     """Write `name`.png into the folder's figures."""
     path = Path(folder) / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path
 
 
 def dots(

@@ -31,7 +31,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(60, 1, 0.2),
-    "quick": Size(360, 3, 0.04),
+    "quick": Size(300, 3, 0.06),
     "full": Size(1400, 5, 0.02, ("dataset", "trace")),
 }
 

@@ -158,7 +158,7 @@ def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
     pairs = [*zip(best["scenario"], best["profile"], strict=True)]
     if set(best["scenario"]) != set(own) or any(at not in own[name] for name, at in pairs):
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["not all six scenarios on their own hardware: nothing is put"])
     sources = " and ".join(sorted(set(best["source"])))
     hardware = f"{best['profile'].nunique()} profiles"
     return put(size, notebook, numbers, "simulated", sources, hardware)

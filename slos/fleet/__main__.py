@@ -1,6 +1,13 @@
 import os
 import secrets
 import sys
+import tempfile
+
+from slos.serving.guard import guard
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_TMPDIR", tempfile.gettempdir())  # Ray keeps its logs
+    guard(grace=8.0)
 
 if not os.environ.get("RAY_ADDRESS"):
     # Ray of this machine alone binds loopback, as on Windows, by what it reads when it is imported.

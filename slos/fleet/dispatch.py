@@ -26,11 +26,11 @@ import aiohttp
 
 from slos.core.types import Load, require
 from slos.policies.routers import LeastLoaded, make_router
+from slos.serving.answers import declined
 from slos.serving.calls import FROM
 from slos.serving.load_report import Report
 from slos.serving.middleware import fields_of, refusal
 from slos.serving.objectives import parse
-from slos.serving.refused import declined
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 

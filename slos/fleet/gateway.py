@@ -39,7 +39,8 @@ from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, of_all, relay, un
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
-from slos.serving.calls import SECRET, secret
+from slos.serving.calls import SECRET, calibrate, secret, wait
+from slos.serving.guard import FOLDER
 from slos.serving.load_report import Report
 from slos.serving.metrics import of_replicas
 from slos.serving.middleware import refusal
@@ -92,17 +93,17 @@ class Replica:
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}
-            env = os.environ | {SECRET: secret(), launch.LEASHED: self.folder.name}
+            env = os.environ | {SECRET: secret(), FOLDER: self.folder.name}
             self.engine = subprocess.Popen(command, start_new_session=True, env=env, **pipes)
         try:
-            launch.wait(self.url, self.engine, log, own=True)
+            wait(self.url, self.engine, log, own=True)
         except RuntimeError as error:
             last = "\n".join(log.read_text().splitlines()[-LINES:])
             raise RuntimeError(f"{FAILED}\n{last}\n{FAILED}") from error
         threading.Thread(target=self._end_with_engine, daemon=True).start()
         started = launch.arguments(argv)
         if started.calibrates:
-            launch.calibrate(self.url, key=started.key, own=True)
+            calibrate(self.url, key=started.key, own=True)
         self.session: aiohttp.ClientSession | None = None
         self.waits: dict[str, float] = {}  # since when a call waits for the engine's next word
 

@@ -28,6 +28,11 @@ def vectors(counts: Iterable[int]) -> int:
     return states
 
 
+def _many(tpots: Sequence[float]) -> bool:
+    """Whether such requests, n of which have at most 2**n count vectors, have too many."""
+    return 1 << len(tpots) > STATES and vectors(Counter(tpots).values()) > STATES
+
+
 def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
     """Those waiting, in order, that a step is about: all, or where very many wait the first to be
     due, which are told apart, and those that are best effort or may not be in time alone."""
@@ -51,7 +56,7 @@ def planned(
 ) -> tuple[list[Progress], list[Progress]]:
     """As many as one planning takes, those `admitted` already and then the most urgent first; and
     the others."""
-    if len(candidates) <= MOST and vectors(Counter(p.tpot for p in candidates).values()) <= STATES:
+    if len(candidates) <= MOST and not _many([p.tpot for p in candidates]):
         return candidates, []
     new = np.array([p.id not in admitted for p in candidates])
     due = np.array([p.due for p in candidates])
@@ -75,8 +80,7 @@ def _taken(tpots: Sequence[float]) -> int:
 def tiers(tpots: np.ndarray, new: int) -> np.ndarray:
     """The TPOTs [requests] to plan with, the last `new` of candidates: their own, or rounded down
     to a few tiers where there are too many count vectors."""
-    counts = Counter(tpots[len(tpots) - new :].tolist())
-    if len(set(tpots.tolist())) <= TIERS and vectors(counts.values()) <= STATES:
+    if len(set(tpots.tolist())) <= TIERS and not _many(tpots[len(tpots) - new :].tolist()):
         return tpots
     tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
     return tau[np.searchsorted(tau, tpots, side="right") - 1]

@@ -24,8 +24,8 @@ its KV blocks that others hold too, which the engine's `blocks` leave out.
 
 By the clients' rule only the mean pace of a stage counts, so that a token may come later than at
 its pace where those after it make that good. `due` is then the latest time from which they can,
-each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 1 where only
-the next one is."""
+each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 0 where that
+is not known, as when a promise looks beyond a stage: in those that follow nothing is lent."""
 
 LEND = 0.3  # of what a token can be faster than its TPOT, so much is counted on
 LENT = 8.0  # TPOTs at the most by which a token comes later than at its pace
@@ -60,7 +60,7 @@ def jobs_of(
         jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
     if any([p.client for p in requests]):
         jobs["opens"] = [p.client and not p.generated for p in requests]
-        jobs["sure"] = [lengths.at_least(p) if p.client else 0 for p in requests]
+        jobs["sure"] = [lengths.at_least(p) if p.client and not p.follows else 0 for p in requests]
         jobs["gain"] = LEND * np.maximum(0.0, jobs["tpot"] - shortest)
         jobs["due"] += lent_to(jobs)
     if any(p.cached or p.shared for p in requests):
@@ -158,9 +158,14 @@ def blocks_of(job, tokens, block_size):
 
 
 @kernel
-def held(jobs, block_size):
-    """KV tokens of all jobs, those in blocks that are shared left out."""
-    return (jobs.computed - jobs.shared * block_size).sum()
+def totals(jobs, block_size):
+    """Of all jobs: KV tokens in blocks that no others hold, all KV tokens, the tightest TPOT."""
+    held, context, tightest = 0.0, 0.0, np.inf
+    for j in range(len(jobs)):
+        held += jobs[j].computed - jobs[j].shared * block_size
+        context += jobs[j].computed
+        tightest = min(tightest, jobs[j].tpot)
+    return held, context, tightest
 
 
 @kernel

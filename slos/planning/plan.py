@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -22,8 +23,9 @@ class Plan:
     guaranteed: promised; candidates: may be, `unplanned` those that the next step looks at;
     best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
     the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
-    tokens without drafts; seconds: of a step with these; draft: the longest. spare: KV tokens until
-    memory is short; repeat: steps for which best effort stays as it is.
+    tokens without drafts; seconds: of a step with these; draft: the longest. context, tightest:
+    their KV tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best
+    effort stays as it is.
     """
 
     view: View
@@ -39,6 +41,8 @@ class Plan:
     share: np.ndarray = field(init=False)
     seconds: float = 0.0
     draft: int = 0
+    context: float = 0.0
+    tightest: float = inf
     spare: float = 0.0
     repeat: float = REPEAT
     room: Room = field(init=False)

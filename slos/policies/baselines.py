@@ -19,10 +19,7 @@ def _evict(
     running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool
 ) -> tuple[int, list[str]]:
     """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks
-    free, ids preempted.
-
-    whole: a prompt under way has the blocks of all its tokens set aside and gives back those.
-    """
+    free, ids preempted. whole: a prompt under way gives back the blocks of all its tokens."""
     victims, before = list[Progress](), free
     while need > free:
         victims.append(victim := running.pop())
@@ -38,11 +35,9 @@ def _serve(
     view: View, first: Sequence[Progress], others: Sequence[Progress], free: int, drafts: int,
     budget: int = maxsize,
 ) -> tuple[dict[str, int], list[str], int]:  # fmt: skip
-    """What is left of each of `first` within the budget, `drafts` added to decodes; evicts the
-    youngest for blocks.
-
-    others: prompts under way, younger. Returns the tokens, the ids preempted and the blocks left
-    free.
+    """Serve what is left of each of `first` within the budget, `drafts` added to decodes, and evict
+    the youngest for blocks: the tokens, the ids preempted and the blocks left free. others: prompts
+    under way, younger.
     """
     tokens, preempted, running = dict[str, int](), list[str](), [*first, *others]
     drafts, size = min(drafts, view.max_drafts), view.block_size
@@ -117,8 +112,7 @@ def admit(
 @final
 @dataclass(slots=True)
 class VLLM:
-    """vLLM as the paper had it (before V1): whole prompts, no chunks, prefill first; else all
-    decode.
+    """vLLM as the paper had it (before V1): whole prompts, prefill first; else all decode.
 
     max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all
     blocks stay free at admission.
@@ -146,12 +140,10 @@ class VLLM:
 @final
 @dataclass(slots=True)
 class VLLMV1:
-    """vLLM V1's default: running requests in order of admission, then waiting ones, chunked, within
-    one token budget.
+    """vLLM V1's default: running requests by admission, then waiting ones, chunked, in one budget.
 
-    max_batched_tokens: 2048 is what `vllm serve` takes on an A100, 8192 on an H100. A waiting
-    request is admitted when its whole prompt fits the free blocks, and none is admitted in a step
-    that preempts.
+    max_batched_tokens: `vllm serve` takes 2048 on an A100, 8192 on an H100. A waiting request is
+    admitted when its whole prompt fits the free blocks, and in no step that preempts.
     """
 
     max_batched_tokens: int = 2048
@@ -175,11 +167,9 @@ class VLLMV1:
 @final
 @dataclass(slots=True)
 class Sarathi:
-    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: all decodes, then prompts under
-    way, then new ones.
-
-    A prompt's blocks are set aside whole at admission, and `watermark` of all blocks stay free
-    then.
+    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: decodes, then prompts under way,
+    then new ones. At admission a prompt's blocks are set aside whole, and `watermark` of all blocks
+    stay free.
     """
 
     chunk: int = 512

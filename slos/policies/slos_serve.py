@@ -28,7 +28,7 @@ from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
 from slos.planning.candidates import MOST, due_first, planned, tiers
 from slos.planning.fluid import fluid, prefill_rates
-from slos.planning.jobs import at_pace, held, jobs_of, needed
+from slos.planning.jobs import at_pace, jobs_of, needed, totals
 from slos.planning.plan import Plan
 from slos.planning.planner import sweep
 from slos.planning.room import Room
@@ -85,8 +85,7 @@ class SLOsServe:
         lost = self._started.difference(plan.tokens).union(preempted)
         self._started = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
         self._admitted.difference_update(plan.tokens)
-        declined = tuple(p.id for p in plan.declined)
-        return Batch(plan.tokens, preempted, declined, self.repeat(plan))
+        return Batch(plan.tokens, preempted, tuple(p.id for p in plan.declined), self.repeat(plan))
 
     def sort(self, view: View) -> Plan:
         """Tell requests apart: promised, to be decided, best effort."""
@@ -213,7 +212,8 @@ class SLOsServe:
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
         plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
         plan.seconds = batching.form(view.now, jobs, everyone, plan.engine, plan.share)
-        plan.spare = BUSY * view.total_blocks * view.block_size - held(jobs, view.block_size)
+        held, plan.context, plan.tightest = totals(jobs, view.block_size)
+        plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
         urgent = np.argsort(jobs["due"], kind="stable")
         room = plan.room = Room(view, plan.best_effort)
@@ -239,6 +239,7 @@ class SLOsServe:
         # where prefill gave way the step was proven as the shorter one that it is now
         size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
         plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
+        plan.repeat = 1  # what slack this step brings the next one may draft with
         return [(plan.guaranteed[j], int(drafts[j])) for j in np.flatnonzero(drafts).tolist()]
 
     def _fill(self, plan: Plan) -> None:
@@ -247,7 +248,7 @@ class SLOsServe:
         view, room, tokens, engine = plan.view, plan.room, plan.tokens, plan.engine
         if not (room.evictable or plan.waiting):
             return
-        context, used = plan.jobs["computed"].sum(), sum(tokens.values())
+        context, used = plan.context, sum(tokens.values())
         # the rest of the last tile is free
         least = view.now + self.roofline.time(used, plan.draft, context)
         seconds = max(self._latest_end(plan), least) - view.now
@@ -270,8 +271,7 @@ class SLOsServe:
                 tokens[p.id] = n
                 context += p.computed + p.cached
                 used, free = used + n, free - whole
-        paced = len(plan.jobs) and self.roofline.time(used) > plan.jobs["tpot"].min()
-        if engine.k_ctx or paced:
+        if engine.k_ctx or self.roofline.time(used) > plan.tightest:
             plan.repeat = 1
 
     def _fits(self, seconds: float, draft: int, context: float) -> int:
@@ -288,7 +288,7 @@ class SLOsServe:
         if not plan.keeps_pace():  # what slack there is was counted on
             return now + plan.seconds
         end = batching.latest_end(now, at_pace(jobs), plan.share, plan.engine, cushion)
-        if plan.spare < 0 or plan.seconds > BUSY * jobs["tpot"].min():
+        if plan.spare < 0 or plan.seconds > BUSY * plan.tightest:
             return min(end, now + plan.seconds * (1 + STRETCH))
         plan.repeat = min(plan.repeat, plan.spare // len(jobs))
         return end

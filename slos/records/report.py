@@ -46,7 +46,11 @@ by `./run_all.sh`, into its own folder; do not edit.
   repeats, where there are several.
 - *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS;
   NOT RUN without a row. Only numbers of the paper's own setting have one, as far as it is known;
-  the settings are listed below. Those that the paper has no number for follow without.
+  the settings are listed below.
+- Names in backticks, which the paper has no number for, follow without a verdict: `capacity_...` of
+  one replica without speculation (notebook 01), with `_trace` at the lengths of the Azure traces,
+  with `_client_95` by the clients' rule of pace at 95 %; `published_...`, `today_...` and
+  `clients_...` as in the README's first table, and `strict_...` at 98 % (17).
 - *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
 """
 

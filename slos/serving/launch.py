@@ -1,40 +1,37 @@
 """vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for
 `vllm serve MODEL`.
 
-Adds the scheduler, the check of objectives and the settings below, and sends a short calibration
-once the server is up; every other argument, and every other command of vLLM's, goes to vLLM as it
-is. It also starts the CPU build of vLLM, whose own `vllm` looks for a package of another name.
+Adds the scheduler, the check of objectives and the settings below, sends a short calibration once
+the server is up, and sees to it that the server ends as a whole; every other argument, and every
+other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM, whose own
+`vllm` looks for a package of another name.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
 import errno
 import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
-import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from slos.core.lengths import Oracle
 from slos.core.pace import RULES
 from slos.core.types import require
-from slos.serving.calls import METRICS, calibrate, secret, wait
+from slos.hardware.profiles import profile
+from slos.serving.calls import calibrate, secret
+from slos.serving.guard import GRACE, guard
 from slos.serving.settings import Settings
 
-__all__ = ["arguments", "calibrate", "free_port", "main", "wait"]
 SCHEDULER = ("--scheduler-cls", "slos.serving.vllm_plugin.SLOScheduler")
-LEASHED = "SLOS_FOLDER"  # environment variable: a folder that goes with the server
 CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 
@@ -52,7 +49,8 @@ OURS = (
     ("load", "--load", str, "file to keep the engine's load in, for a router"),
 )  # fmt: skip
 OWN = (*(name for name, *_ in OURS), "reject")
-VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key")
+VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key",
+         "shutdown_timeout")  # fmt: skip
 
 
 def options() -> argparse.ArgumentParser:
@@ -67,7 +65,7 @@ def options() -> argparse.ArgumentParser:
     add("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
     text = "let it learn from the first requests instead"
     add("--no-calibrate", action="store_true", help=text)
-    add("--leash", action="store_true", help="end with standard input, all of the process group")
+    add("--leash", action="store_true", help="end at once with standard input")
     add("--host", help="(default: 127.0.0.1)")
     add("--port", type=int, help="(default: 8000)")
     add("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
@@ -79,13 +77,15 @@ def options() -> argparse.ArgumentParser:
 
 class Launch(NamedTuple):
     """How a server is started: vLLM's arguments, the scheduler's settings, where it will answer,
-    its key if it has one, and whether to calibrate it."""
+    its key if it has one, whether to calibrate it, and how long requests may take at its end, in
+    seconds."""
 
     argv: list[str]
     settings: Settings
     url: str
     key: str
     calibrates: bool
+    drain: float
 
 
 def arguments(argv: Sequence[str]) -> Launch:
@@ -104,17 +104,22 @@ def arguments(argv: Sequence[str]) -> Launch:
     given = {k.replace("-", "_"): v for k, v in file.items()} | given
     queue = given.get("scheduling_policy", "fcfs")
     require(queue == "fcfs" or typed.stock, "--scheduling-policy", queue, "fcfs", "leave it out")
-    config = dict(file.get("additional-config") or {}) | typed.additional_config
+    configs = [file.get("additional-config") or {}, typed.additional_config]
+    for raw in configs:
+        require(isinstance(raw, dict), "additional-config", raw, "an object")
     slos: dict[str, Any] = {}
     flags = {name: given[name] for name in OWN if name in given}
-    for more in (file.get("additional-config") or {}, typed.additional_config, {"slos": flags}):
+    for more in (*configs, {"slos": flags}):
         said = more.get("slos", {})
         require(isinstance(said, dict), "slos settings", said, "an object")
         other = {"ttft": "slowdown", "slowdown": "ttft"}  # of the two the one that was said last
         slos = {k: v for k, v in slos.items() if other.get(k) not in said} | said
     settings = Settings.of(slos)
+    if not typed.stock and "scheduler_cls" not in given:  # another may know other policies
+        settings.policy_for(profile("opt-6.7b-a100").roofline, Oracle([]))
     host, port = str(given.get("host", "127.0.0.1")), int(given.get("port", 8000))
-    whole = ["serve", *theirs, "--additional-config", json.dumps(config | {"slos": slos})]
+    config = configs[0] | configs[1] | {"slos": slos}
+    whole = ["serve", *theirs, "--additional-config", json.dumps(config)]
     for name in VLLMS:
         if (value := (given if name == "uds" else vars(typed)).get(name)) is not None:
             values = value if isinstance(value, list) else [value]
@@ -127,7 +132,8 @@ def arguments(argv: Sequence[str]) -> Launch:
     url = f"{'https' if 'ssl_certfile' in given else 'http'}://{reached}:{port}"
     keys = given.get("api_key") or [os.environ.get("VLLM_API_KEY", "")]
     calibrates = not (typed.stock or typed.no_calibrate)
-    return Launch(whole, settings, url, keys[0] if isinstance(keys, list) else keys, calibrates)
+    key, drain = keys[0] if isinstance(keys, list) else keys, given.get("shutdown_timeout", 0)
+    return Launch(whole, settings, url, key, calibrates, float(drain))
 
 
 def _file(path: str | None) -> dict[str, Any]:
@@ -138,12 +144,14 @@ def _file(path: str | None) -> dict[str, Any]:
 
     try:
         raw = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        require(isinstance(raw, dict), f"--config {path}", raw, "a mapping of options")
+        raw = {str(name).replace("_", "-"): value for name, value in raw.items()}
+        if isinstance(more := raw.get("additional-config"), str):
+            raw["additional-config"] = json.loads(more)
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
         raise ValueError(f"--config {path} cannot be read: {error}") from None
-    require(isinstance(raw, dict), f"--config {path}", raw, "a mapping of options")
-    raw = {str(name).replace("_", "-"): value for name, value in raw.items()}
-    more = raw.get("additional-config", {})
-    raw["additional-config"] = json.loads(more) if isinstance(more, str) else more
+    port = raw.get("port", 0)
+    require(str(port).isdecimal(), f"{path}: port", port, "a number")
     ours = [f.lstrip("-") for a in options()._actions if a.dest in OWN for f in a.option_strings]
     for name in ours:
         cure = "type it, or write it under additional-config: slos"
@@ -170,36 +178,6 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def _leash() -> None:
-    """End this group of processes when its standard input ends, however that happens.
-
-    A process of its own looks after that, since this one may be killed first and leave an engine
-    behind. It removes the folder that `LEASHED` names as well.
-    """
-    group = os.getpgrp()
-    if os.fork() == 0:
-        os.setpgid(0, 0)
-        while os.read(0, 1024):
-            pass
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        if folder := os.environ.get(LEASHED):
-            shutil.rmtree(folder, ignore_errors=True)
-        os._exit(0)
-
-
-def _own_folder() -> None:
-    """A folder for what vLLM leaves among temporary files; it goes with this process."""
-    # the path of a socket in it has at most 107 characters
-    usual = tempfile.gettempdir()
-    where = usual if len(usual) < 40 else "/tmp"
-    folder = os.environ.get(LEASHED) or tempfile.mkdtemp(prefix="slos-server-", dir=where)
-    os.environ["TMPDIR"], tempfile.tempdir = folder, None
-    os.environ[METRICS] = tempfile.mkdtemp(prefix="metrics-")
-    if LEASHED not in os.environ:
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-
-
 def on_cpu() -> bool:
     """Whether vLLM is the build for CPUs."""
     named = any(importlib.metadata.distributions(name="vllm"))
@@ -222,8 +200,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv[:1] in ([], ["-h"], ["--help"]):
         return options().print_help()
     if argv[:1] == ["serve"]:
-        if "--leash" in argv:
-            _leash()
         try:
             started = arguments(argv[1:])
             if not {"--uds", "-h", "--help"} & set(started.argv):
@@ -232,9 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             print(f"slos.serving.launch: {error}", file=sys.stderr)
             sys.exit(2)
-        argv = started.argv
-        _own_folder()
+        leash, argv = "--leash" in argv, started.argv
         secret()  # made here, so that every process of the server knows it
+        guard(leash, GRACE + started.drain)
         if started.calibrates:
             threading.Thread(target=_when_ready, args=(started,), daemon=True).start()
     if on_cpu():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from slos.core.types import Load
 from slos.files import write_whole
 from slos.hardware.profiles import as_json, of_json
 from slos.serving.tracked import Tracked
+
+EVERY = 0.01  # seconds between two reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,28 @@ def load_of(
     for t in tracked:
         p, count = t.sync(), count + 1
         if not p.best_effort:
-            claimed += t.claim
+            claimed += -(-t.claim // block_size)
             left = p.left if p.left > 1 or not p.computed else 0
             prefill += left
             tiers[p.tpot] += not left
     decodes = tuple(sorted((tpot, n) for tpot, n in tiers.items() if n))
     blocks = free_blocks, total_blocks, block_size
     return Load("", step_end, count - running, running, *blocks, prefill, decodes, claimed)
+
+
+class Reporter:
+    """Keeps the report of an engine in a file for its router, if `path` names one."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path) if path else None
+        self.last = 0.0
+
+    def tell(self, now: float, busy: bool, report: Callable[[], Report]) -> None:
+        """Write it, every `EVERY` seconds while requests keep the engine `busy`, and at their
+        end."""
+        if not self.path or (now < self.last + EVERY and busy):
+            return
+        self.last = now
+        if self.path.exists():
+            os.utime(self.path)  # a sign of life, even where the disk is full
+        report().write(self.path)

@@ -15,11 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from slos.core.types import SLO, require
+from slos.serving.answers import Answers, refusing
 from slos.serving.calls import FROM, PROVE, proof, secret
 from slos.serving.metrics import show
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
-from slos.serving.refused import refusing
-from slos.serving.stopped import Answers
 
 OTHERS = ("/tokenize", "/detokenize")  # calls that generate nothing
 ELSEWHERE = ("extra_body", "extra_args", "sampling_params", "xargs")  # where they do not belong

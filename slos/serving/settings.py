@@ -7,8 +7,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT
-from slos.core.types import require
+from slos.core.roofline import Roofline
+from slos.core.types import SLO, LengthPredictor, Policy, Progress, Request, Stage, View, require
+from slos.hardware.profiles import Profile, profile
+from slos.policies import make_policy
 from slos.policies.predictors import make_predictor
 from slos.serving.objectives import Objectives, Phase, bounded, within
 
@@ -55,7 +59,8 @@ class Settings:
         for name, path in (("save", self.save), ("load", self.load)):
             there, bound = Path(path).parent.is_dir(), "in a folder that exists"
             require(there, f"slos setting {name}", path, bound, "make it")
-        _ = self.objectives, make_predictor(self.predictor)  # which say what is wrong with them
+        # which say what is wrong with them
+        _ = self.objectives, make_predictor(self.predictor), self.start
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -65,6 +70,20 @@ class Settings:
         for name in config:
             require(name in known, "slos setting", name, f"one of {', '.join(known)}")
         return cls(**config)
+
+    @property
+    def start(self) -> Profile | None:
+        """The profile to start from, if there is one."""
+        return profile(self.profile) if self.profile else None
+
+    def policy_for(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
+        return make_policy(self.policy, roofline, lengths, **self.options)
+
+    def try_policy(self) -> None:
+        """A step of it, so that wrong settings are refused before a request comes."""
+        work = [Request("0", 0.0, (Stage(90, 20, SLO(0.1)),))]
+        policy = self.policy_for(profile("opt-6.7b-a100").roofline, Oracle(work))
+        policy.step(View(0.0, [Progress("0", 0.0, 90, 9.0, 0.1)], (), 900, 1000))
 
     @property
     def objectives(self) -> Objectives:

@@ -22,9 +22,9 @@ class Tracked:
     """A request of vLLM's, with what the policy sees of it. `phase_start`: output tokens before its
     present phase.
 
-    claim: KV blocks that it will have held at its end, by what was known of its length when it
-    came. turn: its place among those that run, if it was admitted, by admission; else among those
-    that wait, as vLLM would serve them.
+    claim: tokens that it will have at its end, by what was known of its length when it came. turn:
+    its place among those that run, if it was admitted, by admission; else among those that wait, as
+    vLLM would serve them.
     """
 
     request: Any
@@ -67,7 +67,8 @@ class Tracked:
             ttft = min(due - arrival, end * prompt / (prompt + decodes) if prompt else end / 2)
             progress.t0 = arrival + ttft
             progress.tpot = min(first.tpot, max(LEAST, (end - ttft) / max(1, more)))
-        return cls(request, progress, objectives, first_due=due)
+        left = lengths.remaining(progress) if lengths else request.max_tokens
+        return cls(request, progress, objectives, claim=progress.tokens + left, first_due=due)
 
     @property
     def done(self) -> bool:
@@ -118,7 +119,7 @@ class Tracked:
                     lengths.ended(p, False)
                 tpot, p.told_stage = phases[p.stage + 1].slo.tpot, phases[p.stage + 1].tokens or 0
                 p.t0 = p.t0 + (generated - 1) * p.tpot + tpot
-                p.stage, p.tpot, self.phase_start = p.stage + 1, tpot, self.seen
+                p.stage, p.tpot, p.follows, self.phase_start = p.stage + 1, tpot, True, self.seen
                 p.later_tpot, p.stages_left = self.objectives.later(p.stage)
 
     def _first(self, now: float) -> None:

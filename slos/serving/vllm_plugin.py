@@ -10,14 +10,12 @@ vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from operator import attrgetter, index
-from pathlib import Path
 from typing import Any, cast
 
 import vllm
@@ -26,18 +24,14 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from slos.core.lengths import Oracle
-from slos.core.roofline import Roofline
-from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Stage, View, require
-from slos.core.types import Request as Work
-from slos.hardware.profiles import Profile, profile
-from slos.policies import OURS, make_policy
+from slos.core.types import Batch, Policy, View, require
+from slos.hardware.profiles import Profile
+from slos.policies import OURS
 from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
-from slos.serving.belief import Belief
+from slos.serving.belief import Belief, Learned
 from slos.serving.beside import Beside, logger
-from slos.serving.calibration import Learned
-from slos.serving.load_report import Report, load_of
+from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
 from slos.serving.objectives import parse
 from slos.serving.prefix_hits import PrefixHits
@@ -53,13 +47,10 @@ HOOKS = (
     "_update_after_schedule", "_preempt_request", "_free_request", "_update_request_with_output",
     "finish_requests", "shutdown",
 )  # fmt: skip
-for _name in HOOKS:
-    if not callable(getattr(AsyncScheduler, _name, None)):
-        lacks = f"no AsyncScheduler.{_name}, which the plug-in rests on"
-        raise ImportError(f"vllm {vllm.__version__} has {lacks}")
+if _lacking := [name for name in HOOKS if not callable(getattr(AsyncScheduler, name, None))]:
+    raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_lacking[0]} to rest on")
 
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-TELL = 0.01  # seconds between two reports of the load
 
 
 class SLOScheduler(AsyncScheduler):
@@ -79,29 +70,22 @@ class SLOScheduler(AsyncScheduler):
         self.lengths = make_predictor(self.settings.predictor)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
-        self.stuck, self.failed, self.told = False, False, 0.0
+        self.stuck = self.failed = False
         self.beside = Beside()
         self.passed: list[Request] = []  # declined before they started, for another replica
         self.belief = Belief(self.settings, self._profile)
-        cautious = self.belief.learned.cautious
-        self.slo_policy: Policy | None = self._policy(cautious, self.lengths) if cautious else None
+        self.slo_policy: Policy | None = None
         # whether a prompt is started is the policy's to say
         self.scheduler_reserve_full_isl = False
-        self._warm_up()
+        self.settings.try_policy()
+        if cautious := self.belief.learned.cautious:
+            self.slo_policy = self.settings.policy_for(cautious, self.lengths)
+        if self.settings.policy == OURS:
+            warm_up()  # kernels compile before the first request comes
         self.metrics = Metrics(lambda: list(self.tracked.values()))
         self.metrics.publish(self.parallel_config.data_parallel_rank)
+        self.reporter = Reporter(self.settings.load)
         self._tell(self.clock())
-
-    def _policy(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
-        return make_policy(self.settings.policy, roofline, lengths, **self.settings.options)
-
-    def _warm_up(self) -> None:
-        """Compile the kernels before the first request comes, and refuse wrong settings at once."""
-        work = [Work("0", 0.0, (Stage(90, 20, SLO(0.1)),))]
-        policy = self._policy(profile("opt-6.7b-a100").roofline, Oracle(work))
-        policy.step(View(0.0, [Progress("0", 0.0, 90, 9.0, 0.1)], (), 900, 1000))
-        if self.settings.policy == OURS:
-            warm_up()
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
@@ -114,9 +98,7 @@ class SLOScheduler(AsyncScheduler):
         except Exception as error:
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
         t = Tracked.of(request, objectives, self.belief.roofline, self.lengths)
-        self.tracked[request.request_id] = t
-        t.claim = -(-(t.progress.tokens + self.lengths.remaining(t.progress)) // self.block_size)
-        t.turn = next(self.turns)
+        t.turn, self.tracked[request.request_id] = next(self.turns), t
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         start = self.clock()
@@ -138,17 +120,15 @@ class SLOScheduler(AsyncScheduler):
         return out
 
     def _tell(self, now: float) -> None:
-        """Write the load for a router, if there is one: every `TELL` seconds, and at the end."""
-        if not self.settings.load or (now < self.told + TELL and self.tracked):
-            return
-        self.told, path = now, Path(self.settings.load)
-        with self.beside("the report of the load"):
-            if path.exists():
-                os.utime(path)  # a sign of life, even where the disk is full
-            room = *self._blocks(), self.block_size
-            end = self.belief.flown(now)
+        """The load, for a router."""
+
+        def report() -> Report:
+            room, end = (*self._blocks(), self.block_size), self.belief.flown(now)
             load = load_of(self.tracked.values(), len(self.running), end, *room)
-            Report(load, now, self.belief.learned.cautious).write(path)
+            return Report(load, now, self.belief.learned.cautious)
+
+        with self.beside("the report of the load"):
+            self.reporter.tell(now, bool(self.tracked), report)
 
     def _decide(self, now: float) -> Batch | None:
         """The policy's answer, checked; None where vLLM schedules by itself, or nobody is there."""
@@ -163,8 +143,8 @@ class SLOScheduler(AsyncScheduler):
             unknown = [id for id in ids if id not in self.tracked]
             require(not unknown, "request ids of a batch", unknown, "in the view")
             tokens = {id: index(n) for id, n in batch.tokens.items()}
-            least = min(tokens.values(), default=0)
-            require(least >= 0, "tokens of a batch", tokens, "at least 0 each")
+            good = min(tokens.values(), default=0) >= 0
+            require(good, "tokens of a batch", tokens, "at least 0 each")
             return replace(batch, tokens={id: n for id, n in tokens.items() if n})
         except BaseException as error:  # a policy may raise SystemExit and its like as well
             if isinstance(error, KeyboardInterrupt):
@@ -205,13 +185,10 @@ class SLOScheduler(AsyncScheduler):
 
     def _apply(self, batch: Batch) -> None:
         """Preempt, decline, and set the order and the caps that vLLM's own `schedule` goes by."""
-        leave = {
-            id for id in batch.decline
-            if (t := self.tracked[id]).progress.elsewhere or (self.settings.reject and t.untouched)
-        }  # fmt: skip
-        for id in batch.decline:
-            self.tracked[id].declined = id in leave
-            self.tracked[id].progress.best_effort = id not in leave
+        for t in map(self.tracked.__getitem__, batch.decline):
+            t.declined = t.progress.elsewhere or (self.settings.reject and t.untouched)
+            t.progress.best_effort = not t.declined
+        leave = {id for id in batch.decline if self.tracked[id].declined}
         self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
         for id in batch.preempt:
             request = self.tracked[id].request
@@ -300,7 +277,7 @@ class SLOScheduler(AsyncScheduler):
         if self.slo_policy is None:
             said = "a roofline is learned, %s schedules from now on: %s"
             logger.info(said, self.settings.policy, self.belief.roofline)
-            self.slo_policy = self._policy(cautious, self.lengths)
+            self.slo_policy = self.settings.policy_for(cautious, self.lengths)
         elif hasattr(self.slo_policy, "roofline"):
             self.slo_policy.roofline = cautious  # type: ignore[attr-defined]
 

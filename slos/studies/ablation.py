@@ -121,18 +121,16 @@ def numbers(best: Frame) -> dict[str, Spread]:
 
 
 def ablation_chart(table: Frame, source: str) -> Figure:
-    """What each part brings, a panel per part: scenarios, geometric mean last, the paper's."""
+    """What each part brings, a panel per part: scenarios, geometric mean last, the paper's. A part
+    that is not known for all scenarios has no mean, which would stand beside those of all."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
-    counts = table.groupby("part")["scenario"].nunique().to_dict()
-    titles = [
-        PARTS[p] + f"\nmean of {counts[p]} of {len(names) - 1}" * (counts[p] < len(names) - 1)
-        for p in parts
-    ]
+    counts, most = table.groupby("part")["scenario"].nunique().to_dict(), len(names) - 1
+    titles = [PARTS[p] + f"\n{counts[p]} of {most}, so no mean" * (counts[p] < most) for p in parts]
     each = 2.3, 0.42 * len(names)
     figure, axes = plots.panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
     means = geometric_means(table, "part", "how").assign(scenario=names[-1])
-    lines = pd.concat([table, means])
+    lines = pd.concat([table, means[means["scenarios"] == most]])
     for axis, part in zip(axes, parts, strict=True):
         for i, (how, color) in enumerate(colors(("off alone", "on alone")).items()):
             rows = select(lines, part=part, how=how)

@@ -74,22 +74,22 @@ def by_model(size: str, workers: int | None = None) -> Frame:
     tables, scenarios = [], OPT if size == "full" else OPT[:1]
     for name in MODELS:
         profile = DRAFTING.get(name, name)
-        best = measured(size, _model_cases(size, scenarios, profile, workers), workers)
-        best[["kind", "name"]] = best["name"].str.split("|", expand=True)
+        cases = _model_cases(size, scenarios, profile, workers)
+        best = measured(size, cases, workers, by=("kind", "name"))
         tables.append(best.assign(model=name))
     return pd.concat(tables, ignore_index=True)
 
 
 def _model_cases(size: str, scenarios: Sequence[str], profile: str, workers: int | None) -> Cases:
-    """By scenario and "KIND|SYSTEM"."""
+    """By scenario, kind and system."""
     groups = {
-        (scenario, f"{KINDS[0]}|{name}"): tries_of(scenario, published, 1, profile=profile)
+        (scenario, KINDS[0], name): tries_of(scenario, published, 1, profile=profile)
         for scenario, (name, published) in product(scenarios, AS_PUBLISHED.items())
     }
     found = at_scale(tuned(size, groups, workers), size)
     today = rivals(size, scenarios, workers, 1, profile)
-    found |= {(scenario, f"{KINDS[1]}|{name}"): c for (scenario, name), c in today.items()}
-    ours = {(s, "|ours"): case_of(s, PARTS, profile=profile) for s in scenarios}
+    found |= {(scenario, KINDS[1], name): c for (scenario, name), c in today.items()}
+    ours = {(s, "", "ours"): case_of(s, PARTS, profile=profile) for s in scenarios}
     return found | at_scale(ours, size)
 
 
@@ -110,4 +110,5 @@ def models_chart(table: Frame, source: str) -> Figure:
         groups = {m: (color, select(table, kind=kind, model=m)) for m, color in palette.items()}
         dots(axis, groups, 0.16, paper("authors_vs_best"))
     said = f"{source}; one replica, drafts where there is a draft model; {seeds_said(table)}"
+    said += "; dashed: the paper's mean over the better of two"
     return finish(figure, said, axes[0], ncols=4)

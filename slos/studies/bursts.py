@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from slos.core.types import Request
 from slos.evaluation import plots
 from slos.evaluation.grids import check_cases, swept
-from slos.evaluation.plots import DASHED, MARKERS, colors, name_of
+from slos.evaluation.plots import DASHED, MARKERS, colors, name_of, nested
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.files import Frame
@@ -144,8 +144,7 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
         alike = column == "arrivals"  # for all systems
         for i, (system, table) in enumerate([*tables.items()][: 1 if alike else None]):
             looks = {"color": "black" if alike else palette[system], "label": name_of(system)}
-            looks |= {"marker": MARKERS[i], "markersize": 4, "linewidth": 1.3}
-            axis.plot(table["time"], table[column], **looks)
+            axis.plot(table["time"], table[column], marker=MARKERS[i], **looks, **nested(i))
         if aim is not None:
             axis.axhline(aim, **DASHED)
         if column.endswith("p99"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,7 +28,7 @@ from workloads import SCENARIOS
 ASKED = ("rule", "target")
 OTHERWISE = {
     "smoke": Size(60, 1, 0.5, scenarios=("coding",)),
-    "quick": Size(360, 1, 0.1, scenarios=("mixed",)),
+    "quick": Size(300, 1, 0.1, scenarios=("mixed",)),
     "full": Size(600, 3, 0.04),
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by
@@ -150,8 +151,9 @@ def capacity_bars(best: Frame, source: str) -> Figure:
         axis.set(xticks=[], ylim=(0, max(1.25 * most, 1.05 * rows["high"].max())))
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
     said += "; dashed: in the long run no scheduler carries more" * ("bound" in best)
-    fit = int(figure.get_figwidth() / 1.7)
-    return plots.finish(figure, said, axes[0], ncols=min(len(systems) + 1, fit))
+    names = len(systems) + ("bound" in best)
+    rows = ceil(1.7 * names / figure.get_figwidth())
+    return plots.finish(figure, said, axes[0], ncols=ceil(names / rows))
 
 
 def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.capacity_search import Probe, Search, probe
 from slos.evaluation.grids import swept
-from slos.evaluation.plots import DASHED, colors, finish, marked, name_of, panels, unique
+from slos.evaluation.plots import DASHED, colors, finish, marked, name_of, nested, panels, unique
 from slos.evaluation.sizes import of_size
 from slos.evaluation.stats import rows_of, select
 from slos.files import Frame
@@ -71,7 +71,7 @@ def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
             mine = select(rows, scenario=scenario, system=system)
             told = 100 * mine.groupby("rate")["attainment"].agg(["mean", "min", "max"])
             axis.fill_between(told.index, told["min"], told["max"], color=color, alpha=0.2)
-            looks = {"color": color, "label": name_of(system), "linewidth": 1.4, "markersize": 5}
+            looks = {"color": color, "label": name_of(system)} | nested(i)
             axis.plot(told.index, told["mean"], **marked(i), **looks)
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s per GPU)", xlim=(0, None), ylim=(0, 102))

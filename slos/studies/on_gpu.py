@@ -31,12 +31,7 @@ from slos.serving import launch
 from slos.studies.engine_workloads import SMALL, WHOLE, WORKLOADS, Lengths, ramp
 from slos.studies.real_engine import BUDGET, OURS, STOCK, Calibrated, starting
 
-MODELS = (
-    "opt-13b",
-    "llama-3.1-8b",
-    "opt-6.7b",
-    "opt-6.7b:opt-125m",
-)  # with a draft model after the colon
+MODELS = ("opt-13b", "llama-3.1-8b", "opt-6.7b", "opt-6.7b:opt-125m")  # the last with drafts
 WAYS: tuple[dict[str, object], ...] = (
     {},  # as vLLM is by default: compiled, with CUDA graphs
     {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
@@ -65,12 +60,8 @@ def one_profile(model: str, out: Path, minutes: float, end: float, more: Sequenc
         engine = way | json.loads(os.environ.get("SLOS_ENGINE", "{}"))
         log = out / f"measure-{model.replace(':', '-')}-{i}.log"
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command, "--engine", json.dumps(engine)],
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+            how = {"stdout": file, "stderr": file, "start_new_session": True}
+            process = subprocess.Popen([*command, "--engine", json.dumps(engine)], **how)
             try:
                 code = process.wait(left - 12)
             except subprocess.TimeoutExpired:

@@ -26,8 +26,12 @@ from slos.studies.published_steps import GPUS, engine_steps, kernel_steps, measu
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
-TILES = (1, 64, 128, 256)
+TILES, TILE = (1, 64, 128, 256), 128
 BLIND = ("", "tile=1", "smooth=1", "smooth=1,scale=1.15")  # beliefs of one who knows no tiles
+ORIGINS = {
+    "kernels": "Vidur and AIConfigurator (kernels, Llama-2-7B)",
+    "engine": "Splitwise (engine, Llama-2-70B)",
+}
 PLANES = 3  # a third one where long prompts take more than their tokens' share
 
 MODELS = (
@@ -103,18 +107,21 @@ def fits(size: str, workers: int | None = None) -> Frame:
         for gpu in GPUS
         for tp in parallel[: 1 if size == "smoke" else None]
         for context in (False, True)
-        for tile in (TILES if kind != "engine" else (1,))
+        for tile in _tiles(size, kind)
     ]
     return swept(size, "roofline_fits", judge, cases, Judged, workers)
+
+
+def _tiles(size: str, kind: str) -> tuple[int, ...]:
+    """Those of kernels are looked for at full size only."""
+    return (1,) if kind == "engine" else TILES if size == "full" else (1, TILE)
 
 
 def origin(table: Frame) -> str:
     """Where the steps of `fits` come from."""
     if "stand-in" in set(table["kind"]):
         return "no measurement: steps of the shipped profiles with noise of 5 %; set SLOS_DATA"
-    return (
-        "measured: Vidur and AIConfigurator (kernels, Llama-2-7B), Splitwise (engine, Llama-2-70B)"
-    )
+    return f"measured: {', '.join(ORIGINS[kind] for kind in unique(table['kind']))}"
 
 
 def forms(table: Frame) -> Frame:
@@ -164,7 +171,7 @@ def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
     return found
 
 
-def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
+def steps_and_fits(table: Frame, most: int = 1024) -> Figure:
     """Steps of prompts alone by tokens, the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
     gpus = unique(table["gpu"])
@@ -183,7 +190,8 @@ def steps_and_fits(table: Frame, source: str, most: int = 1024) -> Figure:
             ms = [1e3 * forms[name].time(t) for t in n]
             axis.plot(n, ms, style, color=color, linewidth=1.3, label=name)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
-    return finish(figure, source, axes[0], ncols=len(axes[0].lines))
+    said = f"{origin(select(table, kind=kind))}; lines: rooflines fitted to all steps"
+    return finish(figure, said, axes[0], ncols=len(axes[0].lines))
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:

@@ -40,7 +40,7 @@ from slos.policies import OURS, POLICIES
 from slos.records.sweep import Bar
 from slos.replay import replay
 from slos.replay.results import Labels, Replayed, judged, rows
-from slos.serving import launch
+from slos.serving import calls, launch
 from slos.serving.settings import Settings
 from slos.serving.tiny_model import write
 from slos.studies import engine_workloads
@@ -48,7 +48,7 @@ from slos.studies.engine_workloads import WORKLOADS
 
 TOLD = f"{OURS}, lengths told"  # in place of the system's name
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
-SIZES = {"smoke": (12, 1, 1), "quick": (60, 1, 3), "full": (100, 3, 4)}
+SIZES = {"smoke": (12, 1, 1), "quick": (45, 1, 3), "full": (100, 3, 4)}
 """Requests per load, seeds, and loads."""
 FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
 # tokens of a batch at the most, for both: what vLLM takes by default on most hardware
@@ -96,7 +96,7 @@ def starting(
         how = {"stdout": out, "stderr": out, "start_new_session": True}
         process = subprocess.Popen(command, env=environment, **how)
     try:
-        yield lambda: launch.wait(url, process, log) or url
+        yield lambda: calls.wait(url, process, log) or url
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -137,7 +137,7 @@ class Calibrated:
 
 def calibrate(url: str, saved: Path) -> Calibrated:
     """By short prompts and decodes; single requests tell what HTTP adds; then `again`."""
-    launch.calibrate(url, rounds=2)
+    calls.calibrate(url, rounds=2)
     first = _learned(saved)
     took = np.median([o.ttft for o in _replay(engine_workloads.alone(), url).outcomes])
     return again(Calibrated(first, max(0.0, float(took) - first.roofline.time(64))), url, saved)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from slos.core.pace import PAPER
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, tries_of, typical
+from slos.evaluation.near import begun
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import interval
 from slos.files import Frame, results_dir
@@ -19,8 +20,8 @@ from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 
 Key = TypeVar("Key", bound=Hashable)
-Cases = dict[tuple[str, str], Search]
-"""A case, of the first seed, by scenario and name."""
+Cases = dict[Any, Search]
+"""A case, of the first seed, by a tuple of scenario and names."""
 ROWS = "waterfall"  # the file of their rows
 
 
@@ -36,7 +37,7 @@ def carried(
     already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
     path = results_dir(size) / f"{name}.csv"
-    return dict(zip(cases, sweep(carries, cases, path, Probe, workers), strict=True))
+    return dict(zip(cases, sweep(carries, begun(cases), path, Probe, workers), strict=True))
 
 
 def tuned(
@@ -94,18 +95,22 @@ def rivals(
     return at_scale(tuned(size, lengths, workers), size)
 
 
-def measured(size: str, cases: Cases, workers: int | None = None, name: str = ROWS) -> Frame:
-    """By scenario and name: what ran, its capacity with interval, and that of each seed."""
+def measured(
+    size: str, cases: Cases, workers: int | None = None, name: str = ROWS,
+    by: Sequence[str] = ("name",),
+) -> Frame:  # fmt: skip
+    """What ran, its capacity with interval, and that of each seed; by: what the names of the cases
+    are."""
     seeds = range(scale_of(size).seeds)
     every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
     found = carried(size, every, workers, name)
     rows = []
-    for (scenario, system), case in cases.items():
+    for key, case in cases.items():
         mine = [found[replace(case, seed=seed)] for seed in seeds]
         where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
         where += case.hardware.name, mine[0].source
         each = [row.rate for row in mine]
-        rows.append((scenario, system, *where, *interval(each), each))
-    columns = ["scenario", "name", "setting", "replicas", "topology", "router", "max_drafts"]
+        rows.append((*key, *where, *interval(each), each))
+    columns = ["scenario", *by, "setting", "replicas", "topology", "router", "max_drafts"]
     columns += ["profile", "source", "capacity", "low", "high", "rate"]
     return pd.DataFrame(rows, columns=columns)

@@ -34,6 +34,7 @@ OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""
+PLAIN_TO = 8  # replicas; with more behind it, too, half of all simulated requests would be of 16
 
 
 def _grid(
@@ -68,9 +69,10 @@ def scaling_cases(
     """Every scenario, system and number of replicas, and the routers; where they are compared all
     of them, and ours in one engine as large as all replicas."""
     ladder, kinds = of_size(size, REPLICAS), []
-    some = [router for router in routers if router in (PLAIN, BEST_ROUTER)]
     for n in ladder:
-        choice = ("",) if n == 1 else routers if n == told_at(ladder) else some
+        some = (PLAIN, BEST_ROUTER) if n <= PLAIN_TO else (BEST_ROUTER,)
+        fewer = [router for router in routers if router in some]
+        choice = ("",) if n == 1 else routers if n == told_at(ladder) else fewer
         kinds += [(system, n, router, "") for system in systems for router in choice]
         kinds += [(OURS, n, "", POOLED)] if n == told_at(ladder) and OURS in systems else []
     return _grid(size, scenarios, kinds, profile)
@@ -155,7 +157,7 @@ def against_itself(best: Frame) -> Frame:
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     """What each router carries over round robin on the same system, per scenario."""
     kinds = unique(zip(table["system"], table["what"], strict=True))
-    palette = colors([what for _, what in kinds])
+    palette = colors(unique(what for _, what in kinds))
     groups = {
         f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
             palette[what], select(table, system=system, what=what),
@@ -186,7 +188,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
         for i, (system, router) in enumerate(kinds):
             mine = select(rows[rows["what"].isin((router, ""))], system=system)
             looks = {"color": palette[system, router], "label": f"{name_of(system)}, {router}"}
-            plots.whiskers(axis, mine["replicas"], mine, i, markersize=5, linewidth=1, **looks)
+            plots.whiskers(axis, mine["replicas"], mine, i, **looks, **plots.nested(i))
         if most >= 4:
             said = f"paper's best at 4: {reported:g}x"
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)

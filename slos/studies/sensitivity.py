@@ -9,9 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from slos.evaluation.capacity_search import NoCapacity, Search, search
+from slos.evaluation import plots
+from slos.evaluation.capacity_search import Search, tried
 from slos.evaluation.grids import searches, swept
-from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique, whiskers
+from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
@@ -69,11 +70,8 @@ class Capacity:
 
 
 def capacity_of(case: Search) -> list[Capacity]:
-    try:
-        [probe] = [p for p in search(case) if p.capacity]
-        rate, source = probe.rate, probe.source
-    except NoCapacity:
-        rate, source = 0.0, ""
+    found = next((p for p in tried(case) if p.capacity), None)
+    rate, source = (found.rate, found.source) if found else (0.0, "")
     return [
         Capacity(
             case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target,
@@ -159,7 +157,8 @@ def sensitivity(
     for axis, scenario in zip(axes, scenarios, strict=True):
         for i, (system, color) in enumerate(colors(systems).items()):
             rows = select(table, scenario=scenario, system=system).sort_values(by)
-            whiskers(axis, rows[by], rows, i, value, color=color, label=name_of(system))
+            looks = {"color": color, "label": name_of(system)} | plots.nested(i)
+            plots.whiskers(axis, rows[by], rows, i, value, **looks)
         axis.set(xlabel=LABELS[by], ylim=(0, None))
         if by in ("slo_scale", "kv_scale", "belief"):
             axis.set_xscale("log")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from slos.core.attainment import Outcome
 from slos.core.types import Request, require
-from slos.evaluation.plots import ABOVE, DASHED, finish, name_of
+from slos.evaluation.plots import ABOVE, DASHED, finish, name_of, plain_log
 from slos.evaluation.runs import serve
 from slos.files import Frame
 from slos.hardware.profiles import Profile
@@ -156,4 +156,5 @@ def _one_run(
         first.scatter(*np.reshape(mine, (-1, 2)).T, label=f"{name} ({len(mine)})", **looks)
     first.axhline(1, **DASHED)
     first.set(yscale="log", xlabel="time (s)")
+    plain_log(first.yaxis, 1)
     first.legend(**ABOVE)

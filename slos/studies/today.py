@@ -7,18 +7,19 @@ of milliseconds here, or those of MLPerf in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
-from slos.evaluation.capacity_search import NoCapacity, Search, search
+from slos.evaluation.capacity_search import Search, tried
 from slos.evaluation.grids import fixed_drafts, swept
-from slos.evaluation.plots import DASHED, bars, finish, panels, plain_log, unique
+from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, geometric_mean, over, select, strongest
 from slos.files import Frame
@@ -41,7 +42,7 @@ CHANGES = ({}, {"target": 0.98}, {"rule": CLIENT})
 asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
-COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
+SHOWN = 0.5, 300.0  # gains in a figure
 
 
 SIZES = {
@@ -73,12 +74,10 @@ class Carried:
 
 
 def carried(case: Search) -> list[Carried]:
+    p = next((p for p in tried(case) if p.capacity), None)
     said = (0.0, 0.0, 0.0, 0.0, "")
-    try:
-        [p] = [p for p in search(case) if p.capacity]
+    if p:
         said = (p.rate, p.declined, p.accepted_ttft_p99, p.accepted_tpot_p99, p.source)
-    except NoCapacity:
-        pass
     return [
         Carried(
             case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
@@ -165,23 +164,23 @@ def means(found: Frame) -> Frame:
     return kept.groupby(by, sort=False)["gain"].agg(gain=geometric_mean, scenarios="size")
 
 
-def _gains(axis: Axes, rows: Frame, by: str, keys: Sequence[str]) -> None:
-    """Gains by scenario, a bar for each of the `keys` in column `by`, from 1 up or down; and what
-    the bound is of what the best other system carries."""
-    names, width = unique(rows["scenario"]), 0.8 / len(keys)
-    for i, key in enumerate(keys):
-        group, shift = select(rows, **{by: key}), width * (i - (len(keys) - 1) / 2)
+def _gains(axis: Axes, rows: Frame, by: str, palette: Mapping[str, Any]) -> None:
+    """Gains by scenario, a bar for each key of the `palette` in column `by`, from 1 up or down; and
+    what the bound is of what the best other system carries."""
+    names, width = unique(rows["scenario"]), 0.8 / len(palette)
+    for i, (key, color) in enumerate(palette.items()):
+        group, shift = select(rows, **{by: key}), width * (i - (len(palette) - 1) / 2)
         at = [names.index(name) + shift for name in group["scenario"]]
-        bars(axis, at, group, i, "gain", width=width, bottom=1, color=COLORS[i], label=key)
+        bars(axis, at, group, i, "gain", width=width, bottom=1, color=color, label=key)
         if "bound" in group:
             most = group["bound"] / group["best other"]
             axis.plot(at, most, "k_", markersize=9, label=None if i else "bound")
     axis.axhline(1, **DASHED)
     axis.set_yscale("log")
-    axis.set_ylim(max(0.5, axis.get_ylim()[0]), min(300, axis.get_ylim()[1]))
+    axis.set_ylim(max(SHOWN[0], axis.get_ylim()[0]), min(SHOWN[1], axis.get_ylim()[1]))
     plain_log(axis.yaxis, ticks=(0.5, 1, 2, 5, 10, 20, 50, 100, 200))
     shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
-    axis.set_xticks(range(len(names)), shown, rotation=25)
+    axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
 
 
 def chart(found: Frame, source: str) -> Figure:
@@ -197,10 +196,12 @@ def chart(found: Frame, source: str) -> Figure:
         first = mine["asked"] == mine["asked"].iloc[0]
         parts["objectives of the paper, by profile"] = mine[first & ~named], "profile"
     figure, axes = panels([*parts], (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
+    palette = colors([*unique(mine["asked"]), *unique(mine["profile"])])
     for axis, (rows, by) in zip(axes, parts.values(), strict=True):
-        _gains(axis, rows, by, unique(mine[by]))
+        _gains(axis, rows, by, {key: palette[key] for key in unique(mine[by])})
         if by == "profile":
-            axis.legend(fontsize=7)
-    text = f"simulated on {MAIN}, {source}; whiskers: 95 % over seeds"
+            axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    text = f"{source} or as named; whiskers: 95 % over seeds"
+    text += ", cut off at {:g} and {:g}".format(*SHOWN)
     text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
     return finish(figure, text, axes[0], ncols=5)

@@ -18,7 +18,7 @@ from slos.core.attainment import Outcome
 from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.types import Progress
 from slos.evaluation import stats
-from slos.evaluation.capacity_search import NoCapacity, Search, outcomes_at, search
+from slos.evaluation.capacity_search import Search, outcomes_at, tried
 from slos.evaluation.grids import BEST_ROUTER, check_cases, swept
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.sizes import Size, of_size
@@ -136,9 +136,8 @@ class Carried:
 def carried(case: Search) -> list[Carried]:
     labels = (case.scenario, case.system, case.setting, case.predictor, case.hardware.name,
               case.replicas, case.rule, case.seed)  # fmt: skip
-    try:
-        [best] = [probe for probe in search(case) if probe.capacity]
-    except NoCapacity:
+    best = next((probe for probe in tried(case) if probe.capacity), None)
+    if not best:
         return [Carried(*labels, 0.0, 0.0, 0.0, 0.0, "", "simulated")]
     promises = Promises()
     outcomes, source = outcomes_at(case, best.rate * case.gpus, promises)

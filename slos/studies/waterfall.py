@@ -86,24 +86,24 @@ TOTALS = {
 
 
 def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: int) -> Cases:
-    """By scenario and "STEP|SYSTEM", ours or a baseline as it carries most."""
+    """By scenario, step and system: ours, or a baseline as it carries most."""
     s = scale_of(size, replicas)
-    groups: dict[tuple[str, str], list[Search]] = {}
+    groups: dict[tuple[str, ...], list[Search]] = {}
     for step, scenario in product(STEPS, scenarios):
         hardware = hardware_of(scenario)
         share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens or 1.0
         ours = case_of(scenario, PARTS, replicas=s.replicas, kv_scale=share)
-        groups[scenario, f"{step.name}|{OURS_IS}"] = [ours]
+        groups[scenario, step.name, OURS_IS] = [ours]
         for name, tries in step.tries.items():
             cases = grids.tries_of(scenario, tries, s.replicas, step.routers, kv_scale=share)
-            groups[scenario, f"{step.name}|{name}"] = cases
+            groups[scenario, step.name, name] = cases
     found = at_scale(tuned(size, groups, workers), size)
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
-        best = rivals(size, scenarios, workers, replicas, rule=rule)
-        for name in scenarios:
-            ours = found[name, f"{STEPS[-1].name}|{OURS_IS}"]
-            best[name, OURS_IS] = replace(ours, rule=rule)
-        found |= {(name, f"{step}|{system}"): case for (name, system), case in best.items()}
+        for (scenario, name), case in rivals(size, scenarios, workers, replicas, rule=rule).items():
+            found[scenario, step, name] = case
+        for scenario in scenarios:
+            ours = found[scenario, STEPS[-1].name, OURS_IS]
+            found[scenario, step, OURS_IS] = replace(ours, rule=rule)
     return found
 
 
@@ -114,8 +114,8 @@ def carried_by(
     seed, and what ran. vLLM is whichever of its two versions carries more."""
     grids.check_cases(scenarios)
     scenarios = scenarios or scale_of(size, replicas).scenarios
-    best = measured(size, _cases(size, scenarios, workers, replicas), workers)
-    best[["step", "name"]] = best["name"].str.split("|", expand=True)
+    cases = _cases(size, scenarios, workers, replicas)
+    best = measured(size, cases, workers, by=("step", "name"))
     return strongest(best.replace({"name": "vllm-v1"}, "vllm"), "step", "scenario", "name")
 
 
@@ -200,5 +200,5 @@ def _scenarios(axis: Axes, y: int, mean: Any, each: Frame) -> None:
     palette = colors(list(each["scenario"]))
     for i, r in enumerate(rows_of(each)):
         looks = {"color": palette[r.scenario], "markersize": 6, "linestyle": "none"}
-        at = y + 0.09 * (i - 2.5)  # some are alike
+        at = y + 0.13 * (i % 3 * 2 + i // 3 - 2.5)  # some are alike
         axis.plot(r.ratio, at, label=None if y else r.scenario, **marked(i), **looks)

@@ -1,7 +1,8 @@
 """Attainment, the capacity search and the statistics over seeds, by hand."""
 
 from collections.abc import Callable
-from math import exp, nan
+from dataclasses import replace
+from math import exp, inf, nan, sqrt
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from slos.core.attainment import attainment
 from slos.core.pace import CLIENT
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import NoCapacity, capacity
+from slos.evaluation.capacity_search import STRIDE, NoCapacity, Search, capacity, search
 from slos.evaluation.stats import FINEST, geometric_mean, interval
 from slos.policies.baselines import VLLM
 from slos.sim.replica import World
@@ -58,6 +59,43 @@ def test_capacity_finds_the_step(
     assert [p.rate for p in probes] == asked and all(
         (p.attainment >= target) == (p.rate <= threshold) for p in probes
     )
+
+
+LOADS = st.floats(0.01, 100), st.floats(0.05, 20), st.sampled_from([0.02, 0.04, 0.06, 0.1, 0.2])
+
+
+@given(*LOADS)
+def test_the_loads_are_those_of_growth_and_bisection_to_the_last_bit(
+    threshold: float, start: float, precision: float
+) -> None:
+    rates, low, high, rate = [], 0.0, inf, start
+    while not low or high > low * (1 + precision):
+        rates.append(rate)
+        low, high = (rate, high) if rate <= threshold else (low, rate)
+        rate = high / STRIDE if not low else low * STRIDE if high == inf else sqrt(low * high)
+    found, probes = capacity(lambda r: float(r <= threshold), 0.9, start, precision)
+    assert (found, [p.rate for p in probes]) == (low, rates)
+
+
+@given(*LOADS, st.floats(0.2, 5))
+def test_it_finds_the_same_from_wherever_it_begins(
+    threshold: float, start: float, precision: float, off: float
+) -> None:
+    def attained_at(rate: float) -> float:
+        return float(rate <= threshold)
+
+    found, _ = capacity(attained_at, 0.9, start, precision)
+    assert capacity(attained_at, 0.9, start, precision, near=off * threshold)[0] == found
+    again, probes = capacity(attained_at, 0.9, start, precision, near=found * (1 + 1e-4))
+    assert again == found and len(probes) == 2, "it and the next one prove it"
+
+
+@pytest.mark.parametrize("system", ["slos-serve", "sarathi"])
+def test_a_search_that_begins_near_its_capacity_finds_it_in_two_runs(system: str) -> None:
+    case = Search("coding", system, num_requests=80, precision=0.1)
+    [plain] = [row for row in search(case) if row.capacity]
+    rows = search(replace(case, near=float(f"{plain.rate:.4g}")))
+    assert len(rows) == 2 and [row for row in rows if row.capacity] == [plain]
 
 
 @pytest.mark.parametrize("attained_at", [lambda rate: 1.0, lambda rate: 0.0, lambda rate: nan])

@@ -352,3 +352,29 @@ def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 1 and "its last lines" in done.stderr
     assert "no-such-model" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("moment", ["gcs_server", "--load"], ids=["Ray", "engine"])
+def test_a_fleet_that_is_still_starting_ends(model: Path, tmp_path: Path, moment: str) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    command = [sys.executable, "-m", "slos.fleet", str(model), "--replicas", "1", *ON_CPU]
+    command += ["--port", str(launch.free_port())]
+    environment = os.environ | {"TMPDIR": str(folder), "RAY_TMPDIR": "/tmp"}
+    with (tmp_path / "log").open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    fleet = Served("", process, tmp_path / "log")
+    try:
+
+        def begun() -> bool:
+            assert process.poll() is None, fleet.log.read_text()[-3000:]
+            return any(moment in " ".join(fleet.arguments(p)) for p in fleet.children())
+
+        wait(begun, "begun", fleet.log)
+        everything, start = fleet.children(), time.monotonic()
+        process.terminate()
+        process.wait(LONG)
+        assert time.monotonic() - start < 10, fleet.log.read_text()[-3000:]
+        assert not [p for p in everything if p.is_running()]
+    finally:
+        process.kill()
+    folder.rmdir()  # nothing is left in it

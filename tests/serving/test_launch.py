@@ -13,8 +13,8 @@ import pytest
 
 from slos.hardware.profiles import profile
 from slos.serving import launch
-from slos.serving.calls import PROVE, proof, secret
-from slos.serving.launch import arguments, calibrate, main
+from slos.serving.calls import PROVE, calibrate, proof, secret
+from slos.serving.launch import arguments, main
 
 
 def option(argv: list[str], name: str) -> str:
@@ -62,6 +62,9 @@ def test_what_is_typed_beats_the_file_and_the_file_beats_a_default(tmp_path: Pat
         ("[1]", r"\[1\] must be a mapping"),
         ("a: [", "cannot be read"),
         ("scheduling-policy: priority", "--scheduling-policy = 'priority' must be fcfs"),
+        ("port: abc", "port = 'abc' must be a number"),
+        ("additional-config: [1]", r"additional-config = \[1\] must be an object"),
+        ("additional-config: '{'", "cannot be read: Expecting property name"),
     ],
 )
 def test_a_file_that_would_mislead_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -76,6 +79,27 @@ def test_another_queue_is_refused_before_a_model_is_loaded() -> None:
         with pytest.raises(ValueError, match="'priority' must be fcfs"):
             arguments(["tiny", flag, "priority"])
     assert "priority" in arguments(["tiny", "--stock", "--scheduling-policy", "priority"]).argv
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--policy", "nosuch"], "policy = 'nosuch' must be one of vllm"),
+        (["--additional-config", '{"slos": {"options": {"x": 1}}}'], "'slos-serve' = 'x' must be"),
+        (["--profile", "nosuch"], "profile 'nosuch' is unknown"),
+    ],
+)
+def test_a_wrong_policy_is_refused_before_a_model_is_loaded(typed: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        arguments(["tiny", *typed])
+    if "--profile" not in typed:  # another scheduler may know it
+        assert arguments(["tiny", *typed, "--scheduler-cls", "a.b"]).argv[1] == "tiny"
+
+
+def test_requests_may_take_longer_to_end() -> None:
+    started = arguments(["tiny", "--shutdown-timeout", "30"])
+    assert started.drain == 30 and option(started.argv, "--shutdown-timeout") == "30"
+    assert arguments(["tiny"]).drain == 0
 
 
 def test_where_a_server_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from slos.serving import stopped
-from slos.serving.stopped import ERROR, Answers
+from slos.serving import answers
+from slos.serving.answers import ERROR, Answers
 
 STREAM = {
     "type": "http.response.start", "status": 200,
@@ -21,8 +21,8 @@ PIECE = {"type": "http.response.body", "body": b'data: {"choices": []}\n\n', "mo
 
 def answer(monkeypatch: pytest.MonkeyPatch, *first: Any, whole: bool = False) -> list[Any]:
     """What is sent where the app says `first` and then waits, and the server stops meanwhile."""
-    monkeypatch.setattr(stopped, "OFTEN", 0.01)
-    monkeypatch.setattr(stopped, "GRACE", 0.01)
+    monkeypatch.setattr(answers, "OFTEN", 0.01)
+    monkeypatch.setattr(answers, "GRACE", 0.01)
     server = SimpleNamespace(should_exit=False)
     scope = {"type": "http", "app": SimpleNamespace(state=SimpleNamespace(server=server))}
     messages: list[Any] = []
@@ -95,8 +95,8 @@ def test_what_somebody_else_cancels_stays_cancelled() -> None:
 
 def test_the_life_of_a_server_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes through the same middleware, and is still to be told of the end."""
-    monkeypatch.setattr(stopped, "OFTEN", 0.01)
-    monkeypatch.setattr(stopped, "GRACE", 0.01)
+    monkeypatch.setattr(answers, "OFTEN", 0.01)
+    monkeypatch.setattr(answers, "GRACE", 0.01)
 
     async def run() -> None:
         server = SimpleNamespace(should_exit=True)

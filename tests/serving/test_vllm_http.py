@@ -24,7 +24,7 @@ from slos.core.types import SLO, Request, Stage
 from slos.hardware.profiles import profile
 from slos.policies import OURS
 from slos.replay import replay
-from slos.serving import launch
+from slos.serving import calls
 from slos.studies.engine_workloads import bursty
 from slos.studies.real_engine import server
 
@@ -130,7 +130,7 @@ def test_what_becomes_of_requests_is_at_vllms_own_metrics(url: str) -> None:
         ("easy", "attained"): {"slo_ttft": 30, "slo_tpot": 3},
         ("hard", "best_effort"): {"slo_ttft": 1e-4, "slo_tpot": 0.5},
     }
-    launch.calibrate(url, rounds=1)  # until it knows itself vLLM serves, and nobody is declined
+    calls.calibrate(url, rounds=1)  # until it knows itself vLLM serves, and nobody is declined
     for (kind, _), xargs in sent.items():
         for _ in range(3):
             assert completion(url, xargs | {"slo_class": kind})[0] == 200
@@ -197,7 +197,7 @@ def test_answers_end_by_themselves_where_nobody_tells_their_length(url: str) -> 
 
 
 def test_the_engine_learns_itself_and_keeps_the_profile(url: str, folder: Path) -> None:
-    launch.calibrate(url)
+    calls.calibrate(url)
     learned = profile(str(folder / "learned.json"))
     step = learned.roofline.time
     assert 0 < step(1) < step(256) < 5.0 and learned.margin >= 1 and learned.kv_tokens > 1024

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip(
@@ -83,6 +84,31 @@ def test_a_shared_server_is_calibrated_replayed_and_ended(model: Path, tmp_path:
             assert time.monotonic() - begun < 10
             said = list(answers)
         assert all(text.endswith(b"data: [DONE]\n\n") for text in said if text.startswith(b"data"))
+    finally:
+        process.kill()
+    folder.rmdir()  # nothing is left in it
+
+
+@pytest.mark.parametrize("moment", ["", "non-default args", "(EngineCore"])
+def test_a_server_that_is_still_starting_ends(model: Path, tmp_path: Path, moment: str) -> None:
+    """vLLM's front end loses the signal once its engine has begun."""
+    log, folder = tmp_path / "log", Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    command = [sys.executable, "-m", "slos.serving.launch", "serve", str(model), "--enforce-eager"]
+    command += ["--port", str(launch.free_port())]
+    ones = "VLLM_NO_USAGE_STATS", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE", "OMP_NUM_THREADS"
+    environment = dict.fromkeys(ones, "1") | os.environ | {"TMPDIR": str(folder)}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    try:
+        end = time.monotonic() + LONG
+        while not [*folder.iterdir()]:
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+        wait_for(moment, log, process)
+        everything, begun = psutil.Process(process.pid).children(recursive=True), time.monotonic()
+        process.terminate()
+        assert process.wait(LONG) and time.monotonic() - begun < 10, log.read_text()[-3000:]
+        assert not any(p.is_running() for p in everything)
     finally:
         process.kill()
     folder.rmdir()  # nothing is left in it

@@ -38,7 +38,7 @@ from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.serving import vllm_plugin
-from slos.serving.calibration import Learned
+from slos.serving.belief import Learned
 from slos.serving.load_report import Report
 from slos.serving.objectives import xargs
 from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler

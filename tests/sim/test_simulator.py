@@ -57,6 +57,15 @@ def test_leaps_while_a_candidate_waits() -> None:
     assert run("slos-serve", work, world) == run("slos-serve", work, world, repeats=False)
 
 
+def test_leaps_where_slack_grows_until_drafts_pay() -> None:
+    work = [
+        Request("a", 0.0, (Stage(1, 5, SLO(0.03, slowdown=1.0, rule="client")),)),
+        Request("b", 0.0, (Stage(46, 1, SLO(0.03, slowdown=1.0)),)),
+    ]
+    world = World(FAST, 13, block_size=4, max_seqs=2, max_drafts=3, acceptance=0.0)
+    assert run("in-turn", work, world) == run("in-turn", work, world, repeats=False)
+
+
 def test_leaps_are_taken() -> None:
     watched = Lawful(VLLM(), [req("a", (4, 100))], World(SLOW, 100))
     simulate(watched.requests, watched, watched.world, 0, watched.observe)

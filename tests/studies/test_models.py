@@ -18,21 +18,21 @@ def test_both_kinds_of_baselines_on_each_model(monkeypatch: pytest.MonkeyPatch) 
     for profile, drafts in (("opt-13b-a100x2", 10), ("opt-13b-h100", 0)):
         cases = as_published._model_cases("full", ["chatbot", "coding"], profile, None)
         assert {case.hardware.name for case in cases.values()} == {profile}
-        assert {name.split("|")[0] for _, name in cases} == {*KINDS, ""}
-        ours, vllm = cases["coding", "|ours"], cases["coding", f"{KINDS[0]}|vllm"]
+        assert {kind for _, kind, _ in cases} == {*KINDS, ""}
+        ours, vllm = cases["coding", "", "ours"], cases["coding", KINDS[0], "vllm"]
         assert (ours.max_drafts, vllm.max_drafts) == (drafts, drafts) and not ours.router
         assert ("drafts=3" in vllm.setting) == bool(drafts)
 
 
 def test_ours_over_the_best_of_each_kind() -> None:
     rates = {
-        "|ours": 6.0,
-        f"{KINDS[0]}|vllm": 2.0,
-        f"{KINDS[0]}|sarathi": 3.0,
-        f"{KINDS[1]}|vllm": 4.0,
+        ("", "ours"): 6.0,
+        (KINDS[0], "vllm"): 2.0,
+        (KINDS[0], "sarathi"): 3.0,
+        (KINDS[1], "vllm"): 4.0,
     }
     rows = [
-        ("chatbot", model, *name.split("|"), rate, [rate, rate])
+        ("chatbot", model, *name, rate, [rate, rate])
         for model in MODELS
         for name, rate in rates.items()
     ]

@@ -13,7 +13,7 @@ from slos.policies import OURS, POLICIES
 from slos.policies.routers import ROUTERS
 from slos.sim.cluster import POOLED
 from slos.studies import scaling
-from slos.studies.scaling import REPLICAS, SIZES, disaggregation_cases, scaling_cases
+from slos.studies.scaling import SIZES, disaggregation_cases, scaling_cases
 from workloads import SCENARIOS
 
 
@@ -41,7 +41,8 @@ def test_the_grids_have_every_case_once() -> None:
             SCENARIOS
         )
     size, cases = SIZES["full"], scaling_cases("full", ["coding"])
-    assert len(cases) == size.seeds * (2 + (len(REPLICAS["full"]) - 2) * 2 * 2 + 2 * 3 + 1)
+    assert len(cases) == size.seeds * (2 + 2 * 2 * 2 + 2 * 3 + 1 + 2)
+    assert {c.router for c in cases if c.replicas == 16} == {BEST_ROUTER}
     assert all(c.num_requests == c.replicas * size.num_requests for c in cases)
     assert all(bool(c.router) == (c.replicas > 1 and c.topology != POOLED) for c in cases)
     eight = scaling.h100_cases("full")

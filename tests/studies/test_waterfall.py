@@ -37,7 +37,7 @@ def test_a_step_changes_what_it_says(first_of_each: None) -> None:
     cases = waterfall._cases("full", ["chatbot", "reasoning"], None, 0)
 
     def of(step: str, name: str, scenario: str = "chatbot"):
-        return cases[scenario, f"{step}|{name}"]
+        return cases[scenario, step, name]
 
     names = [step.name for step in STEPS]
     # ours: less memory at the first step, and what it is judged by at the last

@@ -198,11 +198,30 @@ def test_a_column_twice_or_of_no_layout_is_refused(tmp_path: Path) -> None:
         read(path, Objectives())
 
 
-def test_what_is_no_json_is_refused_with_the_name_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_text("{nothing\n")
-    with pytest.raises(ValueError, match=r"mine\.jsonl: content must be JSON"):
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("mine.jsonl", "{nothing\n", "row 1 = '{nothing' must be a JSON object"),
+        ("mine.jsonl", f'{MOONCAKE}\n{{"timest', "row 3 = '{\"timest' must be a JSON object"),
+        ("mine.jsonl", "[1, 2]", r"row 1 = '\[1, 2\]' must be a JSON object"),
+        ("mine.json", MOONCAKE, "content must be JSON; a file with an object a line is a .jsonl"),
+        ("mine.jsonl", MOONCAKE.replace("[1, 2]", "null"), "row 1: hash_ids = None must be a list"),
+    ],
+)
+def test_what_is_no_json_is_refused_with_file_and_row(
+    name: str, text: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"mine\.jsonl?(, |: ){said}"):
         read(path, ASKED)
+
+
+def test_hash_ids_may_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(MOONCAKE.replace("[1, 2]", '["a", "b"]').replace("1300", "1000"))
+    [_, said] = read(path, ASKED).remarks
+    assert said == "hash_ids taken for blocks of 512 tokens"
 
 
 def test_kind_and_value_are_honoured(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Where searches begin: near capacities that are known, so that most take two or three runs, the
+two of the capacity and of the next load among them.
+
+Known are those of the reference, its `near.csv` included: what other runs found, written by `python
+-m slos.evaluation.near quick full` of results/quick and results/full. What a search finds does not
+depend on them (see `capacity_search.capacity`). One that is not there begins at what was found with
+the nearest number of requests by searches that differ in effort alone, or in the number of
+replicas.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from math import log
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from slos.evaluation.capacity_search import Search
+from slos.evaluation.stats import geometric_mean
+from slos.files import ROOT, results_dir, write_whole
+
+REFERENCE = ROOT / "results" / "reference"
+COLUMNS = ("run", "rate", "capacity", "status")
+SEARCH = r", \d+ requests, target [\d.]+ to [\d.]+, seed \d+$"
+Case = TypeVar("Case")
+Found = dict[str, dict[int, list[float]]]
+"""Requests per second and GPU by what was searched for and the number of requests."""
+
+
+def begun(cases: Sequence[Case]) -> list[Case]:
+    """The same cases; the searches among them begin near what is known."""
+    return [
+        replace(case, near=rate(case) * case.gpus) if isinstance(case, Search) else case
+        for case in cases
+    ]
+
+
+def rate(case: Search) -> float:
+    """Requests per second and GPU that a search is to find about; 0 where nothing is known."""
+    for found, key in zip(known(), kin(str(case)), strict=True):
+        if counts := found.get(key):
+            nearest = min(counts, key=lambda n: abs(log(n / case.num_requests)))
+            return geometric_mean(counts[nearest])
+    return 0.0
+
+
+def kin(key: str) -> tuple[str, str, str]:
+    """The key of a search, then without requests, precision and seed, then without replicas."""
+    what, _, target, _ = key.rsplit(", ", 3)
+    alike = f"{what}, {target.split(' to ')[0]}"
+    return key, alike, re.sub(r" \d+x\b", "", alike)
+
+
+@cache
+def known() -> tuple[Found, Found, Found]:
+    """What the reference holds, by each key of `kin`."""
+    groups: tuple[Found, Found, Found] = {}, {}, {}
+    for key, found in capacities(REFERENCE):
+        requests = int(key.rsplit(", ", 3)[1].split()[0])
+        for group, k in zip(groups, kin(key), strict=True):
+            group.setdefault(k, {}).setdefault(requests, []).append(found)
+    return groups
+
+
+def capacities(folder: Path) -> Iterator[tuple[str, float]]:
+    """Keys of the searches behind a folder's rows, and what they found."""
+    for path in sorted(folder.glob("*.csv")):
+        rows = pd.read_csv(path, usecols=lambda name: name in COLUMNS)
+        if {"run", "rate"} <= {*rows}:
+            rows = rows[rows["run"].str.contains(SEARCH) & (rows["rate"] > 0)]
+            rows = rows[rows["status"] == "simulated"] if "status" in rows else rows  # no bounds
+            rows = rows[rows["capacity"]] if "capacity" in rows else rows
+            yield from zip(rows["run"], rows["rate"], strict=True)
+
+
+def main(sizes: Sequence[str] = ()) -> None:
+    """Write what runs of these sizes found and no other file of the reference holds."""
+    path = REFERENCE / "near.csv"
+    path.unlink(missing_ok=True)
+    held = dict(capacities(REFERENCE))
+    found = dict(pair for size in sizes for pair in capacities(results_dir(size)))
+    rows = sorted((key, rate) for key, rate in found.items() if key not in held)
+    table = pd.DataFrame(rows, columns=["run", "rate"])
+    write_whole(path, table.to_csv(index=False, float_format="%.4g"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

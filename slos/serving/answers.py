@@ -1,0 +1,141 @@
+"""Answers that end otherwise than they began: a refusal in place of one that the engine left
+unserved, and an error at the end of one that the server does not live to finish."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, final
+
+Send = Callable[[Any], Awaitable[None]]
+OFTEN: Final = 0.25  # seconds between two looks at the server
+GRACE: Final = 1.0  # seconds in which what the engine said last is still sent
+ERROR: Final = {"message": "the server stopped", "type": "ServiceUnavailableError", "code": 503}
+
+
+def declined(text: bytes) -> bool | None:
+    """Whether a stream that begins so is a refusal, None while that is open.
+
+    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
+    about the answer.
+    """
+    for line in text.split(b"\n"):
+        if not line.startswith(b"data:"):
+            continue
+        done = line[5:].strip() == b"[DONE]"
+        event = {} if done else json.loads(line[5:])
+        choices = event.get("choices") or []
+        deltas = [c.get("delta") or {} for c in choices]
+        ends = {c.get("finish_reason") for c in choices}
+        if done or "abort" in ends:
+            return True
+        only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
+        if "error" in event or not only_roles or ends - {None}:
+            return False
+    return None
+
+
+def refusing(send: Send, instead: Callable[[], Awaitable[None]]) -> Send:
+    """Sends an ASGI answer on, but does what is to be done `instead` where it is none."""
+    held: list[Any] = []
+    decided = refused = False
+
+    async def sent(message: Any) -> None:
+        nonlocal decided, refused
+        if decided:
+            if not refused:
+                await send(message)
+            return
+        held.append(message)
+        verdict = _verdict(held)
+        if verdict is None:
+            return
+        decided, refused = True, verdict
+        if refused:
+            return await instead()
+        for part in held:
+            await send(part)
+
+    return sent
+
+
+def _verdict(messages: list[Any]) -> bool | None:
+    """Whether an answer that begins so is none; None while that is open."""
+    start, *parts = messages
+    if start.get("status") != 200:
+        return False
+    text = b"".join(m.get("body", b"") for m in parts)
+    more = not parts or parts[-1].get("more_body")
+    try:
+        if _streams(start):
+            found = declined(text.rpartition(b"\n\n")[0])
+        else:
+            found = None if more else declined(b"data:" + text.replace(b"\n", b" "))
+    except (ValueError, AttributeError, TypeError):  # another kind of answer
+        return False
+    return found if found is not None or more else False
+
+
+@final
+class Answers:
+    """The answers that one server gives just now, to be ended when it stops.
+
+    On SIGTERM vLLM ends its engine and then waits until every connection is closed. An engine that
+    was killed before it told of its aborted requests would leave them, and the server, open for
+    ever.
+    """
+
+    def __init__(self) -> None:
+        self.given: set[asyncio.Task[Any]] = set()
+        self.watch: asyncio.Task[None] | None = None
+
+    async def give(self, app: Any, scope: Any, receive: Any, send: Send) -> None:
+        """Calls the ASGI app; where the server stops first, its answer ends with an error."""
+        server = getattr(getattr(scope.get("app"), "state", None), "server", None)
+        task = asyncio.current_task()
+        if scope["type"] != "http" or server is None or task is None:
+            return await app(scope, receive, send)
+        if self.watch is None:
+            self.watch = asyncio.create_task(self._end_with(server))
+        start: dict[str, Any] = {}
+
+        async def sent(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+            await send(message)
+
+        self.given.add(task)
+        try:
+            await app(scope, receive, sent)
+        except asyncio.CancelledError:
+            if task in self.given or (start and not _streams(start)):
+                raise  # somebody else cancelled it, or a broken connection says it
+            task.uncancel()
+            await _end(start, send)
+        finally:
+            self.given.discard(task)
+
+    async def _end_with(self, server: Any) -> None:
+        while not server.should_exit:
+            await asyncio.sleep(OFTEN)
+        while True:
+            await asyncio.sleep(GRACE)
+            while self.given:
+                self.given.pop().cancel()
+
+
+def _streams(start: Any) -> bool:
+    """Whether an answer that starts so is a stream of events, which may end with an error."""
+    kinds = [v for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
+    return bool(kinds) and kinds[0].startswith(b"text/event-stream")
+
+
+async def _end(start: dict[str, Any], send: Send) -> None:
+    text = json.dumps({"error": ERROR})
+    if start:
+        text = f"data: {text}\n\ndata: [DONE]\n\n"
+    else:
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
