@@ -140,8 +140,8 @@ class Progress:
     token: the first token of a stage at `t0`, token n at t0 + n * tpot, where t0 moves to the first
     token's time (`slos.core.pace`) if that came late, or early where `client` is true. `later_tpot`
     is the smallest TPOT of the `stages_left` that follow without a wait, infinite if there are
-    none, and `follows`, whether this one did. `elsewhere`: if it is declined before it starts another replica is asked, at once better
-    than late.
+    none; `follows`: whether this one did. `elsewhere`: if it is declined before it starts another
+    replica is asked, at once better than late.
 
     With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
     perhaps not later; once it runs they are among the `computed`. `shared`: its KV blocks that
