@@ -241,7 +241,7 @@ class Drafting:
         context, left = jobs["computed"][share > 0].sum(), np.maximum(jobs["remaining"], 1)
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
-            spare = latest_end(now, jobs, share, engine, 0.0) - now
+            spare = latest_end(now, at_pace(jobs), share, engine, 0.0) - now
             # Smith's rule, dampened: the KV that each token left holds
             worth = np.sqrt(jobs["computed"] / left)
             wanted = worth[decoding], limit[decoding]
