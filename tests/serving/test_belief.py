@@ -74,7 +74,7 @@ def worst(mine: Roofline | None, true: Roofline, drafts: int = 0) -> float:
 def test_the_truth_is_found_under_noise(roofline, bent, seed):
     true = two(roofline) if bent else roofline
     it = learned(measured(true, 600, noise=0.05, seed=seed))
-    assert worst(it.roofline, true) < 0.15, "three times the noise"
+    assert worst(it.roofline, true) < 0.2, "four times the noise"
 
 
 @examples(25)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -62,7 +63,9 @@ def test_nothing_is_left(
     command = [sys.executable, "-c", SERVER.format(leash=happens is hangs_up) + body]
     env = os.environ | {"SAYS": str(says), "TMPDIR": str(folder)}
     quiet = subprocess.DEVNULL
-    with Guarded(command, env=env, stdin=subprocess.PIPE, stderr=quiet) as guard:
+    # who runs tests in the background ignores an interrupt, and it would
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with Guarded(command, env=env, stdin=subprocess.PIPE, stderr=quiet, preexec_fn=heeds) as guard:
         try:
             while not (said := says.read_text().split() if says.exists() else []):
                 time.sleep(0.02)
