@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, batch_fits, batch_time, least_time
+from slos.core.roofline import EPS, batch_time, least_time
 from slos.planning.batching import Owed, fill, scan
 from slos.planning.jobs import advance, blocks_of, slack_per_token
 
@@ -139,33 +139,24 @@ def _step(now, jobs, alive, strict, engine, tokens):
 
 @kernel
 def _in_the_long_run(now, jobs, alive, engine):
-    """The verdict on jobs of which some must sit out batches: whether one step of the tightest
-    pace holds what all are owed in that time, and the KV cache their final sizes.
+    """The verdict on jobs that all decode: whether each can wait for steps of all of them, with
+    what slack it has left, and whether the KV cache holds their final sizes.
 
-    Who is to decode faster than any step, or is to make good what is lent, must be able to wait for
-    steps of all: nobody who sits out makes up for slack that is gone.
+    Decodes sit out only for prompts, so without one every step is a step of all.
     """
-    count, context, shared, final, owed, tightest = 0.0, 0.0, 0.0, 0.0, 0.0, np.inf
-    for j in range(len(jobs)):
-        if alive[j]:
-            size = jobs[j].computed + jobs[j].remaining
-            count += 1
-            context += size
-            shared += jobs[j].shared
-            final += blocks_of(jobs[j], size, engine.block_size)
-    context = _held(context, shared, engine)
-    shortest, longest = batch_time(engine, 1.0, context), batch_time(engine, count, context)
+    count = context = shared = final = 0.0
+    shortest = np.inf
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
+            size = job.computed + job.remaining
+            count += 1
+            context += size
+            shared += job.shared
+            final += blocks_of(job, size, engine.block_size)
             pace = _tightest(job) + slack_per_token(job, now)
-            if (_tightest(job) < shortest or job.gain) and pace < longest:
-                return LATE
-            if job.reopens:
-                pace = min(pace, job.later)
-            tightest = min(tightest, pace)
-            owed += 1.0 / pace
-    if owed * tightest > batch_fits(engine, tightest, context):
+            shortest = min(shortest, min(pace, job.later) if job.reopens else pace)
+    if shortest < batch_time(engine, count, _held(context, shared, engine)):
         return LATE
     return OK if final <= engine.blocks else MEMORY
 
