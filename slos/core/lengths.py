@@ -7,26 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slos.core.types import Progress, Request
+from slos.core.types import LengthPredictor, Progress, Request
 
 
-class Unmoved:
-    """One that learns nothing of what its host tells it, and is sure of nothing."""
-
-    def at_least(self, progress: Progress) -> int:
-        return 1
-
-    def began(self, progress: Progress) -> None:
-        pass
-
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass
-
-    def aborted(self, progress: Progress) -> None:
-        pass
-
-
-class Oracle(Unmoved):
+class Oracle(LengthPredictor):
     """Knows every length, as the paper assumes for every system that it compares."""
 
     def __init__(self, requests: Sequence[Request]) -> None:

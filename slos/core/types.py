@@ -282,19 +282,24 @@ class LengthPredictor(Protocol):
     back: `remaining`, at least 1, and of those `after_stage` in stages that follow without a wait.
 
     Both may change from step to step. `at_least` so many output tokens of this stage are sure to
-    come, 1 where nothing is known. The host tells of every stage that `began` with its first token,
-    in the record that it keeps up to date; and that `ended`, as the record was then; `last`: the
-    blocks came back. One that is `aborted` ends no stage.
+    come. The host tells of every stage that `began` with its first token, in the record that it
+    keeps up to date; and that `ended`, as the record was then; `last`: the blocks came back. One
+    that is `aborted` ends no stage. A subclass inherits that it is sure of nothing and learns
+    nothing.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
 
-    def at_least(self, progress: Progress) -> int: ...
+    def at_least(self, progress: Progress) -> int:
+        return 1
 
-    def began(self, progress: Progress) -> None: ...
+    def began(self, progress: Progress) -> None:
+        pass
 
-    def ended(self, progress: Progress, last: bool) -> None: ...
+    def ended(self, progress: Progress, last: bool) -> None:
+        pass
 
-    def aborted(self, progress: Progress) -> None: ...
+    def aborted(self, progress: Progress) -> None:
+        pass

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slos.core.lengths import Unmoved
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Progress, require
 from slos.hardware.profiles import Profile
@@ -45,7 +44,7 @@ POOLED = "pooled"
 
 
 @dataclass(frozen=True, slots=True)
-class FirstToken(Unmoved):
+class FirstToken(LengthPredictor):
     """What a prefill replica has to expect of a request: the first token, with which it leaves."""
 
     def remaining(self, progress: Progress) -> int:
