@@ -53,34 +53,32 @@ class Owed(NamedTuple):
 
 
 @kernel
-def form(now, jobs, alive, engine, tokens):
-    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's
-    seconds.
+def form(now, jobs, engine):
+    """The next step's seconds, and its tokens of each job: float [jobs].
 
     A job that is late beyond cure no longer shortens the step for others.
     """
-    prefills, owed = scan(jobs, alive, tokens)
-    return fill(now, jobs, prefills, owed, engine, tokens)
+    tokens = np.empty(len(jobs))
+    prefills, owed = scan(jobs, tokens)
+    return fill(now, jobs, prefills, owed, engine, tokens), tokens
 
 
 @kernel
-def scan(jobs, alive, tokens):
+def scan(jobs, tokens):
     """One token for every decode, none for others, whose indices are returned, earliest deadline
     first; and what all are owed."""
     prefills = np.empty(len(jobs), np.int64)
     count, total, context, soonest = 0, 0.0, 0.0, np.inf
     for j in range(len(jobs)):
-        tokens[j] = 0.0
-        if alive[j]:
-            job = jobs[j]
-            total += job.left
-            context += job.computed
-            if job.left == 1:
-                tokens[j] = 1.0
-                soonest = min(soonest, job.due)
-            else:
-                prefills[count] = j
-                count += 1
+        job = jobs[j]
+        total += job.left
+        context += job.computed
+        tokens[j] = job.left == 1
+        if job.left == 1:
+            soonest = min(soonest, job.due)
+        else:
+            prefills[count] = j
+            count += 1
     prefills = prefills[:count]
     sort(prefills, jobs)
     return prefills, Owed(total, context, soonest)
@@ -94,24 +92,22 @@ def fill(now, jobs, prefills, owed, engine, tokens):
         decodes -= jobs[j].left
     limit = _limit(now, jobs, prefills, decodes, owed, engine)
     # whole tiles: the rest of one is free
-    budget = max(float(engine.tile), batch_fits(engine, limit, owed.context))
+    budget = max(float(engine.tile), batch_fits(engine, limit, context=owed.context))
     if fixed:
         budget = max(decodes, float(fixed))
     if owed.tokens <= budget:
         for j in prefills:
             tokens[j] = jobs[j].left
-        return batch_time(engine, owed.tokens, owed.context)
+        return batch_time(engine, owed.tokens, context=owed.context)
     rate = (budget - decodes) / limit
     if decodes > budget or (not fixed and _too_slow(now, jobs, prefills, rate)):
         used = _urgent_first(now + 2 * limit, jobs, prefills, budget, tokens)
     else:
         used = _give(jobs, prefills, decodes, budget, tokens)
-    context = owed.context
-    if engine.k_ctx > 0:
-        context = 0.0
-        for j in range(len(jobs)):
-            context += jobs[j].computed if tokens[j] else 0.0
-    return batch_time(engine, used, context)
+    context = 0.0
+    for j in range(len(jobs)):
+        context += jobs[j].computed if tokens[j] else 0.0
+    return batch_time(engine, used, context=context)
 
 
 @kernel
@@ -119,14 +115,16 @@ def longest_step(engine, context):
     """Seconds of a step at the most. Where `context` alone takes long, twice the shortest step. One
     of more tokens than `chunk` takes longer for each: a deadline further away would make prompts
     later."""
-    most = max(engine.longest, 2 * batch_time(engine, 1.0, context))
-    return most if engine.chunk == np.inf else min(most, batch_time(engine, engine.chunk, context))
+    most = max(engine.longest, 2 * batch_time(engine, 1.0, context=context))
+    if engine.chunk < np.inf:
+        most = min(most, batch_time(engine, engine.chunk, context=context))
+    return most
 
 
 @kernel
 def _limit(now, jobs, prefills, decodes, owed, engine):
     """Seconds that a step may last: until the earliest deadline that can be met."""
-    least = batch_time(engine, max(decodes, 1.0), owed.context)
+    least = batch_time(engine, max(decodes, 1.0), context=owed.context)
     limit = max(least, min(longest_step(engine, owed.context), owed.soonest - now))
     for j in prefills:
         slack = jobs[j].due - now
@@ -150,17 +148,11 @@ def _too_slow(now, jobs, prefills, rate):
 def _urgent_first(until, jobs, prefills, budget, tokens):
     """Decodes due before `until`, then prefills, then other decodes; what is used of the budget."""
     decoding = np.flatnonzero(tokens)
-    urgent = jobs.due[decoding] < until
+    sort(decoding, jobs)
+    urgent = np.searchsorted(jobs.due[decoding], until)  # so many of them
     tokens[:] = 0.0
-    first, last = decoding[urgent], decoding[~urgent]
-    if len(first) > budget:
-        sort(first, jobs)
-    used = _give(jobs, first, 0.0, budget, tokens)
-    used = _give(jobs, prefills, used, budget, tokens)
-    if used < budget:
-        sort(last, jobs)
-        used = _give(jobs, last, used, budget, tokens)
-    return used
+    order = np.concatenate((decoding[:urgent], prefills, decoding[urgent:]))
+    return _give(jobs, order, 0.0, budget, tokens)
 
 
 @kernel
@@ -198,7 +190,7 @@ def latest_end(now, jobs, tokens, engine, cushion):
         end = min(end, job.due - cushion if waits else job.due)
         context += job.computed + tokens[j]
     end = min(end, now + longest_step(engine, context))
-    ahead = batch_time(engine, float(len(jobs)), context) + cushion
+    ahead = batch_time(engine, float(len(jobs)), context=context) + cushion
     for j in range(len(jobs)):
         job = jobs[j]
         # one that sets its schedule anew has its whole pace for the next token, however long it is

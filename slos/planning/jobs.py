@@ -135,8 +135,8 @@ def slack_per_token(job, now):
 
 @kernel
 def advanced(now, jobs, tokens, drafts):
-    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; which
-    go on; whether all are in time.
+    """The jobs that go on after a step that ends at `now` and gave them `tokens`, all drafts
+    accepted; and whether all are in time.
 
     To be proven afterwards: one that could be in time before and no more can fails there.
     """
@@ -148,7 +148,7 @@ def advanced(now, jobs, tokens, drafts):
         if advance(job, tokens[j], drafts[j], now):
             in_time &= now <= due + EPS
             alive[j] = job.remaining > 0
-    return jobs, alive, in_time
+    return jobs[alive], in_time
 
 
 @kernel

@@ -32,18 +32,18 @@ def choose(now, jobs, proposed, seats, engine):
     mine, ours = inside[len(jobs) - len(proposed) :], jobs[len(jobs) - len(proposed) :]
     mine[:] = proposed
     while mine.any():
-        verdict, at = OK, -1
+        some, verdict, at = jobs[inside], OK, -1
         if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, inside, engine)
+            verdict, at = look_ahead(now, some, engine)
             if verdict == OK:
                 break
-        mine[_costliest(ours, mine, np.inf if at < 0 else jobs[at].due, verdict == MEMORY)] = False
+        mine[_costliest(ours, mine, np.inf if at < 0 else some[at].due, verdict == MEMORY)] = False
     tries = SECOND_TRIES
     for c in np.argsort(ours.left / ours.value, kind="mergesort"):
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
-            mine[c] = look_ahead(now, jobs, inside, engine)[0] == OK
+            mine[c] = proven(now, jobs[inside], engine)
     return mine
 
 
@@ -62,25 +62,31 @@ def _costliest(jobs, mine, until, memory):
 
 
 @kernel
-def look_ahead(now, jobs, inside, engine):
-    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY,
-    the job that failed or -1).
+def proven(now, jobs, engine):
+    """Whether all jobs are served in time, as long as no other is admitted."""
+    return look_ahead(now, jobs, engine)[0] == OK
+
+
+@kernel
+def look_ahead(now, jobs, engine):
+    """Run the rule forward until it can be argued on: (OK | LATE | MEMORY, the job that failed or
+    -1).
 
     Once every job decodes in every step of at most the tightest TPOT none loses slack, and memory
     is checked at each finish. Where some must sit out batches, the pace is checked as a rate and
     memory by final sizes. An admitted job that cannot be in time even alone is not checked, so that
     it does not forbid others.
     """
-    jobs, alive, tokens = jobs.copy(), inside.copy(), np.empty(len(jobs))
-    strict, hopeless = _can_be_in_time(now, jobs, alive, engine)
+    jobs, alive, tokens = jobs.copy(), np.ones(len(jobs), np.bool_), np.empty(len(jobs))
+    strict, hopeless = _can_be_in_time(now, jobs, engine)
     if hopeless >= 0:
         return LATE, hopeless
-    prefills, owed = scan(jobs, alive, tokens)
+    prefills, owed = scan(jobs, tokens)
     settle = SETTLE
     while settle > 0:
         if not len(prefills):
             settle -= 1
-            if steady(now, jobs, alive, strict, engine):
+            if _steady(now, jobs, alive, strict, engine):
                 return (OK if _peak(jobs, alive, engine) <= engine.blocks else MEMORY), -1
         now += fill(now, jobs, prefills, owed, engine, tokens)
         verdict, late, owed = _step(now, jobs, alive, strict, engine, tokens)
@@ -91,16 +97,15 @@ def look_ahead(now, jobs, inside, engine):
 
 
 @kernel
-def _can_be_in_time(now, jobs, alive, engine):
+def _can_be_in_time(now, jobs, engine):
     """Which jobs can be in time if they are computed alone: bool [jobs]; and the first new one that
     cannot, or -1."""
     strict = np.ones(len(jobs), np.bool_)
     for j in range(len(jobs)):
-        if alive[j]:
-            job = jobs[j]
-            strict[j] = now + least_time(engine, job.left) <= job.due + EPS
-            if job.new and not strict[j]:
-                return strict, j
+        job = jobs[j]
+        strict[j] = now + least_time(engine, job.left) <= job.due + EPS
+        if job.new and not strict[j]:
+            return strict, j
     return strict, -1
 
 
@@ -109,7 +114,7 @@ def _step(now, jobs, alive, strict, engine, tokens):
     """Let a step with `tokens` end at `now`: the verdict, the job that is late or -1, and what is
     then owed. `tokens` become 1 for each decode."""
     held = freed = total = context = 0.0
-    soonest = np.inf
+    soonest, verdict = np.inf, OK
     for j in range(len(jobs)):
         if not alive[j]:
             continue
@@ -132,9 +137,8 @@ def _step(now, jobs, alive, strict, engine, tokens):
     if held + len(jobs) * (engine.block_size - 1) > engine.blocks * engine.block_size:
         for j in range(len(jobs)):
             freed += blocks_of(jobs[j], jobs[j].computed, engine.block_size) if alive[j] else 0.0
-        if freed > engine.blocks:
-            return MEMORY, -1, Owed(total, context, soonest)
-    return OK, -1, Owed(total, context, soonest)
+        verdict = MEMORY if freed > engine.blocks else OK
+    return verdict, -1, Owed(total, context, soonest)
 
 
 @kernel
@@ -144,21 +148,14 @@ def _in_the_long_run(now, jobs, alive, engine):
 
     Decodes sit out only for prompts, so without one every step is a step of all.
     """
-    count = context = shared = final = 0.0
-    shortest = np.inf
+    seconds, blocks = _at_the_end(jobs, alive, engine)
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
-            size = job.computed + job.remaining
-            count += 1
-            context += size
-            shared += job.shared
-            final += blocks_of(job, size, engine.block_size)
             pace = _tightest(job) + slack_per_token(job, now)
-            shortest = min(shortest, min(pace, job.later) if job.reopens else pace)
-    if shortest < batch_time(engine, count, _held(context, shared, engine)):
-        return LATE
-    return OK if final <= engine.blocks else MEMORY
+            if (min(pace, job.later) if job.reopens else pace) < seconds:
+                return LATE
+    return OK if blocks <= engine.blocks else MEMORY
 
 
 @kernel
@@ -169,28 +166,39 @@ def _tightest(job):
 
 
 @kernel
-def _held(context, shared, engine):
-    """KV tokens that one step reads at the most, of jobs that end with `context` in all: never more
-    than the cache holds, in which several may read the `shared` blocks."""
-    return min(context, (engine.blocks + shared) * engine.block_size)
-
-
-@kernel
-def steady(now, jobs, alive, strict, engine):
+def _steady(now, jobs, alive, strict, engine):
     """Whether all alive can decode in every step from now to the end without losing slack."""
-    count = context = shared = 0.0
-    slack = tightest = np.inf
+    seconds, _ = _at_the_end(jobs, alive, engine)
     for j in range(len(jobs)):
         if alive[j]:
             job = jobs[j]
+            wait = _tightest(job) + min(0.0, slack_per_token(job, now))
+            if seconds > (min(wait, job.due - now) if strict[j] else wait) + EPS:
+                return False
+    return True
+
+
+@kernel
+def keeps_pace(now, jobs, engine):
+    """Whether all jobs can decode in every step from now to the end without losing slack."""
+    everyone = np.ones(len(jobs), np.bool_)
+    return _steady(now, jobs, everyone, everyone, engine)
+
+
+@kernel
+def _at_the_end(jobs, alive, engine):
+    """Seconds of a step in which all alive decode, and their KV blocks, at their final sizes."""
+    count = context = shared = blocks = 0.0
+    for j in range(len(jobs)):
+        if alive[j]:
+            size = jobs[j].computed + jobs[j].remaining
             count += 1
-            context += job.computed + job.remaining
-            shared += job.shared
-            tightest = min(tightest, _tightest(job) + min(0.0, slack_per_token(job, now)))
-            if strict[j]:
-                slack = min(slack, job.due - now)
-    context = _held(context, shared, engine)
-    return count == 0 or batch_time(engine, count, context) <= min(slack, tightest) + EPS
+            context += size
+            shared += jobs[j].shared
+            blocks += blocks_of(jobs[j], size, engine.block_size)
+    # a step reads no more than the cache holds, in which several may read the shared blocks
+    context = min(context, (engine.blocks + shared) * engine.block_size)
+    return batch_time(engine, count, 0, context), blocks
 
 
 @kernel

@@ -148,7 +148,7 @@ class SLOsServe:
                 t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
             beside = [*plan.guaranteed, easy]
-            if p.id not in before and not self._proven(plan, self.jobs(beside)):
+            if p.id not in before and not lookahead.proven(now, self.jobs(beside), plan.engine):
                 continue
             self._aged[p.id] = p.stage, t0
             plan.guaranteed.append(easy)
@@ -160,24 +160,21 @@ class SLOsServe:
 
     def admit(self, plan: Plan) -> None:
         """Promise to those candidates that can be served beside all others."""
-        candidates, plan.unplanned = self.planned(plan.candidates)
+        candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
         plan.jobs = plan.asked = self.jobs([*plan.guaranteed, *candidates], new)
-        plan.candidates = candidates
         if not candidates:
             return
-        chosen = self.choose(plan, candidates)
+        chosen, left_out = self.choose(plan, candidates), list[Progress]()
         plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
-        admitted = [p for p, yes in zip(candidates, chosen, strict=True) if yes]
-        left_out = [p for p, yes in zip(candidates, chosen, strict=True) if not yes]
-        plan.guaranteed += admitted
-        self._admitted = {p.id for p in admitted}
-        # another replica may have room for them now
-        plan.declined += [p for p in left_out if p.elsewhere]
-        plan.candidates = [p for p in left_out if not p.elsewhere]
+        for p, yes in zip(candidates, chosen, strict=True):
+            # another replica may have room for it now
+            (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)
+        self._admitted = {p.id for p in plan.guaranteed[old:]}
+        plan.candidates = left_out + unplanned
         if not plan.guaranteed and not plan.best_effort:  # nothing runs that they could wait for
-            plan.declined += plan.candidates
-            plan.waiting += plan.candidates
+            plan.declined += left_out
+            plan.waiting += left_out
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
         """Which candidates, the last of the plan's jobs, to guarantee from now on: bool
@@ -200,18 +197,12 @@ class SLOsServe:
             return chosen
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own
-        return before if before.any() and not self._proven(plan, jobs[:old]) else chosen
-
-    def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
-        """Whether the jobs are all served in time."""
-        everyone = np.ones(len(jobs), np.bool_)
-        return lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)[0] == lookahead.OK
+        return before if before.any() and not lookahead.proven(now, jobs[:old], engine) else chosen
 
     def _form(self, plan: Plan) -> None:
         """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
-        plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
-        plan.seconds = batching.form(view.now, jobs, everyone, plan.engine, plan.share)
+        plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
         held, plan.context, plan.tightest = totals(jobs, view.block_size)
         plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
@@ -235,7 +226,7 @@ class SLOsServe:
         """Who is to verify drafts in this step, and how many; what prefill gives way to them."""
         view, jobs, engine = plan.view, plan.jobs, plan.engine
         drafting = Drafting(view, self.roofline, self._acceptance, engine, plan.spare < 0)
-        drafts = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
+        drafts, plan.share = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
         # where prefill gave way the step was proven as the shorter one that it is now
         size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
         plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
@@ -285,7 +276,7 @@ class SLOsServe:
             first = next(iter((*plan.room.evictable, *plan.waiting)))
             return now + batching.longest_step(plan.engine, float(first.computed))
         cushion = CUSHION * slowness(self.roofline)
-        if not plan.keeps_pace():  # what slack there is was counted on
+        if not lookahead.keeps_pace(now, jobs, plan.engine):  # what slack there is was counted on
             return now + plan.seconds
         end = batching.latest_end(now, at_pace(jobs), plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * plan.tightest:
@@ -295,4 +286,4 @@ class SLOsServe:
 
     def repeat(self, plan: Plan) -> float:
         """For how many steps the answer would be the same: a candidate may be let in at any."""
-        return 1 if plan.candidates or plan.unplanned else plan.steady()
+        return 1 if plan.candidates else plan.steady()

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from slos.core.lengths import Unmoved
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import Progress, View
+from slos.core.types import LengthPredictor, Progress, View
 from slos.planning.batching import longest_step
-from slos.planning.lookahead import steady
+from slos.planning.lookahead import keeps_pace, proven
 from slos.planning.speculation import Acceptance, Drafting
 from slos.policies.slos_serve import SLOsServe
 
@@ -24,7 +23,7 @@ def warm_up() -> None:
     plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
     policy.admit(plan)
     plan.guaranteed, plan.jobs = [decode, prompt], plan.asked
-    policy._proven(plan, plan.jobs)
+    proven(0.0, plan.jobs, plan.engine)
     policy._form(plan)
     policy._latest_end(plan)
     longest_step(plan.engine, 0.0)
@@ -33,10 +32,10 @@ def warm_up() -> None:
     for jobs in (plan.jobs, plan.jobs[:1]):
         drafting.lengths(jobs, np.ones(len(jobs)), 0.1)
     plan.jobs = plan.jobs[:1]
-    steady(0.0, plan.jobs, np.ones(1, np.bool_), np.ones(1, np.bool_), plan.engine)
+    keeps_pace(0.0, plan.jobs, plan.engine)
 
 
-class _Ten(Unmoved):
+class _Ten(LengthPredictor):
     """Every request has ten tokens to go."""
 
     def remaining(self, progress: Progress) -> int:
