@@ -228,9 +228,8 @@ class Replica:
     def finish(self) -> list[Simulated]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Simulated] = []
-        filled: list[
-            tuple[int, Simulated, int]
-        ] = []  # in which step, whose context, its tokens then
+        # in which step, whose context, its tokens then
+        filled: list[tuple[int, Simulated, int]] = []
         kv, flight, lengths = self.kv, self.flight, self.lengths
         ends, count, size = flight.ends, len(flight.ends), kv.block_size
         taken = flight.need if count == 1 else self._growth(count)
