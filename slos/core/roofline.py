@@ -95,6 +95,8 @@ class Roofline:
     array: np.ndarray = field(init=False, repr=False, compare=False)  # the planes for kernels
     # tokens of a batch that takes least time per token, infinite where the larger is the better
     chunk: float = field(init=False, repr=False, compare=False)
+    # by what a policy's seconds are multiplied where the shortest step is longer than `USUAL`
+    slowness: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(len(self.planes) > 0, "planes", self.planes, "at least one")
@@ -105,6 +107,7 @@ class Roofline:
         array = np.array([(p.k1, p.k2, p.b) for p in self.planes], PLANE)
         object.__setattr__(self, "array", array)
         object.__setattr__(self, "chunk", _cheapest(self.planes))
+        object.__setattr__(self, "slowness", max(1.0, self.time(1) / USUAL))
 
     time, least_time, fits = batch_time, least_time, batch_fits
 
@@ -115,9 +118,3 @@ def _cheapest(planes: Sequence[Plane]) -> float:
     flat, steep = ([p for p in planes if (p.b < 0) == yes] for yes in (False, True))
     above = ([(f.b - p.b) / (p.k1 - f.k1) if p.k1 > f.k1 else inf for f in flat] for p in steep)
     return min(map(max, above), default=inf)
-
-
-def slowness(roofline: Roofline) -> float:
-    """By what a policy's seconds are multiplied on hardware whose shortest step is longer than
-    `USUAL`: 1 on any other."""
-    return max(1.0, roofline.time(1) / USUAL)

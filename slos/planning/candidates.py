@@ -65,11 +65,13 @@ def planned(
     return candidates[:last], candidates[last:]
 
 
-def tiers(tpots: np.ndarray, new: int) -> np.ndarray:
-    """The TPOTs [requests] to plan with, the last `new` of candidates: their own, or rounded down
-    to a few tiers where there are too many count vectors."""
-    asked = tpots[len(tpots) - new :].tolist()
-    if len(set(tpots.tolist())) <= TIERS and vectors(asked) <= STATES:
-        return tpots
+def rounded(jobs: np.ndarray, new: int) -> np.ndarray:
+    """The jobs to plan with, the last `new` of which are candidates: as they are, or their TPOTs
+    rounded down to a few tiers where there are too many count vectors."""
+    tpots = jobs["tpot"].tolist()
+    if len(set(tpots)) <= TIERS and vectors(tpots[len(tpots) - new :]) <= STATES:
+        return jobs
+    jobs = jobs.copy()
     tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
-    return tau[np.searchsorted(tau, tpots, side="right") - 1]
+    jobs["tpot"] = tau[np.searchsorted(tau, tpots, side="right") - 1]
+    return jobs

@@ -20,12 +20,12 @@ class Plan:
     """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
     the guaranteed requests get, `fill` what is left for best effort.
 
-    guaranteed: promised; candidates: may be, in the end those that wait;
+    guaranteed: promised; candidates: may be, and after `admit` those that go on waiting;
     best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
-    the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
-    tokens without drafts; seconds: of a step with these; draft: the longest. context, tightest:
-    their KV tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best
-    effort stays as it is.
+    the guaranteed and the candidates, after `admit` of the guaranteed alone. share: their tokens
+    without drafts; seconds: of a step with these; draft: the longest. context, tightest: their KV
+    tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best effort
+    stays as it is.
     """
 
     view: View
@@ -36,7 +36,6 @@ class Plan:
     waiting: list[Progress] = field(default_factory=list)
     declined: list[Progress] = field(default_factory=list)
     jobs: np.ndarray = field(init=False)
-    asked: np.ndarray = field(init=False)
     share: np.ndarray = field(init=False)
     seconds: float = 0.0
     draft: int = 0

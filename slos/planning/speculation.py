@@ -22,7 +22,7 @@ from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, form, latest_end
-from slos.planning.jobs import advanced, at_pace, lent_to, needed
+from slos.planning.jobs import advanced, lent_to, needed
 from slos.planning.lookahead import keeps_pace, proven
 
 # tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
@@ -234,7 +234,7 @@ class Drafting:
         context, left = jobs["computed"][share > 0].sum(), np.maximum(jobs["remaining"], 1)
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
-            spare = latest_end(now, at_pace(jobs), share, engine, 0.0) - now
+            spare = latest_end(now, jobs, share, engine, 0.0) - now
             # Smith's rule, dampened: the KV that each token left holds
             worth = np.sqrt(jobs["computed"] / left)
             wanted = worth[decoding], limit[decoding]
@@ -245,6 +245,6 @@ class Drafting:
         drafts[decoding] = tier_lengths(engine, context, alpha, tpots, counts, most)[0][tier]
         if not self.short:
             steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-            lead = (at_pace(jobs)["due"] - now - seconds) / jobs["tpot"]
+            lead = (jobs["due"] - lent_to(jobs) - now - seconds) / jobs["tpot"]
             drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
         return np.minimum(drafts, limit)

@@ -67,6 +67,8 @@ class FirstCome(SLOsServe):
 class InTurn(SLOsServe):
     """No best effort: requests are admitted in order of arrival, each when its turn comes."""
 
+    _asked: np.ndarray = field(init=False, repr=False)  # the jobs of the last `choose`
+
     def sort(self, view: View) -> Plan:
         return self.told_apart(view, view.waiting)
 
@@ -77,14 +79,16 @@ class InTurn(SLOsServe):
         return by_arrival(candidates)
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
+        self._asked = plan.jobs
         new, seats = len(candidates), plan.view.max_seqs - len(plan.guaranteed)
         before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
         return in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
 
     def repeat(self, plan: Plan) -> float:
-        steps, jobs = plan.steady(), plan.asked[: len(plan.guaranteed) + 1]
+        steps = plan.steady()
         if steps == 1 or not plan.candidates:
             return steps
+        jobs = self._asked[: len(plan.guaranteed) + 1]
         if plan.engine.k_ctx or len(jobs) == len(plan.guaranteed):
             return 1
         ends = (jobs["remaining"] - jobs["switch"])[:-1].min(initial=steps)

@@ -22,7 +22,7 @@ def warm_up() -> None:
     policy = SLOsServe(roofline, _Ten())
     plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
     policy.admit(plan)
-    plan.guaranteed, plan.jobs = [decode, prompt], plan.asked
+    plan.guaranteed, plan.jobs = [decode, prompt], policy.jobs([decode, prompt])
     proven(0.0, plan.jobs, plan.engine)
     policy._form(plan)
     policy._latest_end(plan)

@@ -97,7 +97,8 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
     world = replace(FAST, tile=tile)
     alone = np.array([world.time(int(j["left"])) <= j["due"] for j in jobs])
     verdict, blamed = look_ahead(0.0, jobs, engine(world, blocks))
-    assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
+    assert verdict in (OK, LATE, MEMORY)
+    assert blamed == np.inf or (verdict == LATE and blamed in jobs["due"])
     if verdict != OK:
         return
     jobs, now = jobs.copy(), 0.0
@@ -124,20 +125,21 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
-    def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
+    def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, float]:
         # no stage behind, by the paper's rule
         padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0) for row in rows], JOB)
         return look_ahead(0.0, padded, engine(FAST, blocks))
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
-    assert verdict(prompt) == (OK, -1)
-    assert verdict((100.0, 0.0809, 0.1, 5.0, 0.0, 1.0)) == (LATE, 0)
+    assert verdict(prompt) == (OK, np.inf)
+    assert verdict((100.0, 0.0809, 0.1, 5.0, 0.0, 1.0)) == (LATE, 0.0809)
     assert verdict(prompt, prompt)[0] == LATE, "161 ms for both"
-    assert verdict(prompt, (100.0, 0.1815, 0.1, 5.0, 0.0, 1.0)) == (OK, -1)
-    assert verdict(prompt, blocks=6) == (MEMORY, -1), "100 tokens are 7 blocks"
+    assert verdict(prompt, (100.0, 0.1815, 0.1, 5.0, 0.0, 1.0)) == (OK, np.inf)
+    assert verdict(prompt, blocks=6) == (MEMORY, np.inf), "100 tokens are 7 blocks"
     assert verdict((1.0, 0.05, 0.01, 50.0, 10.0, 0.0))[0] == LATE, (
         "a pace of 10 ms where a step takes 20"
     )
-    assert verdict((50.0, 0.01, 0.1, 5.0, 0.0, 0.0), (1.0, 0.1, 0.1, 5.0, 10.0, 0.0)) == (OK, -1), (
-        "late beyond cure"
-    )
+    assert verdict((50.0, 0.01, 0.1, 5.0, 0.0, 0.0), (1.0, 0.1, 0.1, 5.0, 10.0, 0.0)) == (
+        OK,
+        np.inf,
+    ), "late beyond cure"

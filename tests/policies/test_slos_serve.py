@@ -21,8 +21,8 @@ from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
 from slos.planning import candidates
 from slos.planning.candidates import MANY, MOST, STATES, TIERS, due_first, vectors
+from slos.planning.fluid import fluid, propose
 from slos.planning.plan import Plan
-from slos.planning.planner import sweep
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, World
@@ -421,7 +421,9 @@ def test_a_planning_of_any_size_and_any_paces_has_a_bound(
     waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
     problems, seconds, policy = [], [], SLOsServe(FAST, Oracle(crowd))
     monkeypatch.setattr(
-        sys.modules[SLOsServe.__module__], "sweep", lambda p: problems.append(p) or sweep(p)
+        sys.modules[SLOsServe.__module__],
+        "propose",
+        lambda *asked: problems.append(fluid(*asked)) or propose(*asked),
     )
     for step in range(8):
         start = thread_time()
