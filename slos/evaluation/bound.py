@@ -51,7 +51,13 @@ from slos.core.attainment import CHECK_EVERY, TOLERANCE
 from slos.core.pace import PAPER
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, capacity, requests_of, starting_rate
+from slos.evaluation.capacity_search import (
+    Search,
+    capacity,
+    requests_of,
+    row_of,
+    starting_rate,
+)
 from slos.hardware.profiles import Profile
 
 SLOT = 0.05  # seconds: short beside the objectives of a first token
@@ -186,7 +192,7 @@ class Bound:
     finite: float
     loss_system: float
     source: str
-    status: str
+    status: str = "computed"
 
 
 def bound(case: Search) -> list[Bound]:
@@ -205,13 +211,9 @@ def bound(case: Search) -> list[Bound]:
     some, source = requests_of(case, 1.0)
     lost = loss_system(some, hardware, case.target) * case.replicas
     rate = min(finite, long_run(some, hardware, case.target) * case.replicas)
-    return [
-        Bound(
-            case.scenario, case.lengths, hardware.name, case.replicas, case.seed, case.target,
-            case.slo_scale, case.kv_scale, rate / case.gpus, finite / case.gpus, lost / case.gpus,
-            source, "computed",
-        )
-    ]  # fmt: skip
+    per_gpu = {"rate": rate, "finite": finite, "loss_system": lost}
+    per_gpu = {name: each / case.gpus for name, each in per_gpu.items()}
+    return [row_of(Bound, case, source=source, **per_gpu)]
 
 
 def bound_of(case: Search) -> Search:

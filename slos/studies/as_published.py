@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 
 from slos.evaluation.grids import AS_PUBLISHED, PLAIN, can_draft, tries_of
 from slos.evaluation.plots import colors, dots, finish, panels, seeds_said, unique
-from slos.evaluation.sizes import scale_of
+from slos.evaluation.sizes import OPT, scale_of
 from slos.evaluation.stats import mean_of, over, over_each, select, strongest
 from slos.files import Frame
 from slos.records.claims import Spread, paper
 from slos.studies.ablation import PARTS, case_of
 from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
-from slos.studies.scaling import OPT
 
 STRICT = 0.98
 LENGTHS = (0, 1, 3, 5)  # of drafts

@@ -119,10 +119,11 @@ def planning() -> Frame:
 
 
 def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) -> list[Search]:
-    """Capacity searches on measured profiles: ours, and the baselines at several budgets."""
+    """Capacity searches on measured profiles, lengths of the data sets: ours, and the baselines at
+    several budgets."""
     systems, seeds = (STOCK, "sarathi", OURS), of_size(size, SEEDS)
     cases = [case for name in names for case in searches(size, scenarios, systems, name)]
-    return [case for case in cases if case.seed < seeds]
+    return [case for case in cases if case.seed < seeds and case.lengths == "dataset"]
 
 
 def capacity_table(probes: Frame, size: str) -> Frame:

@@ -13,13 +13,12 @@ from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
-from slos.evaluation.sizes import Size, of_size
+from slos.evaluation.sizes import OPT, Size, of_size
 from slos.evaluation.stats import capacities, mean_of, over, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
 from slos.sim.cluster import POOLED, roles
-from workloads import SCENARIOS
 
 IN_WORDS = {POOLED: "one large engine", "": "one replica"}
 WHERE = ("replicas", "router", "topology")
@@ -30,7 +29,6 @@ SIZES = {
 }
 REPLICAS = {"smoke": (1, 2), "quick": (1, 4), "full": (1, 2, 4, 8, 16)}
 H100 = "opt-13b-h100"
-OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""

@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from slos.evaluation import plots
-from slos.evaluation.capacity_search import Search, tried
+from slos.evaluation.capacity_search import Search, carried, row_of
 from slos.evaluation.grids import searches, swept
-from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique
+from slos.evaluation.plots import finish, panels, seeds_said, unique
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import size_of
 from slos.evaluation.stats import best_settings, over, rows_of, select
@@ -64,20 +64,15 @@ class Capacity:
     slo_scale: float
     kv_scale: float
     belief: str
-    rate: float
-    source: str
-    status: str
+    rate: float = 0.0
+    source: str = ""
+    status: str = "simulated"
 
 
 def capacity_of(case: Search) -> list[Capacity]:
-    found = next((p for p in tried(case) if p.capacity), None)
-    rate, source = (found.rate, found.source) if found else (0.0, "")
-    return [
-        Capacity(
-            case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target,
-            case.slo_scale, case.kv_scale, case.belief, rate, source, "simulated",
-        )
-    ]  # fmt: skip
+    best = carried(case)
+    found = {"rate": best.rate, "source": best.source} if best else {}
+    return [row_of(Capacity, case, **found)]
 
 
 def varied(
@@ -152,17 +147,18 @@ def sensitivity(
     if by == "profile":
         named = table.assign(scenario=table["scenario"] + "\n" + table["profile"])
         return capacity.capacity_bars(named, source)
-    scenarios, systems = unique(table["scenario"]), unique(table["system"])
-    figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        for i, (system, color) in enumerate(colors(systems).items()):
-            rows = select(table, scenario=scenario, system=system).sort_values(by)
-            looks = {"color": color, "label": name_of(system)} | plots.nested(i)
-            plots.whiskers(axis, rows[by], rows, i, value, **looks)
+    ylabel = ylabel or "capacity (requests/s per GPU)"
+    figure, axes = panels(unique(table["scenario"]), (4.2, 3.1), (0, 0), ylabel)
+    values = sorted(set(table[by]))
+    for axis, i, rows, looks in plots.lines(axes, table, "scenario", "system"):
+        line = rows.sort_values(by)
+        plots.whiskers(axis, line[by], line, i, value, **looks, **plots.nested(i))
+    for axis in axes:
         axis.set(xlabel=LABELS[by], ylim=(0, None))
         if by in ("slo_scale", "kv_scale", "belief"):
             axis.set_xscale("log")
-        axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
+        axis.set_xticks(values, [f"{v:g}" for v in values])
         axis.minorticks_off()
-    keys = axes[0] if len(systems) > 1 else None
-    return finish(figure, f"{source}; {seeds_said(table)}", keys, ncols=len(systems))
+    count = table["system"].nunique()
+    keys = axes[0] if count > 1 else None
+    return finish(figure, f"{source}; {seeds_said(table)}", keys, ncols=count)

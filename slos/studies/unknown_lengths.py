@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from slos.core.attainment import Outcome
 from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.types import Progress
-from slos.evaluation import stats
-from slos.evaluation.capacity_search import Search, outcomes_at, tried
+from slos.evaluation import capacity_search, stats
+from slos.evaluation.capacity_search import Search, outcomes_at, row_of
 from slos.evaluation.grids import BEST_ROUTER, check_cases, swept
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.sizes import Size, of_size
@@ -125,24 +125,23 @@ class Carried:
     replicas: int
     rule: str
     seed: int
-    rate: float
-    declined: float
-    late_requests: float
-    late_tokens: float
-    source: str
-    status: str
+    rate: float = 0.0
+    declined: float = 0.0
+    late_requests: float = 0.0
+    late_tokens: float = 0.0
+    source: str = ""
+    status: str = "simulated"
 
 
 def carried(case: Search) -> list[Carried]:
-    labels = (case.scenario, case.system, case.setting, case.predictor, case.hardware.name,
-              case.replicas, case.rule, case.seed)  # fmt: skip
-    best = next((probe for probe in tried(case) if probe.capacity), None)
+    best = capacity_search.carried(case)
     if not best:
-        return [Carried(*labels, 0.0, 0.0, 0.0, 0.0, "", "simulated")]
+        return [row_of(Carried, case)]
     promises = Promises()
     outcomes, source = outcomes_at(case, best.rate * case.gpus, promises)
-    late = promises.broken(outcomes)
-    return [Carried(*labels, best.rate, best.declined, *late, source, "simulated")]
+    requests, tokens = promises.broken(outcomes)
+    late = {"late_requests": requests, "late_tokens": tokens}
+    return [row_of(Carried, case, rate=best.rate, declined=best.declined, source=source, **late)]
 
 
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
