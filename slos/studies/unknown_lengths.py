@@ -6,6 +6,7 @@ what was admitted. All simulated.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -73,8 +74,8 @@ class Promises:
 
     promised: dict[str, int] = field(default_factory=dict)
     given_up: dict[str, int] = field(default_factory=dict)
-    said: dict[str, int] = field(default_factory=dict)
-    late: dict[str, int] = field(default_factory=dict)
+    said: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
     _before: dict[str, dict[str, Before]] = field(default_factory=dict)
 
     def __call__(self, replica: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
@@ -83,11 +84,10 @@ class Promises:
             p, ended = b.progress, b.progress.stage > b.stage
             n = step.count * (id in replica.flight.tokens) if ended else p.generated - b.said
             first = step.end - (n - 1) * each
-            late = sum(
+            self.said[id] += n
+            self.late[id] += sum(
                 first + i * each > b.t0 + (b.said + i) * b.tpot + TOLERANCE for i in range(n)
             )
-            self.said[id] = self.said.get(id, 0) + n
-            self.late[id] = self.late.get(id, 0) + late
         self.promised |= {p.id: p.stage for p in replica.running if not p.best_effort}
         for p in (*replica.waiting, *replica.running):
             if p.best_effort:
