@@ -72,11 +72,12 @@ def panels(
 
 
 def lines(
-    axes: Sequence[Axes], table: Frame, panel: str, line: str
+    axes: Sequence[Axes], table: Frame, panel: str, line: str, order: Sequence[Any] = ()
 ) -> Iterator[tuple[Axes, int, Frame, dict[str, Any]]]:
-    """For each value of the column `panel`, on its axis, each value of the column `line`: its
-    number, its rows, and its looks (colour and label), the same on every axis."""
-    palette = colors(unique(table[line]))
+    """For each value of the column `panel`, on its axis, each value of the column `line` (in their
+    `order`, or as they come): its number, its rows, and its looks (colour and label), the same on
+    every axis."""
+    palette = colors(order or unique(table[line]))
     for axis, name in zip(axes, unique(table[panel]), strict=True):
         for i, (key, color) in enumerate(palette.items()):
             rows = select(table, **{panel: name, line: key})

@@ -204,13 +204,11 @@ def disaggregation_bars(best: Frame, source: str) -> Figure:
     )
     kinds = sorted(set(best["kind"]), key=lambda kind: (":" in kind, kind))
     figure, axes = plots.panels(scenarios, (2.3, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        for k, (kind, color) in enumerate(colors(kinds).items()):
-            mine = select(best, scenario=scenario, kind=kind).set_index("system").reindex(systems)
-            x = plots.beside(len(systems), k, len(kinds), 0.17)
-            plots.bars(axis, x, mine, k, width=0.17, color=color, label=kind)
-        axis.set_xticks(
-            range(len(systems)), map(name_of, systems), rotation=30, ha="right", fontsize=8
-        )
+    for axis, k, rows, looks in plots.lines(axes, best, "scenario", "kind", kinds):
+        x = plots.beside(len(systems), k, len(kinds), 0.17)
+        plots.bars(axis, x, rows.set_index("system").reindex(systems), k, width=0.17, **looks)
+    names = [name_of(system) for system in systems]
+    for axis in axes:
+        axis.set_xticks(range(len(systems)), names, rotation=30, ha="right", fontsize=8)
     said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded"
     return plots.finish(figure, f"{said}; {seeds_said(best)}", axes[0], ncols=len(kinds))
