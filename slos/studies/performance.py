@@ -87,12 +87,14 @@ def judge(case: FitCase) -> list[Judged]:
     found = fit(list(steps.itertuples(index=False, name=None)), PLANES, case.context, case.tile)
     sizes = 2 ** np.ceil(np.log2(steps["tokens"].to_numpy(float))).astype(int)
     planes = " | ".join(f"{p.k1:.4g} {p.b:.4g}" for p in found.roofline.planes)
-    form = asdict(case) | {"r2": found.r2, "planes": planes, "k_ctx": found.roofline.k_ctx}
     rows = []
     for size in np.unique(sizes):
         errors = found.errors[sizes == size]
-        told = {"mean_error": float(errors.mean()), "max_error": float(errors.max())}
-        rows.append(Judged(**form, tokens=int(size), **told, steps=len(errors)))
+        rows.append(Judged(
+            **asdict(case), r2=found.r2, planes=planes, k_ctx=found.roofline.k_ctx,
+            tokens=int(size), mean_error=float(errors.mean()), max_error=float(errors.max()),
+            steps=len(errors),
+        ))  # fmt: skip
     return rows
 
 
