@@ -67,8 +67,9 @@ def form(now, jobs, engine):
     for j in np.concatenate((decodes[:first], prefills, decodes[first:])):
         if used >= budget:
             break
-        tokens[j] = min(jobs[j].left, budget - used)
-        used += tokens[j]
+        given = min(jobs[j].left, budget - used)
+        tokens[j] = given
+        used += given
         context += jobs[j].computed
     return batch_time(engine, used, 0, context), tokens
 

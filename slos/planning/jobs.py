@@ -27,7 +27,7 @@ its pace where those after it make that good. `due` is then the latest time from
 each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 0 where that
 is not known, as when a promise looks beyond a stage: in those that follow nothing is lent."""
 
-PACK = Struct(f"{len(JOB)}d").pack
+PACK = Struct(f"{len(FIELDS.split())}d").pack
 LEND = 0.3  # of what a token can be faster than its TPOT, so much is counted on
 LENT = 8.0  # TPOTs at the most by which a token comes later than at its pace
 
