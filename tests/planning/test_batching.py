@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import FAST, examples
-from numba import njit
 
+from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
 from slos.planning.fluid import prefill_rates
@@ -17,7 +17,7 @@ from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
-compiled_time, compiled_fits = njit(batch_time), njit(batch_fits)
+compiled_time, compiled_fits = kernel(batch_time), kernel(batch_fits)
 
 
 def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
