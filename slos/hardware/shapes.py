@@ -65,6 +65,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": _llama3(2048, 8192, 16, 32)
     | {"head_dim": 64, "tie_word_embeddings": True, "rope_scaling": _rope(32.0)},
     "llama-2-7b": _llama(4096, 11008, 32, 32) | {"max_position_embeddings": 4096},
+    "toolllama-2-7b": _llama(4096, 11008, 32, 32) | {"max_position_embeddings": 8192},
     "codellama-34b": _llama(8192, 22016, 48, 64)
     | {"num_key_value_heads": 8, "max_position_embeddings": 16384, "rope_theta": 1000000.0},
     "qwen3-8b": _llama(4096, 12288, 36, 32) | {
@@ -106,11 +107,6 @@ class Shape:
         layer = self.hidden * (attention + 3 * self.intermediate)
         return self.layers * layer + (2 - self.tied) * self.vocabulary * self.hidden
 
-    @property
-    def kv_bytes(self) -> int:
-        """Of a token in the KV cache: key and value, two bytes a number."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
-
 
 def shape_of(name: str) -> Shape:
     """Raises ValueError for one that is unknown, or whose layers are not gated."""
@@ -122,6 +118,20 @@ def shape_of(name: str) -> Shape:
         c["num_key_value_heads"], c.get("head_dim", c["hidden_size"] // heads),
         c["vocab_size"], c["tie_word_embeddings"],
     )  # fmt: skip
+
+
+def kv_bytes(model: str) -> int:
+    """Of a token in the KV cache: key and value, two bytes a number. model: as profiles name it,
+    with its draft model, whose own cache is left out.
+
+    Raises ValueError for an unknown shape.
+    """
+    name = model.split(" + ")[0].lower()
+    require(name in SHAPES, "model", model, f"one of {', '.join(SHAPES)}", "add it to SHAPES")
+    c = SHAPES[name]
+    heads = c["num_attention_heads"]
+    wide = c.get("num_key_value_heads", heads) * c.get("head_dim", c["hidden_size"] // heads)
+    return 2 * 2 * c["num_hidden_layers"] * wide
 
 
 SPECIAL = ("<unk>", "<pad>", "</s>", "<s>")  # ids 0 to 3

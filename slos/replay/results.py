@@ -16,24 +16,17 @@ from slos.files import Frame, commit
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A request that was not answered in full, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Replayed:
     """Outcomes of all requests in the order in which they ended; a failed one attains nothing and
     has nan for times.
 
-    lag: the most seconds by which the client itself was late, in sending or in looking at what had
-    come. The server does not tell its clients whom it declined or preempted, so nobody is.
+    failures: why requests were not answered in full, by id. lag: the most seconds by which the
+    client itself was late, in sending or in looking at what had come. The server does not tell its
+    clients whom it declined or preempted, so nobody is.
     """
 
     outcomes: list[Outcome]
-    failures: list[Failure]
+    failures: dict[str, str]
     lag: float = 0.0
 
 
@@ -82,13 +75,12 @@ def limits_of(said: Sequence[str]) -> dict[str, float]:
 def good(run: Replayed, limits: Mapping[str, float]) -> list[bool]:
     """Which outcomes are within all `limits`, whatever the objectives were: TTFT, mean time per
     token after the first one (0 if that is all), and end, from the time at which it was due."""
-    failed = {f.id for f in run.failures}
 
     def within(o: Outcome) -> bool:
         times = {"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival}
         return all(times[name] <= ms / 1e3 for name, ms in limits.items())
 
-    return [o.id not in failed and within(o) for o in run.outcomes]
+    return [o.id not in run.failures and within(o) for o in run.outcomes]
 
 
 def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
@@ -99,16 +91,15 @@ def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
 
 def rows(labels: Labels, run: Replayed) -> Frame:
     """A row per request: `labels`, the columns of `Outcome`, and `failure`, empty without one."""
-    why = {f.id: f.reason for f in run.failures}
     found: Frame = pd.DataFrame([asdict(labels) | asdict(o) for o in run.outcomes])
-    return found.assign(failure=[why.get(o.id, "") for o in run.outcomes], commit=commit())
+    return found.assign(failure=[run.failures.get(o.id, "") for o in run.outcomes], commit=commit())
 
 
 def by_kind(run: Replayed) -> Frame:
     """A row per kind of request: how many, attainment by its rule of pace and by the other,
     latencies of those answered in ms, and how many failed."""
     frame: Frame = pd.DataFrame([asdict(o) for o in run.outcomes])
-    failed = frame["id"].isin([f.id for f in run.failures])
+    failed = frame["id"].isin([*run.failures])
     found = frame.assign(failed=failed, ttft=1e3 * frame["ttft"], tpot=1e3 * frame["tpot"])
     groups: Any = found.groupby(found["kind"].replace("", "-"), sort=False)
 
@@ -145,7 +136,7 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
-    failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
+    failed, reasons = len(run.failures), Counter(run.failures.values())
     late = f"the client was late by at most {1e3 * run.lag:.1f} ms"
     lines.append(f"answered {len(run.outcomes) - failed}, failed {failed}; {late}")
     lines += [f"  {n} failed: {why}" for why, n in reasons.most_common(3)]

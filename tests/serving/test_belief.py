@@ -15,7 +15,8 @@ from laws import examples
 
 from slos.core.roofline import Plane, Roofline, scaled
 from slos.hardware.profiles import Profile, profile, save
-from slos.serving.belief import EVERY, FIRST, KEPT, SIZES, Learned, Measured
+from slos.hardware.steps import Measured
+from slos.serving.belief import EVERY, FIRST, KEPT, SIZES, Learned
 
 TOKENS = (1, 2, 8, 32, 64, 128, 256, 500)  # sizes of batches that a belief is looked at
 plane = st.builds(
