@@ -135,7 +135,7 @@ def loadable(model: str, folder: Path) -> tuple[str, dict[str, Any]]:
     """What vLLM is to load, and the arguments that a shape without weights needs."""
     if model not in SHAPES:
         return model, {}
-    path = write(model, folder / "shapes" / model)
+    path = write(SHAPES[model], folder / "shapes" / model)
     return str(path), {"load_format": "dummy", "dtype": "bfloat16"}
 
 
