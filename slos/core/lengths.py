@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from slos.core.types import Progress, Request
 
@@ -24,6 +25,19 @@ class Unmoved:
 
     def aborted(self, progress: Progress) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed(Unmoved):
+    """Every request has so many `tokens` to go, all of them in its present stage."""
+
+    tokens: int
+
+    def remaining(self, progress: Progress) -> int:
+        return self.tokens
+
+    def after_stage(self, progress: Progress) -> int:
+        return 0
 
 
 class Oracle(Unmoved):

@@ -10,12 +10,12 @@ what perfect routing would make of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from slos.core.lengths import Unmoved
+from slos.core.lengths import Fixed
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, Progress, require
+from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
 from slos.hardware.shapes import kv_bytes
 from slos.policies import make_policy
@@ -29,17 +29,6 @@ sheet). A machine without it has 32 GB/s (PCIe 4.0 x16), and DistServe's own had
 machines, 3 GB/s."""
 
 POOLED = "pooled"
-
-
-@dataclass(frozen=True, slots=True)
-class FirstToken(Unmoved):
-    """What a prefill replica has to expect of a request: the first token, with which it leaves."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 1
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0
 
 
 def roles(topology: str) -> tuple[str, ...]:
@@ -80,7 +69,8 @@ def cluster(
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
     for i, role in enumerate(kinds):
-        expected = FirstToken() if role == "prefill" else lengths()
+        # a request leaves a prefill replica with its first token
+        expected = Fixed(1) if role == "prefill" else lengths()
         policy = make_policy(system, lengths=expected, **settings)
         nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes

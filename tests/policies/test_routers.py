@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from slos.core.attainment import attainment
-from slos.core.lengths import Oracle
+from slos.core.lengths import Fixed, Oracle
 from slos.core.roofline import Plane
 from slos.core.types import SLO, Load, Progress, Request, Stage
 from slos.hardware.profiles import profile
@@ -23,7 +23,7 @@ from slos.policies.routers import (
     Sequential,
     make_router,
 )
-from slos.sim.cluster import FirstToken, cluster, link, roles
+from slos.sim.cluster import cluster, link, roles
 from slos.sim.simulator import stream
 from workloads import build
 
@@ -176,7 +176,7 @@ def test_topologies() -> None:
     assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len(
         {n.name for n in nodes}
     ) == 6
-    assert FirstToken().remaining(X) == 1 and FirstToken().after_stage(X) == 0
+    assert nodes[0].lengths == Fixed(1), "it leaves with its first token"
     for bad in ("2", "2:0", "a:b", "1:1:1"):
         with pytest.raises(ValueError, match="topology"):
             roles(bad)
