@@ -31,24 +31,28 @@ def broken(message: str) -> bytes:
     return b"data: " + bytes(unavailable(message).body) + b"\n\ndata: [DONE]\n\n"
 
 
-def refusing(send: Send, instead: Callable[[], Awaitable[None]]) -> Send:
-    """Sends an ASGI answer on, but does what is to be done `instead` where it is none."""
+def replacing(
+    send: Send, refused: Callable[[list[Any]], bool | None], instead: Callable[[], Awaitable[None]]
+) -> Send:
+    """Sends an ASGI answer on, but does what is to be done `instead` where it is `refused`, which
+    its messages so far tell, or not yet."""
     held: list[Any] = []
-    refused: bool | None = None
+    verdict: bool | None = None
 
     async def sent(message: Any) -> None:
-        nonlocal refused
+        nonlocal verdict
         held.append(message)
-        if refused is None and (refused := _refused(held)):
+        if verdict is None and (verdict := refused(held)):
             await instead()
-        while refused is False and held:
+        while verdict is False and held:
             await send(held.pop(0))
 
     return sent
 
 
-def _refused(messages: list[Any]) -> bool | None:
-    """Whether an answer that begins so is a refusal; None while that is open."""
+def unserved(messages: list[Any]) -> bool | None:
+    """Whether the engine left a request unserved whose answer begins so; None while that is
+    open."""
     start, *parts = messages
     if start.get("status") != 200:
         return False

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from slos.core.types import SLO, require
-from slos.serving.answers import Answers, refusal, refusing
+from slos.serving.answers import Answers, refusal, replacing, unserved
 from slos.serving.calls import FROM, PROVE, proof, secret
 from slos.serving.metrics import show
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
@@ -104,22 +104,17 @@ class CheckObjectives:
         if fields and any(NEAR.fullmatch(name) for name in request.headers):
             body = json.dumps(fields).encode()
         if fields:
-            send = refusing(send, partial(_too_late(fields), scope, _gone, send))
+            send = replacing(send, unserved, partial(_too_late(fields), scope, _gone, send))
         await self.app(_sized(scope, body), _once(body, receive), send)
 
     async def _refuse(self, message: str, scope: Any, send: Any) -> None:
         """HTTP 400; but an answer of 401 or 403 where the server would not look at the caller."""
-        held: list[Any] = []
 
-        async def hold(message: Any) -> None:
-            held.append(message)
+        def known(messages: list[Any]) -> bool:
+            return messages[0].get("status") not in (401, 403)
 
-        await self.app(_sized(scope, b""), _once(b"", _gone), hold)
-        if held and held[0].get("status") in (401, 403):
-            for part in held:
-                await send(part)
-        else:
-            await refusal(message)(scope, _gone, send)
+        send = replacing(send, known, partial(refusal(message), scope, _gone, send))
+        await self.app(_sized(scope, b""), _once(b"", _gone), send)
 
 
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
