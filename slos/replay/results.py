@@ -124,15 +124,15 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     rule = run.outcomes[0].rule
     shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
     by_rule = f"{shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}"
-    lines = [f"attainment {by_rule}", f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}"]
-    for name, times in {
-        "TTFT": [o.ttft for o in run.outcomes],
-        "TPOT": [o.tpot for o in run.outcomes if o.output > 1],
-        "E2EL": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
-    }.items():
-        ms = 1e3 * pd.Series(times)
-        figures = (f"{x:9.1f}" for x in (ms.mean(), ms.quantile(0.5), ms.quantile(0.99)))
-        lines.append(f"{name + ', ms':<10}{''.join(figures)}")
+    seconds = {
+        "TTFT, ms": [o.ttft for o in run.outcomes],
+        "TPOT, ms": [o.tpot for o in run.outcomes if o.output > 1],
+        "E2EL, ms": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
+    }
+    times = pd.DataFrame({name: 1e3 * pd.Series(t, dtype=float) for name, t in seconds.items()})
+    figures: Frame = times.describe([0.5, 0.99]).loc[["mean", "50%", "99%"]]
+    figures = figures.rename({"50%": "P50", "99%": "P99"}).T
+    lines = [f"attainment {by_rule}", figures.to_string(float_format="{:.1f}".format)]
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
