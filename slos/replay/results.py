@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ class Replayed:
     """
 
     outcomes: list[Outcome]
-    failures: dict[str, str]
+    failures: dict[str, str] = field(default_factory=dict)
     lag: float = 0.0
 
 
