@@ -51,7 +51,7 @@ from slos.core.attainment import CHECK_EVERY, TOLERANCE
 from slos.core.pace import PAPER
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, capacity, requests_of, starting_rate
+from slos.evaluation.capacity_search import Search, capacity, requests_of
 from slos.hardware.profiles import Profile
 
 SLOT = 0.05  # seconds: short beside the objectives of a first token
@@ -171,8 +171,8 @@ def long_run(requests: Sequence[Request], hardware: Profile, target: float = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What no scheduler exceeds in the long run, nor with these requests (`finite`), and what a
-    loss system carries: requests per second and GPU."""
+    """What no scheduler exceeds, in the long run or with these requests, and what a loss system
+    carries: requests per second and GPU."""
 
     scenario: str
     lengths: str
@@ -183,7 +183,6 @@ class Bound:
     slo_scale: float
     kv_scale: float
     rate: float
-    finite: float
     loss_system: float
     source: str
     status: str
@@ -199,17 +198,15 @@ def bound(case: Search) -> list[Bound]:
     def attained_at(rate: float) -> float:
         return attainable(requests_of(case, rate)[0], hardware, case.replicas)
 
-    start, finite = starting_rate(case), inf
-    if attained_at(start * 2**18) < case.target:  # of few, enough may be served though all come now
-        finite, _ = capacity(attained_at, case.target, start, case.precision)
     some, source = requests_of(case, 1.0)
     lost = loss_system(some, hardware, case.target) * case.replicas
-    rate = min(finite, long_run(some, hardware, case.target) * case.replicas)
+    rate = long_run(some, hardware, case.target) * case.replicas
+    if attained_at(rate) < case.target:  # else these few ask for no less
+        rate = min(rate, capacity(attained_at, case.target, rate, case.precision)[0])
     return [
         Bound(
             case.scenario, case.lengths, hardware.name, case.replicas, case.seed, case.target,
-            case.slo_scale, case.kv_scale, rate / case.gpus, finite / case.gpus, lost / case.gpus,
-            source, "computed",
+            case.slo_scale, case.kv_scale, rate / case.gpus, lost / case.gpus, source, "computed",
         )
     ]  # fmt: skip
 

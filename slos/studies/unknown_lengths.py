@@ -47,10 +47,11 @@ SIZES = {
     "full": (
         (Size(400, 3, 0.03), PREDICTORS, 1, PAPER),
         (Size(400, 3, 0.03), FEW, 1, CLIENT),
-        (Size(200, 3, 0.04), FEW, 4, PAPER),
+        (Size(400, 3, 0.03), FEW, 4, PAPER),
     ),
 }
-"""Of each part of a run its size, the predictors, the replicas, and the rule of pace."""
+"""Of each part of a run its size, the predictors, the replicas, and the rule of pace. Each replica
+learns alone, from as many requests where there are four."""
 WHERE = ["replicas", "rule"]
 
 
