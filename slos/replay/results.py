@@ -132,7 +132,7 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     times = pd.DataFrame({name: 1e3 * pd.Series(t, dtype=float) for name, t in seconds.items()})
     figures: Frame = times.describe([0.5, 0.99]).loc[["mean", "50%", "99%"]]
     figures = figures.rename({"50%": "P50", "99%": "P99"}).T
-    lines = [f"attainment {by_rule}", figures.to_string(float_format="{:.1f}".format)]
+    lines = [f"attainment {by_rule}", figures.to_string(float_format="{:.1f}".format, na_rep="nan")]
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
