@@ -51,7 +51,7 @@ from slos.core.attainment import CHECK_EVERY, TOLERANCE
 from slos.core.pace import PAPER
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, capacity, requests_of
+from slos.evaluation.capacity_search import Search, capacity, requests_of, row_of
 from slos.hardware.profiles import Profile
 
 SLOT = 0.05  # seconds: short beside the objectives of a first token
@@ -185,7 +185,7 @@ class Bound:
     rate: float
     loss_system: float
     source: str
-    status: str
+    status: str = "computed"
 
 
 def bound(case: Search) -> list[Bound]:
@@ -203,12 +203,7 @@ def bound(case: Search) -> list[Bound]:
     rate = long_run(some, hardware, case.target) * case.replicas
     if attained_at(rate) < case.target:  # else these few ask for no less
         rate = min(rate, capacity(attained_at, case.target, rate, case.precision)[0])
-    return [
-        Bound(
-            case.scenario, case.lengths, hardware.name, case.replicas, case.seed, case.target,
-            case.slo_scale, case.kv_scale, rate / case.gpus, lost / case.gpus, source, "computed",
-        )
-    ]  # fmt: skip
+    return [row_of(Bound, case, rate=rate / case.gpus, loss_system=lost / case.gpus, source=source)]
 
 
 def bound_of(case: Search) -> Search:

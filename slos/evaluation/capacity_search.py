@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from math import inf, log, nan, sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -138,7 +138,7 @@ class Probe:
     declined_ttft_p50: float
     capacity: bool
     source: str
-    status: str
+    status: str = "simulated"
 
 
 def requests_of(case: Search, rate: float) -> tuple[Sequence[Request], str]:
@@ -172,15 +172,22 @@ def probe(case: Search, rate: float) -> Probe:
     def late(name: str, of: Sequence[Outcome], share: float = 0.99) -> float:
         return float(np.quantile([getattr(o, name) for o in of], share)) if of else nan
 
-    return Probe(
-        case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
-        case.replicas, case.router, case.topology, case.seed, rate / case.gpus, case.rule,
-        case.target, attainment(outcomes), attainment(outcomes, PAPER),
-        attainment(outcomes, CLIENT),
-        len(declined) / len(outcomes), sum(o.hops for o in outcomes) / len(outcomes),
-        late("ttft", outcomes), late("tpot", outcomes), late("ttft", accepted),
-        late("tpot", accepted), late("ttft", declined, 0.5), False, source, "simulated",
+    return row_of(
+        Probe, case, rate=rate / case.gpus, attainment=attainment(outcomes),
+        attainment_paper=attainment(outcomes, PAPER),
+        attainment_client=attainment(outcomes, CLIENT),
+        declined=len(declined) / len(outcomes), hops=sum(o.hops for o in outcomes) / len(outcomes),
+        ttft_p99=late("ttft", outcomes), tpot_p99=late("tpot", outcomes),
+        accepted_ttft_p99=late("ttft", accepted), accepted_tpot_p99=late("tpot", accepted),
+        declined_ttft_p50=late("ttft", declined, 0.5), capacity=False, source=source,
     )  # fmt: skip
+
+
+def row_of(kind: Any, case: Search, **found: Any) -> Any:
+    """A row of results: the fields that it shares with its case, and what was `found`."""
+    shared = {f.name for f in fields(kind)} & {f.name for f in fields(case)} - {"profile"}
+    same = {name: getattr(case, name) for name in shared}
+    return kind(profile=case.hardware.name, **same, **found)
 
 
 def search(case: Search) -> list[Probe]:
@@ -212,6 +219,11 @@ def tried(case: Search) -> list[Probe]:
         return search(case)
     except NoCapacity:
         return []
+
+
+def carried(case: Search) -> Probe | None:
+    """The capacity alone; None where no load attains the target."""
+    return next((row for row in tried(case) if row.capacity), None)
 
 
 class NoCapacity(ValueError):

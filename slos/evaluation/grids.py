@@ -138,14 +138,6 @@ def can_draft(scenario: str, profile: str = "") -> bool:
     return hardware_of(scenario, profile, drafts=True).drafts
 
 
-def case_of_rival(scenario: str, rival: Rival, replicas: int, profile: str = "") -> Search:
-    """A baseline on that many replicas, or fewer where its topology takes several."""
-    n = max(1, replicas // len(roles(rival.topology)))
-    where = {"profile": profile, "replicas": n, "topology": rival.topology}
-    case = Search(scenario, rival.engine, rival.setting, **where)
-    return drafting(case, rival.drafts) if rival.drafts and can_draft(scenario, profile) else case
-
-
 def behind(case: Search, routers: Sequence[str] = RIVAL_ROUTERS) -> list[Search]:
     """A baseline's case behind each router, or as it is where there is nothing to choose."""
     several = case.replicas * len(roles(case.topology)) > 1
@@ -160,10 +152,15 @@ def tries_of(
     profile: str = "",
     **where: Any,
 ) -> list[Search]:
-    """What is tried of a baseline on that many replicas: each of the `rivals` behind each router.
-    where: fields of a search."""
-    plain = [replace(case_of_rival(scenario, r, replicas, profile), **where) for r in rivals]
-    return [case for each in plain for case in behind(each, routers)]
+    """What is tried of a baseline on that many replicas, or fewer where its topology takes several:
+    each of the `rivals` behind each router. where: fields of a search."""
+    found = []
+    for engine, setting, topology, drafts in rivals:
+        where |= {"topology": topology, "replicas": max(1, replicas // len(roles(topology)))}
+        case = Search(scenario, engine, setting, profile, **where)
+        drafts = drafts if can_draft(scenario, profile) else 0
+        found += behind(drafting(case, drafts) if drafts else case, routers)
+    return found
 
 
 def drafting(case: Search, drafts: int, max_drafts: int = MAX_DRAFTS) -> Search:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -16,6 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
+from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.policies import OURS
 
@@ -68,6 +69,19 @@ def panels(
     for axis, title in zip(axes.flat, titles, strict=False):
         axis.set_title(title, fontsize=10)
     return figure, list(axes.flat[: len(titles)])
+
+
+def lines(
+    axes: Sequence[Axes], table: Frame, panel: str, line: str, order: Sequence[Any] = ()
+) -> Iterator[tuple[Axes, int, Frame, dict[str, Any]]]:
+    """For each value of the column `panel`, on its axis, each value of the column `line` (in their
+    `order`, or as they come): its number, its rows, and its looks (colour and label), the same on
+    every axis."""
+    palette = colors(order or unique(table[line]))
+    for axis, name in zip(axes, unique(table[panel]), strict=True):
+        for i, (key, color) in enumerate(palette.items()):
+            rows = select(table, **{panel: name, line: key})
+            yield axis, i, rows, {"color": color, "label": name_of(key)}
 
 
 def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:

@@ -15,13 +15,21 @@ Sized = TypeVar("Sized")
 @dataclass(frozen=True, slots=True)
 class Size:
     """How large a run is: requests per simulation (and replica), seeds, precision of a capacity,
-    where lengths come from, and which scenarios."""
+    where lengths come from, and which scenarios; on how many replicas, and requests per replica and
+    precision of the runs of one seed in which settings are chosen.
+
+    With too few requests all of them are served at once, and capacities of a machine that never
+    fills are too high.
+    """
 
     num_requests: int
     seeds: int
     precision: float
     lengths: tuple[str, ...] = ("dataset",)
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
+    replicas: int = 1
+    tuning_requests: int = 0
+    tuning_precision: float = 0.0
 
     @property
     def effort(self) -> dict[str, Any]:
@@ -52,35 +60,18 @@ def size_of(name: str) -> Size:
     return of_size(name, SIZES)
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large a run is: replicas, requests per simulation and replica, seeds, precision of a
-    capacity; of the runs of one seed in which settings are chosen; and which scenarios.
-
-    With too few requests all of them are served at once, and capacities of a machine that never
-    fills are too high.
-    """
-
-    replicas: int
-    requests: int
-    seeds: int
-    precision: float
-    tuning_requests: int
-    tuning_precision: float
-    scenarios: tuple[str, ...] = tuple(SCENARIOS)
-
-
+OPT = tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)  # which have a draft model
 SCALES = {
-    "smoke": Scale(2, 60, 1, 0.5, 60, 0.5),
-    "quick": Scale(
-        2, 250, 1, 0.1, 120, 0.15, tuple(name for name in SCENARIOS if SCENARIOS[name].drafting)
+    "smoke": Size(60, 1, 0.5, replicas=2, tuning_requests=60, tuning_precision=0.5),
+    "quick": Size(
+        250, 1, 0.1, replicas=2, tuning_requests=120, tuning_precision=0.15, scenarios=OPT
     ),
-    "full": Scale(4, 250, 3, 0.05, 250, 0.1),
+    "full": Size(250, 3, 0.05, replicas=4, tuning_requests=250, tuning_precision=0.1),
 }
 
 
-def scale_of(size: str, replicas: int = 0) -> Scale:
-    """replicas: 0 for those of the size."""
+def scale_of(size: str, replicas: int = 0) -> Size:
+    """The size of runs on several replicas; replicas: 0 for those of the size."""
     scale = of_size(size, SCALES)
     require(replicas >= 0, "replicas", replicas, "at least 1, or 0 for those of the size")
     return replace(scale, replicas=replicas or scale.replicas)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, can_draft, check_cases
-from slos.evaluation.plots import DASHED, colors, seeds_said, unique
+from slos.evaluation.plots import DASHED, seeds_said, unique
 from slos.evaluation.runs import parse_setting
 from slos.evaluation.sizes import check_names, scale_of
 from slos.evaluation.stats import geometric_means, mean_of, over, select
@@ -131,11 +131,10 @@ def ablation_chart(table: Frame, source: str) -> Figure:
     figure, axes = plots.panels(titles, each, (1.2, 1.5), "", sharey=True, sharex=True)
     means = geometric_means(table, "part", "how").assign(scenario=names[-1])
     lines = pd.concat([table, means[means["scenarios"] == most]])
+    for axis, i, rows, looks in plots.lines(axes, lines, "part", "how"):
+        y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
+        plots.whiskers(axis, y, rows, i, across=True, linestyle="none", **looks)
     for axis, part in zip(axes, parts, strict=True):
-        for i, (how, color) in enumerate(colors(("off alone", "on alone")).items()):
-            rows = select(lines, part=part, how=how)
-            y = [names.index(name) + (i - 0.5) * 0.26 for name in rows["scenario"]]
-            plots.whiskers(axis, y, rows, i, across=True, linestyle="none", color=color, label=how)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.axhline(len(names) - 1.5, color="0.7", linewidth=0.8)
         if part in CLAIMS:

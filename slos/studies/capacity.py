@@ -1,9 +1,9 @@
-"""How much load each scheduler carries: what is made of the rows of capacity searches."""
+"""How much load each scheduler carries, and what it attains at loads around that."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 from pathlib import Path
@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from slos.core.pace import PAPER, RULES
 from slos.core.types import require
 from slos.evaluation import plots, stats
-from slos.evaluation.capacity_search import Probe, Search, tried
+from slos.evaluation.capacity_search import Probe, Search, probe, tried
 from slos.evaluation.grids import swept
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
-from slos.evaluation.sizes import Size, check_names
+from slos.evaluation.sizes import Size, check_names, of_size
 from slos.evaluation.stats import capacities, mean_of, of_every_seed, rows_of, select
 from slos.files import Frame
 from slos.policies import OURS
@@ -33,6 +33,49 @@ OTHERWISE = {
 }
 """What is run by another rule of pace or at another target, and for which scenarios: less than by
 the paper's rule at 90 %, so that a full run stays below 35 minutes of two cores."""
+LOADS = {
+    "smoke": (0.5, 1.0),
+    "quick": (0.6, 0.9, 1.2),
+    "full": (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5),
+}
+"""Where attainment is looked at, as shares of what the strongest system of the scenario carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A case at a load, requests per second in all."""
+
+    search: Search
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.search} at {self.rate:.4g}/s"
+
+    @property
+    def system(self) -> str:
+        return self.search.system
+
+
+def attained(case: Loaded) -> list[Probe]:
+    return [probe(case.search, case.rate)]
+
+
+def at_loads(
+    size: str, best: Frame, cases: Sequence[Search], workers: int | None = None, name: str = "loads"
+) -> Frame:
+    """Rows of `Probe` of each system of a table of capacities, with its best setting at all `LOADS`
+    of its scenario, for the seeds of the searches behind it and lengths of the data sets; from
+    results/<size>/<name>.csv where they lie already."""
+    best = select(best, lengths="dataset")
+    chosen = {(r.scenario, r.system, r.setting) for r in rows_of(best)}
+    top = best.groupby("scenario")["capacity"].max()
+    grid = [
+        Loaded(c, share * top[c.scenario] * c.gpus)
+        for c in cases
+        if c.lengths == "dataset" and (c.scenario, c.system, c.setting) in chosen
+        for share in of_size(size, LOADS)
+    ]
+    return swept(size, name, attained, grid, Probe, workers)
 
 
 def ratios(best: Frame, lengths: str = "dataset", *also: str) -> Frame:
@@ -177,3 +220,20 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
     ncols = min(max(4, count), len(groups))
     return plots.finish(figure, f"{source}; {seeds_said(table)}", axis, fontsize=8, ncols=ncols)
+
+
+def attainment_curves(rows: Frame, source: str, target: float = 0.9) -> Figure:
+    """Attainment by load, a panel per scenario: mean over seeds, a band from worst to best."""
+    titles, ylabel = unique(rows["scenario"]), "attainment (%)"
+    figure, axes = plots.panels(titles, (3.4, 2.5), (0, 0.5), ylabel, 3, sharey=True)
+    for axis, i, mine, looks in plots.lines(axes, rows, "scenario", "system"):
+        told = 100 * mine.groupby("rate")["attainment"].agg(["mean", "min", "max"])
+        axis.fill_between(told.index, told["min"], told["max"], color=looks["color"], alpha=0.2)
+        axis.plot(told.index, told["mean"], **plots.marked(i), **looks, **plots.nested(i))
+    for axis in axes:
+        axis.axhline(100 * target, **DASHED)
+        axis.set(xlabel="load (requests/s per GPU)", xlim=(0, None), ylim=(0, 102))
+    seeds = rows["seed"].nunique()
+    lines = f"mean of {seeds} seeds, bands: worst to best" if seeds > 1 else "one seed"
+    said = f"{source}; lines: {lines}; dashed: target {target:.0%}"
+    return plots.finish(figure, said, axes[0], ncols=min(4, rows["system"].nunique()))

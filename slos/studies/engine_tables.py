@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, panels, unique
+from slos.evaluation.plots import DASHED, MARKERS, finish, lines, name_of, panels, unique
 from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.policies import OURS
@@ -52,14 +52,13 @@ def engine_curves(table: Frame, source: str, target: float = 0.9) -> Figure:
     """Attainment against load, a panel per workload: lines are measured, open marks simulated."""
     workloads, systems = unique(table["scenario"]), sorted(set(table["system"]))
     figure, axes = panels(workloads, (4.2, 3.2), (0, 0), "attainment (%)", sharey=True)
-    for axis, workload in zip(axes, workloads, strict=True):
-        for i, (system, color) in enumerate(colors(systems).items()):
-            for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
-                part = select(table, scenario=workload, system=system, status=status)
-                part = part.sort_values("rate")
-                label = f"{name_of(system).replace(OURS, name_of(OURS))}, {status}"
-                looks = {"marker": MARKERS[i], "color": color, "fillstyle": kind, "label": label}
-                axis.plot(part["rate"], 100 * part["attainment"], style, **looks)
+    for axis, i, rows, looks in lines(axes, table, "scenario", "system", systems):
+        system = looks["label"].replace(OURS, name_of(OURS))
+        for status, style, kind in (("measured", "-", "full"), ("simulated", ":", "none")):
+            part = select(rows, status=status).sort_values("rate")
+            looks |= {"marker": MARKERS[i], "fillstyle": kind, "label": f"{system}, {status}"}
+            axis.plot(part["rate"], 100 * part["attainment"], style, **looks)
+    for axis in axes:
         axis.axhline(100 * target, **DASHED)
         axis.set(xlabel="load (requests/s)", ylim=(0, 105))
     said = f"{source}; by the {table['rule'].iloc[0]}'s rule of pace; dashed: {target:.0%}"

@@ -112,17 +112,20 @@ def planning() -> Frame:
     for system, name in STEPS.items():
         table: Frame = pd.read_csv(FOLDER / name)
         ms = 1e3 * table["planning"]
-        told = ms.median(), ms.quantile(0.99), ms.max(), 1e3 * table["seconds"].median()
-        found.append((system, len(table), *told))
-    columns = ["system", "steps", "P50 of deciding", "P99", "most", "P50 of a step"]
-    return pd.DataFrame(found, columns=columns)
+        found.append({
+            "system": system, "steps": len(table), "P50 of deciding": ms.median(),
+            "P99": ms.quantile(0.99), "most": ms.max(),
+            "P50 of a step": 1e3 * table["seconds"].median(),
+        })  # fmt: skip
+    return pd.DataFrame(found)
 
 
 def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) -> list[Search]:
-    """Capacity searches on measured profiles: ours, and the baselines at several budgets."""
+    """Capacity searches on measured profiles, lengths of the data sets: ours, and the baselines at
+    several budgets."""
     systems, seeds = (STOCK, "sarathi", OURS), of_size(size, SEEDS)
     cases = [case for name in names for case in searches(size, scenarios, systems, name)]
-    return [case for case in cases if case.seed < seeds]
+    return [case for case in cases if case.seed < seeds and case.lengths == "dataset"]
 
 
 def capacity_table(probes: Frame, size: str) -> Frame:
@@ -180,12 +183,12 @@ def charged(size: str, name: str = "llama-3.1-8b-h100") -> Frame:
             waits = mean if way == "synchronous" else 0.0
             rate = _carried(system, hardware, count, waits, **charge, **changes)
             free = free or rate  # the first way
-            rows.append((system, way, 1e3 * mean, 1e3 * first, 1e6 * each, rate, rate / free))
-    columns = [
-        "system", "charged", "planning (ms)", "of any step (ms)", "more per request (us)",
-        "requests/s", "of free",
-    ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=columns)
+            rows.append({
+                "system": system, "charged": way, "planning (ms)": 1e3 * mean,
+                "of any step (ms)": 1e3 * first, "more per request (us)": 1e6 * each,
+                "requests/s": rate, "of free": rate / free,
+            })  # fmt: skip
+    table = pd.DataFrame(rows)
     where = {"scenario": CHARGED, "profile": name, "requests": count}
     write(size, "charged", table.assign(**where, status="simulated"))
     return table

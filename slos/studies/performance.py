@@ -5,7 +5,7 @@ second and takes longer, so objectives bound the batch, and with it the load."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -87,14 +87,15 @@ def judge(case: FitCase) -> list[Judged]:
     found = fit(list(steps.itertuples(index=False, name=None)), PLANES, case.context, case.tile)
     sizes = 2 ** np.ceil(np.log2(steps["tokens"].to_numpy(float))).astype(int)
     planes = " | ".join(f"{p.k1:.4g} {p.b:.4g}" for p in found.roofline.planes)
-    return [
-        Judged(
-            case.kind, case.gpu, case.tp, case.context, case.tile, found.r2, planes,
-            found.roofline.k_ctx, int(size), float(errors.mean()), float(errors.max()), len(errors),
-        )
-        for size in np.unique(sizes)
-        for errors in [found.errors[sizes == size]]
-    ]  # fmt: skip
+    rows = []
+    for size in np.unique(sizes):
+        errors = found.errors[sizes == size]
+        rows.append(Judged(
+            **asdict(case), r2=found.r2, planes=planes, k_ctx=found.roofline.k_ctx,
+            tokens=int(size), mean_error=float(errors.mean()), max_error=float(errors.max()),
+            steps=len(errors),
+        ))  # fmt: skip
+    return rows
 
 
 def fits(size: str, workers: int | None = None) -> Frame:

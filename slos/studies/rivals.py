@@ -67,7 +67,7 @@ def _sized(case: Search, requests: int, precision: float) -> Search:
 def at_scale(cases: Mapping[Key, Search], size: str) -> dict[Key, Search]:
     """The same with the requests and the precision of a size."""
     s = scale_of(size)
-    return {key: _sized(case, s.requests, s.precision) for key, case in cases.items()}
+    return {key: _sized(case, s.num_requests, s.precision) for key, case in cases.items()}
 
 
 def rivals(

@@ -13,13 +13,12 @@ from slos.evaluation import plots
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
-from slos.evaluation.sizes import Size, of_size
+from slos.evaluation.sizes import OPT, Size, of_size
 from slos.evaluation.stats import capacities, mean_of, over, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
 from slos.sim.cluster import POOLED, roles
-from workloads import SCENARIOS
 
 IN_WORDS = {POOLED: "one large engine", "": "one replica"}
 WHERE = ("replicas", "router", "topology")
@@ -30,7 +29,6 @@ SIZES = {
 }
 REPLICAS = {"smoke": (1, 2), "quick": (1, 4), "full": (1, 2, 4, 8, 16)}
 H100 = "opt-13b-h100"
-OPT = tuple(name for name, scenario in SCENARIOS.items() if scenario.drafting)
 TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""
@@ -206,13 +204,11 @@ def disaggregation_bars(best: Frame, source: str) -> Figure:
     )
     kinds = sorted(set(best["kind"]), key=lambda kind: (":" in kind, kind))
     figure, axes = plots.panels(scenarios, (2.3, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        for k, (kind, color) in enumerate(colors(kinds).items()):
-            mine = select(best, scenario=scenario, kind=kind).set_index("system").reindex(systems)
-            x = plots.beside(len(systems), k, len(kinds), 0.17)
-            plots.bars(axis, x, mine, k, width=0.17, color=color, label=kind)
-        axis.set_xticks(
-            range(len(systems)), map(name_of, systems), rotation=30, ha="right", fontsize=8
-        )
+    for axis, k, rows, looks in plots.lines(axes, best, "scenario", "kind", kinds):
+        x = plots.beside(len(systems), k, len(kinds), 0.17)
+        plots.bars(axis, x, rows.set_index("system").reindex(systems), k, width=0.17, **looks)
+    names = [name_of(system) for system in systems]
+    for axis in axes:
+        axis.set_xticks(range(len(systems)), names, rotation=30, ha="right", fontsize=8)
     said = f"{source}; 1:1, 2:1, 1:2: prefill to decode replicas; all with the router least-loaded"
     return plots.finish(figure, f"{said}; {seeds_said(best)}", axes[0], ncols=len(kinds))

@@ -1,24 +1,29 @@
-"""Capacity where one thing is changed: objectives, the attainment asked for, memory, or what the
-policy believes."""
+"""Capacity where one thing is changed: objectives, the attainment asked for, memory, what the
+policy believes, or the paper's models and GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from slos.evaluation import plots
-from slos.evaluation.capacity_search import Search, tried
-from slos.evaluation.grids import searches, swept
-from slos.evaluation.plots import colors, finish, name_of, panels, seeds_said, unique
+from slos.evaluation.capacity_search import Search, carried, row_of
+from slos.evaluation.grids import AS_PUBLISHED, searches, swept, tries_of
+from slos.evaluation.plots import colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.runs import hardware_of
-from slos.evaluation.sizes import size_of
-from slos.evaluation.stats import best_settings, over, rows_of, select
+from slos.evaluation.sizes import OPT, size_of
+from slos.evaluation.stats import best_settings, over, rows_of, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
+from slos.records.claims import paper
 from slos.studies import capacity
+from slos.studies.ablation import PARTS, case_of
+from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
 from workloads import SCENARIOS
 
 LABELS = {
@@ -43,6 +48,9 @@ OTHERS = {
     "toolllama-7b-a100": ("llama-2-7b-a100", "llama-2-7b-h100"),
 }
 """Larger models of a scenario's family, and other GPUs, by the scenario's own profile."""
+MODELS = ("opt-6.7b-a100", "opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100")
+DRAFTING = {"opt-6.7b-a100": "opt-6.7b-draft-a100"}  # the others have their draft model, or none
+KINDS = ("as the paper had them", "at their best today")
 VARIED = (*SENSITIVITY, "profile")
 SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, beside the truth
 PRECISION = 0.04  # of a capacity, where many are looked for
@@ -64,20 +72,15 @@ class Capacity:
     slo_scale: float
     kv_scale: float
     belief: str
-    rate: float
-    source: str
-    status: str
+    rate: float = 0.0
+    source: str = ""
+    status: str = "simulated"
 
 
 def capacity_of(case: Search) -> list[Capacity]:
-    found = next((p for p in tried(case) if p.capacity), None)
-    rate, source = (found.rate, found.source) if found else (0.0, "")
-    return [
-        Capacity(
-            case.scenario, case.system, case.setting, case.hardware.name, case.seed, case.target,
-            case.slo_scale, case.kv_scale, case.belief, rate, source, "simulated",
-        )
-    ]  # fmt: skip
+    best = carried(case)
+    found = {"rate": best.rate, "source": best.source} if best else {}
+    return [row_of(Capacity, case, **found)]
 
 
 def varied(
@@ -152,17 +155,65 @@ def sensitivity(
     if by == "profile":
         named = table.assign(scenario=table["scenario"] + "\n" + table["profile"])
         return capacity.capacity_bars(named, source)
-    scenarios, systems = unique(table["scenario"]), unique(table["system"])
-    figure, axes = panels(scenarios, (4.2, 3.1), (0, 0), ylabel or "capacity (requests/s per GPU)")
-    for axis, scenario in zip(axes, scenarios, strict=True):
-        for i, (system, color) in enumerate(colors(systems).items()):
-            rows = select(table, scenario=scenario, system=system).sort_values(by)
-            looks = {"color": color, "label": name_of(system)} | plots.nested(i)
-            plots.whiskers(axis, rows[by], rows, i, value, **looks)
+    ylabel = ylabel or "capacity (requests/s per GPU)"
+    figure, axes = panels(unique(table["scenario"]), (4.2, 3.1), (0, 0), ylabel)
+    values = sorted(set(table[by]))
+    for axis, i, rows, looks in plots.lines(axes, table, "scenario", "system"):
+        line = rows.sort_values(by)
+        plots.whiskers(axis, line[by], line, i, value, **looks, **plots.nested(i))
+    for axis in axes:
         axis.set(xlabel=LABELS[by], ylim=(0, None))
         if by in ("slo_scale", "kv_scale", "belief"):
             axis.set_xscale("log")
-        axis.set_xticks(sorted(set(table[by])), [f"{v:g}" for v in sorted(set(table[by]))])
+        axis.set_xticks(values, [f"{v:g}" for v in values])
         axis.minorticks_off()
-    keys = axes[0] if len(systems) > 1 else None
-    return finish(figure, f"{source}; {seeds_said(table)}", keys, ncols=len(systems))
+    count = table["system"].nunique()
+    keys = axes[0] if count > 1 else None
+    return finish(figure, f"{source}; {seeds_said(table)}", keys, ncols=count)
+
+
+def by_model(size: str, workers: int | None = None) -> Frame:
+    """A row per scenario, profile, kind of baselines and system, all on one replica, drafting where
+    there is a draft model; ours has the kind "". Scenarios of OPT, chatbot alone unless at full
+    size."""
+    tables, scenarios = [], OPT if size == "full" else OPT[:1]
+    for name in MODELS:
+        profile = DRAFTING.get(name, name)
+        cases = _model_cases(size, scenarios, profile, workers)
+        best = measured(size, cases, workers, by=("kind", "name"))
+        tables.append(best.assign(model=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _model_cases(size: str, scenarios: Sequence[str], profile: str, workers: int | None) -> Cases:
+    """By scenario, kind and system."""
+    groups = {
+        (scenario, KINDS[0], name): tries_of(scenario, published, 1, profile=profile)
+        for scenario, (name, published) in product(scenarios, AS_PUBLISHED.items())
+    }
+    found = at_scale(tuned(size, groups, workers), size)
+    today = rivals(size, scenarios, workers, 1, profile)
+    found |= {(scenario, KINDS[1], name): c for (scenario, name), c in today.items()}
+    ours = {(s, "", "ours"): case_of(s, PARTS, profile=profile) for s in scenarios}
+    return found | at_scale(ours, size)
+
+
+def against_best(best: Frame) -> Frame:
+    """Ours over the best baseline of each kind: scenario, model, kind, ratio, low, high, each."""
+    columns = ["scenario", "model", "rate"]
+    theirs = strongest(best[best["kind"] != ""], "scenario", "model", "kind")
+    return over(select(best, kind="")[columns], theirs[[*columns, "kind", "name"]])
+
+
+def models_chart(table: Frame, source: str) -> Figure:
+    """Ours over the best baseline, a panel per kind, scenarios side by side and a mark per model;
+    dashed: the paper's number over the better of two."""
+    kinds = [kind for kind in KINDS if kind in set(table["kind"])]
+    figure, axes = panels(kinds, (4.2, 3), (0, 0.6), "SLOs-Serve over the best (x)", sharey=True)
+    for axis, kind in zip(axes, kinds, strict=True):
+        palette = colors(unique(table["model"]))
+        groups = {m: (color, select(table, kind=kind, model=m)) for m, color in palette.items()}
+        dots(axis, groups, 0.16, paper("authors_vs_best"))
+    said = f"{source}; one replica, drafts where there is a draft model; {seeds_said(table)}"
+    said += "; dashed: the paper's mean over the better of two"
+    return finish(figure, said, axes[0], ncols=4)

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
-from slos.evaluation.capacity_search import Search, tried
+from slos.evaluation import capacity_search
+from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import fixed_drafts, swept
 from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
@@ -65,25 +66,20 @@ class Carried:
     drafts: int
     asked: str
     seed: int
-    rate: float
-    declined: float
-    ttft_p99: float
-    tpot_p99: float
-    source: str
-    status: str
+    rate: float = 0.0
+    declined: float = 0.0
+    ttft_p99: float = 0.0
+    tpot_p99: float = 0.0
+    source: str = ""
+    status: str = "simulated"
 
 
 def carried(case: Search) -> list[Carried]:
-    p = next((p for p in tried(case) if p.capacity), None)
-    said = (0.0, 0.0, 0.0, 0.0, "")
-    if p:
-        said = (p.rate, p.declined, p.accepted_ttft_p99, p.accepted_tpot_p99, p.source)
-    return [
-        Carried(
-            case.scenario, case.lengths, case.system, case.setting, case.hardware.name,
-            case.max_drafts, asked(case), case.seed, *said, "simulated",
-        )
-    ]  # fmt: skip
+    found: dict[str, Any] = {"drafts": case.max_drafts, "asked": asked(case)}
+    if best := capacity_search.carried(case):
+        found |= {"rate": best.rate, "declined": best.declined, "source": best.source}
+        found |= {"ttft_p99": best.accepted_ttft_p99, "tpot_p99": best.accepted_tpot_p99}
+    return [row_of(Carried, case, **found)]
 
 
 def asked(case: Search) -> str:

@@ -3,8 +3,6 @@ T = 0.1 + 0.01 n, so that the cap is 65 tokens at a TPOT of 1 s and 33 at 0.5 s.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from test_baselines import Recorder
 
@@ -12,7 +10,7 @@ from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.evaluation.capacity_search import search
-from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, case_of_rival
+from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, tries_of
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.policies.as_published import cap
@@ -140,5 +138,5 @@ def test_they_are_named_apart_from_todays() -> None:
     rivals = [rival for kinds in (AS_PUBLISHED, AUTHORS) for r in kinds.values() for rival in r]
     assert {r.engine for r in rivals} & POLICIES.keys() == {"vllm", "sarathi"}  # settings of then
     for rival in rivals:
-        case = replace(case_of_rival("coding", rival, 2), router=PLAIN, num_requests=99)
+        [case] = tries_of("coding", [rival], 2, (PLAIN,), num_requests=99)
         assert max(p.rate for p in search(case) if p.capacity) > 0

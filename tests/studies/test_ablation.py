@@ -189,7 +189,7 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     cases, s = variants("full"), SCALES["full"]
     assert len(cases) == len(SCENARIOS) * (2 + 2 * len(PARTS))
     assert all(
-        c.replicas == s.replicas and c.num_requests == s.replicas * s.requests
+        c.replicas == s.replicas and c.num_requests == s.replicas * s.num_requests
         for c in cases.values()
     )
     assert cases["chatbot", "base"].setting == "admission=0,best_effort=0,batch_tokens=1024"
@@ -218,7 +218,7 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
         "2:1",
         1,
         3,
-    ) and apart.num_requests == 3 * s.requests
+    ) and apart.num_requests == 3 * s.num_requests
 
 
 # What is made of the rows

@@ -9,7 +9,7 @@ from slos.evaluation.capacity_search import search
 from slos.evaluation.grids import searches
 from slos.evaluation.stats import capacities
 from slos.policies import OURS
-from slos.studies import loads
+from slos.studies import capacity
 
 pytestmark = pytest.mark.usefixtures("no_data")
 
@@ -22,19 +22,16 @@ def test_all_systems_of_a_scenario_have_the_same_loads() -> None:
     ]
     best = capacities(pd.DataFrame([row for case in cases for row in search(case)]))
     top = best["capacity"].max()
-    grid = loads.grid("smoke", best, cases)
-    assert len(grid) == 2 * len(loads.AT["smoke"]) and len({str(case) for case in grid}) == len(
-        grid
-    )
-    assert {case.search.setting for case in grid} == set(best["setting"])
-    rows = loads.run("smoke", grid, 1)
+    rows = capacity.at_loads("smoke", best, cases, 1)
+    shares = capacity.LOADS["smoke"]
+    assert len(rows) == 2 * len(shares) and set(rows["setting"]) == set(best["setting"])
     for _, mine in rows.groupby("system"):
-        assert list(mine["rate"]) == pytest.approx([share * top for share in loads.AT["smoke"]])
+        assert list(mine["rate"]) == pytest.approx([share * top for share in shares])
     # at its capacity the strongest system attains the target, as its search found
     strongest = best.loc[best["capacity"].idxmax(), "system"]
     at_top = rows[(rows["system"] == strongest) & (rows["rate"] == rows["rate"].max())]
     assert at_top["attainment"].iloc[0] >= 0.9
-    figure = loads.attainment_curves(rows, "made up")
+    figure = capacity.attainment_curves(rows, "made up")
     assert [line.get_label() for line in figure.axes[0].get_lines()][:2] == [
         "Sarathi-Serve", "SLOs-Serve",
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.runs import believed, scaled_slos
 from slos.records.claims import Headline, upsert_headlines
-from slos.studies import bursts, performance, sensitivity, summary
+from slos.studies import performance, sensitivity, summary, timeline
 from slos.studies.timeline import Timeline, windows
 
 TILED = Roofline((Plane(1e-4, 0.0, 0.01), Plane(2e-4, 0.0, 0.0)), 1e-7, 128)
@@ -95,11 +95,11 @@ def test_a_scenario_is_tried_on_other_models_of_its_family() -> None:
 def test_windows_and_bursts() -> None:
     load = {"scenario": "coding", "profile": "", "rate": 3.0, "burst_rate": 10.0}
     load |= {"at": (5.0,), "seconds": 2.0, "width": 5.0}
-    [case] = bursts.cases("smoke", ["slos-serve"], **load)
+    [case] = timeline.cases("smoke", ["slos-serve"], **load)
     requests, _ = case.requests()
     assert len(requests) == len({r.id for r in requests}) == 3 * 40 + 20
     assert sum(r.id.startswith("burst") for r in requests) == 20
-    outcomes = bursts.timeline(requests, "slos-serve", case.hardware)
+    outcomes = timeline.timeline(requests, "slos-serve", case.hardware)
     table = windows(outcomes, requests, 5.0)
     assert (table["arrivals"] * 5.0).sum() == pytest.approx(len(requests))
     share = (table["attained"] * table["arrivals"]).sum() / table["arrivals"].sum()
@@ -107,7 +107,7 @@ def test_windows_and_bursts() -> None:
     with pytest.raises(ValueError, match="width = 0"):
         windows(Timeline("x", (), ()), [], 0)
     with pytest.raises(ValueError, match="'nobody'"):
-        bursts.cases("smoke", ["nobody"], **load)
+        timeline.cases("smoke", ["nobody"], **load)
 
 
 def test_a_stand_in_is_fitted_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

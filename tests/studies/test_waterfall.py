@@ -15,7 +15,7 @@ from slos.evaluation.stats import select
 from slos.files import ROOT, results_dir
 from slos.policies import POLICIES
 from slos.records.claims import read_claims, read_headlines
-from slos.studies import as_published, rivals, waterfall
+from slos.studies import rivals, waterfall
 from slos.studies.ablation import PARTS, case_of
 from slos.studies.waterfall import CLIENTS, OURS_IS, PUBLISHED, STEPS, TODAY, TOTALS
 
@@ -121,7 +121,7 @@ def test_what_is_made_of_the_rows() -> None:
     names = [tick.get_text() for tick in axis.get_yticklabels()]
     assert [n.split(":")[0] for n in names if ":" in n] == list(TOTALS.values())
     strict = pd.DataFrame({"against": ["vllm", "best"], "each": [[2.0, 2.0], [1.5, 1.5]]})
-    numbers = as_published.numbers(strict)
+    numbers = waterfall.strict_numbers(strict)
     assert numbers["strict_vs_vllm"] == pytest.approx((2, 2 / 1.02, 2 * 1.02))
     mine = {c.key for c in read_claims() if c.notebook == "17_waterfall"}
     known = {*found, *numbers, "published_tool_calling"}
@@ -129,9 +129,9 @@ def test_what_is_made_of_the_rows() -> None:
 
 
 def test_strict_targets_and_draft_lengths() -> None:
-    strict = as_published.strict("smoke", 1)
+    strict = waterfall.at_98_percent("smoke", 1)
     assert set(strict["against"]) == {"vllm", "sarathi", "distserve", "best"}
-    lengths = as_published.draft_lengths("smoke", ["coding", "reasoning"], 1)
+    lengths = waterfall.draft_lengths("smoke", ["coding", "reasoning"], 1)
     told = list(zip(lengths["target"], lengths["scenario"], lengths["drafts"], strict=True))
     assert told == [
         (target, scenario, drafts)
