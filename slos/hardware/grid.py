@@ -165,7 +165,10 @@ def sizes(most: int) -> list[int]:
 def averaged(case: str, steps: Sequence[Step], seconds: float) -> Row:
     """One row for steps that took so many seconds together."""
     counts = [(s.tokens, s.requests, s.decodes, s.draft_steps, s.context) for s in steps]
-    return Row(case, *np.mean(counts, axis=0).tolist(), seconds / len(steps), len(steps))
+    means: list[float] = np.mean(counts, axis=0).tolist()
+    tokens, requests, decodes, drafts, context = means
+    each = seconds / len(steps)
+    return Row(case, tokens, requests, decodes, drafts, context, each, len(steps))
 
 
 def level(bench: Bench, context: int, most: int = MOST_SEQS, every: bool = False) -> None:
