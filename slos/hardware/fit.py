@@ -22,7 +22,6 @@ from scipy.optimize import lsq_linear
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import require
 from slos.hardware.profiles import SLOWEST, Profile, save
-from slos.hardware.steps import Measured
 
 OUTLIER = 2.0  # times what was predicted: a pause of the machine, which is left out of a fit
 TILES = (1, 16, 64, 128)  # tried
@@ -40,17 +39,17 @@ class Fit:
 
 
 COLUMNS = ("tokens", "draft_steps", "context", "seconds")
+Steps = Sequence[tuple[float, float, float, float]]
+"""Tokens, draft steps, context tokens and seconds of measured ones."""
 
 
-def fit(
-    rows: Path | str | Sequence[Measured], planes: int = 2, context: bool = False, tile: int = 1
-) -> Fit:
+def fit(rows: Path | str | Steps, planes: int = 2, context: bool = False, tile: int = 1) -> Fit:
     """Least-squares fit of a max-affine roofline to measured steps.
 
     rows: steps, or a tidy CSV with columns tokens, seconds and perhaps draft_steps, context.
-    Alternates between assigning each step to its highest plane and refitting the planes, from
-    splits of the batch sizes; the relative errors are what is minimised, so that small batches
-    count. tile: of the roofline, given and not fitted.
+    Alternates between assigning each step to its
+    highest plane and refitting the planes, from splits of the batch sizes; the relative errors are
+    what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
@@ -66,7 +65,7 @@ def fit(
     return min((f for f in found if f), key=lambda candidate: float((candidate.errors**2).mean()))
 
 
-def _read(path: Path) -> list[Measured]:
+def _read(path: Path) -> list[tuple[float, float, float, float]]:
     rows = []
     with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
         reader = csv.reader(f, skipinitialspace=True)
@@ -141,7 +140,7 @@ class Judged:
         return f"R2 {self.fit.r2:.4f}, median error {errors}"
 
 
-def fitted(rows: Sequence[Measured], planes: int = 3) -> Judged:
+def fitted(rows: Steps, planes: int = 3) -> Judged:
     """The roofline with the tile that explains steps best, where some are of no use.
 
     rows: as in `fit`, at least 4. Left out are steps that took far less than the smallest ones,

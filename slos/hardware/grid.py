@@ -6,17 +6,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slos.hardware.steps import Step
+if TYPE_CHECKING:
+    from slos.hardware.recorder import Step
 
 MOST_TOKENS = 8192  # of a step
 MOST_SEQS = 512
 MOST_CONTEXT = 65536  # tokens of all requests: filling more takes longer than it tells
-# tokens of prompts in a step
-CHUNKS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8000)
+CHUNKS = (
+    16,
+    64,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    2048,
+    4096,
+    8000,
+)  # tokens of prompts in a step
 BESIDE = 2  # chunks, drawn at random, that are tried beside each number of decodes
 STEPS = 6  # steps of decodes alone that are averaged
 SETTLE = 2  # steps of decodes before and after those that are asked for
@@ -26,8 +39,8 @@ SETTLE = 2  # steps of decodes before and after those that are asked for
 class Row:
     """The mean of `steps` consecutive steps of one composition; `case` says what was asked for.
 
-    tokens, requests, decodes, draft_steps and context are per step, as in `Step`; seconds are wall
-    clock."""
+    tokens, requests, decodes, draft_steps and context are per step, as in `recorder.Step`; seconds
+    are wall clock."""
 
     case: str
     tokens: float
@@ -57,12 +70,16 @@ class Bench:
             spec = {"method": "draft_model", "model": draft, "num_speculative_tokens": 8}
             arguments["speculative_config"] = spec
         usual = {
-            "max_num_batched_tokens": MOST_TOKENS, "max_num_seqs": MOST_SEQS,
-            "enable_prefix_caching": False, "disable_log_stats": True,
-            "skip_tokenizer_init": True, "scheduler_cls": "slos.hardware.recorder.Stock",
-        }  # fmt: skip
-        asked = EngineArgs(model=model, **(usual | arguments))
-        self.engine: Any = LLMEngine.from_engine_args(asked)
+            "max_num_batched_tokens": MOST_TOKENS,
+            "max_num_seqs": MOST_SEQS,
+            "enable_prefix_caching": False,
+            "disable_log_stats": True,
+            "skip_tokenizer_init": True,
+            "scheduler_cls": "slos.hardware.recorder.Stock",
+        }
+        self.engine: Any = LLMEngine.from_engine_args(
+            EngineArgs(model=model, **(usual | arguments))
+        )
         core = self.engine.engine_core.engine_core
         self.config, self.scheduler = core.vllm_config, core.scheduler
         self.drafts = 8 if draft else 0
@@ -82,8 +99,9 @@ class Bench:
     def add(self, count: int, prompt: int, output: int) -> None:
         from vllm import SamplingParams
 
-        how: Any = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
-        params = SamplingParams(max_tokens=output, **how)
+        params = SamplingParams(
+            temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False
+        )
         vocabulary = self.config.model_config.get_vocab_size()
         for _ in range(count):
             self.made += 1
@@ -100,19 +118,15 @@ class Bench:
             if time.monotonic() > self.deadline:
                 raise TimeUp
             finished = {o.request_id for o in self.engine.step() if o.finished}
-            self.open = [id for id in self.open if id not in finished]
+            if finished:
+                self.open = [id for id in self.open if id not in finished]
         return scheduler.steps[done:]
 
     def fill(self, count: int, context: int) -> None:
         """So many requests that have `context` tokens and decode until they are aborted."""
         self.add(count, context, self.max_context - context)
-        while self.prefills:
+        while any(r.num_output_tokens < 1 for r in self.scheduler.requests.values()):
             self.run(1)
-
-    @property
-    def prefills(self) -> bool:
-        """Whether some request has no token yet."""
-        return any(not r.num_output_tokens for r in self.scheduler.requests.values())
 
     def decodes(self, case: str) -> float:
         """Seconds of a step in which the present requests decode, and nothing else happens."""
@@ -137,7 +151,10 @@ class Bench:
         while left > 0:
             self.add(1, min(each, left), 1)
             left -= each
-        while self.prefills or len(self.open) > count:
+        while (
+            any(not r.num_output_tokens for r in self.scheduler.requests.values())
+            or len(self.open) > count
+        ):
             self.run(1, count + chunk)
         self.run(SETTLE)
         ran = self.scheduler.steps[before:]
@@ -152,9 +169,9 @@ class Bench:
         self.open = self.open[:count]
         if not count:
             core = self.engine.engine_core
-            while self.scheduler.in_flight.flying:
+            while self.scheduler.in_flight:
                 core.get_output()
-            self.scheduler.in_flight.pause()
+            self.scheduler.pause()
 
 
 def sizes(most: int) -> list[int]:
@@ -178,15 +195,17 @@ def level(bench: Bench, context: int, most: int = MOST_SEQS, every: bool = False
     every: try every chunk beside a single decode.
     """
     room = min(MOST_CONTEXT, bench.kv_tokens * 9 // 10)
-    seats = bench.config.scheduler_config.max_num_seqs - 2
-    many = max(1, min(most, seats, room // (context + 160)))
+    many = max(
+        1, min(most, bench.config.scheduler_config.max_num_seqs - 2, room // (context + 160))
+    )
     bench.fill(many, context)
     for count in sizes(many):
         bench.keep(count)
         alone = bench.decodes(f"{count} decodes at {context}")
         free = room - count * (context + 160)
-        small = [c for c in CHUNKS if count + c <= bench.batched]
-        fitting = [c for c in small if min(6 * c, 3 * MOST_TOKENS) < free]
+        fitting = [
+            c for c in CHUNKS if count + c <= bench.batched and min(6 * c, 3 * MOST_TOKENS) < free
+        ]
         few = fitting if count == 1 and every else bench.rng.permutation(fitting)[:BESIDE].tolist()
         for chunk in few:
             bench.beside(f"{count} decodes at {context} beside {chunk}", chunk, alone)
@@ -216,8 +235,9 @@ def measure(bench: Bench, seconds: float, keep: Callable[[list[Row]], None]) -> 
     """
     longest = bench.max_context
     levels = [c for c in (64, 512, 2048, 4096) if c < longest * 3 // 4] + [longest * 3 // 4]
-    smallest = max(1, min(longest, bench.kv_tokens) // 4)
-    levels = [c for c in levels if 2 * c < bench.kv_tokens] or [smallest]
+    levels = [c for c in levels if 2 * c < bench.kv_tokens] or [
+        max(1, min(longest, bench.kv_tokens) // 4)
+    ]
     bench.deadline = time.monotonic() + seconds
     try:
         level(bench, levels[0], 32)

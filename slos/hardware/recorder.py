@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import astuple, fields
+from collections import deque
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-from slos.hardware.steps import InFlight, Step
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One executed step: `tokens` computed for `requests`, of which `decodes` decode; the longest
+    draft that was verified, in tokens; `context`, the KV tokens that its requests had before it;
+    `seconds` of the step, and `planning` seconds of them inside `schedule`; `end` on the clock of
+    `perf_counter`.
+
+    With asynchronous scheduling a step lasts from the end of the one before it: what is decided or
+    prepared meanwhile costs nothing."""
+
+    tokens: int
+    requests: int
+    decodes: int
+    draft_steps: int
+    context: int
+    seconds: float
+    planning: float
+    end: float
+
+
+COLUMNS = tuple(f.name for f in fields(Step))
 
 
 class Recording:
-    """Mixin over a scheduler of vLLM's: its executed steps in `steps`, on the clock of
-    `perf_counter`; where `--additional-config` names a file as "steps", they are in that CSV file
-    when the engine shuts down, and every `FLUSH` steps."""
+    """Mixin over a scheduler of vLLM's: its executed steps in `steps`; where `--additional-config`
+    names a file as "steps", they are in that CSV file when the engine shuts down, and every `FLUSH`
+    steps."""
 
     FLUSH = 256
 
@@ -26,14 +48,43 @@ class Recording:
         self.path = Path(config["steps"]) if config.get("steps") else None
         self.steps: list[Step] = []
         self.written = 0
-        self.in_flight = InFlight()
-        # tokens that the draft model proposes next; None: as many as vLLM says
-        self.drafts: int | None = None
+        self.drafts: int | None = (
+            None  # tokens that the draft model proposes next; None: as many as vLLM says
+        )
+        self._flying: deque[tuple[float, int, int, int, int, int, float]] = deque()
+        self._last_end, self._busy = 0.0, False
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were scheduled and whose tokens are not here yet."""
+        return len(self._flying)
+
+    def pause(self) -> None:
+        """The caller does something else now: the next step begins when it is asked for."""
+        self._busy = False
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
         out = cast(Any, super()).schedule(*args, **kwargs)
-        self.in_flight.began(start, out, cast(Any, self).requests, perf_counter() - start)
+        planning = perf_counter() - start
+        ran = out.num_scheduled_tokens
+        if ran:
+            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            requests = cast(Any, self).requests
+            before = {id: requests[id].num_computed_tokens - n for id, n in ran.items()}
+            decodes = sum(n >= requests[id].num_prompt_tokens for id, n in before.items())
+            begin = self._last_end if self._busy and not self._flying else start
+            row = (
+                begin,
+                sum(ran.values()),
+                len(ran),
+                decodes,
+                drafts,
+                sum(before.values()),
+                planning,
+            )
+            self._flying.append(row)
+        self._busy = bool(ran)
         return out
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
@@ -42,19 +93,24 @@ class Recording:
         cast(Any, super())._update_after_schedule(scheduler_output)
 
     def update_from_output(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if scheduler_output.num_scheduled_tokens and self.in_flight.flying:
-            self.steps.append(self.in_flight.ended(perf_counter()))
-            if len(self.steps) >= self.written + self.FLUSH:
+        if scheduler_output.num_scheduled_tokens and self._flying:
+            now = perf_counter()
+            begin, tokens, requests, decodes, drafts, context, planning = self._flying.popleft()
+            seconds, self._last_end = now - max(begin, self._last_end), now
+            self.steps.append(
+                Step(tokens, requests, decodes, drafts, context, seconds, planning, now)
+            )
+            if self.path and len(self.steps) >= self.written + self.FLUSH:
                 self.flush()
         return cast(Any, super()).update_from_output(scheduler_output, *args, **kwargs)
 
     def flush(self) -> None:
-        """Append to the file, if there is one, what is not in it yet."""
+        """Append to the file what is not in it yet."""
         if self.path:
             with self.path.open("a", newline="") as out:
                 writer = csv.writer(out)
                 if not self.written:
-                    writer.writerow(f.name for f in fields(Step))
+                    writer.writerow(COLUMNS)
                 writer.writerows(astuple(step) for step in self.steps[self.written :])
             self.written = len(self.steps)
 

@@ -4,9 +4,10 @@ run."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from slos.core.roofline import Roofline, scaled
 from slos.core.types import require
 from slos.hardware.fit import OUTLIER, fit
 from slos.hardware.profiles import Profile, save
-from slos.hardware.steps import InFlight, Measured, Step
 from slos.serving.beside import logger
 from slos.serving.settings import Settings
 
@@ -22,6 +22,8 @@ FIRST, EVERY = 24, 128  # steps until the first fit, which doubles from fit to f
 # Batch sizes, by powers of two, without which no fit can tell a token's cost from a step's.
 SIZES = 3
 KEPT = 48  # steps kept of each
+Measured = tuple[int, int, int, float]
+"""Tokens, draft steps, context tokens, and seconds of one executed step."""
 
 
 @dataclass(slots=True)
@@ -53,11 +55,11 @@ class Learned:
         """What a fit rests on."""
         return [step for steps in self._steps.values() for step in steps]
 
-    def observe(self, tokens: float, draft_steps: float, context: float, seconds: float) -> bool:
+    def observe(self, tokens: int, draft_steps: int, context: int, seconds: float) -> bool:
         """Take one executed step into account; True when it is time to `refit`."""
         if seconds <= 0 or tokens < 1:
             return False
-        alike = self._steps.setdefault(int(tokens).bit_length(), deque(maxlen=KEPT))
+        alike = self._steps.setdefault(tokens.bit_length(), deque(maxlen=KEPT))
         alike.append((tokens, draft_steps, context, seconds))
         self._seen += 1
         if self._seen < self._next or len(self._steps) < SIZES:
@@ -79,7 +81,7 @@ class Learned:
         self.margin, self.roofline = max(1.0, float(np.quantile(ratios, self.caution))), roofline
 
 
-class Belief(InFlight):
+class Belief:
     """Steps in flight, what is `learned` of those that ended, and the `roofline` that is believed
     now: deadlines of requests to come are set by it.
 
@@ -87,26 +89,44 @@ class Belief(InFlight):
     """
 
     def __init__(self, settings: Settings, profile_of: Callable[[Learned, int], Profile]) -> None:
-        super().__init__()
         self.settings, self.profile_of = settings, profile_of
         start = settings.start
         self.roofline: Roofline | None = start and start.roofline
         self.learned = Learned(self.roofline, settings.caution, start.margin if start else 1.0)
         self.fitter = ThreadPoolExecutor(1, "slos-fit")
+        # start, tokens, draft steps, context of steps
+        self.flying: deque[tuple[float, int, int, int]] = deque()
+        self.last_end, self.busy = 0.0, False
 
-    def expected(self, step: Step) -> float | None:
+    def began(self, start: float, out: Any, requests: Mapping[str, Any]) -> None:
+        """A step was formed from `start` on; out: vLLM's, of `requests`, perhaps of none."""
+        ran = out.num_scheduled_tokens
+        if ran:
+            drafts = max(map(len, out.scheduled_spec_decode_tokens.values()), default=0)
+            context = sum(requests[id].num_computed_tokens - n for id, n in ran.items())
+            begin = self.last_end if self.busy and not self.flying else start
+            self.flying.append((begin, out.total_num_scheduled_tokens, drafts, context))
+        self.busy = bool(ran)
+
+    def ended(self, now: float) -> Measured:
+        """The oldest step in flight, which has ended."""
+        begin, tokens, drafts, context = self.flying.popleft()
+        seconds, self.last_end = now - max(begin, self.last_end), now
+        return tokens, drafts, context, seconds
+
+    def expected(self, step: Measured) -> float | None:
         """Seconds that it should have taken, None where nothing is believed."""
-        return self.roofline and self.roofline.time(*step.measured[:3])
+        return self.roofline and self.roofline.time(*step[:3])
 
     def flown(self, now: float) -> float:
         """When the steps in flight will have ended."""
         if self.roofline:
-            for begin, step in self.flying:
-                now = max(now, begin + self.roofline.time(*step.measured[:3]))
+            for begin, *step in self.flying:
+                now = max(now, begin + self.roofline.time(*step))
         return now
 
-    def learn(self, step: Step) -> None:
-        if self.settings.learn and self.learned.observe(*step.measured):
+    def learn(self, step: Measured) -> None:
+        if self.settings.learn and self.learned.observe(*step):
             self.fitter.submit(self._refit, self.learned.steps)
 
     def _refit(self, steps: list[Measured]) -> None:

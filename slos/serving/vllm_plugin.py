@@ -245,7 +245,7 @@ class SLOScheduler(AsyncScheduler):
         if scheduler_output.num_scheduled_tokens and self.belief.flying:
             step = self.belief.ended(now)
             with self.beside("learning from steps"):
-                self.metrics.step(step.seconds, self.belief.expected(step))
+                self.metrics.step(step[-1], self.belief.expected(step))
                 self.belief.learn(step)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
         for id in scheduler_output.num_scheduled_tokens:

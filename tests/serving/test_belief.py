@@ -15,8 +15,7 @@ from laws import examples
 
 from slos.core.roofline import Plane, Roofline, scaled
 from slos.hardware.profiles import Profile, profile, save
-from slos.hardware.steps import Measured
-from slos.serving.belief import EVERY, FIRST, KEPT, SIZES, Learned
+from slos.serving.belief import EVERY, FIRST, KEPT, SIZES, Learned, Measured
 
 TOKENS = (1, 2, 8, 32, 64, 128, 256, 500)  # sizes of batches that a belief is looked at
 plane = st.builds(
