@@ -10,12 +10,10 @@ every stage. A declined request attains by neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
 from operator import attrgetter
-from random import Random
-from typing import Any
 
 from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, start
 from slos.core.roofline import Roofline
@@ -71,13 +69,8 @@ class Live:
     preemptions: int = 0
     late_first: bool = False
     client_ok: bool = True
-    claim: int = 0  # blocks that it will have held at its end, by its replica's predictor
-    route: list[str] = field(default_factory=list)  # replicas still to ask
     replica: str = ""
     hops: int = 0
-    seed: str = ""  # of what becomes of its drafts
-    dice: Random | None = None
-    content: Any = None  # names of its KV blocks, where there is a prefix cache
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
         """Enter `stage`: its prompt joins the context and its first token gets a deadline."""
@@ -96,15 +89,6 @@ class Live:
         paces = [s.slo.tpot for s in following]
         p.later_tpot, p.stages_left = min(paces, default=inf), len(paces)
 
-    def draft(self, drafts: int, acceptance: float) -> int:
-        """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
-        model's own."""
-        accepted, self.dice = 0, self.dice or Random(self.seed)
-        while accepted < drafts and self.dice.random() < acceptance:
-            accepted += 1
-        p = self.progress
-        return min(accepted + 1, self.request.stages[p.stage].output - p.generated)
-
     def emit(self, times: list[float]) -> bool:
         """Record tokens that appeared at `times`; True when they end the stage."""
         p, stage = self.progress, self.request.stages[self.progress.stage]
@@ -118,9 +102,8 @@ class Live:
             p.t0 = start(p.t0, first, p.client, stage.goes_on)
         p.generated = end = n + len(times)
         p.tokens += end - n
-        for i in range(n + -n % CHECK_EVERY, end, CHECK_EVERY):
-            if i:
-                self.lateness = max(self.lateness, times[i - n] - (self.t0 + i * p.tpot))
+        for i in range(n + -n % CHECK_EVERY or CHECK_EVERY, end, CHECK_EVERY):
+            self.lateness = max(self.lateness, times[i - n] - (self.t0 + i * p.tpot))
         if end < stage.output:
             return False
         last = times[-1]

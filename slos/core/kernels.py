@@ -9,14 +9,17 @@ from zlib import crc32
 
 from llvmlite.binding import ffi
 from numba import njit
+from numba.extending import register_jitable
 
 # An engine of vLLM's in this process would not start: its CPU worker reads `vars` of everything
 # that it finds in any module, and numba's binding to LLVM takes that for a function of the library.
 getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
+shared = register_jitable  # a function for kernels and for Python, which runs it as it is
+
 FOLDERS = ("core", "planning", "policies")  # where kernels are
 _FILES = [p for name in FOLDERS for p in sorted((Path(__file__).parents[1] / name).glob("*.py"))]
-STAMP = f"{crc32(b''.join(t for t in map(Path.read_bytes, _FILES) if b'@kernel' in t)):08x}"
+STAMP = f"{crc32(b''.join(t for t in map(Path.read_bytes, _FILES) if b'core.kernels' in t)):08x}"
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -8,27 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slos.core.types import Progress, Request
-
-
-class Unmoved:
-    """One that learns nothing of what its host tells it, and is sure of nothing."""
-
-    def at_least(self, progress: Progress) -> int:
-        return 1
-
-    def began(self, progress: Progress) -> None:
-        pass
-
-    def ended(self, progress: Progress, last: bool) -> None:
-        pass
-
-    def aborted(self, progress: Progress) -> None:
-        pass
+from slos.core.types import LengthPredictor, Progress, Request
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed(Unmoved):
+class Fixed(LengthPredictor):
     """Every request has so many `tokens` to go, all of them in its present stage."""
 
     tokens: int
@@ -40,7 +24,7 @@ class Fixed(Unmoved):
         return 0
 
 
-class Oracle(Unmoved):
+class Oracle(LengthPredictor):
     """Knows every length, as the paper assumes for every system that it compares."""
 
     def __init__(self, requests: Sequence[Request]) -> None:

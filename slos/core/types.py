@@ -210,9 +210,8 @@ class View:
 
     def frees(self, *victims: Progress) -> int:
         """KV blocks that come free if these running requests are preempted, at the least."""
-        held, shared = 0, 0
-        for p in victims:
-            held, shared = held + self.blocks(p.computed), shared + p.shared
+        held = sum(self.blocks(p.computed) for p in victims)
+        shared = sum(p.shared for p in victims)
         if not shared or len(victims) == 1:
             return held - shared
         # where they hold more than all share with others, they share it with each other
@@ -280,21 +279,22 @@ class Router(Protocol):
 class LengthPredictor(Protocol):
     """Says how many tokens a request will still add to its context before it gives its KV blocks
     back: `remaining`, at least 1, and of those `after_stage` in stages that follow without a wait.
-
     Both may change from step to step. `at_least` so many output tokens of this stage are sure to
-    come, 1 where nothing is known. The host tells of every stage that `began` with its first token,
-    in the record that it keeps up to date; and that `ended`, as the record was then; `last`: the
-    blocks came back. One that is `aborted` ends no stage.
+    come. A subclass inherits that it is sure of nothing, and learns nothing of what its host tells.
     """
 
     def remaining(self, progress: Progress) -> int: ...
 
     def after_stage(self, progress: Progress) -> int: ...
 
-    def at_least(self, progress: Progress) -> int: ...
+    def at_least(self, progress: Progress) -> int:
+        return 1
 
-    def began(self, progress: Progress) -> None: ...
+    def began(self, progress: Progress) -> None:
+        """A stage has its first token; its host keeps the record up to date."""
 
-    def ended(self, progress: Progress, last: bool) -> None: ...
+    def ended(self, progress: Progress, last: bool) -> None:
+        """A stage ended, as the record is now; last: the KV blocks came back."""
 
-    def aborted(self, progress: Progress) -> None: ...
+    def aborted(self, progress: Progress) -> None:
+        """A request ends, and no stage with it."""

@@ -9,9 +9,9 @@ from math import inf
 from typing import Any
 
 from slos.core.attainment import Outcome
-from slos.core.roofline import Roofline, scaled
+from slos.core.roofline import Roofline
 from slos.core.types import SLO, Request, Stage, require
-from slos.hardware.profiles import Profile, profile, profiles
+from slos.hardware.profiles import Profile, profile, profiles, scaled
 from slos.policies.predictors import make_predictor
 from slos.policies.routers import make_router
 from slos.sim.cluster import cluster, link

@@ -6,7 +6,7 @@ that `slos.studies.kernel_profiles` makes of tables of kernels."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from math import isfinite
@@ -20,6 +20,12 @@ from slos.files import write_whole
 OWN, KERNELS = "profiles.json", "kernel_profiles.json"
 OPTIONAL = ("block_size", "margin", "max_seqs", "k_ctx", "tile")
 SLOWEST = 2.0  # seconds that a step of one token may take; in milliseconds it would be more
+
+
+def scaled(roofline: Roofline, factor: float) -> Roofline:
+    """The same hardware, `factor` times slower."""
+    planes = (Plane(p.k1 * factor, p.k2 * factor, p.b * factor) for p in roofline.planes)
+    return replace(roofline, planes=tuple(planes), k_ctx=roofline.k_ctx * factor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from slos.core.kernels import kernel
-from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time, slowness
+from slos.core.roofline import EPS, Roofline, batch_fits, batch_time, least_time
 from slos.core.types import View
+from slos.planning.jobs import lent
 
 
 class Engine(NamedTuple):
@@ -34,84 +35,43 @@ class Engine(NamedTuple):
     block_size: int
 
 
-def engine_of(roofline: Roofline, view: View, longest: float = 0.15, fixed: int = 0) -> Engine:
+def engine_of(roofline: Roofline, view: View, longest: float, fixed: int) -> Engine:
     hardware = roofline.array, roofline.tile, float(roofline.k_ctx), roofline.chunk
-    longest, blocks = float(longest) * slowness(roofline), view.total_blocks
-    if any(p.shared for p in view.running):
+    longest, blocks = float(longest) * roofline.slowness, view.total_blocks
+    if any([p.shared for p in view.running]):
         # held for ever, as it were, because none of those that hold them gives them back for sure
         blocks = view.free_blocks + sum(map(view.frees, view.running))
     return Engine(*hardware, longest, fixed, blocks, view.block_size)
 
 
-class Owed(NamedTuple):
-    """Tokens that all jobs together have left, those that they have in the KV cache, and when the
-    earliest decode is due (s)."""
-
-    tokens: float
-    context: float
-    soonest: float
-
-
 @kernel
-def form(now, jobs, alive, engine, tokens):
-    """Fill `tokens` [jobs] with this step's tokens of the jobs that are `alive`; returns the step's
-    seconds.
+def form(now, jobs, engine):
+    """The next step's seconds, and its tokens of each job: float [jobs].
 
     A job that is late beyond cure no longer shortens the step for others.
     """
-    prefills, owed = scan(jobs, alive, tokens)
-    return fill(now, jobs, prefills, owed, engine, tokens)
-
-
-@kernel
-def scan(jobs, alive, tokens):
-    """One token for every decode, none for others, whose indices are returned, earliest deadline
-    first; and what all are owed."""
-    prefills = np.empty(len(jobs), np.int64)
-    count, total, context, soonest = 0, 0.0, 0.0, np.inf
-    for j in range(len(jobs)):
-        tokens[j] = 0.0
-        if alive[j]:
-            job = jobs[j]
-            total += job.left
-            context += job.computed
-            if job.left == 1:
-                tokens[j] = 1.0
-                soonest = min(soonest, job.due)
-            else:
-                prefills[count] = j
-                count += 1
-    prefills = prefills[:count]
+    decodes, prefills = np.flatnonzero(jobs.left == 1), np.flatnonzero(jobs.left > 1)
     sort(prefills, jobs)
-    return prefills, Owed(total, context, soonest)
-
-
-@kernel
-def fill(now, jobs, prefills, owed, engine, tokens):
-    """`form` after `scan`."""
-    decodes, fixed = owed.tokens, engine.fixed
-    for j in prefills:
-        decodes -= jobs[j].left
-    limit = _limit(now, jobs, prefills, decodes, owed, engine)
+    context = jobs.computed.sum()
+    limit = _limit(now, jobs, decodes, prefills, context, engine)
     # whole tiles: the rest of one is free
-    budget = max(float(engine.tile), batch_fits(engine, limit, owed.context))
-    if fixed:
-        budget = max(decodes, float(fixed))
-    if owed.tokens <= budget:
-        for j in prefills:
-            tokens[j] = jobs[j].left
-        return batch_time(engine, owed.tokens, owed.context)
-    rate = (budget - decodes) / limit
-    if decodes > budget or (not fixed and _too_slow(now, jobs, prefills, rate)):
-        used = _urgent_first(now + 2 * limit, jobs, prefills, budget, tokens)
-    else:
-        used = _give(jobs, prefills, decodes, budget, tokens)
-    context = owed.context
-    if engine.k_ctx > 0:
-        context = 0.0
-        for j in range(len(jobs)):
-            context += jobs[j].computed if tokens[j] else 0.0
-    return batch_time(engine, used, context)
+    budget = max(engine.tile, batch_fits(engine, limit, 0, context))
+    if engine.fixed:
+        budget = max(len(decodes), engine.fixed)
+    first, rate = len(decodes), (budget - len(decodes)) / limit
+    if rate < 0 or (not engine.fixed and _too_slow(now, jobs, prefills, rate)):
+        # only decodes that are due before the end of another such step go before prefills
+        sort(decodes, jobs)
+        first = np.searchsorted(jobs.due[decodes], now + 2 * limit)
+    tokens, used, context = np.zeros(len(jobs)), 0.0, 0.0
+    for j in np.concatenate((decodes[:first], prefills, decodes[first:])):
+        if used >= budget:
+            break
+        given = min(jobs[j].left, budget - used)
+        tokens[j] = given
+        used += given
+        context += jobs[j].computed
+    return batch_time(engine, used, 0, context), tokens
 
 
 @kernel
@@ -119,15 +79,20 @@ def longest_step(engine, context):
     """Seconds of a step at the most. Where `context` alone takes long, twice the shortest step. One
     of more tokens than `chunk` takes longer for each: a deadline further away would make prompts
     later."""
-    most = max(engine.longest, 2 * batch_time(engine, 1.0, context))
-    return most if engine.chunk == np.inf else min(most, batch_time(engine, engine.chunk, context))
+    most = max(engine.longest, 2 * batch_time(engine, 1, 0, context))
+    if engine.chunk < np.inf:
+        most = min(most, batch_time(engine, engine.chunk, 0, context))
+    return most
 
 
 @kernel
-def _limit(now, jobs, prefills, decodes, owed, engine):
+def _limit(now, jobs, decodes, prefills, context, engine):
     """Seconds that a step may last: until the earliest deadline that can be met."""
-    least = batch_time(engine, max(decodes, 1.0), owed.context)
-    limit = max(least, min(longest_step(engine, owed.context), owed.soonest - now))
+    soonest = np.inf
+    for j in decodes:
+        soonest = min(soonest, jobs[j].due)
+    least = batch_time(engine, max(len(decodes), 1), 0, context)
+    limit = max(least, min(longest_step(engine, context), soonest - now))
     for j in prefills:
         slack = jobs[j].due - now
         if slack + EPS >= least_time(engine, jobs[j].left):
@@ -147,23 +112,6 @@ def _too_slow(now, jobs, prefills, rate):
 
 
 @kernel
-def _urgent_first(until, jobs, prefills, budget, tokens):
-    """Decodes due before `until`, then prefills, then other decodes; what is used of the budget."""
-    decoding = np.flatnonzero(tokens)
-    urgent = jobs.due[decoding] < until
-    tokens[:] = 0.0
-    first, last = decoding[urgent], decoding[~urgent]
-    if len(first) > budget:
-        sort(first, jobs)
-    used = _give(jobs, first, 0.0, budget, tokens)
-    used = _give(jobs, prefills, used, budget, tokens)
-    if used < budget:
-        sort(last, jobs)
-        used = _give(jobs, last, used, budget, tokens)
-    return used
-
-
-@kernel
 def sort(some, jobs):
     """Sort indices in place, earliest deadline first, ties as they were."""
     if len(some) > 1:
@@ -171,23 +119,12 @@ def sort(some, jobs):
 
 
 @kernel
-def _give(jobs, some, used, budget, tokens):
-    """Give `some` jobs in turn what they have left, as far as `budget` goes; what is then used of
-    it."""
-    for j in some:
-        if used >= budget:
-            break
-        tokens[j] = min(jobs[j].left, budget - used)
-        used += tokens[j]
-    return used
-
-
-@kernel
 def latest_end(now, jobs, tokens, engine, cushion):
-    """Until when this step may be stretched for best effort.
+    """Until when this step may be stretched for best effort or drafts.
 
-    No deadline passes, and every job keeps `cushion` seconds beyond the time of a step of decodes;
-    `now` if a guaranteed prefill is left over, which has a better use for the time.
+    No deadline passes, with nothing lent, and every job keeps `cushion` seconds beyond the time of
+    a step of decodes; `now` if a guaranteed prefill is left over, which has a better use for the
+    time.
     """
     end, context = np.inf, 0.0
     for j in range(len(jobs)):
@@ -195,13 +132,13 @@ def latest_end(now, jobs, tokens, engine, cushion):
         waits = job.left > tokens[j]
         if waits and job.left > 1:
             return now
-        end = min(end, job.due - cushion if waits else job.due)
+        end = min(end, job.due - lent(job) - (cushion if waits else 0.0))
         context += job.computed + tokens[j]
     end = min(end, now + longest_step(engine, context))
-    ahead = batch_time(engine, float(len(jobs)), context) + cushion
+    ahead = batch_time(engine, len(jobs), 0, context) + cushion
     for j in range(len(jobs)):
         job = jobs[j]
         # one that sets its schedule anew has its whole pace for the next token, however long it is
         if job.left == tokens[j] and job.remaining > 1 and not job.opens:
-            end = min(end, job.due + job.tpot - ahead)
+            end = min(end, job.due - lent(job) + job.tpot - ahead)
     return end

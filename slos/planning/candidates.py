@@ -3,9 +3,10 @@ with the product of the tiers, and what a step costs must not grow with those th
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from math import inf
+from math import inf, prod
 
 import numpy as np
 
@@ -20,17 +21,9 @@ FEW = 4  # more of them rounded down to so many tiers
 FEWEST = 40  # candidates that have at most STATES count vectors, however they spread over FEW tiers
 
 
-def vectors(counts: Iterable[int]) -> int:
-    """Count vectors of so many requests of each tier, `STATES` + 1 where there are more."""
-    states = 1
-    for n in counts:
-        states = min(states * (n + 1), STATES + 1)
-    return states
-
-
-def _many(tpots: Sequence[float]) -> bool:
-    """Whether such requests, n of which have at most 2**n count vectors, have too many."""
-    return 1 << len(tpots) > STATES and vectors(Counter(tpots).values()) > STATES
+def vectors(tpots: Iterable[float]) -> int:
+    """Count vectors of requests with such TPOTs."""
+    return prod(n + 1 for n in Counter(tpots).values())
 
 
 def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
@@ -56,31 +49,29 @@ def planned(
 ) -> tuple[list[Progress], list[Progress]]:
     """As many as one planning takes, those `admitted` already and then the most urgent first; and
     the others."""
-    if len(candidates) <= MOST and not _many([p.tpot for p in candidates]):
+    if len(candidates) <= MOST and vectors(p.tpot for p in candidates) <= STATES:
         return candidates, []
     new = np.array([p.id not in admitted for p in candidates])
     due = np.array([p.due for p in candidates])
     candidates = [candidates[i] for i in np.lexsort((due, new)).tolist()]
-    last = _taken([p.tpot for p in candidates[:MOST]])
+    tpots = [p.tpot for p in candidates[:MOST]]
+
+    def crowded(n: int) -> bool:
+        """Whether the first n have too many tiers or count vectors."""
+        return len(set(tpots[:n])) > TIERS or vectors(tpots[:n]) > STATES
+
+    last = bisect_left(range(len(tpots) + 1), True, key=crowded) - 1
+    last = min(max(last, FEWEST), len(tpots))
     return candidates[:last], candidates[last:]
 
 
-def _taken(tpots: Sequence[float]) -> int:
-    """How many of the first candidates, by their TPOTs, one planning takes."""
-    counts: Counter[float] = Counter()
-    states = 1.0
-    for taken, tpot in enumerate(tpots):
-        states *= (counts[tpot] + 2) / (counts[tpot] + 1)
-        counts[tpot] += 1
-        if states > STATES + 0.5 or len(counts) > TIERS:
-            return min(max(taken, FEWEST), len(tpots))
-    return len(tpots)
-
-
-def tiers(tpots: np.ndarray, new: int) -> np.ndarray:
-    """The TPOTs [requests] to plan with, the last `new` of candidates: their own, or rounded down
-    to a few tiers where there are too many count vectors."""
-    if len(set(tpots.tolist())) <= TIERS and not _many(tpots[len(tpots) - new :].tolist()):
-        return tpots
+def rounded(jobs: np.ndarray, new: int) -> np.ndarray:
+    """The jobs to plan with, the last `new` of which are candidates: as they are, or their TPOTs
+    rounded down to a few tiers where there are too many count vectors."""
+    tpots = jobs["tpot"].tolist()
+    if len(set(tpots)) <= TIERS and vectors(tpots[len(tpots) - new :]) <= STATES:
+        return jobs
+    jobs = jobs.copy()
     tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
-    return tau[np.searchsorted(tau, tpots, side="right") - 1]
+    jobs["tpot"] = tau[np.searchsorted(tau, tpots, side="right") - 1]
+    return jobs

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slos.core.kernels import kernel
-from slos.core.roofline import Roofline, tokens_in
+from slos.core.kernels import kernel, shared
+from slos.core.roofline import batch_time, tokens_in
 from slos.planning.jobs import blocks_of, slack_per_token
+from slos.planning.planner import sweep
 
 
 class Problem(NamedTuple):
@@ -34,26 +35,37 @@ class Problem(NamedTuple):
     seats: int
 
 
-def prefill_rates(tpots: np.ndarray, roofline: Roofline, context: int = 0) -> np.ndarray:
-    """Tokens per second of full batches that last each tier's TPOT: [tiers]. rho(n) =
-    rates[tightest] - sum n/tpot."""
-    reading, tile = roofline.k_ctx * context, roofline.tile
-    most = [(max(0.0, tokens_in(roofline.planes, t - reading)), t) for t in tpots.tolist()]
-    return np.array([(n if tile == 1 else n // tile * tile) / t for n, t in most])
+@shared
+def prefill_rates(tau, hardware, context=0.0):
+    """Tokens per second of full batches that last each tier's TPOT, while decodes read `context`:
+    [tiers]. rho(n) = rates[tightest] - sum n/tau."""
+    rates, tile = np.empty(len(tau)), hardware.tile
+    for k in range(len(tau)):
+        most = max(0.0, tokens_in(hardware.planes, tau[k] - hardware.k_ctx * context))
+        rates[k] = (most if tile == 1 else most // tile * tile) / tau[k]
+    return rates
 
 
 @kernel
-def fluid(now, jobs, tau, rates, engine, seats):
+def propose(now, jobs, engine, seats):
+    """The jobs that the planner accepts, decodes left out: bool [prefills], in their order."""
+    return sweep(fluid(now, jobs, engine, seats))[0]
+
+
+@kernel
+def fluid(now, jobs, engine, seats):
     """The planner's view of `jobs`: prefills are requests, decodes are counted.
 
-    A request ahead of its schedule counts in the loosest tier that its slack allows, and memory is
-    bounded by what is held now; when blocks come back is for the look ahead to see. tau: ascending,
-    one tier looser than any job last; rates: see `prefill_rates`.
+    A request ahead of its schedule counts in the loosest tier that its slack allows, the last of
+    which is looser than any job. Memory is bounded by what is held now; when blocks come back is
+    for the look ahead to see.
     """
+    tau = np.unique(jobs.tpot.copy())
+    tau = np.append(tau, 2 * tau[-1])
     n = np.zeros(len(tau))
     some = np.empty(len(jobs), np.int64)
     memory = np.empty(len(jobs))
-    count, room = 0, float(engine.blocks)
+    count, room, context = 0, float(engine.blocks), 0.0
     for j in range(len(jobs)):
         tier, job = 0, jobs[j]
         memory[j] = blocks_of(job, job.computed + job.left, engine.block_size)
@@ -66,6 +78,10 @@ def fluid(now, jobs, tau, rates, engine, seats):
             while tier + 1 < len(tau) and tau[tier + 1] <= pace:
                 tier += 1
             n[tier] += 1
+            context += job.computed
+    rates = prefill_rates(tau, engine, context)
+    if engine.fixed:
+        rates[:] = engine.fixed / batch_time(engine, engine.fixed, 0, context)
     some = some[:count]
     them = jobs[some]
     return Problem(

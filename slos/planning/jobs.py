@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from struct import pack_into
+from struct import Struct
 
 import numpy as np
 
@@ -27,6 +27,7 @@ its pace where those after it make that good. `due` is then the latest time from
 each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 0 where that
 is not known, as when a promise looks beyond a stage: in those that follow nothing is lent."""
 
+PACK = Struct(f"{len(FIELDS.split())}d").pack
 LEND = 0.3  # of what a token can be faster than its TPOT, so much is counted on
 LENT = 8.0  # TPOTs at the most by which a token comes later than at its pace
 
@@ -35,39 +36,32 @@ def jobs_of(
     requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0, shortest: float = inf
 ) -> np.ndarray:
     """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
-    shortest: seconds of a step at the least.
-
-    What these find in a prefix cache they hold if they start now. Others that wait were promised
-    before, and what they would find may be gone when they start: they are to compute it again.
-    """
-    n, later = len(requests), [p.later_tpot for p in requests]
-    tokens, computed = [p.tokens for p in requests], [p.computed for p in requests]
-    generated, remaining = [p.generated for p in requests], map(lengths.remaining, requests)
-    t0, tpot = [p.t0 for p in requests], [p.tpot for p in requests]
-    # filled by struct, several times as fast as np.array
-    ints, floats = np.empty((4, n), np.int64), np.empty((4, n))
-    pack_into(f"{4 * n}q", ints.data, 0, *tokens, *computed, *generated, *remaining)
-    pack_into(f"{4 * n}d", floats.data, 0, *t0, *tpot, *later, *[p.value for p in requests])
-    jobs = np.zeros(n, JOB)
-    jobs["left"] = ints[0] - ints[1]
-    jobs["due"] = floats[0] + ints[2] * floats[1]
-    jobs["tpot"], jobs["later"], jobs["value"] = floats[1:]
-    jobs["remaining"], jobs["computed"] = ints[3], ints[1]
-    jobs["new"][n - new :] = 1
-    for j in [j for j, tpot in enumerate(later) if tpot < inf]:
-        p = requests[j]
-        jobs["switch"][j] = lengths.after_stage(p)
-        jobs["reopens"][j] = 0 if not p.client else 1 if p.stages_left == 1 else inf
+    shortest: seconds of a step at the least."""
+    rows, started = list[bytes](), len(requests) - new
+    for p in requests:
+        left, computed = p.tokens - p.computed, p.computed
+        if p.cached and len(rows) >= started:
+            # It holds what it finds in a prefix cache if it starts now. Others that wait were
+            # promised before, and what they would find may be gone when they start.
+            left, computed = left - p.cached, computed + p.cached
+        switch = reopens = sure = 0.0
+        if p.later_tpot < inf:
+            switch = lengths.after_stage(p)
+            reopens = 0.0 if not p.client else 1.0 if p.stages_left == 1 else inf
+        if p.client and not p.follows:
+            sure = lengths.at_least(p)
+        # several times as fast as filling an array
+        row = PACK(
+            left, p.t0 + p.generated * p.tpot, p.tpot, lengths.remaining(p), computed, 0, switch,
+            p.later_tpot, p.value, p.client and not p.generated, reopens,
+            p.shared if p.computed else 0, sure, 0,
+        )  # fmt: skip
+        rows.append(row)
+    jobs = np.frombuffer(bytearray().join(rows), JOB)
+    jobs["new"][started:] = 1
     if any([p.client for p in requests]):
-        jobs["opens"] = [p.client and not p.generated for p in requests]
-        jobs["sure"] = [lengths.at_least(p) if p.client and not p.follows else 0 for p in requests]
         jobs["gain"] = LEND * np.maximum(0.0, jobs["tpot"] - shortest)
         jobs["due"] += lent_to(jobs)
-    if any(p.cached or p.shared for p in requests):
-        found = np.array([p.cached for p in requests[n - new :]])
-        jobs["left"][n - new :] -= found
-        jobs["computed"][n - new :] += found
-        jobs["shared"] = [p.shared if p.computed else 0 for p in requests]
     return jobs
 
 
@@ -84,14 +78,6 @@ def lent_to(jobs):
     for j in range(len(jobs)):
         seconds[j] = lent(jobs[j])
     return seconds
-
-
-def at_pace(jobs: np.ndarray) -> np.ndarray:
-    """The jobs as they are due at their pace, with nothing lent."""
-    jobs = jobs.copy()
-    jobs["due"] -= lent_to(jobs)
-    jobs["gain"] = 0.0
-    return jobs
 
 
 @kernel
@@ -135,8 +121,8 @@ def slack_per_token(job, now):
 
 @kernel
 def advanced(now, jobs, tokens, drafts):
-    """The jobs after a step that ends at `now` and gave them `tokens`, all drafts accepted; which
-    go on; whether all are in time.
+    """The jobs that go on after a step that ends at `now` and gave them `tokens`, all drafts
+    accepted; and whether all are in time.
 
     To be proven afterwards: one that could be in time before and no more can fails there.
     """
@@ -148,7 +134,7 @@ def advanced(now, jobs, tokens, drafts):
         if advance(job, tokens[j], drafts[j], now):
             in_time &= now <= due + EPS
             alive[j] = job.remaining > 0
-    return jobs, alive, in_time
+    return jobs[alive], in_time
 
 
 @kernel

@@ -10,7 +10,7 @@ import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import EPS, batch_time, least_time
-from slos.planning.batching import Owed, fill, scan
+from slos.planning.batching import form
 from slos.planning.jobs import advance, blocks_of, slack_per_token
 
 OK, LATE, MEMORY = 0, 1, 2
@@ -32,18 +32,18 @@ def choose(now, jobs, proposed, seats, engine):
     mine, ours = inside[len(jobs) - len(proposed) :], jobs[len(jobs) - len(proposed) :]
     mine[:] = proposed
     while mine.any():
-        verdict, at = OK, -1
+        verdict, until = OK, np.inf
         if mine.sum() <= seats:
-            verdict, at = look_ahead(now, jobs, inside, engine)
+            verdict, until = look_ahead(now, jobs[inside], engine)
             if verdict == OK:
                 break
-        mine[_costliest(ours, mine, np.inf if at < 0 else jobs[at].due, verdict == MEMORY)] = False
+        mine[_costliest(ours, mine, until, verdict == MEMORY)] = False
     tries = SECOND_TRIES
     for c in np.argsort(ours.left / ours.value, kind="mergesort"):
         if not mine[c] and tries > 0 and mine.sum() < seats:
             tries -= 1
             mine[c] = True
-            mine[c] = look_ahead(now, jobs, inside, engine)[0] == OK
+            mine[c] = proven(now, jobs[inside], engine)
     return mine
 
 
@@ -62,103 +62,58 @@ def _costliest(jobs, mine, until, memory):
 
 
 @kernel
-def look_ahead(now, jobs, inside, engine):
-    """Run the rule forward for the jobs `inside` until it can be argued on: (OK | LATE | MEMORY,
-    the job that failed or -1).
+def proven(now, jobs, engine):
+    """Whether all jobs are served in time, as long as no other is admitted."""
+    return look_ahead(now, jobs, engine)[0] == OK
+
+
+@kernel
+def look_ahead(now, jobs, engine):
+    """Run the rule forward until it can be argued on: OK, LATE or MEMORY, and the present deadline
+    of the job that would be late, else infinity.
 
     Once every job decodes in every step of at most the tightest TPOT none loses slack, and memory
-    is checked at each finish. Where some must sit out batches, the pace is checked as a rate and
-    memory by final sizes. An admitted job that cannot be in time even alone is not checked, so that
-    it does not forbid others.
+    is checked at each finish. An admitted job that cannot be in time even alone is not checked, so
+    that it does not forbid others.
     """
-    jobs, alive, tokens = jobs.copy(), inside.copy(), np.empty(len(jobs))
-    strict, hopeless = _can_be_in_time(now, jobs, alive, engine)
-    if hopeless >= 0:
-        return LATE, hopeless
-    prefills, owed = scan(jobs, alive, tokens)
+    jobs, due, strict = jobs.copy(), jobs.due.copy(), np.ones(len(jobs), np.bool_)
+    for j in range(len(jobs)):
+        strict[j] = now + least_time(engine, jobs[j].left) <= due[j] + EPS
+        if jobs[j].new and not strict[j]:
+            return LATE, due[j]
     settle = SETTLE
     while settle > 0:
-        if not len(prefills):
+        if not (jobs.left > 1).any():
             settle -= 1
-            if steady(now, jobs, alive, strict, engine):
-                return (OK if _peak(jobs, alive, engine) <= engine.blocks else MEMORY), -1
-        now += fill(now, jobs, prefills, owed, engine, tokens)
-        verdict, late, owed = _step(now, jobs, alive, strict, engine, tokens)
-        if verdict != OK:
-            return verdict, late
-        prefills = prefills[alive[prefills] & (jobs.left[prefills] > 1)]
-    return _in_the_long_run(now, jobs, alive, engine), -1
-
-
-@kernel
-def _can_be_in_time(now, jobs, alive, engine):
-    """Which jobs can be in time if they are computed alone: bool [jobs]; and the first new one that
-    cannot, or -1."""
-    strict = np.ones(len(jobs), np.bool_)
-    for j in range(len(jobs)):
-        if alive[j]:
-            job = jobs[j]
-            strict[j] = now + least_time(engine, job.left) <= job.due + EPS
-            if job.new and not strict[j]:
-                return strict, j
-    return strict, -1
-
-
-@kernel
-def _step(now, jobs, alive, strict, engine, tokens):
-    """Let a step with `tokens` end at `now`: the verdict, the job that is late or -1, and what is
-    then owed. `tokens` become 1 for each decode."""
-    held = freed = total = context = 0.0
-    soonest = np.inf
-    for j in range(len(jobs)):
-        if not alive[j]:
-            continue
-        job = jobs[j]
-        if strict[j] and now > job.due + EPS:
-            return LATE, j, Owed(total, context, soonest)
-        spoke = advance(job, tokens[j], 0.0, now)
-        held += job.computed - job.shared * engine.block_size
-        if spoke and job.remaining == 0:
-            alive[j] = False
-            tokens[j] = 0.0
-            freed += blocks_of(job, job.computed, engine.block_size)
-            continue
-        total += job.left
-        context += job.computed
-        tokens[j] = job.left == 1
-        if job.left == 1 and job.due < soonest:
-            soonest = job.due
-    # perhaps not, if blocks are counted one by one
-    if held + len(jobs) * (engine.block_size - 1) > engine.blocks * engine.block_size:
+            if _steady(now, jobs, strict, engine):
+                return (OK if _peak(jobs, engine) <= engine.blocks else MEMORY), np.inf
+        seconds, tokens = form(now, jobs, engine)
+        now, held = now + seconds, 0.0
         for j in range(len(jobs)):
-            freed += blocks_of(jobs[j], jobs[j].computed, engine.block_size) if alive[j] else 0.0
-        if freed > engine.blocks:
-            return MEMORY, -1, Owed(total, context, soonest)
-    return OK, -1, Owed(total, context, soonest)
+            if strict[j] and now > jobs[j].due + EPS:
+                return LATE, due[j]
+            advance(jobs[j], tokens[j], 0.0, now)
+            held += blocks_of(jobs[j], jobs[j].computed, engine.block_size)
+        if held > engine.blocks:
+            return MEMORY, np.inf
+        goes_on = jobs.remaining > 0
+        jobs, due, strict = jobs[goes_on], due[goes_on], strict[goes_on]
+    return _in_the_long_run(now, jobs, engine), np.inf
 
 
 @kernel
-def _in_the_long_run(now, jobs, alive, engine):
+def _in_the_long_run(now, jobs, engine):
     """The verdict on jobs that all decode: whether each can wait for steps of all of them, with
     what slack it has left, and whether the KV cache holds their final sizes.
 
     Decodes sit out only for prompts, so without one every step is a step of all.
     """
-    count = context = shared = final = 0.0
-    shortest = np.inf
-    for j in range(len(jobs)):
-        if alive[j]:
-            job = jobs[j]
-            size = job.computed + job.remaining
-            count += 1
-            context += size
-            shared += job.shared
-            final += blocks_of(job, size, engine.block_size)
-            pace = _tightest(job) + slack_per_token(job, now)
-            shortest = min(shortest, min(pace, job.later) if job.reopens else pace)
-    if shortest < batch_time(engine, count, _held(context, shared, engine)):
-        return LATE
-    return OK if final <= engine.blocks else MEMORY
+    seconds, blocks = _at_the_end(jobs, engine)
+    for job in jobs:
+        pace = _tightest(job) + slack_per_token(job, now)
+        if (min(pace, job.later) if job.reopens else pace) < seconds:
+            return LATE
+    return OK if blocks <= engine.blocks else MEMORY
 
 
 @kernel
@@ -169,40 +124,42 @@ def _tightest(job):
 
 
 @kernel
-def _held(context, shared, engine):
-    """KV tokens that one step reads at the most, of jobs that end with `context` in all: never more
-    than the cache holds, in which several may read the `shared` blocks."""
-    return min(context, (engine.blocks + shared) * engine.block_size)
-
-
-@kernel
-def steady(now, jobs, alive, strict, engine):
-    """Whether all alive can decode in every step from now to the end without losing slack."""
-    count = context = shared = 0.0
-    slack = tightest = np.inf
+def _steady(now, jobs, strict, engine):
+    """Whether all can decode in every step from now to the end without losing slack."""
+    seconds, _ = _at_the_end(jobs, engine)
     for j in range(len(jobs)):
-        if alive[j]:
-            job = jobs[j]
-            count += 1
-            context += job.computed + job.remaining
-            shared += job.shared
-            tightest = min(tightest, _tightest(job) + min(0.0, slack_per_token(job, now)))
-            if strict[j]:
-                slack = min(slack, job.due - now)
-    context = _held(context, shared, engine)
-    return count == 0 or batch_time(engine, count, context) <= min(slack, tightest) + EPS
+        wait = _tightest(jobs[j]) + min(0.0, slack_per_token(jobs[j], now))
+        if seconds > (min(wait, jobs[j].due - now) if strict[j] else wait) + EPS:
+            return False
+    return True
 
 
 @kernel
-def _peak(jobs, alive, engine):
-    """Most KV blocks held at once, or slightly more, while all alive decode to their ends one token
-    a step; 0 where all of them fit anyway."""
-    them, size = jobs[np.flatnonzero(alive)], engine.block_size
-    held, grows = them.computed - them.shared * size, them.remaining + size - 1
+def keeps_pace(now, jobs, engine):
+    """Whether all can decode in every step from now to the end without losing slack."""
+    return _steady(now, jobs, np.ones(len(jobs), np.bool_), engine)
+
+
+@kernel
+def _at_the_end(jobs, engine):
+    """Seconds of a step in which all decode, and their KV blocks, at their final sizes."""
+    sizes, shared = jobs.computed + jobs.remaining, jobs.shared.sum()
+    # it reads no more than the cache holds, in which several may read the shared blocks
+    context = min(sizes.sum(), (engine.blocks + shared) * engine.block_size)
+    blocks = np.ceil(sizes / engine.block_size).sum() - shared
+    return batch_time(engine, len(jobs), 0, context), blocks
+
+
+@kernel
+def _peak(jobs, engine):
+    """Most KV blocks held at once, or slightly more, while all decode to their ends one token a
+    step; 0 where all of them fit anyway."""
+    size = engine.block_size
+    held, grows = jobs.computed - jobs.shared * size, jobs.remaining + size - 1
     if (held + grows).sum() <= engine.blocks * size:
         return 0.0
-    peak, count, context = 0.0, len(them), held.sum()
-    for j in np.argsort(them.remaining, kind="mergesort"):
+    peak, count, context = 0.0, len(jobs), held.sum()
+    for j in np.argsort(jobs.remaining, kind="mergesort"):
         peak = max(peak, context + count * grows[j])
         count -= 1
         context -= held[j]

@@ -8,8 +8,8 @@ from math import inf
 import numpy as np
 
 from slos.core.types import Progress, View
-from slos.planning import lookahead
 from slos.planning.batching import Engine
+from slos.planning.lookahead import keeps_pace
 from slos.planning.room import Room
 
 REPEAT = 64  # steps for which a steady batch is promised
@@ -20,24 +20,22 @@ class Plan:
     """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
     the guaranteed requests get, `fill` what is left for best effort.
 
-    guaranteed: promised; candidates: may be, `unplanned` those that the next step looks at;
+    guaranteed: promised; candidates: may be, and after `admit` those that go on waiting;
     best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
-    the guaranteed and the candidates, in the end of the guaranteed alone; `asked` all. share: their
-    tokens without drafts; seconds: of a step with these; draft: the longest. context, tightest:
-    their KV tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best
-    effort stays as it is.
+    the guaranteed and the candidates, after `admit` of the guaranteed alone. share: their tokens
+    without drafts; seconds: of a step with these; draft: the longest. context, tightest: their KV
+    tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best effort
+    stays as it is.
     """
 
     view: View
     engine: Engine
     guaranteed: list[Progress] = field(default_factory=list)
     candidates: list[Progress] = field(default_factory=list)
-    unplanned: list[Progress] = field(default_factory=list)
     best_effort: list[Progress] = field(default_factory=list)
     waiting: list[Progress] = field(default_factory=list)
     declined: list[Progress] = field(default_factory=list)
     jobs: np.ndarray = field(init=False)
-    asked: np.ndarray = field(init=False)
     share: np.ndarray = field(init=False)
     seconds: float = 0.0
     draft: int = 0
@@ -56,9 +54,5 @@ class Plan:
         if self.room.victims or self.declined or (jobs["left"] != 1).any():
             return 1
         # the slack of one that sets its schedule anew is gone after this step
-        return max(1, self.repeat) if not jobs["opens"].any() and self.keeps_pace() else 1
-
-    def keeps_pace(self) -> bool:
-        """Whether all could decode in every step to their ends without losing slack."""
-        everyone = np.ones(len(self.jobs), np.bool_)
-        return lookahead.steady(self.view.now, self.jobs, everyone, everyone, self.engine)
+        steady = not jobs["opens"].any() and keeps_pace(self.view.now, jobs, self.engine)
+        return max(1, self.repeat) if steady else 1

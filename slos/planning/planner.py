@@ -57,16 +57,14 @@ def sweep(problem):
     """Choose the new requests of greatest total value; the forced ones are mandatory.
 
     Returns which are accepted (bool per request, forced ones included), the value of the new ones,
-    whether the forced ones alone can be served (if not, all new ones are declined: it never
-    fails), and how much more value there can be at the most. That is above 0 only if a Pareto set
-    had to be cut: nothing better can come of a point that was dropped than its own value and that
-    of all new requests after it. What is accepted can be served all the same, and it is never
-    missed that the forced ones can, since the state that accepts none is one point.
+    and whether the forced ones alone can be served: if not, all new ones are declined, it never
+    fails. Where a Pareto set had to be cut what is accepted can be served all the same, and it is
+    never missed that the forced ones can, since the state that accepts none is one point.
     """
-    D, v, tier, forced = problem.D, problem.v, problem.tier, problem.forced
+    D, tier, forced = problem.D, problem.tier, problem.forced
     table, trace = _table(problem, *_bounds(problem)), np.empty((1024, 2), np.int64)
     trace[0] = 1
-    clock, rest, most, top = problem.now, v[~forced].sum(), 0.0, 1
+    clock, top = problem.now, 1
     owed, tightest = _pace(problem.n, problem.tau)
     rho = _rho(problem, table, owed, tightest)
     for i in _order(D, problem.p, forced):
@@ -81,15 +79,13 @@ def sweep(problem):
             tightest = min(tightest, tier[i])
             rho = _rho(problem, table, owed, tightest)
             continue
-        rest -= v[i]
         trace = _grown(trace, table.size[live].sum())
-        dropped = accept(problem, table, rho, i, live, trace)
-        most = max(most, dropped + rest if dropped else 0.0)
+        accept(problem, table, rho, i, live, trace)
         top = live[-1] + table.stride[tier[i]] + 1
     best, at = _best(problem, table, rho[:top])
     if best < 0:
-        return forced & False, 0.0, False, 0.0
-    return forced | traced(trace, at, len(forced)), best, True, max(0.0, most - best)
+        return forced & False, 0.0, False
+    return forced | traced(trace, at, len(forced)), best, True
 
 
 @kernel
@@ -106,18 +102,16 @@ def gather(problem, table, rho, i, dt, live):
                 point.b -= p
                 if point.b < -EPS * p - EPS:
                     continue
-            if kept < e:
-                points[s, kept] = point
+            points[s, kept] = point
             kept += 1
         size[s] = kept
 
 
 @kernel
 def accept(problem, table, rho, i, live, trace):
-    """Add to every state the points that come of accepting new request i, one of tier k; the most
-    value of a point that had to go, or 0."""
+    """Add to every state the points that come of accepting new request i, one of tier k."""
     k, v, p, m = problem.tier[i], problem.v[i], problem.p[i], table.weigh * problem.m[i]
-    least, most_memory, most = -EPS * p - EPS, problem.M, 0.0
+    least, most_memory = -EPS * p - EPS, problem.M
     new, points, size = np.empty(1, POINT)[0], table.points, table.size
     counts, full, stride = table.counts, table.most[k], table.stride[k]
     for s in live[::-1]:  # descending, so that it is accepted once
@@ -132,9 +126,7 @@ def accept(problem, table, rho, i, live, trace):
             new.node = trace[0, 0]
             trace[new.node, 0], trace[new.node, 1] = i, point.node
             trace[0, 0] += 1
-            size[to], dropped = _insert(points, to, size[to], new)
-            most = max(most, dropped)
-    return most
+            size[to] = _insert(points, to, size[to], new)
 
 
 @kernel
@@ -216,8 +208,8 @@ def _dominated(points, s, size, point):
 
 @kernel
 def _insert(points, s, size, point):
-    """Add a point to the Pareto set of state s: its size then, and the value of a point that had to
-    go, or 0: where the set is full, the one of least value and then least budget."""
+    """Add a point to the Pareto set of state s, whose size is returned; where it is full, the point
+    of least value and then least budget goes."""
     kept = worst = 0
     for e in range(size):
         old = points[s, e]
@@ -227,13 +219,11 @@ def _insert(points, s, size, point):
             kept += 1
     if kept < points.shape[1]:
         points[s, kept] = point
-        return kept + 1, 0.0
-    if not _worse(points[s, worst], point):
-        return kept, point.v
-    dropped = points[s, worst].v
-    points[s, worst] = points[s, kept - 1]
-    points[s, kept - 1] = point
-    return kept, dropped
+        return kept + 1
+    if _worse(points[s, worst], point):
+        points[s, worst] = points[s, kept - 1]
+        points[s, kept - 1] = point
+    return kept
 
 
 @kernel

@@ -22,8 +22,8 @@ from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.core.types import Progress, View, require
 from slos.planning.batching import Engine, form, latest_end
-from slos.planning.jobs import advanced, at_pace, lent_to, needed
-from slos.planning.lookahead import OK, look_ahead, steady
+from slos.planning.jobs import advanced, lent_to, needed
+from slos.planning.lookahead import keeps_pace, proven
 
 # tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
 AHEAD = 2.0
@@ -47,12 +47,12 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
     worth, limit = wanted
     value, owner, place = _each_draft(alpha, worth, limit)
     order = np.argsort(-value, kind="mergesort")
-    best, best_drafts, best_longest = worth.sum() / batch_time(engine, tokens, context), 0, 0
+    best, best_drafts, best_longest = worth.sum() / batch_time(engine, tokens, 0, context), 0, 0
     for longest in range(1, limit.max() + 1):
         gained, drafts = worth.sum(), 0
         for j in order[place[order] <= longest]:
             gained, drafts = gained + value[j], drafts + 1
-            time = batch_time(engine, tokens + drafts, context, longest)
+            time = batch_time(engine, tokens + drafts, longest, context)
             if time > seconds:
                 break
             if gained / time > best:
@@ -103,7 +103,7 @@ def tier_lengths(engine, context, alpha, tpots, counts, most):
             seconds = min(engine.longest, tpots[tier] * expected_tokens(alpha, s))
             mine, cost, possible = _shortest(seconds, alpha, tpots, counts, most)
             longest_draft = mine[counts > 0].max() if (counts > 0).any() else 0
-            rate = (batch_fits(engine, seconds, context, longest_draft, 0.0) - cost) / seconds
+            rate = (batch_fits(engine, seconds, longest_draft, context, 0.0) - cost) / seconds
             if possible and rate > best:
                 lengths, best = mine, rate
     return lengths, best
@@ -182,41 +182,34 @@ class Drafting:
 
     def spread(
         self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float
-    ) -> np.ndarray:
-        """Drafts of every job, int [jobs], beside its `share` of a step of `seconds`, which is
-        changed for them.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Drafts of every job, int [jobs], and its share of the step beside them; it was `share` of
+        `seconds` without.
 
         Drafts may take from prefill that is left over, and from slack that a promise counts on, if
         the look ahead passes whether all or none are accepted. Where it fails for what came of them
         between the two, the step is formed as if none had been: that was proven.
         """
-        now, ahead, everyone = self.view.now, self.acceptance.ahead, np.ones(len(jobs), np.bool_)
-        none, rest = np.zeros(len(jobs), np.int64), np.zeros(len(jobs))
-        idle = not left_over(jobs, share)
-        if idle and steady(now, jobs, everyone, everyone, self.engine):
+        now, ahead, rest = self.view.now, self.acceptance.ahead, share
+        none, idle = np.zeros(len(jobs), np.int64), not left_over(jobs, share)
+        if idle and keeps_pace(now, jobs, self.engine):
             ahead.clear()
-            return self.lengths(jobs, share, seconds)
-        if ahead and look_ahead(now, jobs, everyone, self.engine)[0] != OK:
+            return self.lengths(jobs, share, seconds), share
+        if ahead and not proven(now, jobs, self.engine):
             held, tokens = jobs.copy(), np.array([ahead.get(p.id, 0) for p in requests])
             held["remaining"] += tokens
             held["sure"] += tokens
             held["due"] += lent_to(held) - lent_to(jobs) - tokens * jobs["tpot"]
-            form(now, held, everyone, self.engine, share)
-            return none
+            return none, form(now, held, self.engine)[1]
         ahead.clear()
         drafts = self.lengths(jobs, share, seconds)
         if not drafts.any():
-            return none
-        if idle:
-            rest = share
-        else:
+            return none, share
+        if not idle:
             engine = drafted(self.engine, int(drafts.max()), int(drafts.sum()))
-            form(now, jobs, everyone, engine, rest)
+            rest = form(now, jobs, engine)[1]
             drafts[rest == 0] = 0
-        if not self._proven(jobs, rest, drafts):
-            return none
-        share[:] = rest
-        return drafts
+        return (drafts, rest) if self._proven(jobs, rest, drafts) else (none, share)
 
     def _proven(self, jobs: np.ndarray, share: np.ndarray, drafts: np.ndarray) -> bool:
         """Whether there is memory for a step of `share` and `drafts`, and all promises hold after
@@ -226,8 +219,8 @@ class Drafting:
         if needed(jobs, share + drafts, self.view.block_size)[0] > self.view.free_blocks:
             return False
         for accepted in (np.zeros_like(drafts), drafts):
-            then, alive, in_time = advanced(end, jobs, share, accepted)
-            if not in_time or look_ahead(end, then, alive, self.engine)[0] != OK:
+            then, in_time = advanced(end, jobs, share, accepted)
+            if not in_time or not proven(end, then, self.engine):
                 return False
         return True
 
@@ -241,7 +234,7 @@ class Drafting:
         context, left = jobs["computed"][share > 0].sum(), np.maximum(jobs["remaining"], 1)
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
-            spare = latest_end(now, at_pace(jobs), share, engine, 0.0) - now
+            spare = latest_end(now, jobs, share, engine, 0.0) - now
             # Smith's rule, dampened: the KV that each token left holds
             worth = np.sqrt(jobs["computed"] / left)
             wanted = worth[decoding], limit[decoding]
@@ -252,6 +245,6 @@ class Drafting:
         drafts[decoding] = tier_lengths(engine, context, alpha, tpots, counts, most)[0][tier]
         if not self.short:
             steps = np.array([expected_tokens(alpha, n) for n in range(most + 1)])
-            lead = (at_pace(jobs)["due"] - now - seconds) / jobs["tpot"]
+            lead = (jobs["due"] - lent_to(jobs) - now - seconds) / jobs["tpot"]
             drafts = np.minimum(drafts, np.searchsorted(steps, AHEAD - lead))
         return np.minimum(drafts, limit)

@@ -17,7 +17,7 @@ from slos.core.kernels import kernel
 from slos.core.roofline import EPS, Roofline, batch_time, least_time
 from slos.core.types import LengthPredictor, Progress, View
 from slos.planning.jobs import advance
-from slos.planning.lookahead import OK, look_ahead
+from slos.planning.lookahead import proven
 from slos.planning.plan import Plan
 from slos.policies.slos_serve import SLOsServe
 
@@ -56,7 +56,7 @@ class FirstCome(SLOsServe):
         return fits | (new + old == 0)
 
     def repeat(self, plan: Plan) -> float:
-        if not (plan.candidates or plan.unplanned):
+        if not plan.candidates:
             return plan.steady()
         # no other gets in before one ends
         return 1 if self.best_effort or plan.engine.k_ctx else plan.steady()
@@ -66,6 +66,8 @@ class FirstCome(SLOsServe):
 @dataclass(slots=True)
 class InTurn(SLOsServe):
     """No best effort: requests are admitted in order of arrival, each when its turn comes."""
+
+    _asked: np.ndarray = field(init=False, repr=False)  # the jobs of the last `choose`
 
     def sort(self, view: View) -> Plan:
         return self.told_apart(view, view.waiting)
@@ -77,14 +79,16 @@ class InTurn(SLOsServe):
         return by_arrival(candidates)
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
+        self._asked = plan.jobs
         new, seats = len(candidates), plan.view.max_seqs - len(plan.guaranteed)
         before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
         return in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
 
     def repeat(self, plan: Plan) -> float:
-        steps, jobs = plan.steady(), plan.asked[: len(plan.guaranteed) + 1]
-        if steps == 1 or not (plan.candidates or plan.unplanned):
+        steps = plan.steady()
+        if steps == 1 or not plan.candidates:
             return steps
+        jobs = self._asked[: len(plan.guaranteed) + 1]
         if plan.engine.k_ctx or len(jobs) == len(plan.guaranteed):
             return 1
         ends = (jobs["remaining"] - jobs["switch"])[:-1].min(initial=steps)
@@ -117,12 +121,12 @@ def in_turn(now, jobs, new, seats, before, engine):
         _strict(now, jobs[j], engine)
     first = max(0, min(before, new, seats))
     mine[:first] = True
-    while first and look_ahead(now, jobs, inside, engine)[0] != OK:
+    while first and not proven(now, jobs[inside], engine):
         first //= 2
         mine[first:] = False
     for c in range(first, min(new, seats)):
         mine[c] = True
-        if look_ahead(now, jobs, inside, engine)[0] != OK:
+        if not proven(now, jobs[inside], engine):
             mine[c] = old == 0 and mine.sum() == 1
             break
     return mine
@@ -138,12 +142,12 @@ def _strict(now, job, engine):
 def refused(now, jobs, running, steps, engine):
     """For how many `steps` of decodes, as many as `running`, the last job is refused by `in_turn`,
     the ones before it being those decodes that are guaranteed."""
-    jobs, inside = jobs.copy(), np.ones(len(jobs), np.bool_)
+    jobs = jobs.copy()
     for k in range(1, steps):
-        now += batch_time(engine, float(running), 0.0)
+        now += batch_time(engine, float(running))
         for j in range(len(jobs) - 1):
             advance(jobs[j], 1.0, 0.0, now)
         _strict(now, jobs[len(jobs) - 1], engine)
-        if look_ahead(now, jobs, inside, engine)[0] == OK:
+        if proven(now, jobs, engine):
             return k
     return max(1, steps)

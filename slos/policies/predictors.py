@@ -24,7 +24,7 @@ from math import ceil, exp, inf, log
 from random import Random
 from typing import final
 
-from slos.core.lengths import Oracle, Unmoved
+from slos.core.lengths import Oracle
 from slos.core.types import LengthPredictor, Progress, Request, require
 
 UNKNOWN = 64  # output tokens of one of which nothing at all is known
@@ -59,7 +59,7 @@ class Noisy(Oracle):
         return 1
 
 
-class Told(Unmoved):
+class Told(LengthPredictor):
     """What the client says. Where it says nothing, or less than came, it is `in_stage`, the output
     tokens still to come in this stage, and `later`, what follows it; never beyond the request's
     limit."""

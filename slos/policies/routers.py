@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from slos.core.roofline import EPS, Roofline, slowness
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import LengthPredictor, Load, Progress, Router, require
 from slos.policies import make
 
@@ -110,7 +110,7 @@ class Cheapest:
     def cost(self, request: Progress, load: Load) -> float:
         """The shares that it would take of what the replica has left, `FULL` and more where there
         is not enough."""
-        longest = self.longest_step * slowness(self.roofline)
+        longest = self.longest_step * self.roofline.slowness
         tightest = load.decodes[0][0] if load.decodes else longest
         owed = 0.0
         for tpot, count in load.decodes:

@@ -19,22 +19,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from operator import attrgetter
+from sys import maxsize
 
 import numpy as np
 
-from slos.core.roofline import EPS, Roofline, slowness
+from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
-from slos.planning.candidates import MOST, due_first, planned, tiers
-from slos.planning.fluid import fluid, prefill_rates
-from slos.planning.jobs import at_pace, jobs_of, needed, totals
+from slos.planning.candidates import MOST, due_first, planned, rounded
+from slos.planning.fluid import propose
+from slos.planning.jobs import jobs_of, needed, totals
 from slos.planning.plan import Plan
-from slos.planning.planner import sweep
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
 
-# Seconds below are those of usual hardware: `slowness` multiplies them on a slower one.
+# Seconds below are those of usual hardware: `Roofline.slowness` multiplies them on a slower one.
 # Best effort takes what is left, but time and memory that look idle are also what the next burst
 # will be carried by.
 CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
@@ -103,9 +103,8 @@ class SLOsServe:
         """`sort` of the view's running requests and of those `waiting`."""
         plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
-            prefill = p.tokens - p.computed > 1
-            late = prefill and not p.best_effort and self.hopeless(p.due, view.now)
-            if late:
+            late = p.tokens - p.computed > 1 and self.hopeless(p.due, view.now)
+            if late and not p.best_effort:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
         most, end = 0, view.now  # the longest prompt yet, and when it would end
@@ -138,17 +137,17 @@ class SLOsServe:
         old = [p for p in queue if p.id in self._aged] if self._aged else []
         if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
             oldest = min(queue, key=attrgetter("arrival"))
-            old = [oldest] if now - oldest.arrival > AGE * slowness(self.roofline) else []
+            old = [oldest] if now - oldest.arrival > AGE * self.roofline.slowness else []
         before, self._aged = self._aged, {}
         for p in old:
             stage, t0 = before.get(p.id, (-1, 0.0))
             tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
             if stage != p.stage or now > t0 + p.generated * tpot:
-                first = max(PATIENCE * slowness(self.roofline), 2 * self.roofline.time(p.left))
+                first = max(PATIENCE * self.roofline.slowness, 2 * self.roofline.time(p.left))
                 t0 = now + first - p.generated * tpot
             easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
             beside = [*plan.guaranteed, easy]
-            if p.id not in before and not self._proven(plan, self.jobs(beside)):
+            if p.id not in before and not lookahead.proven(now, self.jobs(beside), plan.engine):
                 continue
             self._aged[p.id] = p.stage, t0
             plan.guaranteed.append(easy)
@@ -160,58 +159,39 @@ class SLOsServe:
 
     def admit(self, plan: Plan) -> None:
         """Promise to those candidates that can be served beside all others."""
-        candidates, plan.unplanned = self.planned(plan.candidates)
+        candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
-        plan.jobs = plan.asked = self.jobs([*plan.guaranteed, *candidates], new)
-        plan.candidates = candidates
+        plan.jobs = self.jobs([*plan.guaranteed, *candidates], new)
         if not candidates:
             return
-        chosen = self.choose(plan, candidates)
+        chosen, left_out = self.choose(plan, candidates), list[Progress]()
         plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
-        admitted = [p for p, yes in zip(candidates, chosen, strict=True) if yes]
-        left_out = [p for p, yes in zip(candidates, chosen, strict=True) if not yes]
-        plan.guaranteed += admitted
-        self._admitted = {p.id for p in admitted}
-        # another replica may have room for them now
-        plan.declined += [p for p in left_out if p.elsewhere]
-        plan.candidates = [p for p in left_out if not p.elsewhere]
+        for p, yes in zip(candidates, chosen, strict=True):
+            # another replica may have room for it now
+            (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)
+        self._admitted = {p.id for p in plan.guaranteed[old:]}
+        plan.candidates = left_out + unplanned
         if not plan.guaranteed and not plan.best_effort:  # nothing runs that they could wait for
-            plan.declined += plan.candidates
-            plan.waiting += plan.candidates
+            plan.declined += left_out
+            plan.waiting += left_out
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
         """Which candidates, the last of the plan's jobs, to guarantee from now on: bool
         [candidates]. The planner proposes, the look ahead proves."""
         now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
-        rounded = jobs.copy()
-        rounded["tpot"] = tiers(jobs["tpot"], new)
-        paces = sorted(set(rounded["tpot"].tolist()))
-        tau = np.array([*paces, 2 * paces[-1]])
-        context = 0
-        if self.roofline.k_ctx:
-            context = int(jobs["computed"][:old][jobs["left"][:old] == 1].sum())
-        rates = prefill_rates(tau, self.roofline, context)
-        if self.batch_tokens:
-            rates[:] = self.batch_tokens / self.roofline.time(self.batch_tokens, 0, context)
-        proposed = sweep(fluid(now, rounded, tau, rates, engine, max(0, seats)))[0][-new:]
+        proposed = propose(now, rounded(jobs, new), engine, max(0, seats))[-new:]
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         if chosen.any() or not self._admitted:
             return chosen
         before = np.array([p.id in self._admitted for p in candidates])
         # the last proof counted on them: without them it takes one of its own
-        return before if before.any() and not self._proven(plan, jobs[:old]) else chosen
-
-    def _proven(self, plan: Plan, jobs: np.ndarray) -> bool:
-        """Whether the jobs are all served in time."""
-        everyone = np.ones(len(jobs), np.bool_)
-        return lookahead.look_ahead(plan.view.now, jobs, everyone, plan.engine)[0] == lookahead.OK
+        return before if before.any() and not lookahead.proven(now, jobs[:old], engine) else chosen
 
     def _form(self, plan: Plan) -> None:
         """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
-        plan.share, everyone = np.zeros(len(jobs)), np.ones(len(jobs), np.bool_)
-        plan.seconds = batching.form(view.now, jobs, everyone, plan.engine, plan.share)
+        plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
         held, plan.context, plan.tightest = totals(jobs, view.block_size)
         plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
@@ -220,7 +200,7 @@ class SLOsServe:
         need, starts = needed(jobs, plan.share, view.block_size)
         wanted = plan.share[urgent].astype(np.int64).tolist()
         in_turn = [guaranteed[j] for j in urgent.tolist()]
-        if any(map(attrgetter("cached"), in_turn)):  # what starts needs is another sum
+        if any([p.cached for p in in_turn]):  # what starts needs is another sum
             need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
         plan.tokens = room.give_all(in_turn, wanted, need, starts)
         for p, n in drafts:
@@ -235,7 +215,7 @@ class SLOsServe:
         """Who is to verify drafts in this step, and how many; what prefill gives way to them."""
         view, jobs, engine = plan.view, plan.jobs, plan.engine
         drafting = Drafting(view, self.roofline, self._acceptance, engine, plan.spare < 0)
-        drafts = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
+        drafts, plan.share = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
         # where prefill gave way the step was proven as the shorter one that it is now
         size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
         plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
@@ -253,10 +233,9 @@ class SLOsServe:
         least = view.now + self.roofline.time(used, plan.draft, context)
         seconds = max(self._latest_end(plan), least) - view.now
         free = room.free - int(RESERVE * view.total_blocks) * (len(plan.jobs) > 0)
-        fits = self._fits(seconds, plan.draft, context)
         for p in [*room.evictable, *plan.waiting]:
-            if engine.k_ctx:
-                fits = self._fits(seconds, plan.draft, context + p.computed + p.cached)
+            read = context + p.computed + p.cached
+            fits = min(self.roofline.fits(seconds, plan.draft, read), self.batch_tokens or maxsize)
             # something runs, even where no step is short enough
             n = min(p.left, fits - used if tokens else max(fits, engine.tile))
             if n < 1:
@@ -269,14 +248,9 @@ class SLOsServe:
             fitting = whole <= max(0, free) or not (tokens or view.running)
             if fitting and room.give(p, n):
                 tokens[p.id] = n
-                context += p.computed + p.cached
-                used, free = used + n, free - whole
+                context, used, free = read, used + n, free - whole
         if engine.k_ctx or self.roofline.time(used) > plan.tightest:
             plan.repeat = 1
-
-    def _fits(self, seconds: float, draft: int, context: float) -> int:
-        """Tokens of a step."""
-        return int(min(self.roofline.fits(seconds, draft, context), self.batch_tokens or inf))
 
     def _latest_end(self, plan: Plan) -> float:
         """Until when best effort may stretch the step."""
@@ -284,10 +258,10 @@ class SLOsServe:
         if not len(jobs):
             first = next(iter((*plan.room.evictable, *plan.waiting)))
             return now + batching.longest_step(plan.engine, float(first.computed))
-        cushion = CUSHION * slowness(self.roofline)
-        if not plan.keeps_pace():  # what slack there is was counted on
+        cushion = CUSHION * self.roofline.slowness
+        if not lookahead.keeps_pace(now, jobs, plan.engine):  # what slack there is was counted on
             return now + plan.seconds
-        end = batching.latest_end(now, at_pace(jobs), plan.share, plan.engine, cushion)
+        end = batching.latest_end(now, jobs, plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * plan.tightest:
             return min(end, now + plan.seconds * (1 + STRETCH))
         plan.repeat = min(plan.repeat, plan.spare // len(jobs))
@@ -295,4 +269,4 @@ class SLOsServe:
 
     def repeat(self, plan: Plan) -> float:
         """For how many steps the answer would be the same: a candidate may be let in at any."""
-        return 1 if plan.candidates or plan.unplanned else plan.steady()
+        return 1 if plan.candidates else plan.steady()

@@ -10,7 +10,7 @@ from slos.core.lengths import Fixed
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, View
 from slos.planning.batching import longest_step
-from slos.planning.lookahead import steady
+from slos.planning.lookahead import keeps_pace, proven
 from slos.planning.speculation import Acceptance, Drafting
 from slos.policies.slos_serve import SLOsServe
 
@@ -23,8 +23,8 @@ def warm_up() -> None:
     policy = SLOsServe(roofline, Fixed(10))
     plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
     policy.admit(plan)
-    plan.guaranteed, plan.jobs = [decode, prompt], plan.asked
-    policy._proven(plan, plan.jobs)
+    plan.guaranteed, plan.jobs = [decode, prompt], policy.jobs([decode, prompt])
+    proven(0.0, plan.jobs, plan.engine)
     policy._form(plan)
     policy._latest_end(plan)
     longest_step(plan.engine, 0.0)
@@ -33,4 +33,4 @@ def warm_up() -> None:
     for jobs in (plan.jobs, plan.jobs[:1]):
         drafting.lengths(jobs, np.ones(len(jobs)), 0.1)
     plan.jobs = plan.jobs[:1]
-    steady(0.0, plan.jobs, np.ones(1, np.bool_), np.ones(1, np.bool_), plan.engine)
+    keeps_pace(0.0, plan.jobs, plan.engine)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from slos.core.roofline import Roofline, scaled
+from slos.core.roofline import Roofline
 from slos.core.types import require
 from slos.hardware.fit import OUTLIER, fit
-from slos.hardware.profiles import Profile, save
+from slos.hardware.profiles import Profile, save, scaled
 from slos.serving.beside import logger
 from slos.serving.settings import Settings
 

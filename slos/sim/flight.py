@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from math import inf
 
-from slos.core.attainment import Live
-from slos.sim.world import World
+from slos.sim.world import Simulated, World
 
 MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
 
@@ -31,7 +30,7 @@ class Flight:
     """batch: its requests; tokens: of each, by id and in that order; need: KV blocks that its first
     step takes; ends: of each step, none while the engine is idle."""
 
-    batch: Sequence[Live] = ()
+    batch: Sequence[Simulated] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)
     start: float = 0.0
     need: int = 0

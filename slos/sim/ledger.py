@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from slos.core.attainment import Live
 from slos.core.types import Progress
+from slos.sim.world import Simulated
 
 
 @dataclass(slots=True)
@@ -38,15 +38,15 @@ class Ledger:
         """What requests here have come to hold."""
         self.free -= blocks
 
-    def release(self, live: Live) -> None:
+    def release(self, live: Simulated) -> None:
         """A request gives back what it held."""
         self.free += self.blocks(live.progress.computed)
 
-    def lend(self, live: Live) -> None:
+    def lend(self, live: Simulated) -> None:
         """A request leaves; its cache stays until it is fetched."""
         self.lent += self.blocks(live.progress.computed)
 
-    def fetched(self, live: Live) -> None:
+    def fetched(self, live: Simulated) -> None:
         """Its cache has left."""
         self.lent -= self.blocks(live.progress.computed)
         self.free += self.blocks(live.progress.computed)
@@ -56,16 +56,16 @@ class Ledger:
         self.take(self.blocks(tokens))
         self.lent += self.blocks(tokens)
 
-    def landed(self, live: Live) -> None:
+    def landed(self, live: Simulated) -> None:
         """That cache is here, and its request holds it."""
         self.lent -= self.blocks(live.progress.computed)
 
     # What a cache would do; nothing is found here
 
-    def expect(self, live: Live) -> None:
+    def expect(self, live: Simulated) -> None:
         """A request waits, and may find something when it starts."""
 
-    def forget(self, live: Live) -> None:
+    def forget(self, live: Simulated) -> None:
         """It waits no longer."""
 
     def show(self, running: Sequence[Progress]) -> None:
@@ -73,12 +73,12 @@ class Ledger:
         ones."""
 
     def hold(
-        self, batch: Sequence[Live], starts: Sequence[Live], tokens: Mapping[str, int]
+        self, batch: Sequence[Simulated], starts: Sequence[Simulated], tokens: Mapping[str, int]
     ) -> tuple[Mapping[str, int], int]:
         """Let those of a batch that start hold what is found for them. The tokens that are left to
         compute, and how many were found that the view had not told of."""
         return tokens, 0
 
-    def fill(self, live: Live, tokens: int) -> None:
+    def fill(self, live: Simulated, tokens: int) -> None:
         """A request has computed so many tokens, or will have after this step: blocks that are full
         then can be found from now on."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from sys import maxsize
 
-from slos.core.attainment import Live
 from slos.core.types import Progress, Request
 from slos.sim.ledger import Ledger
+from slos.sim.world import Simulated
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class PrefixCache(Ledger):
     idle: OrderedDict[Run, None] = field(init=False, default_factory=OrderedDict)
     idle_blocks: int = field(init=False, default=0)
     leaving: dict[str, tuple[list[Run], int]] = field(init=False, default_factory=dict)
-    waiting: dict[int, dict[str, Live]] = field(init=False, default_factory=dict)
+    waiting: dict[int, dict[str, Simulated]] = field(init=False, default_factory=dict)
     changed: set[int] = field(init=False, default_factory=set)
     hits: int = field(init=False, default=0)
     evicted: int = field(init=False, default=0)
@@ -95,7 +95,7 @@ class PrefixCache(Ledger):
 
     # What a request finds
 
-    def _found(self, live: Live, start: int = 0) -> Iterator[tuple[Run, int, int]]:
+    def _found(self, live: Simulated, start: int = 0) -> Iterator[tuple[Run, int, int]]:
         """What is cached of a request's context from block `start` on: runs, and from which block
         to which each is found. At least one token is left to compute, from which the next comes."""
         most, at = (live.progress.tokens - 1) // self.block_size, start
@@ -112,14 +112,14 @@ class PrefixCache(Ledger):
                 yield runs[found], at, to
                 at = to
 
-    def expect(self, live: Live) -> None:
+    def expect(self, live: Simulated) -> None:
         # one that finds nothing now, and shares with no other, never will
         if live.content.shared or live.content.pieces[0] in self.cached:
             for piece in live.content.pieces:
                 self.waiting.setdefault(piece, {})[live.request.id] = live
             self.changed.update(live.content.pieces[-1:])
 
-    def forget(self, live: Live) -> None:
+    def forget(self, live: Simulated) -> None:
         for piece in live.content.pieces:
             if known := self.waiting.get(piece):
                 known.pop(live.request.id, None)
@@ -128,7 +128,7 @@ class PrefixCache(Ledger):
         live.progress.cached = live.progress.shared = 0
 
     def show(self, running: Sequence[Progress]) -> None:
-        asked: dict[str, Live] = {}
+        asked: dict[str, Simulated] = {}
         for piece in self.changed:
             asked |= self.waiting.get(piece, {})
         for live in asked.values():
@@ -142,7 +142,7 @@ class PrefixCache(Ledger):
             for p in running:
                 p.shared = self.shared[p.id]
 
-    def start(self, live: Live) -> None:
+    def start(self, live: Simulated) -> None:
         """Hold what is found for a request that starts, beyond what it holds already."""
         p, id = live.progress, live.request.id
         table = self.tables.setdefault(id, [])
@@ -164,7 +164,7 @@ class PrefixCache(Ledger):
         p.computed = table[-1].end * self.block_size if table else 0
 
     def hold(
-        self, batch: Sequence[Live], starts: Sequence[Live], tokens: Mapping[str, int]
+        self, batch: Sequence[Simulated], starts: Sequence[Simulated], tokens: Mapping[str, int]
     ) -> tuple[Mapping[str, int], int]:
         left, within = dict(tokens), 0
         for live in starts:  # first of all what is there
@@ -185,7 +185,7 @@ class PrefixCache(Ledger):
             self._will_fill(live, left)
         return left, within
 
-    def _will_fill(self, live: Live, tokens: Mapping[str, int]) -> None:
+    def _will_fill(self, live: Simulated, tokens: Mapping[str, int]) -> None:
         if live.content.shared:
             p = live.progress
             self.fill(live, min(p.computed + tokens[p.id], p.tokens))
@@ -212,7 +212,7 @@ class PrefixCache(Ledger):
 
     # What becomes of blocks
 
-    def fill(self, live: Live, tokens: int) -> None:
+    def fill(self, live: Simulated, tokens: int) -> None:
         id, full = live.request.id, tokens // self.block_size
         table = self.tables[id]
         at = table[-1].end if table else 0
@@ -251,15 +251,15 @@ class PrefixCache(Ledger):
             if not runs:
                 del self.cached[run.piece]
 
-    def release(self, live: Live) -> None:
+    def release(self, live: Simulated) -> None:
         self._give_back(live, self._table(live))
 
-    def _table(self, live: Live) -> list[Run]:
+    def _table(self, live: Simulated) -> list[Run]:
         """Of one that leaves. What is its own can be asked for from now on only."""
         self.fill(live, live.progress.computed)
         return self.tables.pop(live.request.id)
 
-    def _give_back(self, live: Live, table: list[Run]) -> None:
+    def _give_back(self, live: Simulated, table: list[Run]) -> None:
         self.free += self.blocks(live.progress.computed) - (table[-1].end if table else 0)
         del self.shared[live.request.id]
         for run in reversed(table):
@@ -273,18 +273,18 @@ class PrefixCache(Ledger):
                 self.idle_blocks += run.blocks
                 self.free += run.blocks
 
-    def lend(self, live: Live) -> None:
+    def lend(self, live: Simulated) -> None:
         table = self._table(live)
         alone = self.blocks(live.progress.computed) - self.shared[live.request.id]
         self.leaving[live.request.id] = table, alone
         self.lent += alone
 
-    def fetched(self, live: Live) -> None:
+    def fetched(self, live: Simulated) -> None:
         table, alone = self.leaving.pop(live.request.id)
         self.lent -= alone
         self._give_back(live, table)
 
-    def landed(self, live: Live) -> None:
+    def landed(self, live: Simulated) -> None:
         self.lent -= self.blocks(live.progress.computed)
         self.tables[live.request.id] = []
         if live.content.shared:

@@ -14,12 +14,11 @@ from operator import itemgetter
 
 import numpy as np
 
-from slos.core.attainment import Live
 from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
 from slos.sim.flight import MAX_LEAP, Flight, ends_of
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import PrefixCache
-from slos.sim.world import Step, World
+from slos.sim.world import Simulated, Step, World
 
 __all__ = ["Replica", "Step", "World"]
 
@@ -41,12 +40,12 @@ class Replica:
     lengths: LengthPredictor | None = None
     waiting: list[Progress] = field(init=False, default_factory=list)
     running: list[Progress] = field(init=False, default_factory=list)
-    live: dict[str, Live] = field(init=False, default_factory=dict)
+    live: dict[str, Simulated] = field(init=False, default_factory=dict)
     kv: Ledger = field(init=False)
     flight: Flight = field(init=False, default_factory=Flight)
     rng: np.random.Generator = field(init=False)
     # requests to come from prefill replicas, and who has their KV caches
-    offered: deque[tuple[Live, Replica]] = field(init=False, default_factory=deque)
+    offered: deque[tuple[Simulated, Replica]] = field(init=False, default_factory=deque)
     coming: int = field(init=False, default=0)  # KV caches on their way here
     sends: float = field(init=False, default=0.0)  # until when its link is busy
 
@@ -61,7 +60,7 @@ class Replica:
 
     # Requests that come and go
 
-    def arrive(self, live: Live, now: float) -> None:
+    def arrive(self, live: Simulated, now: float) -> None:
         """Queue a request, or let one run that brings its KV cache along."""
         p = live.progress
         self.live[p.id], live.replica = live, self.name
@@ -73,18 +72,18 @@ class Replica:
             self.kv.expect(live)
         self.flight.cut(now)
 
-    def release(self, live: Live) -> None:
+    def release(self, live: Simulated) -> None:
         """Take a request off this replica and its blocks with it."""
         del self.live[live.request.id]
         self._stop(live)
 
-    def _stop(self, live: Live) -> None:
+    def _stop(self, live: Simulated) -> None:
         p = live.progress
         self.running.remove(p)
         self.kv.release(live)
         p.computed = p.shared = 0
 
-    def lend(self, live: Live) -> None:
+    def lend(self, live: Simulated) -> None:
         """Take a request off this replica; its blocks stay occupied until its KV cache is
         fetched."""
         del self.live[live.request.id]
@@ -92,12 +91,12 @@ class Replica:
         self.kv.lend(live)
         live.progress.shared = 0
 
-    def offer(self, live: Live, source: Replica, now: float) -> None:
+    def offer(self, live: Simulated, source: Replica, now: float) -> None:
         """A request is to come here whose KV cache `source` has."""
         self.offered.append((live, source))
         self.flight.cut(now)
 
-    def fetch(self) -> Iterator[tuple[Live, Replica]]:
+    def fetch(self) -> Iterator[tuple[Simulated, Replica]]:
         """The requests whose KV caches set out for here now, and from where: in turn, as far as
         memory and seats go. Those that were preempted here come first."""
         kv, seats = self.kv, self.world.max_seqs - len(self.running)
@@ -115,7 +114,7 @@ class Replica:
         self.sends = max(now, self.sends) + seconds
         return self.sends
 
-    def land(self, live: Live, source: Replica, now: float) -> None:
+    def land(self, live: Simulated, source: Replica, now: float) -> None:
         """The KV cache of a request is here."""
         source.kv.fetched(live)
         source.flight.cut(now)
@@ -125,7 +124,7 @@ class Replica:
 
     # A step
 
-    def begin(self, now: float) -> list[Live]:
+    def begin(self, now: float) -> list[Simulated]:
         """Ask the policy for a step and start it, if it runs anything; the requests that leave for
         another replica."""
         w, kv, passed = self.world, self.kv, []
@@ -189,7 +188,7 @@ class Replica:
         noise = self.rng.lognormal(-0.5 * sigma**2, sigma) if sigma else 1.0
         flight.ends = ends_of(now, self.world, work, seen, steps, noise)
 
-    def _find(self, id: str) -> Live:
+    def _find(self, id: str) -> Simulated:
         if id not in self.live:
             cure = "name only ids of the view"
             raise ValueError(f"batch names request {id!r}, which is not here; {cure}")
@@ -221,10 +220,11 @@ class Replica:
             blocks += -(-(computed + steps) // size) + -computed // size
         return blocks
 
-    def finish(self) -> list[Live]:
+    def finish(self) -> list[Simulated]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
-        ended: list[Live] = []
-        filled: list[tuple[int, Live, int]] = []  # in which step, whose context, its tokens then
+        ended: list[Simulated] = []
+        # in which step, whose context, its tokens then
+        filled: list[tuple[int, Simulated, int]] = []
         kv, flight, lengths = self.kv, self.flight, self.lengths
         ends, count, size = flight.ends, len(flight.ends), kv.block_size
         taken = flight.need if count == 1 else self._growth(count)

@@ -14,11 +14,11 @@ from functools import partial
 from itertools import count
 from math import inf
 
-from slos.core.attainment import Live, Outcome
+from slos.core.attainment import Outcome
 from slos.core.types import Load, Policy, Progress, Request, Router, require
 from slos.sim.prefix_cache import Contents
 from slos.sim.replica import Replica
-from slos.sim.world import Step, World
+from slos.sim.world import Simulated, Step, World
 
 __all__ = ["Link", "Observer", "Replica", "Step", "World", "simulate", "stream"]
 Observer = Callable[[Replica, Step, tuple[Outcome, ...]], None]
@@ -194,7 +194,7 @@ class _Run:
                 observed.append((r, step, tuple(self.done[before:])))
         return observed
 
-    def _end_stage(self, live: Live, replica: Replica, now: float) -> None:
+    def _end_stage(self, live: Simulated, replica: Replica, now: float) -> None:
         stages, following = live.request.stages, live.progress.stage + 1
         last = following == len(stages) or stages[following].wait > 0
         if replica.lengths:
@@ -236,16 +236,16 @@ class _Run:
         self.ids.add(request.id)
         progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
         progress.kind, progress.limit = request.kind, self.limit
-        live = Live(request, progress, seed=f"{self.seed}/{request.id}")
+        live = Simulated(request, progress, seed=f"{self.seed}/{request.id}")
         live.content = self.contents.of(request) if self.contents else None
         self._arrive(live, 0, now)
 
-    def _arrive(self, live: Live, stage: int, now: float) -> None:
+    def _arrive(self, live: Simulated, stage: int, now: float) -> None:
         live.start_stage(stage, now, self.zero_load)
         live.route = self._rank(live, self.entry, now)
         self._ask(live, now)
 
-    def _rank(self, live: Live, among: list[Replica], now: float) -> list[str]:
+    def _rank(self, live: Simulated, among: list[Replica], now: float) -> list[str]:
         if len(among) == 1 or self.router is None:
             return [among[0].name]
         route = list(self.router.rank(live.progress, _Loads(among, now)))
@@ -253,14 +253,14 @@ class _Run:
         require(bool(route) and known.issuperset(route), "route", route, f"some of {sorted(known)}")
         return route
 
-    def _ask(self, live: Live, now: float) -> None:
+    def _ask(self, live: Simulated, now: float) -> None:
         """Let the next replica of its route have a request."""
         replica, p = self.replicas[self.index[live.route.pop(0)]], live.progress
         p.elsewhere = bool(live.route) and not p.best_effort
         replica.arrive(live, now)
         self._touch(replica)
 
-    def _hand_over(self, live: Live, source: Replica, now: float) -> None:
+    def _hand_over(self, live: Simulated, source: Replica, now: float) -> None:
         """A request that has its first token leaves; its blocks stay until its KV cache is
         fetched."""
         source.lend(live)
@@ -268,7 +268,7 @@ class _Run:
         target.offer(live, source, now)
         self._touch(target)
 
-    def _land(self, live: Live, source: Replica, target: Replica, now: float) -> None:
+    def _land(self, live: Simulated, source: Replica, target: Replica, now: float) -> None:
         target.land(live, source, now)
         self._touch(source)
         self._touch(target)

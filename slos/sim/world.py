@@ -1,11 +1,13 @@
-"""What a simulation rests on: the hardware; and what it shows: the steps."""
+"""What a simulation rests on: the hardware and the requests; and what it shows: the steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
+from random import Random
 from typing import Any
 
+from slos.core.attainment import Live
 from slos.core.roofline import Roofline
 from slos.core.types import require
 from slos.hardware.profiles import Profile
@@ -58,6 +60,31 @@ class World:
         """The hardware of a profile, but for the `changes`."""
         own: dict[str, Any] = {"max_seqs": profile.max_seqs, "max_context": profile.max_context}
         return cls(profile.roofline, profile.kv_blocks, profile.block_size, **(own | changes))
+
+
+@dataclass(slots=True, eq=False)
+class Simulated(Live):
+    """A request in service, and what only the simulator knows of it.
+
+    claim: KV blocks that it will have held at its end, by its replica's predictor; route: replicas
+    still to ask; seed: of what becomes of its drafts; content: names of its KV blocks, where there
+    is a prefix cache.
+    """
+
+    claim: int = 0
+    route: list[str] = field(default_factory=list)
+    seed: str = ""
+    dice: Random | None = None
+    content: Any = None
+
+    def draft(self, drafts: int, acceptance: float) -> int:
+        """Tokens that a step with `drafts` drafts yields: those accepted in a row, and one of the
+        model's own."""
+        accepted, self.dice = 0, self.dice or Random(self.seed)
+        while accepted < drafts and self.dice.random() < acceptance:
+            accepted += 1
+        p = self.progress
+        return min(accepted + 1, self.request.stages[p.stage].output - p.generated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from slos.core.roofline import scaled
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.plots import DASHED, finish, panels
 from slos.evaluation.runs import serve
 from slos.evaluation.stats import select, write
 from slos.files import ROOT, Frame
-from slos.hardware.profiles import profile
+from slos.hardware.profiles import profile, scaled
 from workloads.files import locate
 
 FILE = "gpu_profiles/inference_sim_vllm_measured_requests.csv"

@@ -20,7 +20,7 @@ from scipy.optimize import lsq_linear
 
 from slos.core.attainment import Outcome, attainment
 from slos.core.pace import PAPER
-from slos.core.roofline import Roofline, scaled
+from slos.core.roofline import Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search, capacity
 from slos.evaluation.grids import searches
@@ -29,7 +29,7 @@ from slos.evaluation.runs import serve
 from slos.evaluation.sizes import of_size
 from slos.evaluation.stats import capacities, select, write
 from slos.files import ROOT, Frame
-from slos.hardware.profiles import Profile, profile
+from slos.hardware.profiles import Profile, profile, scaled
 from slos.policies import OURS
 from slos.replay.results import Labels, Replayed, rows
 from slos.studies.capacity import ratios

@@ -29,13 +29,12 @@ import pandas as pd
 
 from slos.core.attainment import Outcome, attainment
 from slos.core.pace import TOLERANCE
-from slos.core.roofline import scaled
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import capacity
 from slos.evaluation.runs import serve
 from slos.evaluation.sizes import check_names, of_size
 from slos.files import Frame
-from slos.hardware.profiles import Profile, profile
+from slos.hardware.profiles import Profile, profile, scaled
 from slos.policies import OURS, POLICIES
 from slos.records.sweep import Bar
 from slos.replay import replay

@@ -13,10 +13,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from slos.core.roofline import scaled
 from slos.core.types import Load
 from slos.fleet.dispatch import JSON, TAKEN, Asked, Fleet, answered, of_all, relay, until
-from slos.hardware.profiles import profile
+from slos.hardware.profiles import profile, scaled
 from slos.serving.load_report import Report
 
 ROOFLINE = profile("opt-6.7b-a100").roofline

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from laws import FAST, examples
+from numba import njit
 
 from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
@@ -16,6 +17,7 @@ from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
+compiled_time, compiled_fits = njit(batch_time), njit(batch_fits)
 
 
 def engine(roofline: Roofline, blocks: int = 1000) -> Engine:
@@ -59,8 +61,8 @@ def test_kernels_agree_with_the_roofline(
     tokens: int, context: int, seconds: float, k_ctx: float, tile: int
 ) -> None:
     r = replace(FAST, k_ctx=k_ctx, tile=tile)
-    assert batch_time(engine(r), tokens, context) == r.time(tokens, 0, context)
-    assert abs(batch_fits(engine(r), seconds, context) - r.fits(seconds, 0, context)) in (0, tile)
+    assert compiled_time(engine(r), tokens, 0, context) == r.time(tokens, 0, context)
+    assert compiled_fits(engine(r), seconds, 0, context) == r.fits(seconds, 0, context)
     [rate] = prefill_rates(np.array([seconds]), r, context)
     assert rate * seconds == pytest.approx(
         r.fits(seconds, 0, context), abs=1 if tile == 1 else 1e-6
@@ -71,8 +73,8 @@ def test_kernels_agree_with_the_roofline(
 @given(jobs, tiles)
 def test_every_batch(jobs: np.ndarray, tile: int) -> None:
     world = replace(FAST, tile=tile)
-    alive, tokens, before = np.ones(len(jobs), np.bool_), np.empty(len(jobs)), jobs.copy()
-    seconds = form(0.0, jobs, alive, engine(world), tokens)
+    before = jobs.copy()
+    seconds, tokens = form(0.0, jobs, engine(world))
     assert (jobs == before).all()
     left, decoding = jobs["left"], jobs["left"] == 1
     assert (tokens >= 0).all() and (tokens <= left).all() and (tokens == np.floor(tokens)).all()
@@ -94,17 +96,17 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
     holds out too."""
     world = replace(FAST, tile=tile)
     alone = np.array([world.time(int(j["left"])) <= j["due"] for j in jobs])
-    everybody = np.ones(len(jobs), np.bool_)
-    verdict, blamed = look_ahead(0.0, jobs, everybody, engine(world, blocks))
-    assert verdict in (OK, LATE, MEMORY) and -1 <= blamed < len(jobs)
+    verdict, blamed = look_ahead(0.0, jobs, engine(world, blocks))
+    assert verdict in (OK, LATE, MEMORY)
+    assert blamed == np.inf or (verdict == LATE and blamed in jobs["due"])
     if verdict != OK:
         return
     jobs, now = jobs.copy(), 0.0
-    tokens = np.empty(len(jobs))
     while (alive := jobs["remaining"] > 0).any():
-        now += form(now, jobs, alive, engine(world), tokens)
-        jobs["left"][alive] -= tokens[alive]
-        jobs["computed"][alive] += tokens[alive]
+        seconds, tokens = form(now, jobs[alive], engine(world))
+        now += seconds
+        jobs["left"][alive] -= tokens
+        jobs["computed"][alive] += tokens
         assert np.ceil(jobs["computed"][alive] / 16).sum() <= blocks
         assert (now <= jobs["due"][alive & alone] + 1e-6).all()
         spoke = alive & (jobs["left"] == 0)
@@ -123,21 +125,21 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
 
 def test_verdicts_by_hand() -> None:
     # T = max(0.02 + n / 5000, 0.001 + n / 1250). 100 tokens take 81 ms.
-    def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, int]:
+    def verdict(*rows: tuple[float, ...], blocks: int = 1000) -> tuple[int, float]:
         # no stage behind, by the paper's rule
         padded = np.array([(*row, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0) for row in rows], JOB)
-        everybody = np.ones(len(rows), np.bool_)
-        return look_ahead(0.0, padded, everybody, engine(FAST, blocks))
+        return look_ahead(0.0, padded, engine(FAST, blocks))
 
     prompt = (100.0, 0.0811, 0.1, 5.0, 0.0, 1.0)
-    assert verdict(prompt) == (OK, -1)
-    assert verdict((100.0, 0.0809, 0.1, 5.0, 0.0, 1.0)) == (LATE, 0)
+    assert verdict(prompt) == (OK, np.inf)
+    assert verdict((100.0, 0.0809, 0.1, 5.0, 0.0, 1.0)) == (LATE, 0.0809)
     assert verdict(prompt, prompt)[0] == LATE, "161 ms for both"
-    assert verdict(prompt, (100.0, 0.1815, 0.1, 5.0, 0.0, 1.0)) == (OK, -1)
-    assert verdict(prompt, blocks=6) == (MEMORY, -1), "100 tokens are 7 blocks"
+    assert verdict(prompt, (100.0, 0.1815, 0.1, 5.0, 0.0, 1.0)) == (OK, np.inf)
+    assert verdict(prompt, blocks=6) == (MEMORY, np.inf), "100 tokens are 7 blocks"
     assert verdict((1.0, 0.05, 0.01, 50.0, 10.0, 0.0))[0] == LATE, (
         "a pace of 10 ms where a step takes 20"
     )
-    assert verdict((50.0, 0.01, 0.1, 5.0, 0.0, 0.0), (1.0, 0.1, 0.1, 5.0, 10.0, 0.0)) == (OK, -1), (
-        "late beyond cure"
-    )
+    assert verdict((50.0, 0.01, 0.1, 5.0, 0.0, 0.0), (1.0, 0.1, 0.1, 5.0, 10.0, 0.0)) == (
+        OK,
+        np.inf,
+    ), "late beyond cure"

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import examples
 
-from slos.core.roofline import Plane, Roofline, scaled
-from slos.hardware.profiles import Profile, profile, save
+from slos.core.roofline import Plane, Roofline
+from slos.hardware.profiles import Profile, profile, save, scaled
 from slos.serving.belief import EVERY, FIRST, KEPT, SIZES, Learned, Measured
 
 TOKENS = (1, 2, 8, 32, 64, 128, 256, 500)  # sizes of batches that a belief is looked at

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import Lawful, build, requests, worlds
 
-from slos.core.lengths import Unmoved
-from slos.core.types import SLO, Progress, Request, Stage
+from slos.core.types import SLO, LengthPredictor, Progress, Request, Stage
 from slos.evaluation.runs import hardware_of, serve
 from slos.policies.predictors import BLIND, TRUE, make_predictor
 from slos.sim.replica import World
@@ -29,7 +28,7 @@ def test_whatever_is_believed_of_lengths_every_request_is_served(predictor, data
     watched.end(simulate(work, watched, world, observe=watched.observe))
 
 
-class Notes(Unmoved):
+class Notes(LengthPredictor):
     """A predictor that writes down what it is told."""
 
     def __init__(self) -> None:
