@@ -380,5 +380,6 @@ def drained(core: Any) -> bool:
     assert not s.requests and not s.running and not s.waiting, "requests are still there"
     if isinstance(s, SLOScheduler):
         assert not s.tracked and not s.belief.flying, "the plug-in still holds on to some"
-        assert not getattr(s.lengths, "unfinished", ()), "their lengths are still awaited"
+        awaited = [getattr(s.lengths, name, ()) for name in ("_begun", "_ended")]
+        assert not any(awaited), "their lengths are still awaited"
     return True

@@ -6,8 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from slos.core.types import LengthPredictor, Progress, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed(LengthPredictor):
+    """Every request has so many `tokens` to go, all of them in its present stage."""
+
+    tokens: int
+
+    def remaining(self, progress: Progress) -> int:
+        return self.tokens
+
+    def after_stage(self, progress: Progress) -> int:
+        return 0
 
 
 class Oracle(LengthPredictor):

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,10 +27,10 @@ import aiohttp
 
 from slos.core.types import Load, require
 from slos.policies.routers import LeastLoaded, make_router
-from slos.serving.answers import declined
+from slos.serving.answers import broken, unavailable
 from slos.serving.calls import FROM
 from slos.serving.load_report import Report
-from slos.serving.middleware import fields_of, refusal
+from slos.serving.middleware import fields_of
 from slos.serving.objectives import parse
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
@@ -154,39 +155,28 @@ async def answered(
 ) -> AsyncIterator[Any]:
     """An engine's answer: status and headers, then bytes, of a stream whole events; or
     `PASSED`. secret: by which the engine knows that objectives come from its router."""
-    leaves = len(asked.route) > 1
     headers = asked.headers | ({FROM: secret} if asked.fields and secret else {})
     how: Any = {"data": asked.sent(), "headers": headers}
     async with session.request(asked.method, url + asked.path, **how) as response:
+        if response.status == HTTPStatus.TOO_MANY_REQUESTS and len(asked.route) > 1:
+            yield PASSED
+            return
         told = {name: response.headers[name] for name in TOLD if name in response.headers}
-        head = response.status, JSON | told
+        head, rest = (response.status, JSON | told), b""
         if not head[1]["content-type"].startswith("text/event-stream"):
             whole = await response.read()
-            left = leaves and response.status == 200
-            if left and declined(b"data:" + whole.replace(b"\n", b" ")):
-                yield PASSED
-                return
             yield head
             yield whole
             return
-        held, begun = b"", False
         async for part in response.content.iter_any():
-            held += part
-            events, end, rest = held.rpartition(b"\n\n")
-            if not begun:
-                refused = declined(events)
-                if refused is None:
-                    continue
-                if refused and leaves:
-                    yield PASSED
-                    return
-                begun = True
-                yield head
+            events, end, rest = (rest + part).rpartition(b"\n\n")
             if events:
+                if head:
+                    yield head
+                head = None
                 yield events + end
-            held = rest
-        if held.strip() or not begun:
-            raise ValueError(f"the engine's answer ends in the middle of an event: {held[-100:]!r}")
+        if rest.strip() or head:
+            raise ValueError(f"the engine's answer ends in the middle of an event: {rest[-100:]!r}")
 
 
 async def relay(
@@ -216,7 +206,7 @@ async def relay(
                 return
             if isinstance(error, TimeoutError) or len(asked.lost) + 1 >= LOSSES:
                 yield 503, JSON
-                yield failure(f"no replica could answer; {len(asked.lost)} lost ({why})")
+                yield unavailable(f"no replica could answer; {len(asked.lost)} lost ({why})").body
                 return
             asked.lost.update(asked.route[:1])
             asked.route.clear()
@@ -259,19 +249,10 @@ async def until(closing: asyncio.Event, parts: AsyncIterator[Any]) -> AsyncItera
             yield found
         if not begun:
             yield 503, JSON
-        yield broken(why) if begun else failure(why)
+        yield broken(why) if begun else unavailable(why).body
     finally:
         for future in (closed, part):
             future.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await part
         await parts.aclose()  # type: ignore[attr-defined]
-
-
-def failure(message: str) -> bytes:
-    return bytes(refusal(message, 503, "ServiceUnavailable").body)
-
-
-def broken(message: str) -> bytes:
-    """The end of a stream that is not whole."""
-    return b"data: " + failure(message) + b"\n\ndata: [DONE]\n\n"

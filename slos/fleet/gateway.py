@@ -26,7 +26,6 @@ from urllib.request import urlopen
 
 import aiohttp
 import ray
-from prometheus_client import generate_latest
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.request_router import RequestRouter
@@ -39,11 +38,11 @@ from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, of_all, relay, un
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
+from slos.serving.answers import refusal
 from slos.serving.calls import SECRET, calibrate, secret, wait
 from slos.serving.guard import FOLDER
 from slos.serving.load_report import Report
-from slos.serving.metrics import of_replicas
-from slos.serving.middleware import refusal
+from slos.serving.metrics import merged
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
 SILENT = 20.0  # seconds without a word to a request that waits, then an engine is taken for hung
@@ -168,8 +167,9 @@ class Gateway:
     async def __call__(self, request: Request) -> Response:
         if request.url.path == "/metrics":
             texts = await of_all(request.url.path, self.ask, self.patience)
-            text = generate_latest(of_replicas(texts.items()))
-            return Response(text, media_type="text/plain; version=0.0.4")
+            return Response(
+                merged("replica", texts.items()), media_type="text/plain; version=0.0.4"
+            )
         path = f"{request.url.path}?{request.url.query}"
         try:
             asked = Asked.of(request.method, path, dict(request.headers), await request.body())

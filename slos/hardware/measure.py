@@ -35,7 +35,6 @@ ENVIRONMENT = {
 """For an engine in this process: the scheduler is asked what it did."""
 
 NO_ENGINE = 3  # the exit status where vLLM did not start: another way of starting it may do
-COLUMNS = tuple(Row.__dataclass_fields__)
 
 
 def _time_is_up(*_: object) -> None:
@@ -90,25 +89,17 @@ def profile_of(name: str, label: str, bench: Bench, rows: Sequence[Row], how: st
     versions = f"vLLM {vllm.__version__}, PyTorch {torch.__version__}"
     steps = sum(r.steps for r in rows)
     told = f"measured by slos.hardware.measure: {versions}, {how}, {steps} steps; {found.told}"
+    gpus = bench.config.parallel_config.world_size
     return Profile(
-        name,
-        model=label,
-        gpu=device()[0],
-        gpus=bench.config.parallel_config.world_size,
-        roofline=found.fit.roofline,
-        kv_tokens=kv_room(bench),
-        max_context=bench.max_context,
-        source=told,
-        block_size=bench.scheduler.block_size,
-        margin=round(found.margin, 3),
-        max_seqs=seats(),
-    )
+        name, label, device()[0], gpus, found.fit.roofline, kv_room(bench), bench.max_context,
+        told, bench.scheduler.block_size, round(found.margin, 3), seats(),
+    )  # fmt: skip
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="") as out:
         writer = csv.writer(out)
-        writer.writerow(COLUMNS)
+        writer.writerow(Row.__dataclass_fields__)
         writer.writerows(astuple(replace(r, seconds=round(r.seconds, 7))) for r in rows)
 
 
@@ -126,32 +117,17 @@ def turn(path: str, alone: bool) -> Iterator[None]:
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.hardware.measure", description=__doc__)
-    parser.add_argument(
-        "model", help=f"a folder, a name that vLLM can load, or a shape: {', '.join(SHAPES)}"
-    )
-    parser.add_argument(
-        "--draft", default="", metavar="MODEL", help="measure steps with drafts of this one, too"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results/measured"), metavar="FOLDER")
-    parser.add_argument("--name", default="", help="of the profile (the model's and the device's)")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=2.0,
-        help="of measuring, once the engine is up (%(default)g)",
-    )
-    parser.add_argument(
-        "--max-context", type=int, metavar="N", help="tokens (the model's, at most 8192)"
-    )
-    parser.add_argument(
-        "--engine", type=json.loads, default={}, metavar="JSON", help="more arguments for vLLM"
-    )
-    parser.add_argument(
-        "--turn",
-        default="",
-        metavar="FILE",
-        help="of several started at once, one measures at a time",
-    )
+    add = parser.add_argument
+    add("model", help=f"a folder, a name that vLLM can load, or a shape: {', '.join(SHAPES)}")
+    add("--draft", default="", metavar="MODEL", help="measure steps with drafts of this one, too")
+    add("--out", type=Path, default=Path("results/measured"), metavar="FOLDER")
+    add("--name", default="", help="of the profile (the model's and the device's)")
+    up = "of measuring, once the engine is up (%(default)g)"
+    add("--minutes", type=float, default=2.0, help=up)
+    add("--max-context", type=int, metavar="N", help="tokens (the model's, at most 8192)")
+    add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments for vLLM")
+    turn = "of several started at once, one measures at a time"
+    add("--turn", default="", metavar="FILE", help=turn)
     return parser
 
 
@@ -159,7 +135,7 @@ def loadable(model: str, folder: Path) -> tuple[str, dict[str, Any]]:
     """What vLLM is to load, and the arguments that a shape without weights needs."""
     if model not in SHAPES:
         return model, {}
-    path = write(model, folder / "shapes" / model)
+    path = write(SHAPES[model], folder / "shapes" / model)
     return str(path), {"load_format": "dummy", "dtype": "bfloat16"}
 
 
@@ -172,9 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, arguments = loadable(given.model, given.out)
     draft = loadable(given.draft, given.out)[0] if given.draft else ""
     label = Path(given.model).name + (f" + {Path(given.draft).name} draft" if draft else "")
-    name = given.name or "-".join(
-        [label.split(" +")[0].lower(), *(["draft"] if draft else []), device()[1]]
-    )
+    parts = Path(given.model).name.lower(), "draft" if draft else "", device()[1]
+    name = given.name or "-".join(filter(None, parts))
     longest = SHAPES.get(given.model, {}).get("max_position_embeddings")
     limit = given.max_context or (min(longest, 8192) if longest else None)
     arguments |= ({"max_model_len": limit} if limit else {}) | given.engine

@@ -14,7 +14,7 @@ from typing import Any
 from slos.core.types import require
 
 
-def _opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
+def opt(hidden: int, layers: int, heads: int) -> dict[str, Any]:
     """OPT (arXiv 2205.01068, table 1)."""
     return {
         "architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": 50272,
@@ -55,16 +55,17 @@ def _llama3(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": _opt(256, 4, 4) | {"vocab_size": 512},
-    "opt-125m": _opt(768, 12, 12),
-    "opt-6.7b": _opt(4096, 32, 32),
-    "opt-13b": _opt(5120, 40, 40),
-    "opt-30b": _opt(7168, 48, 56),
+    "tiny": opt(256, 4, 4) | {"vocab_size": 512},
+    "opt-125m": opt(768, 12, 12),
+    "opt-6.7b": opt(4096, 32, 32),
+    "opt-13b": opt(5120, 40, 40),
+    "opt-30b": opt(7168, 48, 56),
     "llama-3.1-8b": _llama3(4096, 14336, 32, 32),
     "llama-3.1-70b": _llama3(8192, 28672, 80, 64),
     "llama-3.2-1b": _llama3(2048, 8192, 16, 32)
     | {"head_dim": 64, "tie_word_embeddings": True, "rope_scaling": _rope(32.0)},
     "llama-2-7b": _llama(4096, 11008, 32, 32) | {"max_position_embeddings": 4096},
+    "toolllama-2-7b": _llama(4096, 11008, 32, 32) | {"max_position_embeddings": 8192},
     "codellama-34b": _llama(8192, 22016, 48, 64)
     | {"num_key_value_heads": 8, "max_position_embeddings": 16384, "rope_theta": 1000000.0},
     "qwen3-8b": _llama(4096, 12288, 36, 32) | {
@@ -106,11 +107,6 @@ class Shape:
         layer = self.hidden * (attention + 3 * self.intermediate)
         return self.layers * layer + (2 - self.tied) * self.vocabulary * self.hidden
 
-    @property
-    def kv_bytes(self) -> int:
-        """Of a token in the KV cache: key and value, two bytes a number."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_dim
-
 
 def shape_of(name: str) -> Shape:
     """Raises ValueError for one that is unknown, or whose layers are not gated."""
@@ -124,20 +120,32 @@ def shape_of(name: str) -> Shape:
     )  # fmt: skip
 
 
+def kv_bytes(model: str) -> int:
+    """Of a token in the KV cache: key and value, two bytes a number. model: as profiles name it,
+    with its draft model, whose own cache is left out.
+
+    Raises ValueError for an unknown shape.
+    """
+    name = model.split(" + ")[0].lower()
+    require(name in SHAPES, "model", model, f"one of {', '.join(SHAPES)}", "add it to SHAPES")
+    c = SHAPES[name]
+    heads = c["num_attention_heads"]
+    wide = c.get("num_key_value_heads", heads) * c.get("head_dim", c["hidden_size"] // heads)
+    return 2 * 2 * c["num_hidden_layers"] * wide
+
+
 SPECIAL = ("<unk>", "<pad>", "</s>", "<s>")  # ids 0 to 3
 
 
-def write(shape: str, folder: Path | str) -> Path:
-    """A folder with the configuration of `shape` and a tokenizer of bytes, without weights; returns
-    it.
+def write(config: dict[str, Any], folder: Path | str, chat: str = "") -> Path:
+    """A folder with a configuration and a tokenizer of bytes, without weights; returns it.
 
-    The tokenizer names every id of the vocabulary, since random weights may choose any.
-    Raises ValueError for an unknown shape. Needs `tokenizers`, which comes with vLLM.
+    The tokenizer names every id of the vocabulary, since random weights may choose any. chat: its
+    template. Needs `tokenizers`, which comes with vLLM.
     """
-    require(shape in SHAPES, "model", shape, f"a folder or one of {', '.join(SHAPES)}")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    config, folder = SHAPES[shape], Path(folder)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}, indent=1))
     names = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -146,7 +154,9 @@ def write(shape: str, folder: Path | str) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = dict(zip(("unk_token", "pad_token", "eos_token", "bos_token"), SPECIAL, strict=True))
-    names_class = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special | names_class))
+    told = dict(zip(("unk_token", "pad_token", "eos_token", "bos_token"), SPECIAL, strict=True))
+    told |= {"tokenizer_class": "PreTrainedTokenizerFast"} | (
+        {"chat_template": chat} if chat else {}
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
     return folder

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, Policy
+from slos.core.types import LengthPredictor, Policy, require
 from slos.policies.ablated import slos_serve
 from slos.policies.adaserve import AdaServe
 from slos.policies.as_published import SarathiAuthors, SarathiCapped, VLLMAuthors
@@ -14,7 +15,6 @@ from slos.policies.baselines import VLLM, VLLMV1, Sarathi
 from slos.policies.fair_batching import FairBatching
 from slos.policies.qoserve import QoServe
 from slos.policies.scorpio import Scorpio
-from slos.policies.table import make
 
 OURS = "slos-serve"
 LATER = ("qoserve", "fair-batching", "scorpio", "adaserve")
@@ -43,6 +43,22 @@ AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
 def ordinary() -> list[str]:
     """The names of all policies but `LATER`."""
     return [name for name in POLICIES if name not in LATER]
+
+
+def make(
+    what: str, known: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any],
+    **beliefs: Any,
+):  # fmt: skip
+    """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter
+    for."""
+    cure = f"or add yours to the {what} table"
+    require(name in known, what, name, f"one of {', '.join(known)}", cure)
+    parameters = signature(known[name]).parameters
+    choices = sorted(parameters.keys() - beliefs.keys())
+    bound, kind = f"one of {', '.join(choices) or 'none'}", f"setting of {what} {name!r}"
+    for setting in settings:
+        require(setting in choices, kind, setting, bound)
+    return known[name](**settings, **{k: v for k, v in beliefs.items() if k in parameters})
 
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:

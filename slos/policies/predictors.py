@@ -169,11 +169,6 @@ class Learned(Told):
         # by id, the stages that have ended, and the context then
         self._ended: dict[str, list[tuple[tuple[str, int], int]]] = {}
 
-    @property
-    def unfinished(self) -> set[str]:
-        """Ids of the requests that something is known of, and that are not over."""
-        return self._begun.keys() | self._ended.keys()
-
     def estimate(self, window: Window, first: int, g: int) -> float:
         """The length of a request of a window with g tokens, which those from the `first` on have
         passed."""

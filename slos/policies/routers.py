@@ -14,7 +14,7 @@ from typing import Any, final
 
 from slos.core.roofline import EPS, Roofline
 from slos.core.types import LengthPredictor, Load, Progress, Router, require
-from slos.policies.table import make
+from slos.policies import make
 
 FULL = 1e6  # what it costs where something has run out
 LONGEST = 1e6  # seconds of a batch
@@ -33,24 +33,33 @@ class RoundRobin:
         return [loads[(self._next - 1) % len(loads)].replica]
 
 
+@dataclass(slots=True)
+class Least:
+    """The replica with the least work; equal ones in turn."""
+
+    _next: int = field(init=False, repr=False, default=0)
+
+    def work(self, request: Progress, load: Load) -> Any:
+        raise NotImplementedError
+
+    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+        n, work = len(loads), [self.work(request, load) for load in loads]
+        chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
+        self._next = chosen + 1
+        return [loads[chosen].replica]
+
+
 @final
 @dataclass(slots=True)
-class LeastLoaded:
-    """The replica with the fewest prompt tokens to compute, then the fewest requests; about equal
-    ones in turn.
+class LeastLoaded(Least):
+    """The fewest prompt tokens to compute, then the fewest requests.
 
     Counted by `ALIKE`: by ones, all that come within a moment would go where a few have just ended,
     and their prompts would wait for each other.
     """
 
-    _next: int = field(init=False, repr=False, default=0)
-
-    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        n = len(loads)
-        work = [(load.prefill_tokens, (load.waiting + load.running) // ALIKE) for load in loads]
-        chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
-        self._next = chosen + 1
-        return [loads[chosen].replica]
+    def work(self, request: Progress, load: Load) -> tuple[int, int]:
+        return load.prefill_tokens, (load.waiting + load.running) // ALIKE
 
 
 @final
@@ -130,23 +139,16 @@ class Cheapest:
 
 @final
 @dataclass(slots=True)
-class LMetric:
-    """LMetric's (Zhang et al., OSDI'26, arXiv 2603.15202): where the product of prompt tokens to
-    compute, its own included, and requests in the batch is least; equal ones in turn.
+class LMetric(Least):
+    """LMetric's (Zhang et al., OSDI'26, arXiv 2603.15202): the product of prompt tokens to compute,
+    its own included, and requests in the batch.
 
     The product has no weights to tune. Its prompt tokens are those that no prefix cache saves.
     """
 
-    _next: int = field(init=False, repr=False, default=0)
-
-    def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        n, left = len(loads), request.tokens - request.computed
-        scores = [
-            (load.prefill_tokens + left) * (load.waiting + load.running + 1) for load in loads
-        ]
-        chosen = min(range(n), key=lambda i: (scores[i], (i - self._next) % n))
-        self._next = chosen + 1
-        return [loads[chosen].replica]
+    def work(self, request: Progress, load: Load) -> int:
+        left = request.tokens - request.computed
+        return (load.prefill_tokens + left) * (load.waiting + load.running + 1)
 
 
 @final

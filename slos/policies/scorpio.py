@@ -51,13 +51,8 @@ class Scorpio:
             return replace(self.batch(view, again), decline=late)
         free = view.free_blocks + sum(view.blocks(p.computed) for p in gone)
         batch = self.batch(replace(view, running=there, waiting=waiting, free_blocks=free), waiting)
-        gave_way = tuple(p.id for p in gone)
-        return replace(
-            batch,
-            preempt=(*batch.preempt, *gave_way),
-            decline=late,
-            repeat=1 if gone else batch.repeat,
-        )
+        preempt = (*batch.preempt, *(p.id for p in gone))
+        return replace(batch, preempt=preempt, decline=late, repeat=1 if gone else batch.repeat)
 
     def late(
         self, now: float, prompts: Sequence[Progress], waiting: Sequence[Progress]

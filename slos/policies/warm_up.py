@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from slos.core.lengths import Fixed
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import LengthPredictor, Progress, View
+from slos.core.types import Progress, View
 from slos.planning.batching import longest_step
 from slos.planning.lookahead import keeps_pace, proven
 from slos.planning.speculation import Acceptance, Drafting
@@ -19,7 +20,7 @@ def warm_up() -> None:
     roofline, view = Roofline((Plane(1e-3, 1e-3, 1e-2),)), View(0.0, (), (), 99, 99, max_drafts=2)
     prompt = Progress("", 0.0, 999, 2.0, 0.1)
     decode = Progress("", 0.0, 99, 1.0, 0.1, generated=1, computed=98, client=True)
-    policy = SLOsServe(roofline, _Ten())
+    policy = SLOsServe(roofline, Fixed(10))
     plan = policy.sort(replace(view, running=[decode], waiting=[prompt]))
     policy.admit(plan)
     plan.guaranteed, plan.jobs = [decode, prompt], policy.jobs([decode, prompt])
@@ -33,13 +34,3 @@ def warm_up() -> None:
         drafting.lengths(jobs, np.ones(len(jobs)), 0.1)
     plan.jobs = plan.jobs[:1]
     keeps_pace(0.0, plan.jobs, plan.engine)
-
-
-class _Ten(LengthPredictor):
-    """Every request has ten tokens to go."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 10
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0

@@ -28,7 +28,7 @@ from slos.core.attainment import Live, Outcome
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage, require
 from slos.replay.client import Server, call, find
-from slos.replay.results import Failure, Replayed, by_the_end, judged
+from slos.replay.results import Replayed, by_the_end, judged
 from slos.serving.objectives import NAME, xargs
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
@@ -83,7 +83,7 @@ class _Client:
     start: float  # on the clock of the event loop
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
     outcomes: list[Outcome] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     lag: float = 0.0
     said: dict[str | int, list[int]] = field(default_factory=dict)  # by name of `Request.prefix`
 
@@ -140,10 +140,6 @@ class _Client:
             "stop_token_ids": [END], "logit_bias": {END: BIAS},
         }  # fmt: skip
 
-    def random(self, name: str, count: int) -> list[int]:
-        rng = np.random.default_rng([self.how.seed, crc32(name.encode()), count])
-        return self.drawn(rng, count)
-
     def drawn(self, rng: np.random.Generator, count: int) -> list[int]:
         return rng.integers(FIRST_ID, self.how.vocabulary, count).tolist()
 
@@ -152,7 +148,8 @@ class _Client:
         ids: list[int] = []
         for name, tokens in request.prefix:
             known, wanted = self.said.setdefault(name, []), min(tokens, count - len(ids))
-            known += self.random(f"{name} from {len(known)}", max(0, wanted - len(known)))
+            more, at = max(0, wanted - len(known)), f"{name} from {len(known)}".encode()
+            known += self.drawn(np.random.default_rng([self.how.seed, crc32(at), more]), more)
             ids += known[:wanted]
         return ids
 
@@ -182,7 +179,7 @@ class _Client:
             try:
                 times, ids = await call(self.session, self.server, body, asked, self.now)
             except ValueError as error:
-                self.failures.append(Failure(request.id, str(error)))
+                self.failures[request.id] = str(error)
                 slo = live.ttft_slo or live.progress.t0 - live.progress.arrival
                 lost = {"ttft": nan, "ttft_slo": slo, "tpot": nan, "lateness": nan}
                 self.outcomes.append(judged(live.outcome(self.now()), False, False, **lost))

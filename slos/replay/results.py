@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -16,24 +16,17 @@ from slos.files import Frame, commit
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A request that was not answered in full, and why."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Replayed:
     """Outcomes of all requests in the order in which they ended; a failed one attains nothing and
     has nan for times.
 
-    lag: the most seconds by which the client itself was late, in sending or in looking at what had
-    come. The server does not tell its clients whom it declined or preempted, so nobody is.
+    failures: why requests were not answered in full, by id. lag: the most seconds by which the
+    client itself was late, in sending or in looking at what had come. The server does not tell its
+    clients whom it declined or preempted, so nobody is.
     """
 
     outcomes: list[Outcome]
-    failures: list[Failure]
+    failures: dict[str, str] = field(default_factory=dict)
     lag: float = 0.0
 
 
@@ -82,13 +75,12 @@ def limits_of(said: Sequence[str]) -> dict[str, float]:
 def good(run: Replayed, limits: Mapping[str, float]) -> list[bool]:
     """Which outcomes are within all `limits`, whatever the objectives were: TTFT, mean time per
     token after the first one (0 if that is all), and end, from the time at which it was due."""
-    failed = {f.id for f in run.failures}
 
     def within(o: Outcome) -> bool:
         times = {"ttft": o.ttft, "tpot": o.tpot, "e2el": o.finish - o.arrival}
         return all(times[name] <= ms / 1e3 for name, ms in limits.items())
 
-    return [o.id not in failed and within(o) for o in run.outcomes]
+    return [o.id not in run.failures and within(o) for o in run.outcomes]
 
 
 def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
@@ -99,16 +91,15 @@ def goodput(run: Replayed, limits: Mapping[str, float]) -> float:
 
 def rows(labels: Labels, run: Replayed) -> Frame:
     """A row per request: `labels`, the columns of `Outcome`, and `failure`, empty without one."""
-    why = {f.id: f.reason for f in run.failures}
     found: Frame = pd.DataFrame([asdict(labels) | asdict(o) for o in run.outcomes])
-    return found.assign(failure=[why.get(o.id, "") for o in run.outcomes], commit=commit())
+    return found.assign(failure=[run.failures.get(o.id, "") for o in run.outcomes], commit=commit())
 
 
 def by_kind(run: Replayed) -> Frame:
     """A row per kind of request: how many, attainment by its rule of pace and by the other,
     latencies of those answered in ms, and how many failed."""
     frame: Frame = pd.DataFrame([asdict(o) for o in run.outcomes])
-    failed = frame["id"].isin([f.id for f in run.failures])
+    failed = frame["id"].isin([*run.failures])
     found = frame.assign(failed=failed, ttft=1e3 * frame["ttft"], tpot=1e3 * frame["tpot"])
     groups: Any = found.groupby(found["kind"].replace("", "-"), sort=False)
 
@@ -133,19 +124,19 @@ def table(run: Replayed, limits: Mapping[str, float] | None = None) -> str:
     rule = run.outcomes[0].rule
     shares = attainment(run.outcomes, rule), attainment(run.outcomes, other(rule))
     by_rule = f"{shares[0]:.1%} by {RULES[rule]}, {shares[1]:.1%} by {RULES[other(rule)]}"
-    lines = [f"attainment {by_rule}", f"{'':<10}{'mean':>9}{'P50':>9}{'P99':>9}"]
-    for name, times in {
-        "TTFT": [o.ttft for o in run.outcomes],
-        "TPOT": [o.tpot for o in run.outcomes if o.output > 1],
-        "E2EL": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
-    }.items():
-        ms = 1e3 * pd.Series(times)
-        figures = (f"{x:9.1f}" for x in (ms.mean(), ms.quantile(0.5), ms.quantile(0.99)))
-        lines.append(f"{name + ', ms':<10}{''.join(figures)}")
+    seconds = {
+        "TTFT, ms": [o.ttft for o in run.outcomes],
+        "TPOT, ms": [o.tpot for o in run.outcomes if o.output > 1],
+        "E2EL, ms": [o.finish - o.arrival for o in run.outcomes if o.ttft == o.ttft],  # not nan
+    }
+    times = pd.DataFrame({name: 1e3 * pd.Series(t, dtype=float) for name, t in seconds.items()})
+    figures: Frame = times.describe([0.5, 0.99]).loc[["mean", "50%", "99%"]]
+    figures = figures.rename({"50%": "P50", "99%": "P99"}).T
+    lines = [f"attainment {by_rule}", figures.to_string(float_format="{:.1f}".format, na_rep="nan")]
     if limits:
         within = ", ".join(f"{name} {ms:g} ms" for name, ms in limits.items())
         lines.append(f"goodput {goodput(run, limits):.3f} requests/s within {within}")
-    failed, reasons = len(run.failures), Counter(f.reason for f in run.failures)
+    failed, reasons = len(run.failures), Counter(run.failures.values())
     late = f"the client was late by at most {1e3 * run.lag:.1f} ms"
     lines.append(f"answered {len(run.outcomes) - failed}, failed {failed}; {late}")
     lines += [f"  {n} failed: {why}" for why, n in reasons.most_common(3)]

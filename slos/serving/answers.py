@@ -8,13 +8,68 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, final
 
+from starlette.responses import JSONResponse
+
 Send = Callable[[Any], Awaitable[None]]
 OFTEN: Final = 0.25  # seconds between two looks at the server
 GRACE: Final = 1.0  # seconds in which what the engine said last is still sent
-ERROR: Final = {"message": "the server stopped", "type": "ServiceUnavailableError", "code": 503}
+STOPPED = "the server stopped"
 
 
-def declined(text: bytes) -> bool | None:
+def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
+    """An error as the OpenAI API writes it."""
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    return JSONResponse({"error": error}, status)
+
+
+def unavailable(message: str) -> JSONResponse:
+    return refusal(message, 503, "ServiceUnavailableError")
+
+
+def broken(message: str) -> bytes:
+    """The end of a stream of events that is not whole."""
+    return b"data: " + bytes(unavailable(message).body) + b"\n\ndata: [DONE]\n\n"
+
+
+def replacing(
+    send: Send, refused: Callable[[list[Any]], bool | None], instead: Callable[[], Awaitable[None]]
+) -> Send:
+    """Sends an ASGI answer on, but does what is to be done `instead` where it is `refused`, which
+    its messages so far tell, or not yet."""
+    held: list[Any] = []
+    verdict: bool | None = None
+
+    async def sent(message: Any) -> None:
+        nonlocal verdict
+        held.append(message)
+        if verdict is None and (verdict := refused(held)):
+            await instead()
+        while verdict is False and held:
+            await send(held.pop(0))
+
+    return sent
+
+
+def unserved(messages: list[Any]) -> bool | None:
+    """Whether the engine left a request unserved whose answer begins so; None while that is
+    open."""
+    start, *parts = messages
+    if start.get("status") != 200:
+        return False
+    text = b"".join(m.get("body", b"") for m in parts)
+    whole = bool(parts) and not parts[-1].get("more_body")
+    found = None
+    try:
+        if _streams(start):
+            found = _declined(text.rpartition(b"\n\n")[0])
+        elif whole:
+            found = _declined(b"data:" + text.replace(b"\n", b" "))
+    except (ValueError, AttributeError, TypeError):  # another kind of answer
+        return False
+    return False if found is None and whole else found
+
+
+def _declined(text: bytes) -> bool | None:
     """Whether a stream that begins so is a refusal, None while that is open.
 
     A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
@@ -34,47 +89,6 @@ def declined(text: bytes) -> bool | None:
         if "error" in event or not only_roles or ends - {None}:
             return False
     return None
-
-
-def refusing(send: Send, instead: Callable[[], Awaitable[None]]) -> Send:
-    """Sends an ASGI answer on, but does what is to be done `instead` where it is none."""
-    held: list[Any] = []
-    decided = refused = False
-
-    async def sent(message: Any) -> None:
-        nonlocal decided, refused
-        if decided:
-            if not refused:
-                await send(message)
-            return
-        held.append(message)
-        verdict = _verdict(held)
-        if verdict is None:
-            return
-        decided, refused = True, verdict
-        if refused:
-            return await instead()
-        for part in held:
-            await send(part)
-
-    return sent
-
-
-def _verdict(messages: list[Any]) -> bool | None:
-    """Whether an answer that begins so is none; None while that is open."""
-    start, *parts = messages
-    if start.get("status") != 200:
-        return False
-    text = b"".join(m.get("body", b"") for m in parts)
-    more = not parts or parts[-1].get("more_body")
-    try:
-        if _streams(start):
-            found = declined(text.rpartition(b"\n\n")[0])
-        else:
-            found = None if more else declined(b"data:" + text.replace(b"\n", b" "))
-    except (ValueError, AttributeError, TypeError):  # another kind of answer
-        return False
-    return found if found is not None or more else False
 
 
 @final
@@ -112,7 +126,10 @@ class Answers:
             if task in self.given or (start and not _streams(start)):
                 raise  # somebody else cancelled it, or a broken connection says it
             task.uncancel()
-            await _end(start, send)
+            if start:
+                await send({"type": "http.response.body", "body": broken(STOPPED)})
+            else:
+                await unavailable(STOPPED)(scope, receive, send)
         finally:
             self.given.discard(task)
 
@@ -129,13 +146,3 @@ def _streams(start: Any) -> bool:
     """Whether an answer that starts so is a stream of events, which may end with an error."""
     kinds = [v for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
     return bool(kinds) and kinds[0].startswith(b"text/event-stream")
-
-
-async def _end(start: dict[str, Any], send: Send) -> None:
-    text = json.dumps({"error": ERROR})
-    if start:
-        text = f"data: {text}\n\ndata: [DONE]\n\n"
-    else:
-        headers = [(b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": text.encode()})

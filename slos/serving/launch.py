@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -93,11 +94,8 @@ def arguments(argv: Sequence[str]) -> Launch:
 
     Raises ValueError for what is wrong, before any model is loaded.
     """
-    parts = [part.partition("=") for part in argv]
-    dashed = [  # as vLLM has it, an option may be written with underscores
-        (flag.replace("_", "-") if flag.startswith("--") else flag) + is_ + value
-        for flag, is_, value in parts
-    ]
+    # as vLLM has it, an option may be written with underscores
+    dashed = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), part) for part in argv]
     typed, theirs = options().parse_known_args(dashed)
     file = _file(typed.config)
     given = {k: v for k, v in vars(typed).items() if v is not None}

@@ -11,10 +11,11 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from math import inf
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -102,38 +103,22 @@ def totals(text: str) -> dict[tuple[str, ...], float]:
     return found
 
 
-class Shown:
-    """A collector of the families in `texts()`, by name; label: what the name is of."""
-
-    def __init__(self, label: str, texts: Callable[[], Iterable[tuple[str, str]]]) -> None:
-        self.label, self.texts = label, texts
-
-    def collect(self) -> Iterator[Any]:
-        found: dict[str, Any] = {}
-        for name, text in self.texts():
-            for family in text_string_to_metric_families(text):
-                samples = [s._replace(labels={self.label: name} | s.labels) for s in family.samples]
-                if family.name in found:
-                    samples = found[family.name].samples + samples
-                family.samples, found[family.name] = samples, family
-        return iter([f for name, f in found.items() if not name.endswith("_created")])
+def merged(label: str, texts: Iterable[tuple[str, str]]) -> bytes:
+    """One text of several, in Prometheus' format; whose a sample was is its `label`. texts: by
+    name."""
+    families: dict[str, Any] = {}
+    for name, text in texts:
+        for family in text_string_to_metric_families(text):
+            samples = [s._replace(labels={label: name} | s.labels) for s in family.samples]
+            before = families.setdefault(family.name, family)
+            before.samples = samples if before is family else before.samples + samples
+    known = [f for name, f in families.items() if not name.endswith("_created")]
+    return generate_latest(cast(Any, SimpleNamespace(collect=lambda: known)))
 
 
-def of_engines(folder: Path) -> CollectorRegistry:
+def of_engines(folder: str | Path) -> bytes:
     """What the engines of a server have written."""
-    paths = folder.glob
-    return _registry("engine", lambda: [(p.stem, p.read_text()) for p in sorted(paths("*.prom"))])
-
-
-def of_replicas(replicas: Iterable[tuple[str, str]]) -> CollectorRegistry:
-    """What servers show at their `/metrics`, by name."""
-    return _registry("replica", lambda: replicas)
-
-
-def _registry(label: str, texts: Callable[[], Iterable[tuple[str, str]]]) -> CollectorRegistry:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Shown(label, texts))
-    return registry
+    return merged("engine", [(p.stem, p.read_text()) for p in sorted(Path(folder).glob("*.prom"))])
 
 
 async def show(app: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -144,7 +129,7 @@ async def show(app: Any, scope: Any, receive: Any, send: Any) -> None:
     show some of ours, too, without their engine.
     """
     folder = os.environ.get(METRICS)
-    ours = generate_latest(of_engines(Path(folder))) if folder else b""
+    ours = of_engines(folder) if folder else b""
     start: dict[str, Any] = {}
     text = b""
 

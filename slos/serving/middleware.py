@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from slos.core.types import SLO, require
-from slos.serving.answers import Answers, refusing
+from slos.serving.answers import Answers, refusal, replacing, unserved
 from slos.serving.calls import FROM, PROVE, proof, secret
 from slos.serving.metrics import show
 from slos.serving.objectives import FIELDS, ROUTERS, Objectives, Phase, parse
@@ -67,12 +67,6 @@ def _refuse_near(names: Iterable[str], bound: str) -> None:
         require(not NEAR.fullmatch(name), "field", name, bound)
 
 
-def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
-    """An error as the OpenAI API writes it."""
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    return JSONResponse({"error": error}, status)
-
-
 @final
 class CheckObjectives:
     """ASGI middleware for `--middleware`: refuses malformed objectives with HTTP 400, and reads
@@ -109,30 +103,25 @@ class CheckObjectives:
             return
         if fields and any(NEAR.fullmatch(name) for name in request.headers):
             body = json.dumps(fields).encode()
-        if fields and not (router and float(fields["vllm_xargs"].get("slo_elsewhere", 0))):
-            send = refusing(send, partial(_too_late(fields), scope, _gone, send))
+        if fields:
+            send = replacing(send, unserved, partial(_too_late(fields), scope, _gone, send))
         await self.app(_sized(scope, body), _once(body, receive), send)
 
     async def _refuse(self, message: str, scope: Any, send: Any) -> None:
         """HTTP 400; but an answer of 401 or 403 where the server would not look at the caller."""
-        held: list[Any] = []
 
-        async def hold(message: Any) -> None:
-            held.append(message)
+        def known(messages: list[Any]) -> bool:
+            return messages[0].get("status") not in (401, 403)
 
-        await self.app(_sized(scope, b""), _once(b"", _gone), hold)
-        if held and held[0].get("status") in (401, 403):
-            for part in held:
-                await send(part)
-        else:
-            await refusal(message)(scope, _gone, send)
+        send = replacing(send, known, partial(refusal(message), scope, _gone, send))
+        await self.app(_sized(scope, b""), _once(b"", _gone), send)
 
 
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
-    """HTTP 429 for who cannot be in time; to come again when its first token would be due."""
+    """HTTP 429 for who cannot be in time; to come again when its first token would be due. A router
+    asks another server (`slo_elsewhere`), a client is told so (`--slo-reject`)."""
     answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
-    after = float(fields["vllm_xargs"].get("slo_ttft", 1.0))
-    answer.headers["retry-after"] = str(ceil(after))
+    answer.headers["retry-after"] = str(ceil(float(fields["vllm_xargs"].get("slo_ttft", 1.0))))
     return answer
 
 

@@ -10,30 +10,18 @@ what perfect routing would make of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from slos.core.lengths import Fixed
 from slos.core.roofline import Roofline
-from slos.core.types import LengthPredictor, Progress, require
+from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
-from slos.hardware.shapes import GATED, shape_of
+from slos.hardware.shapes import kv_bytes
 from slos.policies import make_policy
 from slos.sim.replica import Replica
 from slos.sim.simulator import Link
 from slos.sim.world import World
-
-KV_BYTES = {
-    "OPT-6.7B": 2 * 2 * 32 * 4096,
-    "OPT-6.7B + OPT-125M draft": 2 * 2 * 32 * 4096,
-    "OPT-13B": 2 * 2 * 40 * 5120,
-    "OPT-13B + OPT-125M draft": 2 * 2 * 40 * 5120,
-    "OPT-30B + OPT-125M draft": 2 * 2 * 48 * 7168,
-    "ToolLLaMA-2-7B": 2 * 2 * 32 * 4096,
-    "R1-Distill-Qwen-1.5B": 2 * 2 * 28 * 2 * 128,
-    **{name: shape_of(name).kv_bytes for name in GATED},
-}
-"""Bytes of KV cache per token: key and value, 2 bytes each, layers, and width of the KV heads, of
-the models' cards."""
 
 NVLINK = 300e9
 """Bytes per second from one A100 to another: NVLink has 600 GB/s, half each way (NVIDIA's A100 data
@@ -43,29 +31,14 @@ machines, 3 GB/s."""
 POOLED = "pooled"
 
 
-@dataclass(frozen=True, slots=True)
-class FirstToken(LengthPredictor):
-    """What a prefill replica has to expect of a request: the first token, with which it leaves."""
-
-    def remaining(self, progress: Progress) -> int:
-        return 1
-
-    def after_stage(self, progress: Progress) -> int:
-        return 0
-
-
 def roles(topology: str) -> tuple[str, ...]:
     """Of each replica of a topology: "" is one that does everything, "2:1" two for prefill and one
     for decode."""
     if topology in ("", POOLED):
         return ("",)
     counts = [int(part) if part.isdigit() else 0 for part in topology.split(":")]
-    require(
-        len(counts) == 2 and min(counts) > 0,
-        "topology",
-        topology,
-        "'' or prefill:decode, as in '2:1'",
-    )
+    two = len(counts) == 2 and min(counts) > 0
+    require(two, "topology", topology, "'' or prefill:decode, as in '2:1'")
     return ("prefill",) * counts[0] + ("decode",) * counts[1]
 
 
@@ -75,24 +48,14 @@ def pooled(hardware: Profile, count: int) -> Profile:
     old = hardware.roofline
     planes = tuple(replace(p, k1=p.k1 / count) for p in old.planes)
     roofline = Roofline(planes, old.k_ctx / count, old.tile * count if old.tile > 1 else 1)
-    return replace(
-        hardware,
-        roofline=roofline,
-        kv_tokens=hardware.kv_tokens * count,
-        gpus=hardware.gpus * count,
-        max_seqs=hardware.max_seqs * count,
-    )
+    more = {name: count * getattr(hardware, name) for name in ("kv_tokens", "gpus", "max_seqs")}
+    return replace(hardware, roofline=roofline, **more)
 
 
 def cluster(
-    system: str,
-    hardware: Profile,
-    lengths: Callable[[], LengthPredictor],
-    replicas: int = 1,
-    topology: str = "",
-    changes: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> list[Replica]:
+    system: str, hardware: Profile, lengths: Callable[[], LengthPredictor], replicas: int = 1,
+    topology: str = "", changes: Mapping[str, Any] | None = None, **settings: Any,
+) -> list[Replica]:  # fmt: skip
     """`replicas` times a topology, each of the replicas with a fresh policy, and a fresh predictor
     by `lengths`: an engine learns from what it serves itself.
 
@@ -106,7 +69,8 @@ def cluster(
     world, settings = World.of(hardware, **fields), {"roofline": hardware.roofline} | settings
     nodes, kinds = [], roles(topology) * replicas
     for i, role in enumerate(kinds):
-        expected = FirstToken() if role == "prefill" else lengths()
+        # a request leaves a prefill replica with its first token
+        expected = Fixed(1) if role == "prefill" else lengths()
         policy = make_policy(system, lengths=expected, **settings)
         nodes.append(Replica(f"{role or 'replica'}-{i:02}", policy, world, role, expected))
     return nodes
@@ -115,11 +79,4 @@ def cluster(
 def link(hardware: Profile, bandwidth: float = NVLINK) -> Link:
     """What a hand-over costs: of a model on several GPUs each sends its part at `bandwidth` bytes
     per second."""
-    require(
-        hardware.model in KV_BYTES,
-        "model",
-        hardware.model,
-        f"one of {', '.join(KV_BYTES)}",
-        "add it to KV_BYTES",
-    )
-    return Link(KV_BYTES[hardware.model], bandwidth * hardware.gpus)
+    return Link(kv_bytes(hardware.model), bandwidth * hardware.gpus)

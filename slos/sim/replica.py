@@ -144,9 +144,8 @@ class Replica:
         for id in batch.preempt:
             live = self._find(id)
             if live.progress not in self.running:
-                raise ValueError(
-                    f"preempted request {id!r} is not running; preempt only ids of view.running"
-                )
+                cure = "preempt only ids of view.running"
+                raise ValueError(f"preempted request {id!r} is not running; {cure}")
             self._stop(live)
             self.waiting.insert(0, live.progress)
             live.preemptions += 1
@@ -176,9 +175,8 @@ class Replica:
                 need += -(-(computed + n) // size) + -computed // size
             context += computed
         if need > kv.free:
-            raise ValueError(
-                f"batch needs {need} KV blocks; bound: {kv.free} free; preempt somebody first"
-            )
+            bound = f"{kv.free} free; preempt somebody first"
+            raise ValueError(f"batch needs {need} KV blocks; bound: {bound}")
         if starts:
             self._admit([live.progress for live in starts])
         flight.tokens, flight.start, flight.need = tokens, now, need
@@ -192,18 +190,16 @@ class Replica:
 
     def _find(self, id: str) -> Simulated:
         if id not in self.live:
-            raise ValueError(
-                f"batch names request {id!r}, which is not here; name only ids of the view"
-            )
+            cure = "name only ids of the view"
+            raise ValueError(f"batch names request {id!r}, which is not here; {cure}")
         return self.live[id]
 
     def _drafts(self, p: Progress, n: int) -> int:
         """Draft tokens among the `n` of a request that is not just a decode of one token."""
         most = p.left if p.left > 1 else 1 + self.world.max_drafts
         if not 1 <= n <= most:
-            raise ValueError(
-                f"batch gives {n} tokens to {p.id!r}; bound: 1 to the {most} that it has left"
-            )
+            bound = f"1 to the {most} that it has left"
+            raise ValueError(f"batch gives {n} tokens to {p.id!r}; bound: {bound}")
         return n - 1 if p.left == 1 else 0
 
     def _admit(self, started: list[Progress]) -> None:
@@ -213,9 +209,8 @@ class Replica:
             p.elsewhere = False
         self.running += started
         if len(self.running) > self.world.max_seqs:
-            raise ValueError(
-                f"batch runs {len(self.running)} requests; bound: max_seqs = {self.world.max_seqs}"
-            )
+            many, bound = len(self.running), f"max_seqs = {self.world.max_seqs}"
+            raise ValueError(f"batch runs {many} requests; bound: {bound}")
 
     def _growth(self, steps: int) -> int:
         """KV blocks that `steps` decodes of each request in flight take."""

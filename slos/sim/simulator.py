@@ -43,12 +43,9 @@ class Link:
 
 
 def simulate(
-    requests: Iterable[Request],
-    policy: Policy,
-    world: World,
-    seed: int = 0,
+    requests: Iterable[Request], policy: Policy, world: World, seed: int = 0,
     observe: Observer | None = None,
-) -> list[Outcome]:
+) -> list[Outcome]:  # fmt: skip
     """Serve `requests`, sorted by arrival, to the end on one replica; outcomes in the order in
     which they finished.
 
@@ -60,13 +57,9 @@ def simulate(
 
 
 def stream(
-    requests: Iterable[Request],
-    replicas: Sequence[Replica],
-    router: Router | None = None,
-    seed: int = 0,
-    link: Link | None = None,
-    observe: Observer | None = None,
-) -> Iterator[Outcome]:
+    requests: Iterable[Request], replicas: Sequence[Replica], router: Router | None = None,
+    seed: int = 0, link: Link | None = None, observe: Observer | None = None,
+) -> Iterator[Outcome]:  # fmt: skip
     """Serve `requests`, sorted by arrival, on fresh replicas that share one clock; outcomes as they
     finish.
 
@@ -154,9 +147,8 @@ class _Run:
             self.done.clear()
         for r in self.replicas:
             if left := len(r.live) + len(r.offered):
-                raise RuntimeError(
-                    f"{type(r.policy).__name__} runs nothing though {left} requests are waiting"
-                )
+                name = type(r.policy).__name__
+                raise RuntimeError(f"{name} runs nothing though {left} requests are waiting")
 
     def _next_end(self) -> float:
         while self.ends:
@@ -239,16 +231,11 @@ class _Run:
         known = request.id in self.ids
         require(not known, "request id", request.id, "different from those in service")
         for most, size in self.caches:
-            what, need = (
-                f"{request.id}: KV blocks of the whole request",
-                -(-request.context // size),
-            )
-            require(need <= most, what, need, f"at most {most}", "drop it")
+            what, need = "KV blocks of the whole request", -(-request.context // size)
+            require(need <= most, f"{request.id}: {what}", need, f"at most {most}", "drop it")
         self.ids.add(request.id)
-        progress = Progress(
-            request.id, now, 0, 0.0, 1.0, request.value, kind=request.kind,
-            limit=self.limit,
-        )  # fmt: skip
+        progress = Progress(request.id, now, 0, 0.0, 1.0, request.value)
+        progress.kind, progress.limit = request.kind, self.limit
         live = Simulated(request, progress, seed=f"{self.seed}/{request.id}")
         live.content = self.contents.of(request) if self.contents else None
         self._arrive(live, 0, now)

@@ -97,7 +97,7 @@ def engine() -> tuple[Frame, Frame]:
     tables: list[Frame] = [measured.assign(status="measured", lag=0.0, **asked)]
     for (workload, rate, system), _ in measured.groupby(["scenario", "rate", "system"]):
         labels = Labels(str(workload), str(system), SERVED, float(rate), status="simulated")
-        said = Replayed(simulated(labels.scenario, labels.rate, labels.system), [])
+        said = Replayed(simulated(labels.scenario, labels.rate, labels.system))
         tables.append(rows(labels, said).assign(lag=0.0))
     both: Frame = pd.concat(tables, ignore_index=True)
     both[["ttft", "tpot"]] = both[["ttft", "tpot"]].astype(float)

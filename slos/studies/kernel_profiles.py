@@ -26,7 +26,7 @@ from slos.files import ROOT, Frame, write_whole
 from slos.hardware.fit import fitted
 from slos.hardware.kernel_tables import FILE, GPUS, KINDS, Composition, Kernels
 from slos.hardware.profiles import KERNELS, Profile, entry_of, profiles
-from slos.hardware.shapes import SHAPES, shape_of
+from slos.hardware.shapes import SHAPES, kv_bytes, shape_of
 from slos.studies.published_steps import COLUMNS, engine_steps, measured
 from workloads.files import locate
 
@@ -94,10 +94,10 @@ def compositions(drafts: bool = False) -> Iterator[Composition]:
 
 def kv_tokens(wanted: Wanted) -> int:
     """Tokens of KV cache that are left of the memory beside weights and activations."""
-    shapes = [shape_of(name) for name in (wanted.model, wanted.draft) if name]
-    weights = sum(2 * s.weights for s in shapes)
+    models = [name for name in (wanted.model, wanted.draft) if name]
+    weights = sum(2 * shape_of(name).weights for name in models)
     left = wanted.gpus * (SHARE * GPUS[wanted.gpu].memory - ACTIVATIONS) - weights
-    return int(left / sum(s.kv_bytes for s in shapes))
+    return int(left / sum(map(kv_bytes, models)))
 
 
 def steps(tables: Kernels, wanted: Wanted) -> list[tuple[float, float, float, float]]:

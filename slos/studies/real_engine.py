@@ -174,7 +174,7 @@ def predict(requests: Sequence[Request], series: str, engine: Calibrated) -> Rep
     setting = f"max_batched_tokens={BUDGET}" if system == STOCK else ""
     belief = scaled(p.roofline, p.margin)
     outcomes = serve(requests, system, p, setting, belief=belief, predictor=predictor)
-    return Replayed([_seen(o, engine.outside) for o in outcomes], [])
+    return Replayed([_seen(o, engine.outside) for o in outcomes])
 
 
 def _seen(o: Outcome, later: float) -> Outcome:

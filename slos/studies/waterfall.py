@@ -38,8 +38,8 @@ from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import mean_of, over, over_each, rows_of, select, strongest
 from slos.files import Frame
+from slos.hardware.shapes import kv_bytes
 from slos.records.claims import Spread, paper
-from slos.sim.cluster import KV_BYTES
 from slos.studies.ablation import PARTS, case_of
 from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
 
@@ -106,7 +106,7 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
     groups: dict[tuple[str, ...], list[Search]] = {}
     for step, scenario in product(STEPS, scenarios):
         hardware = hardware_of(scenario)
-        share = step.memory / KV_BYTES[hardware.model] / hardware.kv_tokens or 1.0
+        share = step.memory / kv_bytes(hardware.model) / hardware.kv_tokens or 1.0
         ours = case_of(scenario, PARTS, replicas=s.replicas, kv_scale=share)
         groups[scenario, step.name, OURS_IS] = [ours]
         for name, tries in step.tries.items():

@@ -71,7 +71,7 @@ def test_a_profile_of_steps_measured_anywhere(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_are_configurations_that_are_known(shape: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    folder = write(shape, tmp_path)
+    folder = write(SHAPES[shape], tmp_path)
     config = transformers.AutoConfig.from_pretrained(folder)
     assert config.hidden_size == SHAPES[shape]["hidden_size"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

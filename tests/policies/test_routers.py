@@ -8,10 +8,11 @@ from statistics import median
 import pytest
 
 from slos.core.attainment import attainment
-from slos.core.lengths import Oracle
+from slos.core.lengths import Fixed, Oracle
 from slos.core.roofline import Plane
 from slos.core.types import SLO, Load, Progress, Request, Stage
 from slos.hardware.profiles import profile
+from slos.hardware.shapes import kv_bytes
 from slos.policies.routers import (
     ROUTERS,
     Cheapest,
@@ -22,7 +23,7 @@ from slos.policies.routers import (
     Sequential,
     make_router,
 )
-from slos.sim.cluster import KV_BYTES, FirstToken, cluster, link, roles
+from slos.sim.cluster import cluster, link, roles
 from slos.sim.simulator import stream
 from workloads import build
 
@@ -175,7 +176,7 @@ def test_topologies() -> None:
     assert [n.role for n in nodes] == ["prefill", "decode", "decode"] * 2 and len(
         {n.name for n in nodes}
     ) == 6
-    assert FirstToken().remaining(X) == 1 and FirstToken().after_stage(X) == 0
+    assert nodes[0].lengths == Fixed(1), "it leaves with its first token"
     for bad in ("2", "2:0", "a:b", "1:1:1"):
         with pytest.raises(ValueError, match="topology"):
             roles(bad)
@@ -183,10 +184,10 @@ def test_topologies() -> None:
 
 def test_a_hand_over_costs_what_the_link_says() -> None:
     """OPT-6.7B: half a MiB a token, over 300 GB/s."""
-    assert KV_BYTES["OPT-6.7B"] == 2**19
+    assert kv_bytes("OPT-6.7B") == 2**19
     assert link(HARDWARE).seconds(1000) == pytest.approx(1000 * 2**19 / 300e9)
     assert link(profile("opt-30b-a100x4")).bandwidth == 4 * 300e9
-    with pytest.raises(ValueError, match="KV_BYTES"):
+    with pytest.raises(ValueError, match="SHAPES"):
         link(replace(HARDWARE, model="mine"))
 
 

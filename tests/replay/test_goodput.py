@@ -15,7 +15,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, Request, Stage
 from slos.replay.command import main
 from slos.replay.replay import run
-from slos.replay.results import Failure, Replayed, good, goodput, judged, limits_of, table
+from slos.replay.results import Replayed, good, goodput, judged, limits_of, table
 
 NO_TIME = Roofline((Plane(1e-9, 0.0, 0.0),))
 WORDS = ("ttft:300", "tpot:55", "e2el:1500")
@@ -33,7 +33,7 @@ def recorded(count: int = 200) -> tuple[list[list[float]], Replayed]:
         live.emit(each)
         outcomes.append(live.outcome(each[-1]))
         times.append(each)
-    failures = [Failure(o.id, "lost") for o in outcomes[::10]]
+    failures = {o.id: "lost" for o in outcomes[::10]}
     lost = {"ttft": float("nan"), "tpot": float("nan")}
     outcomes = [
         judged(o, False, False, **lost) if i % 10 == 0 else o for i, o in enumerate(outcomes)

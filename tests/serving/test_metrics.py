@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from slos.core.attainment import Live
 from slos.core.pace import CLIENT, PAPER, TOLERANCE
@@ -21,7 +22,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.serving import metrics as module
 from slos.serving.calls import METRICS
-from slos.serving.metrics import CLASSES, Metrics, of_engines, of_replicas, totals
+from slos.serving.metrics import CLASSES, Metrics, merged, of_engines, totals
 from slos.serving.objectives import Objectives, Phase
 from slos.serving.tracked import Tracked
 
@@ -99,9 +100,13 @@ def shown(folder: Path, done: Callable[[dict], bool]) -> dict[tuple, float]:
     """Samples by name and labels, when they are as they should be."""
     end = time.monotonic() + 20
     while True:
-        families = list(of_engines(folder).collect())
+        families = list(text_string_to_metric_families(of_engines(folder).decode()))
         found = {
-            (s.name, *(v for k, v in s.labels.items())): s.value
+            (
+                s.name,
+                s.labels["engine"],
+                *(v for k, v in s.labels.items() if k != "engine"),
+            ): s.value
             for f in families
             for s in f.samples
         }
@@ -184,12 +189,12 @@ def test_servers_are_shown_as_one() -> None:
     text += "# HELP vllm:seconds A histogram.\n# TYPE vllm:seconds histogram\n"
     text += 'vllm:seconds_bucket{le="+Inf",model_name="m"} 3.0\n'
     text += 'vllm:seconds_count{model_name="m"} 3.0\nvllm:seconds_sum{model_name="m"} 1.5\n'
-    merged = generate_latest(of_replicas([("a", text), ("b", text), ("c", "")])).decode()
+    all_of_them = merged("replica", [("a", text), ("b", text), ("c", "")]).decode()
     for name in "ab":
-        assert f'slos_step_seconds_count{{replica="{name}"}} 1.0' in merged
-        assert f'vllm:seconds_sum{{model_name="m",replica="{name}"}} 1.5' in merged
-    assert merged.count("# TYPE slos_step_seconds histogram") == 1
-    assert totals(merged)["vllm:seconds_count",] == 6
+        assert f'slos_step_seconds_count{{replica="{name}"}} 1.0' in all_of_them
+        assert f'vllm:seconds_sum{{model_name="m",replica="{name}"}} 1.5' in all_of_them
+    assert all_of_them.count("# TYPE slos_step_seconds histogram") == 1
+    assert totals(all_of_them)["vllm:seconds_count",] == 6
 
 
 def test_they_stand_behind_those_of_the_front_end(folder: Path) -> None:

@@ -23,6 +23,7 @@ ROLE = event(delta={"role": "assistant", "content": ""}, finish_reason=None)
 GONE = event(delta={}, finish_reason="abort")
 WORD = event(delta={"content": "x"}, finish_reason=None)
 DONE = b"data: [DONE]\n\n"
+USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n'
 WHOLE = json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode()
 GOOD = json.dumps({"choices": [{"text": "x", "finish_reason": "length"}]}).encode()
 
@@ -58,6 +59,7 @@ def answered(
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [(STREAM, [ROLE, GONE, DONE]), (STREAM, [GONE[:20], GONE[20:] + DONE]), (STREAM, [DONE]),
+     (STREAM, [USAGE, DONE]), (STREAM, [ROLE, DONE]), (STREAM, [ROLE + GONE[:9], GONE[9:]]),
      (JSON, [WHOLE]), (JSON, [WHOLE[:9], WHOLE[9:]])],
 )  # fmt: skip
 def test_who_is_let_go_gets_429_and_when_to_come_again(kind: bytes, parts: list[bytes]) -> None:
@@ -78,8 +80,8 @@ def test_any_other_answer_is_sent_on_as_it_is(kind: bytes, parts: list[bytes]) -
     assert b"".join(b["body"] for b in bodies) == b"".join(parts)
 
 
-def test_a_router_is_told_by_the_last_replica_and_an_error_is_left_alone() -> None:
-    assert answered(JSON, [WHOLE], shown=secret(), elsewhere=1)[0]["status"] == 200
-    last = answered(JSON, [WHOLE], shown=secret())[0]
-    assert last["status"] == 429 and (b"retry-after", b"3") in last["headers"]
+@pytest.mark.parametrize("elsewhere", [0, 1])
+def test_a_router_is_told_in_the_same_way_and_an_error_is_left_alone(elsewhere: int) -> None:
+    told = answered(JSON, [WHOLE], shown=secret(), elsewhere=elsewhere)[0]
+    assert told["status"] == 429 and (b"retry-after", b"3") in told["headers"]
     assert answered(JSON, [WHOLE], status=500)[0]["status"] == 500

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from slos.serving import answers
-from slos.serving.answers import ERROR, Answers
+from slos.serving.answers import STOPPED, Answers
 
 STREAM = {
     "type": "http.response.start", "status": 200,
@@ -53,13 +53,13 @@ def test_a_stream_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     *before, last = answer(monkeypatch, STREAM, PIECE)
     assert before == [STREAM, PIECE] and not last.get("more_body")
     error, done = last["body"].decode().split("\n\n")[:2]
-    assert json.loads(error.removeprefix("data: ")) == {"error": ERROR}
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == STOPPED
     assert done == "data: [DONE]"
 
 
 def test_who_has_no_answer_yet_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
     start, body = answer(monkeypatch)
-    assert start["status"] == 503 and json.loads(body["body"]) == {"error": ERROR}
+    assert start["status"] == 503 and json.loads(body["body"])["error"]["message"] == STOPPED
 
 
 def test_a_body_that_broke_off_does_not_look_whole(monkeypatch: pytest.MonkeyPatch) -> None:
