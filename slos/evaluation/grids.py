@@ -113,6 +113,12 @@ def crossed(
     ]
 
 
+def sized(case: Search, requests: int, precision: float) -> Search:
+    """A case with so many requests per replica, and searched to a precision."""
+    n = requests * case.replicas * len(roles(case.topology))
+    return replace(case, num_requests=n, precision=precision)
+
+
 def swept(
     size: str,
     name: str,

@@ -24,7 +24,7 @@ from slos.evaluation.stats import geometric_means, mean_of, over, select
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, claim
-from slos.studies.rivals import at_scale, tuned
+from slos.studies.rivals import tuned
 
 PARTS = {
     "speculation": "speculation",
@@ -83,13 +83,12 @@ def variants(
         for k, case in tuned(size, options, workers, ROWS).items()
     }
     where = {"replicas": s.replicas, "profile": profile}
-    cases = {
+    return {
         (scenario, name): case_of(
             scenario, parts, budgets[scenario, off if parts == off else alone], **where
         )
         for scenario, (name, parts) in product(scenarios, sets.items())
     }
-    return at_scale(cases, size)
 
 
 def named(best: Frame, name: str) -> Frame:

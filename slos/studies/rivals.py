@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -11,13 +11,12 @@ import pandas as pd
 
 from slos.core.pace import PAPER
 from slos.evaluation.capacity_search import Probe, Search, search
-from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, tries_of, typical
+from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, sized, tries_of, typical
 from slos.evaluation.near import begun
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import interval
+from slos.evaluation.stats import best_settings
 from slos.files import Frame, results_dir
 from slos.records.sweep import sweep
-from slos.sim.cluster import roles
 
 Key = TypeVar("Key", bound=Hashable)
 Cases = dict[Any, Search]
@@ -45,29 +44,15 @@ def tuned(
 ) -> dict[Key, Search]:
     """Of each group the case that carries most, with one seed, and its own number of replicas."""
     s = scale_of(size)
-    tried = {
-        key: [replace(_sized(c, s.tuning_requests, s.tuning_precision), seed=0) for c in cases]
-        for key, cases in groups.items()
-        if len(cases) > 1
-    }
-    found = carried(size, [case for cases in tried.values() for case in cases], workers, name)
-    best = {key: cases[0] for key, cases in groups.items()}
-    for key, cases in tried.items():
-        rates = [found[case].rate for case in cases]
-        best[key] = groups[key][rates.index(max(rates))]
-    return best
 
+    def small(case: Search) -> Search:
+        return replace(sized(case, s.tuning_requests, s.tuning_precision), seed=0)
 
-def _sized(case: Search, requests: int, precision: float) -> Search:
-    """A case with so many requests per replica."""
-    n = requests * case.replicas * len(roles(case.topology))
-    return replace(case, num_requests=n, precision=precision)
-
-
-def at_scale(cases: Mapping[Key, Search], size: str) -> dict[Key, Search]:
-    """The same with the requests and the precision of a size."""
-    s = scale_of(size)
-    return {key: _sized(case, s.num_requests, s.precision) for key, case in cases.items()}
+    several = {key: cases for key, cases in groups.items() if len(cases) > 1}
+    tries = [small(case) for cases in several.values() for case in cases]
+    found = carried(size, tries, workers, name)
+    best = {k: max(cases, key=lambda c: found[small(c)].rate) for k, cases in several.items()}
+    return {key: best.get(key, cases[0]) for key, cases in groups.items()}
 
 
 def rivals(
@@ -92,25 +77,26 @@ def rivals(
         tries[scenario, name] = [[c, *(fixed_drafts(c) if drafts else ())] for c in plain]
     best = tuned(size, {key: [typical(t) for t in each] for key, each in tries.items()}, workers)
     lengths = {key: next(t for t in tries[key] if case in t) for key, case in best.items()}
-    return at_scale(tuned(size, lengths, workers), size)
+    return tuned(size, lengths, workers)
 
 
 def measured(
     size: str, cases: Cases, workers: int | None = None, name: str = ROWS,
     by: Sequence[str] = ("name",),
 ) -> Frame:  # fmt: skip
-    """What ran, its capacity with interval, and that of each seed; by: what the names of the cases
-    are."""
-    seeds = range(scale_of(size).seeds)
-    every = [replace(case, seed=seed) for case in cases.values() for seed in seeds]
-    found = carried(size, every, workers, name)
-    rows = []
-    for key, case in cases.items():
-        mine = [found[replace(case, seed=seed)] for seed in seeds]
-        where = (case.setting, case.replicas, case.topology, case.router, case.max_drafts)
-        where += case.hardware.name, mine[0].source
-        each = [row.rate for row in mine]
-        rows.append((*key, *where, *interval(each), each))
-    columns = ["scenario", *by, "setting", "replicas", "topology", "router", "max_drafts"]
-    columns += ["profile", "source", "capacity", "low", "high", "rate"]
-    return pd.DataFrame(rows, columns=columns)
+    """What ran, with the requests, precision and seeds of the size: its capacity with interval, and
+    the `rate` of each seed; by: what the names of the cases are."""
+    s = scale_of(size)
+    runs = [
+        (key, replace(sized(case, s.num_requests, s.precision), seed=seed))
+        for key, case in cases.items()
+        for seed in range(s.seeds)
+    ]
+    found = carried(size, [case for _, case in runs], workers, name)
+    names = ["scenario", *by]
+    rows = [
+        asdict(found[case]) | {"max_drafts": case.max_drafts} | dict(zip(names, key, strict=True))
+        for key, case in runs
+    ]
+    where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]
+    return best_settings(pd.DataFrame(rows), [*names, *where]).reset_index(drop=True)

@@ -23,7 +23,7 @@ from slos.policies import OURS
 from slos.records.claims import paper
 from slos.studies import capacity
 from slos.studies.ablation import PARTS, case_of
-from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
+from slos.studies.rivals import Cases, measured, rivals, tuned
 from workloads import SCENARIOS
 
 LABELS = {
@@ -191,11 +191,11 @@ def _model_cases(size: str, scenarios: Sequence[str], profile: str, workers: int
         (scenario, KINDS[0], name): tries_of(scenario, published, 1, profile=profile)
         for scenario, (name, published) in product(scenarios, AS_PUBLISHED.items())
     }
-    found = at_scale(tuned(size, groups, workers), size)
+    found = tuned(size, groups, workers)
     today = rivals(size, scenarios, workers, 1, profile)
     found |= {(scenario, KINDS[1], name): c for (scenario, name), c in today.items()}
     ours = {(s, "", "ours"): case_of(s, PARTS, profile=profile) for s in scenarios}
-    return found | at_scale(ours, size)
+    return found | ours
 
 
 def against_best(best: Frame) -> Frame:

@@ -41,7 +41,7 @@ from slos.files import Frame
 from slos.hardware.shapes import kv_bytes
 from slos.records.claims import Spread, paper
 from slos.studies.ablation import PARTS, case_of
-from slos.studies.rivals import Cases, at_scale, measured, rivals, tuned
+from slos.studies.rivals import Cases, measured, rivals, tuned
 
 OURS_IS = "ours"
 PUBLISHED, TODAY = "vLLM drafts 3 tokens", "all draft, at the best length"
@@ -112,7 +112,7 @@ def _cases(size: str, scenarios: Sequence[str], workers: int | None, replicas: i
         for name, tries in step.tries.items():
             cases = tries_of(scenario, tries, s.replicas, step.routers, kv_scale=share)
             groups[scenario, step.name, name] = cases
-    found = at_scale(tuned(size, groups, workers), size)
+    found = tuned(size, groups, workers)
     for step, rule in (TODAY, PAPER), (CLIENTS, CLIENT):
         for (scenario, name), case in rivals(size, scenarios, workers, replicas, rule=rule).items():
             found[scenario, step, name] = case
@@ -161,7 +161,7 @@ def at_98_percent(size: str, workers: int | None = None, replicas: int = 0) -> F
     groups = {("chatbot", "ours"): [case_of("chatbot", PARTS, replicas=n, target=STRICT)]}
     for name, tries in AS_PUBLISHED.items():
         groups["chatbot", name] = tries_of("chatbot", tries, n, (PLAIN,), target=STRICT)
-    best = measured(size, at_scale(tuned(size, groups, workers), size), workers)
+    best = measured(size, tuned(size, groups, workers), workers)
     theirs = best[best["name"] != "ours"]
     return over_each(select(best, name="ours"), theirs, "name").drop(columns="name")
 
@@ -183,7 +183,7 @@ def draft_lengths(
                     scenario, [rival], s.replicas, (PLAIN,), target=target
                 )
         if cases:
-            best = measured(size, at_scale(cases, size), workers)
+            best = measured(size, cases, workers)
             found.append(best[["scenario", "name", "rate"]].assign(target=target))
     best = pd.concat(found).rename(columns={"name": "drafts"})
     ours = select(best, drafts="ours").drop(columns="drafts")

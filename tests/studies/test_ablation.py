@@ -13,7 +13,7 @@ from slos.core.attainment import Outcome
 from slos.core.lengths import Oracle
 from slos.core.types import SLO, Batch, Request, Stage, View
 from slos.evaluation.capacity_search import Search, search
-from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS, sized
 from slos.evaluation.runs import hardware_of, serve
 from slos.evaluation.sizes import SCALES
 from slos.evaluation.stats import by_scenario, over
@@ -188,10 +188,7 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals_module, "carried", carried)
     cases, s = variants("full"), SCALES["full"]
     assert len(cases) == len(SCENARIOS) * (2 + 2 * len(PARTS))
-    assert all(
-        c.replicas == s.replicas and c.num_requests == s.replicas * s.num_requests
-        for c in cases.values()
-    )
+    assert {c.replicas for c in cases.values()} == {s.replicas}
     assert cases["chatbot", "base"].setting == "admission=0,best_effort=0,batch_tokens=1024"
     assert cases["chatbot", "base"].router == PLAIN and cases["chatbot", "base"].max_drafts == 0
     assert cases["coding", "without batching"].setting == "batch_tokens=1024"
@@ -213,12 +210,9 @@ def test_the_variants_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(c.num_requests == s.tuning_requests * c.gpus / c.hardware.gpus for c in asked)
     assert found["chatbot", "vllm"].setting == "max_batched_tokens=2048,drafts=2"
     assert found["reasoning", "vllm"].max_drafts == 0
-    apart = found["chatbot", "distserve"]
-    assert (apart.topology, apart.replicas, apart.gpus) == (
-        "2:1",
-        1,
-        3,
-    ) and apart.num_requests == 3 * s.num_requests
+    apart = sized(found["chatbot", "distserve"], s.num_requests, s.precision)
+    assert (apart.topology, apart.replicas, apart.gpus) == ("2:1", 1, 3)
+    assert (apart.num_requests, apart.precision) == (3 * s.num_requests, s.precision)
 
 
 # What is made of the rows

@@ -70,7 +70,7 @@ def test_the_ends_are_the_capacities_of_the_tables() -> None:
     assert today["vllm"] == max(table["vllm"], table["vllm-v1"])
     s = waterfall.scale_of("smoke")
     whole = {("coding", "all"): case_of("coding", PARTS, replicas=s.replicas)}
-    [ours] = rivals.measured("smoke", rivals.at_scale(whole, "smoke"), 1)["capacity"]
+    [ours] = rivals.measured("smoke", whole, 1)["capacity"]
     assert today[OURS_IS] == ours
     # the chart's first and last level
     falls = waterfall.falls(waterfall.levels(best)).set_index("step")["geometric mean"]
