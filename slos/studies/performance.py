@@ -15,7 +15,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import swept
 from slos.evaluation.plots import DASHED, bars, beside, colors, finish, panels, plain_log, unique
-from slos.evaluation.sizes import size_of
+from slos.evaluation.sizes import of_size, size_of
 from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.fit import fit
@@ -26,13 +26,20 @@ from slos.studies.published_steps import GPUS, engine_steps, kernel_steps, measu
 from slos.studies.sensitivity import FEWER, PRECISION, SCALES, sensitivity, varied
 
 PARALLEL = {"kernels": (1, 2, 4), "engine": (2, 4, 8)}
-TILES, TILE = (1, 64, 128, 256), 128
+TILE = 128
+TILES = {"smoke": (1, TILE), "quick": (1, TILE), "full": (1, 64, TILE, 256)}
 BLIND = ("", "tile=1", "smooth=1", "smooth=1,scale=1.15")  # beliefs of one who knows no tiles
 ORIGINS = {
     "kernels": "Vidur and AIConfigurator (kernels, Llama-2-7B)",
     "engine": "Splitwise (engine, Llama-2-70B)",
 }
 PLANES = 3  # a third one where long prompts take more than their tokens' share
+FORMS = (
+    (False, 1, "paper's form", "#0072B2"),
+    (True, 1, "with context", "#56B4E9"),
+    (True, TILE, f"with context and tiles of {TILE}", "#D55E00"),
+)
+"""Those that figures show: with context or not, tile, name, colour."""
 
 MODELS = (
     "opt-6.7b-a100", "opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100", "toolllama-7b-a100",
@@ -99,8 +106,9 @@ def judge(case: FitCase) -> list[Judged]:
 
 
 def fits(size: str, workers: int | None = None) -> Frame:
-    """Rows of `Judged` of what was measured, or of the stand-in, for all forms."""
-    size_of(size)
+    """Rows of `Judged` of what was measured, or of the stand-in, for all forms: with and without
+    context, and by the tiles of kernels."""
+    tiles = of_size(size, TILES)
     kinds = PARALLEL if measured() else {"stand-in": (1,)}
     cases = [
         FitCase(kind, gpu, tp, context, tile)
@@ -108,14 +116,9 @@ def fits(size: str, workers: int | None = None) -> Frame:
         for gpu in GPUS
         for tp in parallel[: 1 if size == "smoke" else None]
         for context in (False, True)
-        for tile in _tiles(size, kind)
+        for tile in (tiles if kind != "engine" else (1,))
     ]
     return swept(size, "roofline_fits", judge, cases, Judged, workers)
-
-
-def _tiles(size: str, kind: str) -> tuple[int, ...]:
-    """Those of kernels are looked for at full size only."""
-    return (1,) if kind == "engine" else TILES if size == "full" else (1, TILE)
 
 
 def origin(table: Frame) -> str:
@@ -160,39 +163,26 @@ def belief_cases(size: str, scenarios: Sequence[str], profile: str, tiles: bool)
     return varied(size, scenarios, (OURS,), changes, profile)
 
 
-def _rooflines(table: Frame, kind: str, gpu: str) -> dict[str, Roofline]:
-    """The fitted forms of a GPU at the smallest degree of parallelism, by name."""
-    mine = select(table, kind=kind, gpu=gpu)
-    mine = mine[mine["tp"] == mine["tp"].min()].drop_duplicates(["context", "tile"])
-    found = {}
-    for r in mine.itertuples():
-        each = [map(float, plane.split()) for plane in r.planes.split(" | ")]
-        name = f"{'with' if r.context else 'no'} context, tile {r.tile}"
-        found[name] = Roofline(tuple(Plane(k1, 0.0, b) for k1, b in each), r.k_ctx, r.tile)
-    return found
-
-
 def steps_and_fits(table: Frame, most: int = 1024) -> Figure:
     """Steps of prompts alone by tokens, the paper's form and ours with tiles, a panel per GPU."""
     kind = "kernels" if "kernels" in set(table["kind"]) else "stand-in"
-    gpus = unique(table["gpu"])
+    gpus, n = unique(table["gpu"]), range(1, most + 1)
     figure, axes = panels([gpu.upper() for gpu in gpus], (4.8, 3.4), (0, 0), "time of a step (ms)")
     for axis, gpu in zip(axes, gpus, strict=True):
         steps = FitCase(kind, gpu, 1, False, 1).steps()
         steps = steps[(steps["context"] == 0) & (steps["tokens"] <= most)]
         gray = {"color": "0.55", "markersize": 3, "label": "steps of prompts"}
         axis.plot(steps["tokens"], 1e3 * steps["seconds"], ".", **gray)
-        n, forms = range(1, most + 1), _rooflines(table, kind, gpu)
-        looks = {
-            "no context, tile 1": ("#0072B2", "--"),
-            "with context, tile 128": ("#D55E00", "-"),
-        }
-        for name, (color, style) in looks.items():
-            ms = [1e3 * forms[name].time(t) for t in n]
-            axis.plot(n, ms, style, color=color, linewidth=1.3, label=name)
+        for context, tile, label, color in (FORMS[0], FORMS[-1]):
+            fitted = select(table, kind=kind, gpu=gpu, tp=1, context=context, tile=tile)
+            r = next(fitted.itertuples())
+            planes = (map(float, plane.split()) for plane in r.planes.split(" | "))
+            line = Roofline(tuple(Plane(k1, 0.0, b) for k1, b in planes), r.k_ctx, r.tile)
+            style = {"color": color, "linestyle": "-" if context else "--", "label": label}
+            axis.plot(n, [1e3 * line.time(tokens) for tokens in n], linewidth=1.3, **style)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
     said = f"{origin(select(table, kind=kind))}; lines: rooflines fitted to all steps"
-    return finish(figure, said, axes[0], ncols=len(axes[0].lines))
+    return finish(figure, said, axes[0], ncols=3)
 
 
 def errors_by_size(table: Frame, source: str) -> Figure:
@@ -201,12 +191,10 @@ def errors_by_size(table: Frame, source: str) -> Figure:
     least = table.groupby(["kind", "gpu"])["tp"].min()
     titles = [f"{gpu.upper()}, {kind}, TP{least[kind, gpu]}" for kind, gpu in shown]
     figure, axes = panels(titles, (5, 2.5), (0, 0.5), "error (%)", 2, sharey=True)
-    looks = ((False, 1, "paper's form", "#0072B2"), (True, 1, "with context", "#56B4E9"),
-             (True, 128, "with context and tiles of 128", "#D55E00"))  # fmt: skip
     for axis, (kind, gpu) in zip(axes, shown, strict=True):
         mine = select(table, kind=kind, gpu=gpu, tp=least[kind, gpu])
         sizes = sorted(set(mine["tokens"]))
-        for i, (context, tile, label, color) in enumerate(looks):
+        for i, (context, tile, label, color) in enumerate(FORMS):
             rows = select(mine, context=context, tile=tile).set_index("tokens").reindex(sizes)
             rows, x = 100 * rows[["mean_error", "max_error"]], beside(len(sizes), i, 3, 0.27)
             bars(axis, x, rows, i, "mean_error", width=0.27, color=color, label=label)
