@@ -18,13 +18,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import lsq_linear
 
-from slos.core.attainment import Outcome, attainment
+from slos.core.attainment import attainment
 from slos.core.pace import PAPER
-from slos.core.roofline import Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search, capacity
 from slos.evaluation.grids import searches
-from slos.evaluation.plots import finish, panels
+from slos.evaluation.plots import finish, panels, unique
 from slos.evaluation.runs import serve
 from slos.evaluation.sizes import of_size
 from slos.evaluation.stats import capacities, select, write
@@ -72,34 +71,28 @@ def steps_and_rooflines(names: Sequence[str] = MODELS) -> Figure:
     return finish(figure, said, axes[0], ncols=3)
 
 
-def requests(workload: str, rate: float) -> list[Request]:
-    """The requests of a run as they were sent."""
-    table: Frame = pd.read_csv(FOLDER / "engine_requests.csv")
-    table = select(table, scenario=workload, rate=rate, system=STOCK).sort_values("arrival")
-    found = []
-    for r in table.itertuples():
+def simulated(labels: Labels, sent: Frame) -> Frame:
+    """What the simulator says of a run, on the profile that was measured before it. sent: its
+    requests as they were measured."""
+    requests = []
+    for r in sent.sort_values("arrival").itertuples():
         stage = Stage(r.prompt, r.output, SLO(tpot=r.tpot_slo, ttft=r.ttft_slo))
-        found.append(Request(r.id, r.arrival, (stage,), kind=r.kind))
-    return found
-
-
-def simulated(workload: str, rate: float, system: str) -> list[Outcome]:
-    """What the simulator says of a run, on the profile that was measured before it."""
+        requests.append(Request(r.id, r.arrival, (stage,), kind=r.kind))
     known = replace(profile(SERVED), kv_tokens=KV_TOKENS)
     belief = scaled(known.roofline, known.margin)
-    return serve(requests(workload, rate), system, known, SETTINGS[system], belief=belief)
+    outcomes = serve(requests, labels.system, known, SETTINGS[labels.system], belief=belief)
+    return rows(labels, Replayed(outcomes))
 
 
 def engine() -> tuple[Frame, Frame]:
     """vLLM under load, a row per load, scheduler and status; and how far the simulator is off."""
     measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
     asked = {"rule": PAPER, "attained_paper": measured["attained"]}  # then there was no other
-    tables: list[Frame] = [measured.assign(status="measured", lag=0.0, **asked)]
-    for (workload, rate, system), _ in measured.groupby(["scenario", "rate", "system"]):
+    tables: list[Frame] = [measured.assign(status="measured", **asked)]
+    for (workload, rate, system), sent in measured.groupby(["scenario", "rate", "system"]):
         labels = Labels(str(workload), str(system), SERVED, float(rate), status="simulated")
-        said = Replayed(simulated(labels.scenario, labels.rate, labels.system))
-        tables.append(rows(labels, said).assign(lag=0.0))
-    both: Frame = pd.concat(tables, ignore_index=True)
+        tables.append(simulated(labels, sent))
+    both: Frame = pd.concat(tables, ignore_index=True).assign(lag=0.0)
     both[["ttft", "tpot"]] = both[["ttft", "tpot"]].astype(float)
     table = by_load(both).drop(columns="lag")
     order = ["scenario", "rate", "system", "status"]
@@ -131,14 +124,10 @@ def capacity_cases(size: str, scenarios: Sequence[str], names: Sequence[str]) ->
 def capacity_table(probes: Frame, size: str) -> Frame:
     """Requests per second that each system carries, by profile and scenario, and ours over the
     best other one with a 95 % interval over seeds; written to gpu_capacity.csv of the size."""
-    best = capacities(probes)
-    tables = []
-    for name, group in best.groupby("profile", sort=False):
-        carried = group.pivot(index="scenario", columns="system", values="capacity").round(2)
-        gains = select(ratios(group), against="best").set_index("scenario")
-        gained = gains[["ratio", "low", "high"]].round(2)
-        tables.append(carried.join(gained).reset_index().assign(profile=name))
-    whole = pd.concat(tables).set_index(["profile", "scenario"])
+    best, where = capacities(probes), ["profile", "scenario"]
+    carried = best.pivot(index=where, columns="system", values="capacity")
+    gains = select(ratios(best, "dataset", "profile"), against="best").set_index(where)
+    whole = carried.join(gains[["ratio", "low", "high"]]).round(2).loc[unique(best["profile"])]
     told = whole.assign(seeds=best["seeds"].min(), status="simulated on a measured profile")
     write(size, "gpu_capacity", told.reset_index())
     return whole
@@ -155,15 +144,11 @@ def line(system: str) -> tuple[float, float, float]:
     return first, each, float(seconds.mean())
 
 
-def _later(roofline: Roofline, seconds: float) -> Roofline:
-    """The same hardware where each step begins so many seconds later."""
-    return replace(roofline, planes=tuple(replace(p, b=p.b + seconds) for p in roofline.planes))
-
-
 def _carried(system: str, hardware: Profile, count: int, waits: float, **world: Any) -> float:
     """The largest rate at which 90 % of the requests meet their objectives; waits: seconds of
     planning that the policy believes each step to begin with."""
-    belief = _later(hardware.roofline, waits)
+    planes = tuple(replace(p, b=p.b + waits) for p in hardware.roofline.planes)
+    belief = replace(hardware.roofline, planes=planes)
 
     def attained(rate: float) -> float:
         sent = build(CHARGED, rate, count).requests
