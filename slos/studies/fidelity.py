@@ -10,8 +10,9 @@ median of measured over simulated time per token of one experiment, `FITTED`, fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -74,47 +75,39 @@ def measured() -> Frame:
     )  # fmt: skip
 
 
-def requests(table: Frame, prefix: int) -> list[Request]:
-    """Those of one experiment; `prefix` tokens of all prompts are the same."""
-    shared = (("system", prefix),) if prefix else ()
-    rows = zip(table["arrival_s"], table["prompt_tokens"], table["completion_tokens"], strict=True)
-    return [
-        Request(str(i), at, (Stage(prompt, output, ANY),), prefix=shared)
-        for i, (at, prompt, output) in enumerate(rows)
-    ]
-
-
 def replayed(table: Frame, served: Served, scale: float = 1.0, cache: bool = True) -> Frame:
-    """The quantities of the same requests as simulated. cache: with vLLM's prefix cache."""
+    """The quantities of the requests of one experiment as simulated. cache: with vLLM's prefix
+    cache."""
     known = replace(profile(served.profile), kv_tokens=served.kv_tokens)
     known = replace(known, roofline=scaled(known.roofline, scale))
-    sent, settings = requests(table, served.prefix), table.iloc[0]
-    setting = f"max_batched_tokens={settings['max_num_batched_tokens']:.0f}"
-    seats = int(settings["max_num_seqs"])
+    shared = (("system", served.prefix),) if served.prefix else ()
+    sent = []
+    for i, r in enumerate(table.itertuples()):
+        stage = Stage(r.prompt_tokens, r.completion_tokens, ANY)
+        sent.append(Request(str(i), r.arrival_s, (stage,), prefix=shared))
+    setting = f"max_batched_tokens={table['max_num_batched_tokens'].iloc[0]:.0f}"
+    seats = int(table["max_num_seqs"].iloc[0])
     outcomes = serve(sent, "vllm-v1", known, setting, max_seqs=seats, prefix_cache=cache)
-    found = {o.id: o for o in outcomes}
-    rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in (found[r.id] for r in sent)]
+    outcomes.sort(key=lambda o: int(o.id))
+    rows = [(o.ttft, o.ttft, o.tpot, o.finish - o.arrival) for o in outcomes]
     return pd.DataFrame(rows, columns=[*QUANTITIES], index=table.index)
-
-
-def cases(table: Frame) -> Iterator[tuple[str, float, bool]]:
-    """Experiment, scale and prefix cache of every replay."""
-    fitted = select(table, experiment=FITTED)
-    said = replayed(fitted, EXPERIMENTS[FITTED])
-    scale = round(float((fitted["tpot"] / said["tpot"]).median()), 3)
-    for name, served in EXPERIMENTS.items():
-        yield from ((name, 1.0, cache) for cache in (True, False) if cache or served.prefix)
-        yield name, scale, True
 
 
 def replays() -> Frame:
     """A row per request and replay: what was measured, and `said_...`, the same as simulated."""
     table, rows = measured(), []
-    for name, scale, cache in cases(table) if len(table) else ():
-        mine = select(table, experiment=name)
-        said = replayed(mine, EXPERIMENTS[name], scale, cache).add_prefix("said_")
-        rows.append(mine[["experiment", *QUANTITIES]].join(said).assign(scale=scale, cache=cache))
-    return pd.concat(rows, ignore_index=True) if rows else table
+    if table.empty:
+        return table
+    fitted = select(table, experiment=FITTED)
+    slower = fitted["tpot"] / replayed(fitted, EXPERIMENTS[FITTED])["tpot"]
+    ways = (1.0, True), (1.0, False), (round(float(slower.median()), 3), True)
+    for (name, served), (scale, cache) in product(EXPERIMENTS.items(), ways):
+        if cache or served.prefix:
+            mine = select(table, experiment=name)
+            said = replayed(mine, served, scale, cache).add_prefix("said_")
+            columns = mine[["experiment", *QUANTITIES]].join(said)
+            rows.append(columns.assign(scale=scale, cache=cache))
+    return pd.concat(rows, ignore_index=True)
 
 
 def summary(rows: Frame) -> Frame:
