@@ -150,9 +150,10 @@ def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
     figure, axes = panels([*names], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
     text = "no measured requests at hand; set SLOS_DATA"
     if len(rows):
-        rows = rows[rows["cache"] & rows["scale"].eq(rows["scale"].max())]
-        text = "measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x "
-        text += f"{rows['scale'].max():g}, fitted to {FITTED} alone, with prefix cache"
+        scale = rows["scale"].iloc[-1]  # the fitted one, which may be below 1
+        rows = select(rows, cache=True, scale=scale)
+        text = f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {scale:g}, fitted to "
+        text += f"{FITTED} alone, with prefix cache"
     for axis, name in zip(axes, names, strict=True):
         mine = select(rows, experiment=name)
         for key, mark, color in (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00")):
