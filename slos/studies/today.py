@@ -90,7 +90,8 @@ def asked(case: Search) -> str:
 
 def cases(size: str) -> Iterator[Search]:
     """A star: every scenario, system and setting on `MAIN`, and one thing changed at a time: what
-    is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and drafts."""
+    is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and a draft model:
+    ours picks its drafts, a baseline has each fixed length."""
     s = of_size(size, SIZES)
     systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
     for seed in range(s.seeds):
@@ -108,13 +109,8 @@ def cases(size: str) -> Iterator[Search]:
             if not case.scenario.endswith(IN_SECONDS):
                 yield from (replace(case, profile=name) for name in OTHERS)
             if case.scenario in DRAFTED:
-                yield from drafting(case)
-
-
-def drafting(case: Search) -> list[Search]:
-    """The same with a draft model: ours picks its drafts, a baseline has each fixed length."""
-    case = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
-    return [case] if case.system == OURS else fixed_drafts(case, DRAFTS)
+                own = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
+                yield from [own] if case.system == OURS else fixed_drafts(own, DRAFTS)
 
 
 def run(size: str, workers: int | None = None) -> Frame:
