@@ -3,7 +3,7 @@ for several: load, tail latencies over their objectives, attainment and best eff
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from slos.core.attainment import Outcome
 from slos.core.types import Request, require
 from slos.evaluation import plots
 from slos.evaluation.grids import check_cases, swept
-from slos.evaluation.plots import ABOVE, DASHED, MARKERS, colors, finish, name_of, plain_log
+from slos.evaluation.plots import ABOVE, DASHED, MARKERS, colors, finish, name_of, plain_log, unique
 from slos.evaluation.runs import hardware_of, serve
 from slos.evaluation.sizes import size_of
+from slos.evaluation.stats import select
 from slos.files import Frame
 from slos.hardware.profiles import Profile
 from slos.sim.replica import Replica, Step
@@ -244,13 +245,6 @@ def run(size: str, cases: Sequence[Bursts], workers: int | None = None) -> Frame
     return swept(size, "bursts", watch, cases, Window, workers)
 
 
-def tables(rows: Frame) -> dict[str, Frame]:
-    """By system, one row per window: means over seeds."""
-    numbers = ["arrivals", "ttft_p99", "tpot_p99", "attained", "best_effort"]
-    means = rows.groupby(["system", "time"], sort=False)[numbers].mean().reset_index("time")
-    return {str(s): means.loc[[s]].sort_values("time") for s in means.index.unique()}
-
-
 def phases(rows: Frame, case: Bursts) -> Frame:
     """Per system, before the first burst, in bursts and after: P99s over their objectives, of the
     worst window, and the shares (%) of requests that met every objective or became best effort."""
@@ -270,8 +264,9 @@ def phases(rows: Frame, case: Bursts) -> Frame:
     return found.reset_index()
 
 
-def windowed(tables: Mapping[str, Frame], width: float, source: str, target: float = 0.9) -> Figure:
-    """Load, tails of TTFT and TPOT over their targets, attainment and best effort, by system."""
+def windowed(rows: Frame, width: float, source: str, target: float = 0.9) -> Figure:
+    """Load, tails of TTFT and TPOT over their targets, attainment and best effort, by system: means
+    over seeds."""
     drawn = (
         ("arrivals", "load\n(requests/s)", None),
         ("ttft_p99", "P99 TTFT\nover its SLO", 1),
@@ -280,12 +275,13 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
         ("best_effort", "best effort\n(% of requests)", None),
     )
     figure, axes = plt.subplots(len(drawn), 1, figsize=(8, 9), layout="constrained", sharex=True)
-    palette = colors(list(tables))
+    palette = colors(unique(rows["system"]))
     for axis, (column, label, aim) in zip(axes, drawn, strict=True):
-        alike = column == "arrivals"  # for all systems
-        for i, (system, table) in enumerate([*tables.items()][: 1 if alike else None]):
-            looks = {"color": "black" if alike else palette[system], "label": name_of(system)}
-            axis.plot(table["time"], table[column], marker=MARKERS[i], **looks, **plots.nested(i))
+        alike = column == "arrivals"  # the load is the same for all systems
+        for i, (system, color) in enumerate([*palette.items()][: 1 if alike else None]):
+            means = select(rows, system=system).groupby("time")[column].mean()
+            looks = {"color": "black" if alike else color, "label": name_of(system)}
+            axis.plot(means.index, means, marker=MARKERS[i], **looks, **plots.nested(i))
         if aim is not None:
             axis.axhline(aim, **DASHED)
         if column.endswith("p99"):
@@ -294,4 +290,4 @@ def windowed(tables: Mapping[str, Frame], width: float, source: str, target: flo
         axis.set_ylabel(label)
     axes[-1].set_xlabel("time of arrival (s)")
     said = f"{source}; windows of {width:g} s by arrival; dashed: target"
-    return finish(figure, said, axes[1], ncols=len(tables))
+    return finish(figure, said, axes[1], ncols=len(palette))
