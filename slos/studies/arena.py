@@ -115,10 +115,10 @@ def save(size: str, found: Frame, climbed: Frame) -> None:
     stats.write(size, "arena_ladder", climbed.drop(columns="each"), float_format="%.6g")
 
 
-def ahead(found: Frame, others: Sequence[str] = LATER) -> Frame:
-    """Ours over the best of the `others` (`against`), per scenario and place."""
+def ahead(found: Frame) -> Frame:
+    """Ours over the best of the later ones (`against`), per scenario and place."""
     keep = ["scenario", *WHERE, "rate"]
-    rivals = strongest(found[found["system"].isin(others)], "scenario", *WHERE)
+    rivals = strongest(found[found["system"].isin(LATER)], "scenario", *WHERE)
     ours = found.loc[found["system"] == OURS, keep]
     return over(ours, rivals[[*keep, "system"]]).rename(columns={"system": "against"})
 

@@ -10,7 +10,6 @@ median of measured over simulated time per token of one experiment, `FITTED`, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -145,16 +144,16 @@ def run(size: str) -> tuple[Frame, Frame]:
     return rows, table
 
 
-def scatter(rows: Frame, names: Sequence[str] = tuple(EXPERIMENTS)) -> Figure:
+def scatter(rows: Frame) -> Figure:
     """Simulated against measured time of every request, a panel per experiment."""
-    figure, axes = panels([*names], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
+    figure, axes = panels([*EXPERIMENTS], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
     text = "no measured requests at hand; set SLOS_DATA"
     if len(rows):
         scale = rows["scale"].iloc[-1]  # the fitted one, which may be below 1
         rows = select(rows, cache=True, scale=scale)
         text = f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {scale:g}, fitted to "
         text += f"{FITTED} alone, with prefix cache"
-    for axis, name in zip(axes, names, strict=True):
+    for axis, name in zip(axes, EXPERIMENTS, strict=True):
         mine = select(rows, experiment=name)
         for key, mark, color in (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00")):
             if len(mine):

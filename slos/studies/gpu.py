@@ -41,7 +41,7 @@ MODELS = ("opt-6.7b-h200", "opt-13b-h200", "llama-3.1-8b-h200")
 SERVED, KV_TOKENS = "opt-13b-h200", 48_800  # with 40 GB of cache: two servers shared the GPU
 SETTINGS = {STOCK: "max_batched_tokens=512", OURS: ""}  # of vLLM's the best one in simulation
 STEPS = {STOCK: "steps-vllm-v1.csv.gz", OURS: "steps-slos-serve.csv.gz"}
-CHARGED = "chatbot-8k"  # the scenario whose steps are charged
+CHARGED, CHARGED_ON = "chatbot-8k", "llama-3.1-8b-h100"  # the scenario whose steps are charged
 BUDGETS = {STOCK: "max_batched_tokens=2048", OURS: ""}
 WAYS = {"free": {}, "synchronous": {}, "asynchronous": {"overlapped": True}}
 SEEDS = {"smoke": 1, "quick": 1, "full": 5}  # of the capacity searches
@@ -157,9 +157,9 @@ def _carried(system: str, hardware: Profile, count: int, waits: float, **world: 
     return capacity(attained, 0.9, START, PRECISION)[0]
 
 
-def charged(size: str, name: str = "llama-3.1-8b-h100") -> Frame:
+def charged(size: str) -> Frame:
     """A row per system and way of charging, written to results/<size>/charged.csv."""
-    hardware, count, rows = profile(name), of_size(size, REQUESTS), []
+    hardware, count, rows = profile(CHARGED_ON), of_size(size, REQUESTS), []
     for system in BUDGETS:
         first, each, mean = line(system)
         free = 0.0
@@ -174,6 +174,6 @@ def charged(size: str, name: str = "llama-3.1-8b-h100") -> Frame:
                 "requests/s": rate, "of free": rate / free,
             })  # fmt: skip
     table = pd.DataFrame(rows)
-    where = {"scenario": CHARGED, "profile": name, "requests": count}
+    where = {"scenario": CHARGED, "profile": CHARGED_ON, "requests": count}
     write(size, "charged", table.assign(**where, status="simulated"))
     return table

@@ -65,11 +65,9 @@ def simulation_cost(
     return median(costs[1:])  # the first one may compile
 
 
-def planning_views(
-    tiers: int, new: int, running: int, count: int, seed: int = 0
-) -> list[tuple[View, Oracle]]:
+def planning_views(tiers: int, new: int, running: int, count: int) -> list[tuple[View, Oracle]]:
     """Random replicas: `running` chats decode at up to `tiers` paces, `new` ones wait."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tpots, n, now = np.array([0.05, 0.1, 0.15, 0.2])[:tiers], new + running, 100.0
     views = []
     for _ in range(count):
@@ -89,7 +87,7 @@ def planning_views(
     return views
 
 
-def planning_cost(tiers: int, new: int, running: int, count: int = 300) -> dict[str, float]:
+def planning_cost(tiers: int, new: int, running: int, count: int) -> dict[str, float]:
     """Milliseconds of `count` plannings on views that differ, and of the steps around them."""
     roofline = profile("opt-13b-h100").roofline
     planned, steps = [], []
@@ -117,10 +115,10 @@ def simulations(num_requests: int) -> Frame:
     return pd.DataFrame(rows, columns=["scenario", "lengths", "system", "rate", "cpu_seconds"])
 
 
-def plannings(count: int, shapes: Sequence[tuple[int, int, int]] = PLANNINGS) -> Frame:
+def plannings(count: int) -> Frame:
     """Milliseconds of planning and of whole steps, a row per shape."""
     planning_cost(2, 1, 1, count=11)  # compiles
-    return pd.DataFrame([planning_cost(*shape, count=count + 10) for shape in shapes])
+    return pd.DataFrame([planning_cost(*shape, count=count + 10) for shape in PLANNINGS])
 
 
 def run(size: str) -> tuple[Frame, Frame]:

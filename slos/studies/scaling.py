@@ -28,7 +28,7 @@ SIZES = {
     "full": Size(250, 3, 0.03),
 }
 REPLICAS = {"smoke": (1, 2), "quick": (1, 4), "full": (1, 2, 4, 8, 16)}
-H100 = "opt-13b-h100"
+H100, H100_MOST = "opt-13b-h100", 8  # replicas, the paper's
 TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""
@@ -76,12 +76,12 @@ def scaling_cases(
     return _grid(size, scenarios, kinds, profile)
 
 
-def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE), most: int = 8) -> list[Search]:
+def h100_cases(size: str, systems: Sequence[str] = (OURS, BASELINE)) -> list[Search]:
     """OPT-13B on up to eight H100, as the paper scales it, behind the plain and the best router:
     the scenarios of OPT, chatbot alone unless at full size."""
     scenarios = OPT if size == "full" else OPT[:1]
     cases = scaling_cases(size, scenarios, systems, (PLAIN, BEST_ROUTER), H100)
-    return [c for c in cases if c.replicas <= most and not c.topology]
+    return [c for c in cases if c.replicas <= H100_MOST and not c.topology]
 
 
 def disaggregation_cases(

@@ -121,14 +121,14 @@ def run(size: str, cases: Sequence[Search], name: str, workers: int | None = Non
     return swept(size, name, capacity_of, cases, Capacity, workers)
 
 
-def against(rows: Frame, by: str, profile: str = "", **fixed: Any) -> Frame:
-    """Capacity at each value of `by`, all else as `fixed` says, on `profile` or a scenario's own
-    hardware: per scenario and system the best setting's mean and interval over seeds, and each
-    seed's rate."""
-    own = [r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]
-    kept = rows[own] if by in SENSITIVITY else rows
-    for name, value in ({"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0} | fixed).items():
-        kept = kept if name == by else select(kept, **{name: value})
+def against(rows: Frame, by: str, profile: str = "") -> Frame:
+    """Capacity at each value of `by`, all else as it is, on `profile` or a scenario's own hardware:
+    per scenario and system the best setting's mean and interval over seeds, and each seed's rate.
+    """
+    if by in SENSITIVITY:
+        rows = rows[[r.profile == hardware_of(r.scenario, profile).name for r in rows_of(rows)]]
+    usual = {"target": 0.9, "slo_scale": 1.0, "kv_scale": 1.0}
+    kept = select(rows, **{name: value for name, value in usual.items() if name != by})
     return best_settings(kept, ["scenario", "system", by, "setting"]).reset_index(drop=True)
 
 

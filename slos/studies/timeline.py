@@ -53,16 +53,14 @@ class Timeline:
     outcomes: tuple[Outcome, ...]
 
 
-def timeline(
-    requests: Sequence[Request], system: str, hardware: Profile, setting: str = ""
-) -> Timeline:
+def timeline(requests: Sequence[Request], system: str, hardware: Profile) -> Timeline:
     """Serve and keep every step, for a figure."""
     steps: list[Step] = []
 
     def keep(_: Replica, step: Step, done: tuple[Outcome, ...]) -> None:
         steps.append(step)
 
-    outcomes = serve(requests, system, hardware, setting, observe=keep)
+    outcomes = serve(requests, system, hardware, observe=keep)
     return Timeline(system, tuple(steps), tuple(outcomes))
 
 
