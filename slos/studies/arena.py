@@ -92,7 +92,9 @@ def further(size: str, found: Frame, profile: str = "") -> list[Search]:
     for change, row, seed in product(changes, rows_of(found), range(s.seeds)):
         case = Search(row.scenario, row.system, row.setting, profile, seed=seed)
         case = replace(case, **coarse | change)
-        if (case.max_drafts or case.replicas > 1) and not can_draft(row.scenario):
+        if case.max_drafts and not can_draft(row.scenario, profile):
+            continue
+        if case.replicas > 1 and not can_draft(row.scenario):
             continue
         fixed = case.max_drafts and hasattr(POLICIES[row.system], "drafts")
         for c in [case, *fixed_drafts(case)] if fixed else [case]:

@@ -14,7 +14,7 @@ import pandas as pd
 from slos.evaluation.bound import Bound, bound, bound_of
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import swept
-from slos.evaluation.sizes import Size
+from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import geometric_mean, strongest
 from slos.files import Frame
 from slos.policies import OURS
@@ -27,7 +27,7 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
     """Rows of `Bound` for what the cases ask for, from results/<size>/bounds.csv where they lie
     already. Where there is no bound (drafts, several kinds of replicas, a prefix cache) there is no
     row, nor is there of several replicas, whose bound takes long."""
-    s = SIZES[size]
+    s = of_size(size, SIZES)
     plain = [c for c in cases if not (c.max_drafts or c.topology or c.prefix_cache)]
     few = [c for c in plain if c.replicas == 1 and c.seed < s.seeds]
     each = dict.fromkeys(replace(bound_of(case), **s.effort) for case in few)

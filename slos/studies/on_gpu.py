@@ -28,7 +28,7 @@ from slos.hardware.profiles import profile
 from slos.replay import replay
 from slos.replay.results import Labels, rows
 from slos.serving import launch
-from slos.studies.engine_workloads import SMALL, WHOLE, WORKLOADS, Lengths, ramp
+from slos.studies.engine_workloads import SMALL, WHOLE, WORKLOADS, ramp
 from slos.studies.real_engine import BUDGET, OURS, STOCK, Calibrated, starting
 
 MODELS = ("opt-13b", "llama-3.1-8b", "opt-6.7b", "opt-6.7b:opt-125m")  # the last with drafts
@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def known(self) -> Calibrated:
-        return Calibrated(profile(self.name), 0.0)
+        return Calibrated(profile(self.name), 0.0, SMALL if launch.on_cpu() else WHOLE)
 
     def plan(self) -> list[tuple[str, float]]:
         """The loads in the order in which they tell most: the middle ones first, workloads by
@@ -148,12 +148,11 @@ class Engine:
         """Rows of every request at each load, written to measured.csv after each run."""
         end = time.monotonic() + 60 * minutes
         known, tables = self.known, []
-        lengths: Lengths = SMALL if launch.on_cpu() else WHOLE
         with self.servers() as urls:
             print(f"both servers are warm, {end - time.monotonic():.0f} s left", flush=True)
             for workload, rate in self.plan():
                 count = max(5, int(rate * self.seconds))
-                requests = WORKLOADS[workload](rate, count, 0, known.step, lengths)
+                requests = WORKLOADS[workload](rate, count, 0, known.step, known.lengths)
                 for system, url in urls.items():
                     if end - time.monotonic() < self.seconds + 10:
                         continue

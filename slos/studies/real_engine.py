@@ -43,7 +43,7 @@ from slos.serving import calls, launch
 from slos.serving.settings import Settings
 from slos.serving.tiny_model import write
 from slos.studies import engine_workloads
-from slos.studies.engine_workloads import WORKLOADS
+from slos.studies.engine_workloads import SMALL, WORKLOADS, Lengths
 
 TOLD = f"{OURS}, lengths told"  # in place of the system's name
 STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
@@ -108,10 +108,11 @@ def starting(
 @dataclass(frozen=True, slots=True)
 class Calibrated:
     """An engine as the simulator is told of it. outside: seconds that a first token takes beside
-    the engine's steps."""
+    the engine's steps; lengths: of what it is sent."""
 
     profile: Profile
     outside: float
+    lengths: Lengths = SMALL
 
     @property
     def step(self) -> float:
@@ -125,7 +126,7 @@ class Calibrated:
 
         def attained(system: str, rate: float) -> float:
             build, n = WORKLOADS[workload], max(num_requests, 60)
-            made = (build(rate, n, seed, self.step) for seed in range(seeds))
+            made = (build(rate, n, seed, self.step, self.lengths) for seed in range(seeds))
             return float(np.mean([attainment(predict(r, system, self).outcomes) for r in made]))
 
         stock, _ = capacity(partial(attained, STOCK), target, 0.05 / self.step, precision=0.05)
