@@ -133,18 +133,6 @@ def made(tables: Kernels, wanted: Wanted) -> Profile:
     return replace(profile, source=source + told(profile))
 
 
-def _own() -> Frame:
-    table: Frame = pd.read_csv(OWN)
-    long = f"with prompts, {LONG} tokens or more"
-    kinds = np.where(table["tokens"] >= LONG, long, "with prompts, fewer")
-    return table.assign(kind=np.where(table["decodes"] == table["requests"], "decodes", kinds))
-
-
-def _splitwise(gpu: str) -> Frame:
-    table = engine_steps(gpu, 4)
-    return table.assign(kind=np.where(table["context"] > 0, "decodes", "prompts"))
-
-
 def _llmservingsim(path: str) -> Frame:
     table: Frame = pd.read_csv(path)
     each: Frame = table.pivot_table("latency(ns)", "input", "layer_name")
@@ -168,10 +156,16 @@ def _prompts(seconds: Frame, kind: str) -> Frame:
 
 def measurements() -> Iterator[tuple[str, str, Frame]]:
     """Profile, whose measurement, and its steps with their `kind`; those whose files are here."""
-    yield "llama-3.1-8b-h200-kernels", "this kit, vLLM 0.32", _own()
+    own: Frame = pd.read_csv(OWN)
+    long = f"with prompts, {LONG} tokens or more"
+    prompts = np.where(own["tokens"] >= LONG, long, "with prompts, fewer")
+    kinds = np.where(own["decodes"] == own["requests"], "decodes", prompts)
+    yield "llama-3.1-8b-h200-kernels", "this kit, vLLM 0.32", own.assign(kind=kinds)
     if measured():
         for gpu in ("a100", "h100"):
-            yield f"llama-3.1-70b-{gpu}x4", "Splitwise, 2023", _splitwise(gpu)
+            table = engine_steps(gpu, 4)
+            kinds = np.where(table["context"] > 0, "decodes", "prompts")
+            yield f"llama-3.1-70b-{gpu}x4", "Splitwise, 2023", table.assign(kind=kinds)
     if path := locate([LAYERS]):
         yield "llama-3.1-8b-h100", "LLMServingSim", _llmservingsim(str(path))
     if path := locate([LINEAR]):

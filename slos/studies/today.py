@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import capacity_search
 from slos.evaluation.capacity_search import Search, row_of
-from slos.evaluation.grids import fixed_drafts, swept
+from slos.evaluation.grids import crossed, fixed_drafts, swept
 from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, geometric_mean, over, select, strongest
@@ -93,24 +92,21 @@ def cases(size: str) -> Iterator[Search]:
     is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and a draft model:
     ours picks its drafts, a baseline has each fixed length."""
     s = of_size(size, SIZES)
-    systems = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
-    for seed in range(s.seeds):
-        plain = [
-            Search(
-                scenario, system, setting, MAIN,
-                "trace" if scenario.startswith(TRACED) else "dataset", seed, **s.effort,
-            )
-            for scenario, (system, setting) in product(s.scenarios, systems)
-        ]  # fmt: skip
-        yield from (replace(case, **change) for change in CHANGES for case in plain)
-        again = (case for case in plain if case.scenario.startswith("tool-calling"))
-        yield from (replace(case, prefix_cache=True) for case in again)
-        for case in plain if size == "full" else ():
-            if not case.scenario.endswith(IN_SECONDS):
-                yield from (replace(case, profile=name) for name in OTHERS)
-            if case.scenario in DRAFTED:
-                own = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
-                yield from [own] if case.system == OURS else fixed_drafts(own, DRAFTS)
+    tries = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
+    plain = [
+        replace(case, lengths="trace") if case.scenario.startswith(TRACED) else case
+        for case in crossed(s.scenarios, tries, s.seeds, profile=MAIN, **s.effort)
+    ]
+    yield from (replace(case, **change) for change in CHANGES for case in plain)
+    for case in plain:
+        if case.scenario.startswith("tool-calling"):
+            yield replace(case, prefix_cache=True)
+    for case in plain if size == "full" else ():
+        if not case.scenario.endswith(IN_SECONDS):
+            yield from (replace(case, profile=name) for name in OTHERS)
+        if case.scenario in DRAFTED:
+            own = replace(case, profile=DRAFTING, max_drafts=DRAFTS)
+            yield from [own] if case.system == OURS else fixed_drafts(own, DRAFTS)
 
 
 def run(size: str, workers: int | None = None) -> Frame:
