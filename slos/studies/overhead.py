@@ -135,16 +135,13 @@ def run(size: str) -> tuple[Frame, Frame]:
 
 def planning_curves(planned: Frame) -> Figure:
     """P99 of a step against new requests: a panel per number of running ones, a line per tiers."""
-    running = sorted(set(planned["running"]))
-    titles = [f"{count} running requests" for count in running]
+    titles = [f"{count} running requests" for count in unique(planned["running"])]
     label = "step with a planning, P99 (ms)"
     figure, axes = plots.panels(titles, (3.8, 3), (0, 0), label, sharey=True)
-    palette = colors(range(planned["tiers"].max() + 1))
+    for axis, i, curve, looks in plots.lines(axes, planned, "running", "tiers"):
+        axis.plot(curve["new"], curve["step_p99"], marker=MARKERS[i], **looks)
     above = {"xytext": (0, 2), "textcoords": "offset points", "fontsize": 7}
-    for axis, count in zip(axes, running, strict=True):
-        for tiers, curve in select(planned, running=count).groupby("tiers"):
-            looks = {"marker": MARKERS[tiers], "color": palette[tiers], "label": str(tiers)}
-            axis.plot(curve["new"], curve["step_p99"], **looks)
+    for axis in axes:
         for limit, word in ((paper("planning_ms"), "paper's longest"), (2, "paper's usual")):
             axis.axhline(limit, **DASHED)
             axis.annotate(f"{word}, {limit:g} ms", (1, limit), **above)

@@ -15,7 +15,6 @@ from slos.policies import OURS, POLICIES
 from slos.records.sweep import sweep
 
 SCOUTING = 0.2  # precision of a first look
-FLOOD = 1e6  # requests per second that nothing can carry
 TUNING, TUNED = 1200, 0.05  # requests per replica by which a setting is chosen, and the precision
 BETTER = 0.02  # by so much another one must carry more
 ROWS, CHOICES = "your_own.csv", "your_own_choices.csv"
@@ -34,11 +33,6 @@ def scout(case: Search, systems: Sequence[str]) -> Search:
     system = OURS if OURS in systems else systems[0]
     [case] = behind(replace(case, system=system, precision=SCOUTING), (BEST_ROUTER,))
     return case
-
-
-def limited(case: Search) -> bool:
-    """Whether its requests are too many if all of them come at once."""
-    return probe(case, FLOOD).attainment < case.target
 
 
 def scouted(case: Search, folder: Path) -> float:

@@ -20,7 +20,7 @@ from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.types import Progress
 from slos.evaluation import capacity_search, stats
 from slos.evaluation.capacity_search import Search, outcomes_at, row_of
-from slos.evaluation.grids import BEST_ROUTER, check_cases, swept
+from slos.evaluation.grids import BEST_ROUTER, check_cases, crossed, swept
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, mean_of, over, rows_of, select, strongest
@@ -147,20 +147,16 @@ def carried(case: Search) -> list[Carried]:
 
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """Ours with each predictor, and the baselines with a few settings."""
-    grid = []
+    tries, grid = [(name, text) for name, texts in SETTINGS.items() for text in texts], []
     for s, predictors, n, rule in of_size(size, SIZES):
-        ours, theirs = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
-        check_cases(scenarios or s.scenarios, profile=profile)
-        for scenario, seed in product(scenarios or s.scenarios, range(s.seeds)):
-            case = Search(
-                scenario, OURS, profile=profile, seed=seed, num_requests=n * s.num_requests,
-                precision=s.precision, replicas=n, router=ours, rule=rule,
-            )  # fmt: skip
-            grid += [replace(case, predictor=name) for name in predictors]
-            grid += [
-                replace(case, system=system, setting=setting, router=theirs)
-                for system, several in SETTINGS.items() for setting in several
-            ]  # fmt: skip
+        names = scenarios or s.scenarios
+        check_cases(names, profile=profile)
+        where = {"profile": profile, "num_requests": n * s.num_requests, "precision": s.precision}
+        where |= {"replicas": n, "rule": rule}
+        routers = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
+        ours = crossed(names, [(OURS, "")], s.seeds, router=routers[0], **where)
+        grid += [replace(case, predictor=name) for case in ours for name in predictors]
+        grid += crossed(names, tries, s.seeds, router=routers[1], **where)
     return grid
 
 

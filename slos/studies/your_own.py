@@ -18,7 +18,7 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, outcomes_at
+from slos.evaluation.capacity_search import Search, outcomes_at, probe
 from slos.evaluation.grids import BASELINE, fixed_drafts
 from slos.evaluation.runs import by_rule, scaled_slos, serve
 from slos.evaluation.sizes import check_names
@@ -26,13 +26,14 @@ from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
 from slos.studies.own_requests import most_tokens
-from slos.studies.trials import SCOUTING, limited, probed, scout, scouted
+from slos.studies.trials import SCOUTING, probed, scout, scouted
 from workloads import build
 
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 FEWEST, MOST = 600, 8000  # requests of a run, per replica, unless more are asked for
 ENOUGH = 3  # times as many as may be in service at once
 LOOKS = 3  # at the most, to find how many that are
+FLOOD = 1e6  # requests per second that nothing can carry, unless a run has too few
 SHARES = [f"attainment_{rule}" for rule in RULES]
 BOUNDS = {
     "replicas": (1, 1000), "drafts": (0, 100), "acceptance": (0, 1), "slo_scale": (0.01, 100),
@@ -157,7 +158,7 @@ def settled(asked: Question, size: str) -> Question:
     for _ in range(LOOKS):
         first, before = scout(asked.case, asked.systems), asked.num_requests
         enough = 4 * before
-        if limited(first):
+        if probe(first, FLOOD).attainment < first.target:
             rate = scouted(first, results_dir(size))
             asked, at_once = replace(asked, start=rate), rate * (1 + SCOUTING) * seconds
             enough = max(FEWEST, ceil(ENOUGH * at_once / asked.replicas / 100) * 100)
