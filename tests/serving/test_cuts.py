@@ -10,7 +10,6 @@ import pytest
 
 from slos.serving.cuts import Adapters, cut
 
-
 Places = Sequence[tuple[int, int]]
 
 
