@@ -30,13 +30,14 @@ from slos.policies.routers import LeastLoaded, make_router
 from slos.serving.answers import broken, unavailable
 from slos.serving.calls import FROM
 from slos.serving.load_report import Report
-from slos.serving.middleware import fields_of
+from slos.serving.middleware import NEAR, fields_of
 from slos.serving.objectives import parse
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
 logger = logging.getLogger(__name__)
 GUESS = 64  # tokens of an answer that may stop early, at the most
+LETTERS = 4  # of a token, about
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
 TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and instead of an answer
@@ -78,14 +79,14 @@ class Asked:
         given = fields_of(body, headers) if completes else {}
         prompt = given.get("prompt", given.get("messages", ""))
         ids = isinstance(prompt, list) and all(isinstance(token, int) for token in prompt)
-        tokens = max(1, len(prompt) if ids else len(json.dumps(prompt)) // 4)  # of text a guess
         single = ids or isinstance(prompt, str) or "messages" in given
         alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
         most = given.get("max_completion_tokens") or given.get("max_tokens")
         most = most if isinstance(most, int) and most > 0 else 256
         most = most if given.get("ignore_eos") else min(most, GUESS)
-        kept = {k: v for k, v in headers.items() if k in HEADERS}
-        return cls(method, path, kept, body, given, not (given and single and alone), tokens, most)
+        kept = {k: v for k, v in headers.items() if k in HEADERS or NEAR.fullmatch(k)}
+        one = bool(given) and single and alone
+        return cls(method, path, kept, body, given, not one, tokens_of(prompt), most)
 
     def sent(self) -> bytes:
         """The body for the replica that comes next."""
@@ -93,6 +94,23 @@ class Asked:
             return self.body
         mine = {"slo_arrival": self.arrival_time, "slo_elsewhere": int(len(self.route) > 1)}
         return json.dumps(self.fields | {"vllm_xargs": self.fields["vllm_xargs"] | mine}).encode()
+
+
+def tokens_of(prompt: Any) -> int:
+    """Of token ids, and a guess of texts or messages, whose images and sounds are left out; at
+    least 1."""
+    parts, count = [prompt], 0.0
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            part = part.get("content") or part.get("text")
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, str):
+            count += len(part) / LETTERS
+        else:
+            count += isinstance(part, int)
+    return max(1, int(count))
 
 
 class Fleet:

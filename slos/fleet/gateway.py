@@ -20,9 +20,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import aiohttp
 import ray
@@ -103,8 +103,13 @@ class Replica:
         started = launch.arguments(argv)
         if started.calibrates:
             calibrate(self.url, key=started.key, own=True)
-        self.session: aiohttp.ClientSession | None = None
         self.waits: dict[str, float] = {}  # since when a call waits for the engine's next word
+
+    @cached_property
+    def session(self) -> aiohttp.ClientSession:
+        """Made where it is first asked for: in the event loop that answers."""
+        never, unlimited = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
+        return aiohttp.ClientSession(timeout=never, connector=unlimited)
 
     def _end_with_engine(self) -> None:
         self.engine.wait()
@@ -118,9 +123,6 @@ class Replica:
 
     async def answer(self, asked: Asked) -> AsyncIterator[Any]:
         yield TAKEN
-        if self.session is None:
-            never, unlimited = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
-            self.session = aiohttp.ClientSession(timeout=never, connector=unlimited)
         try:
             self.waits[asked.request_id] = time.time()
             async for part in answered(self.session, self.url, asked, secret()):
@@ -133,9 +135,11 @@ class Replica:
     def record_routing_stats(self) -> dict[str, Any]:
         return {"report": Report.parse(self.report.read_text())} if self.report.exists() else {}
 
-    def check_health(self) -> None:
-        with urlopen(f"{self.url}/health", timeout=20):
-            pass
+    async def check_health(self) -> None:
+        """In the event loop that answers, which goes on meanwhile."""
+        patience = aiohttp.ClientTimeout(20)
+        async with self.session.get(f"{self.url}/health", timeout=patience) as answer:
+            answer.raise_for_status()
         self.hears_from_engine()
 
     def hears_from_engine(self) -> None:

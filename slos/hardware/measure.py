@@ -66,12 +66,12 @@ def kv_room(bench: Bench) -> int:
     """Tokens of KV cache that vLLM would have with the device to itself, at its usual share of the
     memory.
 
-    What the engine at hand has, unless it shares the device; then its own peak beside the cache is
-    taken off the share."""
+    What the engine at hand has, unless it may share the device; then its own peak beside the cache
+    is taken off the share. Of several GPUs each has a process, whose peak is not known here."""
     import torch
     from vllm.config import CacheConfig
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or bench.config.parallel_config.world_size > 1:
         return bench.kv_tokens
     held = sum(t.size for t in bench.scheduler.kv_cache_config.kv_cache_tensors)
     a_token = held / (bench.kv_tokens + bench.scheduler.block_size)

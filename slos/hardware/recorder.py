@@ -36,9 +36,9 @@ COLUMNS = tuple(f.name for f in fields(Step))
 
 
 class Recording:
-    """Mixin over a scheduler of vLLM's: its executed steps in `steps`; where `--additional-config`
-    names a file as "steps", they are in that CSV file when the engine shuts down, and every `FLUSH`
-    steps."""
+    """Mixin over a scheduler of vLLM's: its executed steps in `steps`. Where `--additional-config`
+    names a file as "steps", they go to that CSV file every `FLUSH` steps, and when the engine shuts
+    down."""
 
     FLUSH = 256
 
@@ -47,10 +47,7 @@ class Recording:
         config = dict(cast(Any, self).vllm_config.additional_config or {})
         self.path = Path(config["steps"]) if config.get("steps") else None
         self.steps: list[Step] = []
-        self.written = 0
-        self.drafts: int | None = (
-            None  # tokens that the draft model proposes next; None: as many as vLLM says
-        )
+        self.drafts: int | None = None  # tokens to propose next; None: as many as vLLM says
         self._flying: deque[tuple[float, int, int, int, int, int, float]] = deque()
         self._last_end, self._busy = 0.0, False
 
@@ -74,16 +71,8 @@ class Recording:
             before = {id: requests[id].num_computed_tokens - n for id, n in ran.items()}
             decodes = sum(n >= requests[id].num_prompt_tokens for id, n in before.items())
             begin = self._last_end if self._busy and not self._flying else start
-            row = (
-                begin,
-                sum(ran.values()),
-                len(ran),
-                decodes,
-                drafts,
-                sum(before.values()),
-                planning,
-            )
-            self._flying.append(row)
+            tokens, context = sum(ran.values()), sum(before.values())
+            self._flying.append((begin, tokens, len(ran), decodes, drafts, context, planning))
         self._busy = bool(ran)
         return out
 
@@ -97,22 +86,21 @@ class Recording:
             now = perf_counter()
             begin, tokens, requests, decodes, drafts, context, planning = self._flying.popleft()
             seconds, self._last_end = now - max(begin, self._last_end), now
-            self.steps.append(
-                Step(tokens, requests, decodes, drafts, context, seconds, planning, now)
-            )
-            if self.path and len(self.steps) >= self.written + self.FLUSH:
+            step = Step(tokens, requests, decodes, drafts, context, seconds, planning, now)
+            self.steps.append(step)
+            if len(self.steps) >= self.FLUSH:
                 self.flush()
         return cast(Any, super()).update_from_output(scheduler_output, *args, **kwargs)
 
     def flush(self) -> None:
-        """Append to the file what is not in it yet."""
+        """Move the steps to the end of the file, if there is one."""
         if self.path:
             with self.path.open("a", newline="") as out:
                 writer = csv.writer(out)
-                if not self.written:
+                if not out.tell():
                     writer.writerow(COLUMNS)
-                writer.writerows(astuple(step) for step in self.steps[self.written :])
-            self.written = len(self.steps)
+                writer.writerows(map(astuple, self.steps))
+            self.steps.clear()
 
     def shutdown(self) -> None:
         self.flush()

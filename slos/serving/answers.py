@@ -72,8 +72,8 @@ def unserved(messages: list[Any]) -> bool | None:
 def _declined(text: bytes) -> bool | None:
     """Whether a stream that begins so is a refusal, None while that is open.
 
-    A refusal has an end by abort, or, as vLLM leaves out events without a token, no event but those
-    about the answer.
+    A refusal has an end by abort without a token, or, as vLLM leaves out events without one, no
+    event but those about the answer.
     """
     for line in text.split(b"\n"):
         if not line.startswith(b"data:"):
@@ -84,7 +84,7 @@ def _declined(text: bytes) -> bool | None:
         deltas = [c.get("delta") or {} for c in choices]
         ends = {c.get("finish_reason") for c in choices}
         if done or "abort" in ends:
-            return True
+            return not (event.get("usage") or {}).get("completion_tokens")
         only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
         if "error" in event or not only_roles or ends - {None}:
             return False

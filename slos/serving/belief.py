@@ -140,8 +140,9 @@ class Belief:
 
     def news(self) -> Roofline | None:
         """Believe what was learned by now: the roofline to plan with, if it is another one."""
-        roofline, cautious = self.learned.roofline, self.learned.cautious
+        # in this order, as the fitter may write both meanwhile
+        roofline = self.learned.roofline
         if roofline is self.roofline:
             return None
         self.roofline = roofline
-        return cautious
+        return self.learned.cautious

@@ -94,8 +94,8 @@ def arguments(argv: Sequence[str]) -> Launch:
 
     Raises ValueError for what is wrong, before any model is loaded.
     """
-    # as vLLM has it, an option may be written with underscores
-    dashed = [re.sub("^--[^=]+", lambda flag: flag[0].replace("_", "-"), part) for part in argv]
+    # as vLLM has it, an option may be written with underscores, and has what follows a dot as it is
+    dashed = [re.sub("^--[^=.]+", lambda flag: flag[0].replace("_", "-"), part) for part in argv]
     typed, theirs = options().parse_known_args(dashed)
     file = _file(typed.config)
     given = {k: v for k, v in vars(typed).items() if v is not None}
@@ -105,6 +105,9 @@ def arguments(argv: Sequence[str]) -> Launch:
     configs = [file.get("additional-config") or {}, typed.additional_config]
     for raw in configs:
         require(isinstance(raw, dict), "additional-config", raw, "an object")
+    dotted = [part for part in theirs if part.startswith("--additional-config.")]
+    cure = "write --additional-config JSON"  # vLLM takes the last one alone
+    require(not dotted, "option", dotted, "left out", cure)
     slos: dict[str, Any] = {}
     flags = {name: given[name] for name in OWN if name in given}
     for more in (*configs, {"slos": flags}):

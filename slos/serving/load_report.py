@@ -68,7 +68,7 @@ class Reporter:
     def tell(self, now: float, busy: bool, report: Callable[[], Report]) -> None:
         """Write it, every `EVERY` seconds while requests keep the engine `busy`, and at their
         end."""
-        if not self.path or (now < self.last + EVERY and busy):
+        if not self.path or (busy and 0 <= now - self.last < EVERY):  # a clock may be set back
             return
         self.last = now
         if self.path.exists():

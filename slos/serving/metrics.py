@@ -26,8 +26,6 @@ from slos.serving.calls import METRICS
 from slos.serving.tracked import Tracked
 
 EVERY = 0.5  # seconds between two looks at what there is to write
-CLASSES = 50  # that are told apart: clients name them, and may name any number
-REST = "other"  # the class of those that come later
 LATE = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, inf)
 SECONDS = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, inf)
 OURS = re.compile(rb"^(# (HELP|TYPE) )?slos_.*\n", re.MULTILINE)
@@ -39,7 +37,6 @@ class Metrics:
 
     def __init__(self, living: Callable[[], Iterable[Tracked]]) -> None:
         self.registry = CollectorRegistry()
-        self.classes: set[str] = set()
 
         def made(kind: Any, name: str, what: str, *labels: str, **more: Any) -> Any:
             return kind(f"slos_{name}", what, labels, registry=self.registry, **more)
@@ -62,8 +59,6 @@ class Metrics:
     def ended(self, t: Tracked, aborted: bool, now: float) -> None:
         """A request is over, at `now` if it was served."""
         kind = t.progress.kind
-        kind = kind if kind in self.classes or len(self.classes) < CLASSES else REST
-        self.classes.add(kind)
         if aborted or not t.request.num_output_tokens:
             return self.requests.labels(kind, "declined" if t.declined else "aborted").inc()
         late = t.late(now)
@@ -85,8 +80,8 @@ class Metrics:
     def _write(self, path: Path) -> None:
         written, part, beside = b"", path.with_suffix(".part"), Beside()
         while path.parent.is_dir():  # the folder goes with its server
-            if (text := generate_latest(self.registry)) != written:
-                with beside("writing metrics"):
+            with beside("writing metrics"):
+                if (text := generate_latest(self.registry)) != written:
                     part.write_bytes(text)
                     part.replace(path)
                     written = text

@@ -33,6 +33,8 @@ FIELDS = (*NUMBERS, *TEXTS, *ROUTERS)
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
 STAGES = 64  # of one request, at the most
 NAME = 64  # characters of a class, at the most
+CLASSES = 50  # that a server tells apart: clients name them, and may name any number
+REST = "other"  # the class of those that come later
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,18 @@ class Objectives:
         p = self.phases[phase]
         over = token == p.until or (p.tokens is not None and generated >= p.tokens)
         return over and phase + 1 < len(self.phases)
+
+
+class Classes:
+    """The first `CLASSES` that clients name, as what is known of each is kept for ever."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def of(self, name: str) -> str:
+        if len(self.names) < CLASSES:
+            self.names.add(name)
+        return name if name in self.names else REST
 
 
 def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -91,3 +92,18 @@ class Settings:
         slo = replace(bounded("", self.tpot, self.ttft, slowdown), rule=self.rule)
         within("", "e2e", self.e2e)
         return Objectives((Phase(slo),), self.value, e2e=self.e2e)
+
+
+def check_engine(scheduler: Any, settings: Settings) -> None:
+    """Raises ValueError where vLLM itself was told what the plug-in cannot do. scheduler: vLLM's,
+    as it made itself."""
+    queue, cure = scheduler.scheduler_config.policy, "leave --scheduling-policy out"
+    # the only one that can be put into an order
+    require(isinstance(scheduler.waiting, deque), "scheduling policy", queue, "fcfs", cure)
+    # a chunk that is cut ends where the state is not kept that the prefix cache then looks for
+    aligned, cure = scheduler.need_mamba_block_aligned_split, "add --no-enable-prefix-caching"
+    require(not aligned, "mamba_cache_mode", "align", "none", cure)
+    # engines of one server would write it by turns
+    engine, cure = scheduler.parallel_config.data_parallel_index, "leave --data-parallel-size out"
+    one = not (settings.load and engine)
+    require(one, "slos setting load", settings.load, "of a server with one engine", cure)

@@ -11,7 +11,6 @@ vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
@@ -31,11 +30,12 @@ from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
 from slos.serving.beside import Beside, logger
+from slos.serving.cuts import Adapters, cut
 from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
-from slos.serving.objectives import parse
+from slos.serving.objectives import Classes, parse
 from slos.serving.prefix_hits import PrefixHits
-from slos.serving.settings import Settings
+from slos.serving.settings import Settings, check_engine
 from slos.serving.tracked import Tracked
 
 OLDEST, NEWEST = "0.28", "0.33"  # tried; between them the hooks below are the same
@@ -51,6 +51,7 @@ if _lacking := [name for name in HOOKS if not callable(getattr(AsyncScheduler, n
     raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_lacking[0]} to rest on")
 
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+CUT_OFF = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)
 
 
 class SLOScheduler(AsyncScheduler):
@@ -60,16 +61,17 @@ class SLOScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        asked, cure = self.scheduler_config.policy, "leave --scheduling-policy out"
-        require(isinstance(self.waiting, deque), "scheduling policy", asked, "fcfs", cure)
         config = dict(cast(Any, self.vllm_config.additional_config) or {})
         self.settings = Settings.of(config.get("slos", {}))
+        check_engine(self, self.settings)
         self.tracked: dict[str, Tracked] = {}
+        self.classes = Classes()
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
         self.lengths = make_predictor(self.settings.predictor)
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
+        self.adapters = Adapters(self.lora_config.max_loras if self.lora_config else 0)
         self.stuck = self.failed = False
         self.beside = Beside()
         self.passed: list[Request] = []  # declined before they started, for another replica
@@ -83,20 +85,22 @@ class SLOScheduler(AsyncScheduler):
         if self.settings.policy == OURS:
             warm_up()  # kernels compile before the first request comes
         self.metrics = Metrics(lambda: list(self.tracked.values()))
-        self.metrics.publish(self.parallel_config.data_parallel_rank)
+        self.metrics.publish(self.parallel_config.data_parallel_index)
         self.reporter = Reporter(self.settings.load)
         self._tell(self.clock())
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if request.sampling_params is None or request.request_id in self.tracked:
-            return  # pooling, or a session that goes on
+        new = self.requests.get(request.request_id) is request and not request.resumable
+        if request.sampling_params is None or not new:
+            return  # vLLM's affair: pooling, or a session of several turns, or the end of one
         objectives = self.settings.objectives
         try:
             objectives = parse(request.sampling_params.extra_args, objectives)
         # the front-end refuses it with HTTP 400; an engine must not die of it
         except Exception as error:
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
+        objectives = replace(objectives, kind=self.classes.of(objectives.kind))
         t = Tracked.of(request, objectives, self.belief.roofline, self.lengths)
         t.turn, self.tracked[request.request_id] = next(self.turns), t
 
@@ -110,6 +114,7 @@ class SLOScheduler(AsyncScheduler):
             out = super().schedule(*args, **kwargs)
         finally:
             self.caps = None
+            self.adapters.ids.clear()
             self.prefix_hits.let_go()
         self.belief.began(start, out, self.requests)
         # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own
@@ -139,8 +144,7 @@ class SLOScheduler(AsyncScheduler):
             if not view.waiting and not view.running:
                 return None
             batch = self.slo_policy.step(view)
-            ids = (*batch.tokens, *batch.preempt, *batch.decline)
-            unknown = [id for id in ids if id not in self.tracked]
+            unknown = {*batch.tokens, *batch.preempt, *batch.decline} - self.tracked.keys()
             require(not unknown, "request ids of a batch", unknown, "in the view")
             tokens = {id: index(n) for id, n in batch.tokens.items()}
             good = min(tokens.values(), default=0) >= 0
@@ -180,7 +184,8 @@ class SLOScheduler(AsyncScheduler):
         whole = (t for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens)
         waits = [t.sync() for t in whole]
         runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
-        limits = self.block_size, self.max_num_running_reqs, self.num_spec_tokens
+        seats = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)  # from 0.32 on
+        limits = self.block_size, seats, self.num_spec_tokens
         return View(self.belief.flown(now), waits, runs, *self._blocks(), *limits)
 
     def _apply(self, batch: Batch) -> None:
@@ -191,8 +196,8 @@ class SLOScheduler(AsyncScheduler):
         leave = {id for id in batch.decline if self.tracked[id].declined}
         self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
         for id in batch.preempt:
-            request = self.tracked[id].request
-            if request.status == RequestStatus.RUNNING:
+            request = self.requests.get(id)  # unless it was declined as well
+            if request and request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
                 self._preempt_request(request, time.monotonic())
                 self.prev_step_scheduled_req_ids.discard(id)
@@ -201,11 +206,12 @@ class SLOScheduler(AsyncScheduler):
             self.prefix_hits.hold(batch.tokens.keys())
         place, last = {id: i for i, id in enumerate(batch.tokens)}.get, len(batch.tokens)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
-        # Short of blocks, vLLM evicts from the tail. A blocked request keeps being looked at,
-        # behind those to start.
+        ready = {id for id, t in self.tracked.items() if t.request.status in READY}
+        # Short of blocks, vLLM evicts from the tail. It looks no further than at one without a
+        # token, so those that are blocked, or its own affair, stand before it.
         self.running.sort(key=lambda r: (r.request_id in best_effort, place(r.request_id, last)))
-        queue = cast(deque, self.waiting)
-        some = sorted(queue, key=lambda r: place(r.request_id, last + (r.status in READY)))
+        queue: Any = self.waiting
+        some = sorted(queue, key=lambda r: place(r.request_id, last + (r.request_id in ready)))
         queue.clear()
         queue.extend(some)
 
@@ -220,16 +226,13 @@ class SLOScheduler(AsyncScheduler):
     ) -> int:
         """vLLM's last word on a request's tokens in both of its loops: here they are capped."""
         n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if self.caps is None or request.sampling_params is None:
-            return n
-        cap = self.caps.get(request.request_id, 0)
-        starts = cap and request.status != RequestStatus.RUNNING
-        if starts and (t := self.tracked.get(request.request_id)):
-            # it may find more than the policy was told: what this step computes for others
-            cap = max(1, cap - max(0, num_computed_tokens - t.progress.cached))
-        if starts and num_computed_tokens + n > request.num_tokens:
-            return n  # its one token padded to a row of drafts: all of the row or none
-        return min(n, cap)
+        if self.caps is not None and (t := self.tracked.get(request.request_id)):
+            cap = self.caps.get(request.request_id, 0)
+            # one token that starts, padded to a row of drafts: all of the row or none
+            row = request.status in READY and num_computed_tokens + n > request.num_tokens
+            if not (cap and row):
+                n = cut(t, num_computed_tokens, n, cap, self.scheduler_config)
+        return n if n and self.adapters.take(request) else 0
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         if self.caps is not None and self.num_spec_tokens:
@@ -261,11 +264,10 @@ class SLOScheduler(AsyncScheduler):
         return out
 
     def _profile(self, learned: Learned, steps: int) -> Profile:
-        tokens = (self.kv_cache_manager.block_pool.num_gpu_blocks - 1) * self.block_size
         model, device = self.vllm_config.model_config, self.vllm_config.device_config.device
         return Profile(
             "learned", str(model.model), str(device), self.parallel_config.world_size,
-            cast(Any, learned.roofline), tokens, model.max_model_len,
+            cast(Any, learned.roofline), self._blocks()[1] * self.block_size, model.max_model_len,
             f"measured by slos.serving.vllm_plugin in vLLM {vllm.__version__} on {steps} steps",
             self.block_size, learned.margin,
         )  # fmt: skip
@@ -284,11 +286,11 @@ class SLOScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every request ends here, finished or aborted."""
         if tracked := self.tracked.pop(request.request_id, None):
-            aborted = request.status == RequestStatus.FINISHED_ABORTED
+            finished, aborted = tracked.finished(), request.status in CUT_OFF
             if aborted:
-                self.lengths.aborted(tracked.finished())
+                self.lengths.aborted(finished)
             else:
-                self.lengths.ended(tracked.finished(), True)
+                self.lengths.ended(finished, True)
             with self.beside("counting requests"):
                 self.metrics.ended(tracked, aborted, self.clock())
         return super()._free_request(request, *args, **kwargs)

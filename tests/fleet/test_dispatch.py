@@ -14,7 +14,17 @@ import pytest
 from aiohttp import web
 
 from slos.core.types import Load
-from slos.fleet.dispatch import JSON, TAKEN, Asked, Fleet, answered, of_all, relay, until
+from slos.fleet.dispatch import (
+    JSON,
+    TAKEN,
+    Asked,
+    Fleet,
+    answered,
+    of_all,
+    relay,
+    tokens_of,
+    until,
+)
 from slos.hardware.profiles import profile, scaled
 from slos.serving.load_report import Report
 
@@ -279,6 +289,30 @@ def test_malformed_objectives_are_refused_and_other_bodies_go_as_they_are() -> N
         call = Asked.of("POST", "/v1/completions", {}, body)
         assert call.sent() == body and call.stays
     assert Asked.of("GET", "/v1/models", {}, b"").stays
+
+
+def test_headers_with_objectives_go_along_where_the_gateway_does_not_read_them() -> None:
+    headers = {"x-slo-ttft": "2", "x-other": "1"}
+    call = Asked.of("POST", "/v1/responses", headers, b'{"input": "Once"}')
+    assert call.headers == {"x-slo-ttft": "2"} and call.sent() == b'{"input": "Once"}'
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10**6}}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ([7] * 90, 90),
+        ("word" * 90, 90),
+        (["word" * 50, "word" * 40], 90),
+        ([[7] * 50, [7] * 40], 90),
+        ([{"content": "word" * 80}, {"content": [IMAGE, {"text": "word" * 10}]}], 90),
+        ([{"content": [IMAGE]}, {"content": None}, None], 1),
+    ],
+)
+def test_an_image_is_no_text_to_the_router(prompt: Any, tokens: int) -> None:
+    assert tokens_of(prompt) == tokens
 
 
 def test_a_router_sees_what_was_sent_since_the_report() -> None:

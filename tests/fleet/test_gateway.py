@@ -3,6 +3,7 @@ and what follows."""
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -19,9 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import grpc
 import psutil
 import pytest
+from aiohttp import web
 
 pytest.importorskip(
     "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
@@ -343,6 +346,36 @@ def test_silence_is_ill_only_while_a_request_waits_for_the_engine(tmp_path: Path
         replica.hears_from_engine()
     os.utime(replica.report, (now - 5, now - 5))
     replica.hears_from_engine()
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_answers_go_on_while_the_engine_says_how_it_is(tmp_path: Path, status: int) -> None:
+    """The engine here answers in the event loop of the replica: one that waited would wait for
+    ever."""
+
+    async def engine(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=status)
+
+    async def play() -> None:
+        replica = object.__new__(gateway.Replica)
+        replica.folder = tempfile.TemporaryDirectory(dir=tmp_path)
+        replica.report, replica.waits = tmp_path / "load.json", {}
+        runner = web.ServerRunner(web.Server(engine))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        replica.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore
+        try:
+            await asyncio.wait_for(replica.check_health(), 10)
+        finally:
+            await replica.session.close()
+            await runner.cleanup()
+
+    if status == 200:
+        asyncio.run(play())
+    else:
+        with pytest.raises(aiohttp.ClientResponseError):
+            asyncio.run(play())
 
 
 def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:

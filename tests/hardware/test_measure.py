@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -89,6 +90,51 @@ def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
         )
         ours, stock = (f"{100 * share:.0f} %" for share in shares)
         assert f"{ours} against {stock} at {rate}" in text
+
+
+def test_the_cache_of_several_gpus_is_what_the_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is used by other processes, whose peaks are not known here."""
+    torch = pytest.importorskip("torch")
+    from slos.hardware.measure import kv_room
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=2))
+    assert kv_room(SimpleNamespace(kv_tokens=1600, config=config)) == 1600  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_recorded_steps_go_to_the_file_and_none_is_kept(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    from slos.hardware.recorder import COLUMNS, Recording
+
+    class Scheduler:
+        def __init__(self) -> None:
+            steps = str(tmp_path / "steps.csv")
+            self.vllm_config = SimpleNamespace(additional_config={"steps": steps})
+            self.requests = {"r": SimpleNamespace(num_computed_tokens=8, num_prompt_tokens=5)}
+
+        def schedule(self) -> SimpleNamespace:
+            ran: dict = {"num_scheduled_tokens": {"r": 1}, "scheduled_spec_decode_tokens": {}}
+            return SimpleNamespace(**ran)
+
+        def update_from_output(self, out: SimpleNamespace) -> None:
+            pass
+
+        def shutdown(self) -> None:
+            pass
+
+    class Recorded(Recording, Scheduler):
+        FLUSH = 4
+
+    for _ in range(2):  # a second engine goes on with the file
+        scheduler = Recorded()
+        for _ in range(10):
+            scheduler.update_from_output(scheduler.schedule())
+            assert len(scheduler.steps) < Recorded.FLUSH
+        scheduler.shutdown()
+    table: Frame = pd.read_csv(tmp_path / "steps.csv")
+    assert tuple(table.columns) == COLUMNS and len(table) == 20
+    assert (table[["tokens", "requests", "decodes", "context"]] == (1, 1, 1, 7)).all(axis=None)
 
 
 @pytest.mark.slow

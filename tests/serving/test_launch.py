@@ -13,7 +13,7 @@ import pytest
 
 from slos.hardware.profiles import profile
 from slos.serving import launch
-from slos.serving.calls import PROVE, calibrate, proof, secret
+from slos.serving.calls import LONGEST, PROVE, calibrate, proof, secret
 from slos.serving.launch import arguments, main
 
 
@@ -79,6 +79,15 @@ def test_another_queue_is_refused_before_a_model_is_loaded() -> None:
         with pytest.raises(ValueError, match="'priority' must be fcfs"):
             arguments(["tiny", flag, "priority"])
     assert "priority" in arguments(["tiny", "--stock", "--scheduling-policy", "priority"]).argv
+
+
+def test_what_follows_a_dot_is_vllms_to_read() -> None:
+    typed = ["--speculative_config.num_speculative_tokens", "3", "--hf_overrides.rope_theta=1.0"]
+    argv = arguments(["tiny", *typed]).argv
+    assert option(argv, "--speculative-config.num_speculative_tokens") == "3"
+    assert "--hf-overrides.rope_theta=1.0" in argv
+    with pytest.raises(ValueError, match=r"slos\.tpot=1'\] must be left out; write"):
+        arguments(["tiny", "--additional-config.slos.tpot=1"])
 
 
 @pytest.mark.parametrize(
@@ -182,12 +191,17 @@ def test_a_port_in_use_is_said_at_once(serving, capsys: pytest.CaptureFixture) -
     launch.require_free("127.0.0.1", int(port))
 
 
-@pytest.mark.parametrize("longest", [40, 512])
-def test_a_calibration_has_the_key_and_fits_the_context(serving, longest: int) -> None:
+@pytest.mark.parametrize("longest", [40, 512, 131072])
+def test_a_calibration_has_the_key_and_fits_the_context(
+    serving, longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which is not on the way
+    monkeypatch.delenv("no_proxy", raising=False)
     server = serving(ours=True, longest=longest, key="k")
     calibrate(server.url, rounds=1, key="k", own=True)
     assert len(server.prompts) > 50
-    assert all(len(p["prompt"]) + p["max_tokens"] < longest for p in server.prompts)
+    most = min(longest, LONGEST)
+    assert all(len(p["prompt"]) + p["max_tokens"] < most for p in server.prompts)
 
 
 def test_a_calibration_that_fails_says_so_in_a_line(serving, capsys: pytest.CaptureFixture) -> None:

@@ -22,8 +22,8 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.serving import metrics as module
 from slos.serving.calls import METRICS
-from slos.serving.metrics import CLASSES, Metrics, merged, of_engines, totals
-from slos.serving.objectives import Objectives, Phase
+from slos.serving.metrics import Metrics, merged, of_engines, totals
+from slos.serving.objectives import CLASSES, REST, Classes, Objectives, Phase
 from slos.serving.tracked import Tracked
 
 NO_TIME = Roofline((Plane(1e-9, 0.0, 0.0),))
@@ -173,13 +173,28 @@ def test_a_full_disk_costs_numbers_that_stand_still(
     ) == 1
 
 
+def test_numbers_that_cannot_be_read_once_are_shown_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.01)
+    asked: list[int] = []
+
+    def living() -> list[Tracked]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise RuntimeError("dictionary changed size during iteration")
+        return []
+
+    Metrics(living).publish(0)
+    assert ("slos_best_effort_requests", "0") in shown(folder, bool)
+
+
 def test_classes_are_clients_to_name_and_yet_bounded() -> None:
-    metrics = Metrics(list)
-    for i in range(3 * CLASSES):
-        metrics.ended(tracked((Phase(SLO(0.1)),), kind=f"class {i}"), True, 0.0)
-    [family] = [f for f in metrics.registry.collect() if f.name == "slos_requests"]
-    values = {s.labels["class"]: s.value for s in family.samples if s.name.endswith("_total")}
-    assert len(values) == CLASSES + 1 and values["other"] == 2 * CLASSES
+    classes = Classes()
+    names = [f"class {i}" for i in range(3 * CLASSES)]
+    known = [classes.of(name) for name in names]
+    assert known == names[:CLASSES] + [REST] * 2 * CLASSES
+    assert classes.of(names[0]) == names[0] and len(classes.names) == CLASSES
 
 
 def test_servers_are_shown_as_one() -> None:

@@ -25,6 +25,7 @@ WORD = event(delta={"content": "x"}, finish_reason=None)
 DONE = b"data: [DONE]\n\n"
 USAGE = b'data: {"choices": [], "usage": {"completion_tokens": 0}}\n\n'
 WHOLE = json.dumps({"choices": [{"text": "", "finish_reason": "abort"}]}).encode()
+PART = json.dumps(json.loads(WHOLE) | {"usage": {"completion_tokens": 3}}).encode()
 GOOD = json.dumps({"choices": [{"text": "x", "finish_reason": "length"}]}).encode()
 
 
@@ -71,8 +72,8 @@ def test_who_is_let_go_gets_429_and_when_to_come_again(kind: bytes, parts: list[
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [(STREAM, [ROLE, WORD, GONE, DONE]), (STREAM, [b'data: {"error": {}}\n\n', DONE]),
-     (JSON, [GOOD]), (JSON, [b"[1]"]), (JSON, [b"no JSON"]), (b"audio/wav", [b"data: \xff"]),
-     (STREAM, [b"data: no JSON\n\n"]), (STREAM, [])],
+     (JSON, [GOOD]), (JSON, [PART]), (JSON, [b"[1]"]), (JSON, [b"no JSON"]),
+     (b"audio/wav", [b"data: \xff"]), (STREAM, [b"data: no JSON\n\n"]), (STREAM, [])],
 )  # fmt: skip
 def test_any_other_answer_is_sent_on_as_it_is(kind: bytes, parts: list[bytes]) -> None:
     start, *bodies = answered(kind, parts)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ pytest.importorskip(
 import vllm
 from engine import BLOCK, add, answer, drained, engine, profile_file, serve
 from laws import PATHOLOGICAL
+from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.engine import FinishReason
+from vllm.v1.request import Request as Asked
 from vllm.v1.request import RequestStatus
 
 from slos.core.roofline import Plane, Roofline
@@ -40,7 +43,7 @@ from slos.policies import POLICIES, make_policy
 from slos.serving import vllm_plugin
 from slos.serving.belief import Learned
 from slos.serving.load_report import Report
-from slos.serving.objectives import xargs
+from slos.serving.objectives import CLASSES, REST, xargs
 from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
 
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
@@ -365,6 +368,41 @@ def test_zero_tokens_do_not_block_those_behind(build):
     assert started == order == [f"r{i}" for i in range(5, -1, -1)]
 
 
+def test_one_that_is_declined_and_preempted_at_once_leaves(build):
+    requests, prompts = workload(seed=4, size=20)
+
+    def both(view: View) -> Batch:
+        ids = tuple(p.id for p in view.waiting)
+        return Batch(preempt=ids, decline=ids)
+
+    core, clock = build(Odd(both), {"reject": True})
+    assert not any(serve(core, clock, requests, prompts).values())
+    assert drained(core) and not core.scheduler.failed
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_no_step_has_more_adapters_than_vllm_has_room_for(build, loop, most):
+    """It asserts so, and skips nobody who runs; a policy does."""
+    requests, prompts = workload(seed=18)
+    core, clock = build(Chaos(18), blocks=TIGHT, max_seqs=12, **LOOPS[loop])
+    s, add_request, seen = core.scheduler, core.scheduler.add_request, Counter()
+    s.lora_config, s.adapters.most = SimpleNamespace(max_loras=most), most
+
+    def adapted(request: Any) -> None:
+        if adapter := int(request.request_id[1:]) % 4:
+            request.lora_request = SimpleNamespace(lora_int_id=adapter)
+        add_request(request)
+
+    def look(step: int) -> None:
+        seen[len({r.lora_request.lora_int_id for r in s.running if r.lora_request})] += 1
+
+    s.add_request = adapted
+    assert serve(core, clock, requests, prompts, between=look) == answers(requests, prompts)
+    assert drained(core) and not s.failed
+    assert seen[most + 1] > 0, "they run side by side, and take turns"
+
+
 # Clients that leave
 
 
@@ -409,6 +447,56 @@ def test_an_idle_engine_holds_on_to_nobody(build):
         add(core, r, prompts[r.id])
     core.abort_requests([r.id for r in requests])
     assert drained(core)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_session_of_several_turns_is_vllms_own_and_leaves_nothing(build, loop):
+    """Its later turns and its end come as requests of the same id."""
+    core, clock = build(blocks=TIGHT, **LOOPS[loop])
+
+    def turn(prompt: list[int], more: bool) -> None:
+        params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+        hasher = core.request_block_hasher
+        core.add_request(Asked("s", prompt, params, None, resumable=more, block_hasher=hasher))
+
+    requests, prompts = workload(seed=19, size=20, rate=1e6)
+    for r in requests:
+        add(core, r, prompts[r.id])
+    turn([7] * 30, True)
+    turn([8] * 20, True)
+    s = core.scheduler
+    for _ in range(1000):
+        if s.requests["s"].status == RequestStatus.WAITING_FOR_STREAMING_REQ:
+            break
+        core.step_fn()
+    assert s.requests["s"].num_tokens >= 50 and "s" not in s.tracked
+    turn([0], False)
+    serve(core, clock, [], {})
+    assert drained(core) and not s.failed and not s.stuck
+
+
+def test_one_that_ends_by_an_error_tells_nothing_of_lengths(build):
+    core, _ = build()
+    requests, prompts = workload(seed=20, size=6, rate=1e6)
+    for r in requests:
+        add(core, r, prompts[r.id])
+    for _ in range(3):
+        core.step_fn()
+    s = core.scheduler
+    s.finish_requests([r.id for r in requests], RequestStatus.FINISHED_ERROR)
+    assert drained(core) and not s.lengths._all.learned
+    value = s.metrics.registry.get_sample_value
+    assert value("slos_requests_total", {"class": "", "outcome": "aborted"}) == len(requests)
+
+
+def test_what_is_kept_of_classes_does_not_grow_with_their_names(build):
+    requests, prompts = workload(seed=21, size=3 * CLASSES, rate=1e6)
+    core, clock = build(blocks=ROOMY)
+    for r in requests:
+        add(core, r, prompts[r.id], extra_args={"slo_class": f"user {r.id}"})
+    serve(core, clock, [], {})
+    kinds = {kind for kind, _ in core.scheduler.lengths._own}
+    assert drained(core) and len(kinds) == CLASSES + 1 and REST in kinds
 
 
 # Objectives per request
@@ -716,6 +804,27 @@ def test_another_queue_than_first_come_first_served_is_refused(build):
         build(scheduling_policy="priority")
 
 
+@pytest.mark.parametrize(
+    ("change", "slos", "said"),
+    [
+        (lambda s: setattr(s, "need_mamba_block_aligned_split", True), {},
+         "mamba_cache_mode = 'align' must be none; add --no-enable-prefix-caching"),
+        (lambda s: setattr(s.parallel_config, "data_parallel_index", 1), {"load": "load.json"},
+         "slos setting load = 'load.json' must be of a server with one engine; leave --data-par"),
+    ],
+)  # fmt: skip
+def test_what_the_plug_in_cannot_do_is_refused(build, monkeypatch, change, slos, said):
+    made = AsyncScheduler.__init__
+
+    def changed(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        change(self)
+
+    monkeypatch.setattr(AsyncScheduler, "__init__", changed)
+    with pytest.raises(ValueError, match=said):
+        build(slos=slos)
+
+
 def test_the_options_reach_the_policy(build):
     core, _ = build(slos={"options": {"longest_step": 0.03}})
     assert core.scheduler.slo_policy.longest_step == 0.03
@@ -743,6 +852,13 @@ def near(mine: Roofline, true: Roofline, within: float = 0.1) -> bool:
 
 
 SIZES = (1, 4, 16, 64, 150, 300)
+
+
+def test_layers_of_several_kinds_share_the_blocks_of_a_saved_profile(build):
+    core, _ = build()
+    s = core.scheduler
+    s.kv_cache_config = SimpleNamespace(kv_cache_groups=[None, None])
+    assert s._profile(Learned(ROOFLINE), 9).kv_tokens == 64 // 2 * BLOCK
 
 
 def times(roofline: Roofline, factor: float) -> Roofline:

@@ -1,0 +1,48 @@
+"""What a step may be made of: where vLLM lets a chunk of a prompt end, and who may run together.
+
+It applies these rules before the plug-in has its say, and counts on it that everybody who runs is
+in every step and that a chunk is as long as it made it. The plug-in skips some and cuts others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slos.serving.tracked import Tracked
+
+
+def cut(t: Tracked, computed: int, n: int, cap: int, config: Any) -> int:
+    """How many of the `n` tokens behind `computed` ones that vLLM would give a request it gets.
+
+    cap: what the policy gave it. It is more where no chunk may end: until the end of the prompt,
+    or of an image that has to be whole. config: vLLM's `SchedulerConfig`.
+    """
+    if not cap:
+        return 0
+    if not config.enable_chunked_prefill and t.request.num_tokens - computed > 1:
+        return n
+    # it may find more than the policy was told: what this step computes for others
+    found = max(0, computed - t.progress.computed - t.progress.cached)
+    end = computed + max(1, cap - found)
+    for feature in t.request.mm_features if config.disable_chunked_mm_input else ():
+        place = feature.mm_position
+        if place.offset < end < place.offset + place.length:
+            end = place.offset + place.length
+    return min(n, end - computed)
+
+
+class Adapters:
+    """The LoRA adapters of one step. most: for so many vLLM has room, and fails with more."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.ids: set[int] = set()
+
+    def take(self, request: Any) -> bool:
+        """Whether the step has the request's adapter, or room for it, which it then takes."""
+        id = request.lora_request.lora_int_id if request.lora_request else 0
+        if id and id not in self.ids:
+            if len(self.ids) >= self.most:
+                return False
+            self.ids.add(id)
+        return True
