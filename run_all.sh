@@ -7,18 +7,20 @@ usage() {
     cat <<'END'
 usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
 
-  quick   small runs of every notebook, minutes on two cores (the default)
-  full    the paper's sizes
-  smoke   the smallest runs that still touch everything
-  test    lint, types and the whole test suite; further words go to pytest: with -m "not slow" it takes two minutes
+  quick   small runs of every notebook: twelve minutes on two cores (the default)
+  full    the paper's sizes: two to three hours on two cores
+  smoke   the smallest runs that still use every part; their numbers mean nothing
+  test    lint, types and all tests; further words go to pytest: with -m "not slow" it takes about three minutes
 
-What is done already is skipped. Ctrl-C loses only the run in flight: the same command goes on from there.
+Finished work is skipped. Ctrl-C loses only the run in flight: the same command continues from there.
 
-  SLOS_VENV    the environment's folder (.venv; inside the conda environment slos-serve, that one)
-  SLOS_EXTRA   the real engine, vLLM: gpu, cpu, or none (gpu where nvidia-smi finds one, cpu on other Linux machines)
-  SLOS_PYTHON  the Python to make it with (the first of python3, python3.11, 3.12, 3.13 that is 3.11 to 3.13)
-  SLOS_DATA    a folder with the real traces (without it they are synthetic)
-  RAY_ADDRESS  a Ray cluster for the simulations (without it, the cores of this machine)
+  SLOS_VENV     folder of the environment (.venv; in the active conda environment slos-serve, that one)
+  SLOS_EXTRA    vLLM, the real engine: gpu, cpu, or none (gpu if nvidia-smi finds one, cpu on other Linux machines)
+  SLOS_PYTHON   Python to create it with (the first of python3, python3.11, 3.12, 3.13 that is 3.11 to 3.13)
+  SLOS_DATA     folder with the real traces (without it, those that were downloaded, or else synthetic ones)
+  SLOS_CACHE    folder of downloads (~/.cache/slos-serve)
+  SLOS_RESULTS  folder of the results (results)
+  RAY_ADDRESS   Ray cluster for the simulations (without it, the cores of this machine)
 END
 }
 say() { echo "run_all: $*"; }

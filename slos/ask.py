@@ -1,4 +1,4 @@
-"""Which scheduler carries most, and how much? `notebooks/11_your_own.ipynb` as a command."""
+"""Which scheduler carries most load, and how much? `notebooks/11_your_own.ipynb` as a command."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from slos.studies.your_own import (
 from workloads import SCENARIOS
 
 HELP = {
-    "profile": "of slos/hardware/profiles.json, or such a file (the scenarios' own)",
-    "replicas": "behind one router",
-    "drafts": "longest draft, if the profile has a draft model",
-    "acceptance": "the chance of each draft token",
-    "slo_scale": "makes all objectives so many times as long",
+    "profile": "a name in slos/hardware/profiles.json, or such a file (the scenarios' own)",
+    "replicas": "number of replicas, behind one router",
+    "drafts": "longest draft, in tokens, if the profile has a draft model",
+    "acceptance": "probability that a draft token is accepted",
+    "slo_scale": "factor on all objectives: 2 makes them twice as long",
     "target": "share of requests that meet all objectives",
-    "rate": "how many replicas for so many requests per second?",
-    "num_requests": "per replica and simulation (0: as many as the answer can be trusted with)",
-    "seeds": "runs of every load",
-    "rule": "of pace: client, mean time per token after the first one; paper, token by token from "
-    "the first one's deadline",
-    "max_context": "leave out longer requests (what the profile takes)",
-    "prefix_cache": "find again what prompts share: rounds of sessions, hash_ids",
+    "rate": "requests per second: how many replicas do they need?",
+    "num_requests": "requests per replica and simulation (0: as many as a sound answer needs)",
+    "seeds": "number of runs at every load",
+    "rule": "rule of pace: client, mean time per token after the first; paper, token by token from "
+    "the deadline of the first",
+    "max_context": "leave out requests with more tokens (what the profile allows)",
+    "prefix_cache": "simulate a prefix cache: prompts share rounds of a session, or hash_ids",
 }
 
 OWN = {
-    "tpot": "objective of --requests that have none: seconds per token",
+    "tpot": "objective for --requests without one: seconds per token",
     "ttft": "and seconds to the first token",
-    "slowdown": "or times the zero-load time of the prompt",
+    "slowdown": "or a multiple of the prompt's time on an idle GPU",
 }
 
 
@@ -54,7 +54,7 @@ def options() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     mix = f"NAME=SHARE,... of {', '.join(SCENARIOS)} (mixed)"
     what.add_argument("--mix", default="mixed", help=mix)
-    layouts = "your own, in a layout of workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ..."
+    layouts = "your own requests, in a layout of workloads/published.py: CSV, Azure, ..."
     what.add_argument("--requests", default="", metavar="FILE", help=layouts)
     for name, text in OWN.items():
         parser.add_argument(f"--{name}", type=float, default=0, help=text)
@@ -66,7 +66,7 @@ def options() -> argparse.ArgumentParser:
             how = {"action": "store_true"} if isinstance(f.default, bool) else how
             parser.add_argument(f"--{f.name.replace('_', '-')}", help=text, **how)
     parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`python -m workloads`: the six scenarios as a table, beside the paper's figures."""
+"""`python -m workloads`: the lengths and arrivals of the six scenarios, next to the paper's."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     names = f"only these of {', '.join(SCENARIOS)}"
     add("--scenario", action="append", metavar="NAME", help=names)
-    add("--seed", type=int, default=0)
-    add("--requests", type=int, default=6000, metavar="N", help="requests to draw (6000)")
-    add("--data", metavar="DIR", help=f"the folder with the real data, as {DATA}")
-    fetched = "fetch data sets (without a name: all needed)"
+    add("--seed", type=int, default=0, help="(%(default)s)")
+    add("--requests", type=int, default=6000, metavar="N", help="number of requests to draw (6000)")
+    add("--data", metavar="DIR", help=f"folder with the real data, instead of {DATA}")
+    fetched = "download data sets (without a name: all that are needed)"
     add("--download", nargs="*", metavar="NAME", help=fetched)
     given = parser.parse_args(argv)
     if given.data:

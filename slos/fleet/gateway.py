@@ -1,10 +1,10 @@
-"""Many replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL --replicas 2`.
+"""Many replicas behind one address, with Ray Serve: `python -m slos.fleet MODEL --replicas 2`.
 
-A replica is a vLLM server of `slos.serving.launch` in an actor; they live and die together. A
-gateway takes requests of the OpenAI API and asks replicas in the order of a router of
-`slos.policies.routers`, the same object as in the simulator; what becomes of a request is in
-`slos.fleet.dispatch`. Runs on this machine, or on the Ray cluster that RAY_ADDRESS names, whose
-machines have the kit installed.
+A replica is an actor with a vLLM server of `slos.serving.launch`; they start and end together. A
+gateway takes requests of the OpenAI API and asks the replicas in the order of a router of
+`slos.policies.routers`, the same object as in the simulator; `slos.fleet.dispatch` has what happens
+to a request. It runs on this machine, or on the Ray cluster that RAY_ADDRESS names, if its machines
+have the kit installed.
 """
 
 from __future__ import annotations
@@ -218,13 +218,13 @@ def why_not_started() -> str:
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.fleet", description=__doc__)
     add = parser.add_argument
-    others = "every option not listed here goes to `slos.serving.launch serve`"
-    add("model", help=f"a name or folder; {others}")
-    add("--replicas", type=int, default=2, metavar="N", help="(%(default)s)")
+    others = "options not listed here go to `slos.serving.launch serve`"
+    add("model", help=f"a name or folder that vLLM can load; {others}")
+    add("--replicas", type=int, default=2, metavar="N", help="how many (%(default)s)")
     add("--router", default="cheapest", help=f"one of {', '.join(ROUTERS)} (%(default)s)")
-    add("--hops", type=int, metavar="N", help="how often a request is passed on at the most")
-    add("--gpus", type=float, metavar="N", help="of each replica (1 where the cluster has any)")
-    patience = "seconds that a request waits for a replica to be there (%(default)g)"
+    add("--hops", type=int, metavar="N", help="how often a request may be passed on (the router's)")
+    add("--gpus", type=float, metavar="N", help="GPUs per replica (1 if the cluster has GPUs)")
+    patience = "seconds that a request may wait for a replica (%(default)g)"
     add("--patience", type=float, default=120.0, metavar="S", help=patience)
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000)

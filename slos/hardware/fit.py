@@ -1,8 +1,8 @@
 """A roofline fitted to measured steps, by least squares (paper, section 3.1).
 
 `python -m slos.hardware.fit STEPS.csv --model NAME --gpu NAME --kv-tokens N -o my_gpu.json` makes a
-profile of steps that were measured anywhere: columns tokens, seconds, and where they are known
-draft_steps and context.
+profile from steps that were measured anywhere. The columns are tokens and seconds, and where they
+are known draft_steps and context.
 """
 
 from __future__ import annotations
@@ -169,12 +169,12 @@ def fitted(rows: Steps, planes: int = 3) -> Judged:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m slos.hardware.fit", description=__doc__)
     parser.add_argument("steps", type=Path, nargs="+", help="CSV files of measured steps")
-    parser.add_argument("--model", required=True, help="what it is, for tables")
-    parser.add_argument("--gpu", required=True, help="what it ran on, for tables")
-    parser.add_argument("--gpus", type=int, default=1, help="how many (%(default)s)")
-    parser.add_argument("--kv-tokens", type=int, required=True, help="that the KV cache holds")
-    parser.add_argument("--max-context", type=int, default=8192, help="tokens (%(default)s)")
-    parser.add_argument("--name", default="", help="of the profile (the file's)")
+    parser.add_argument("--model", required=True, help="the model's name, for tables")
+    parser.add_argument("--gpu", required=True, help="the GPU's name, for tables")
+    parser.add_argument("--gpus", type=int, default=1, help="number of GPUs (%(default)s)")
+    parser.add_argument("--kv-tokens", type=int, required=True, help="tokens of the KV cache")
+    parser.add_argument("--max-context", type=int, default=8192, help="in tokens (%(default)s)")
+    parser.add_argument("--name", default="", help="name of the profile (the file's)")
     parser.add_argument("-o", "--output", type=Path, default=Path("my_gpu.json"), metavar="JSON")
     given = parser.parse_args(argv)
     try:

@@ -1,9 +1,9 @@
 """Measures how long steps of vLLM take on this machine, and fits a profile to them.
 
 `python -m slos.hardware.measure MODEL --out FOLDER`: MODEL is a folder or name that vLLM can load,
-or one of the shapes of `slos.hardware.shapes`, which get random weights. FOLDER gets a row of every
-measured step (steps-NAME.csv) and a profile (NAME.json) that every command and notebook of this kit
-takes."""
+or one of the shapes of `slos.hardware.shapes`, which get random weights. FOLDER gets a row for each
+measured step (steps-NAME.csv), and a profile (NAME.json) for the commands and notebooks of
+this kit."""
 
 from __future__ import annotations
 
@@ -119,14 +119,14 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.hardware.measure", description=__doc__)
     add = parser.add_argument
     add("model", help=f"a folder, a name that vLLM can load, or a shape: {', '.join(SHAPES)}")
-    add("--draft", default="", metavar="MODEL", help="measure steps with drafts of this one, too")
+    add("--draft", default="", metavar="MODEL", help="also measure steps with drafts of this model")
     add("--out", type=Path, default=Path("results/measured"), metavar="FOLDER")
-    add("--name", default="", help="of the profile (the model's and the device's)")
-    up = "of measuring, once the engine is up (%(default)g)"
+    add("--name", default="", help="name of the profile (the model's and the device's)")
+    up = "minutes of measuring, once the engine is up (%(default)g)"
     add("--minutes", type=float, default=2.0, help=up)
-    add("--max-context", type=int, metavar="N", help="tokens (the model's, at most 8192)")
+    add("--max-context", type=int, metavar="N", help="in tokens (the model's, at most 8192)")
     add("--engine", type=json.loads, default={}, metavar="JSON", help="more arguments for vLLM")
-    turn = "of several started at once, one measures at a time"
+    turn = "lock file: of several runs with the same one, one measures at a time"
     add("--turn", default="", metavar="FILE", help=turn)
     return parser
 

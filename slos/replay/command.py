@@ -23,27 +23,27 @@ from workloads.scenarios import by_name
 
 RATE = 1.0  # requests per second, where neither the options nor a file say
 OPTIONS = (  # name, type, metavar, default, help
-    ("url", str, "URL", "http://127.0.0.1:8000", "of the server (%(default)s)"),
-    ("model", str, "NAME", None, "one of the server's (its first)"),
-    ("scenario", str, "NAME", "chatbot", f"one of {', '.join(SCENARIOS)}, or a file of your own"),
-    ("requests", str, "N|FILE", "", "how many (100, or all of a file); or a file of your own, in a "
+    ("url", str, "URL", "http://127.0.0.1:8000", "address of the server (%(default)s)"),
+    ("model", str, "NAME", None, "a model of the server (its first)"),
+    ("scenario", str, "NAME", "chatbot", f"one of {', '.join(SCENARIOS)}, or a file of requests"),
+    ("requests", str, "N|FILE", "", "how many (100, or all of a file); or a file of requests, in a "
      "layout of workloads/published.py: CSV, Azure, BurstGPT, Mooncake, ShareGPT"),
     ("num-requests", int, "N", None, "how many, where --requests is a file"),
-    ("rate", float, "R", None, "requests per second (1; those of a file come at its own times)"),
-    ("seed", int, "N", 0, "of requests and prompts (%(default)s)"),
-    ("lengths", str, "NAME", "dataset", "dataset or trace (%(default)s)"),
-    ("max-context", int, "N", None, "tokens of a request (what the server takes); longer ones are "
+    ("rate", float, "R", None, "requests per second (1; a file with arrivals sets its own times)"),
+    ("seed", int, "N", 0, "seed of requests and prompts (%(default)s)"),
+    ("lengths", str, "NAME", "dataset", "lengths from the dataset or the trace (%(default)s)"),
+    ("max-context", int, "N", None, "tokens of a request (what the server allows); longer ones are "
      "left out"),
     ("ttft", float, "S", None, "TTFT objective in seconds, instead of the requests' own"),
     ("tpot", float, "S", None, "TPOT objective in seconds, instead of the requests' own"),
-    ("e2e", float, "S", None, "and an objective on the last token in seconds"),
-    ("slowdown", float, "X", None, "or times the zero load, of a file without first-token "
-     "objectives; needs --profile"),
+    ("e2e", float, "S", None, "objective for the last token in seconds, in addition"),
+    ("slowdown", float, "X", None, "TTFT objective for a file without one: a multiple of the "
+     "prompt's time on an idle GPU; needs --profile"),
     ("profile", str, "NAME", None, "the server's hardware, for TTFT objectives by slowdown"),
-    ("timeout", float, "S", 600.0, "seconds for a call (%(default)g)"),
-    ("vocabulary", int, "N", 500, "token ids are below (%(default)s)"),
-    ("system", str, "NAME", "server", "what the rows call it (%(default)s)"),
-    ("output", str, "CSV", None, "write a row per request there"),
+    ("timeout", float, "S", 600.0, "seconds that a call may take (%(default)g)"),
+    ("vocabulary", int, "N", 500, "token ids are below this (%(default)s)"),
+    ("system", str, "NAME", "server", "name of the server in the rows (%(default)s)"),
+    ("output", str, "CSV", None, "write a row per request to this file"),
 )  # fmt: skip
 
 
@@ -131,9 +131,9 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", **how)
     within = "count requests within ttft:500 tpot:50 e2el:5000, as `vllm bench serve` does"
     parser.add_argument("--goodput", nargs="*", default=[], metavar="NAME:MS", help=within)
-    pace = "of pace, asked for and judged by (%(default)s: mean time per token after the first one)"
+    pace = "rule of pace to ask for and judge by (%(default)s: mean time per token after the first)"
     parser.add_argument("--slo-rule", default=CLIENT, choices=RULES, help=pace)
-    nothing = "send no field that only vLLM knows, so no objectives"
+    nothing = "send no field that only vLLM knows, and so no objectives"
     parser.add_argument("--plain", action="store_true", help=nothing)
     given = parser.parse_args(argv)
     if given.requests.lstrip("-").isdigit():

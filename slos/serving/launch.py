@@ -1,10 +1,10 @@
 """vLLM's command line with this kit's scheduler: `python -m slos.serving.launch serve MODEL` for
 `vllm serve MODEL`.
 
-Adds the scheduler, the check of objectives and the settings below, sends a short calibration once
-the server is up, and sees to it that the server ends as a whole; every other argument, and every
-other command of vLLM's, goes to vLLM as it is. It also starts the CPU build of vLLM, whose own
-`vllm` looks for a package of another name.
+Adds the scheduler, the check of objectives, and the settings below. Once the server is up it sends
+a short calibration; at the end it stops all of the server's processes. Every other argument, and
+every other command of vLLM, goes to vLLM unchanged. It also starts the CPU build of vLLM, whose own
+`vllm` command looks for a package of another name.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ CHECK = ("--middleware", "slos.serving.middleware.CheckObjectives")
 
 # settings of the plug-in with an option: name, option, type, help
 OURS = (
-    ("policy", "--policy", str, "a name in slos.policies (default: slos-serve)"),
-    ("profile", "--profile", str, "a shipped profile, or a JSON file, to start from"),
-    ("save", "--save-profile", str, "JSON file to keep what is learned in"),
+    ("policy", "--policy", str, "a policy of slos.policies by name (default: slos-serve)"),
+    ("profile", "--profile", str, "profile to start from: a name, or a JSON file"),
+    ("save", "--save-profile", str, "JSON file to save the learned profile to"),
     ("ttft", "--slo-ttft", float, "default objective: seconds to the first token"),
-    ("slowdown", "--slo-slowdown", float, "or: times the prompt's zero-load time"),
-    ("tpot", "--slo-tpot", float, "and: seconds per token (default: 0.1)"),
-    ("e2e", "--slo-e2e", float, "and: seconds to the last token (default: none)"),
-    ("rule", "--slo-rule", str, "by which the pace is counted: paper or client (the default, mean "
+    ("slowdown", "--slo-slowdown", float, "or a multiple of the prompt's time on an idle GPU"),
+    ("tpot", "--slo-tpot", float, "default objective: seconds per token (0.1)"),
+    ("e2e", "--slo-e2e", float, "default objective: seconds to the last token (none)"),
+    ("rule", "--slo-rule", str, "rule of pace: paper, or client (the default, the mean "
      "time per token after the first)"),
-    ("load", "--load", str, "file to keep the engine's load in, for a router"),
+    ("load", "--load", str, "file to write the engine's load to, for a router"),
 )  # fmt: skip
 OWN = (*(name for name, *_ in OURS), "reject")
 VLLMS = ("config", "scheduling_policy", "scheduler_cls", "uds", "ssl_certfile", "api_key",
@@ -61,12 +61,12 @@ def options() -> argparse.ArgumentParser:
     add = parser.add_argument
     for name, option, kind, text in OURS:
         add(option, dest=name, type=kind, help=text, choices=RULES if name == "rule" else None)
-    text = "HTTP 429 with Retry-After for who cannot be in time, instead of best effort"
+    text = "answer HTTP 429 with Retry-After to a request that cannot be in time, not best effort"
     add("--slo-reject", action="store_true", default=None, dest="reject", help=text)
-    add("--stock", action="store_true", help="vLLM's own scheduler, to compare with")
-    text = "let it learn from the first requests instead"
+    add("--stock", action="store_true", help="use vLLM's own scheduler, to compare with")
+    text = "no calibration: learn step times from the first requests"
     add("--no-calibrate", action="store_true", help=text)
-    add("--leash", action="store_true", help="end at once with standard input")
+    add("--leash", action="store_true", help="end as soon as standard input is closed")
     add("--host", help="(default: 127.0.0.1)")
     add("--port", type=int, help="(default: 8000)")
     add("--additional-config", type=json.loads, default={}, metavar="JSON", help="vLLM's own")
