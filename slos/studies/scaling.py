@@ -14,7 +14,7 @@ from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
 from slos.evaluation.sizes import OPT, Size, of_size
-from slos.evaluation.stats import capacities, mean_of, over, select, strongest
+from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
@@ -154,21 +154,17 @@ def against_itself(best: Frame) -> Frame:
 
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     """What each router carries over round robin on the same system, per scenario."""
-    kinds = unique(zip(table["system"], table["what"], strict=True))
-    palette = colors(unique(what for _, what in kinds))
-    groups = {
-        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
-            palette[what], select(table, system=system, what=what),
-        )
-        for system, what in kinds
-    }  # fmt: skip
+    labels = [f"{name_of(r.system)}, {IN_WORDS.get(r.what, r.what)}" for r in rows_of(table)]
+    routers = colors(unique(table["what"]))
+    palette = {label: routers[what] for label, what in zip(labels, table["what"], strict=True)}
     size = max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    plots.dots(axis, groups, 0.11, paper("ablation_routing"), "\n mean of six")
+    named = table.assign(label=labels)
+    plots.dots(axis, named, "label", palette, paper("ablation_routing"), "\n mean of six")
     axis.set_ylabel("capacity over round robin (x)")
     said = f"{source}; {replicas} replicas, each system against itself with round robin"
     said += f"; {seeds_said(table)}"
-    return plots.finish(figure, said, axis, fontsize=8, ncols=len(groups))
+    return plots.finish(figure, said, axis, fontsize=8, ncols=len(palette))
 
 
 def scaling_chart(table: Frame, source: str) -> Figure:
