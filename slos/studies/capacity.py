@@ -154,8 +154,8 @@ def numbers(best: Frame) -> dict[str, Spread]:
         table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"
         for name, group in table.groupby("against", sort=False):
             found[f"capacity_vs_{name}{suffix}".replace("-", "_")] = mean_of(group)
-        some = table["scenario"].isin(("coding", "reasoning"))
-        for r in rows_of(select(table[some], against="best")):
+        own = {"coding", "reasoning"} & {*select(best, lengths=lengths)["scenario"]}
+        for r in rows_of(select(table[table["scenario"].isin(own)], against="best")):
             found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
     return found
 
