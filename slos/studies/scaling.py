@@ -9,9 +9,9 @@ from itertools import product
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from slos.evaluation import plots
+from slos.evaluation import grids, plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, sized
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
 from slos.evaluation.sizes import OPT, Size, of_size
 from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
@@ -40,16 +40,15 @@ def _grid(
 ) -> list[Search]:
     """Every scenario and seed of a size with each system, replicas, router and topology."""
     s, systems, routers = of_size(size, SIZES), [k[0] for k in kinds], [k[2] for k in kinds if k[2]]
-    check_cases(scenarios or s.scenarios, systems, profile, routers)
-    return [
+    grids.check_cases(scenarios or s.scenarios, systems, profile, routers)
+    cases = (
         Search(
-            scenario, system, profile=profile, seed=seed, precision=s.precision, replicas=n,
-            num_requests=n * len(roles(topology)) * s.num_requests, router=router,
-            topology=topology,
+            scenario, system, "", profile, seed=seed, replicas=n, router=router, topology=topology
         )
         for scenario, seed in product(scenarios or s.scenarios, range(s.seeds))
         for system, n, router, topology in kinds
-    ]  # fmt: skip
+    )
+    return [sized(case, s.num_requests, s.precision) for case in cases]
 
 
 def told_at(replicas: Collection[int]) -> int:
@@ -98,7 +97,7 @@ def disaggregation_cases(
 
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Capacity per GPU of every case over its seeds; one row per scenario, system and cluster."""
-    best = capacities(run_searches(size, cases, workers, "clusters"), *WHERE)
+    best = capacities(grids.run_searches(size, cases, workers, "clusters"), *WHERE)
     gpus = [n * len(roles(t)) for n, t in zip(best["replicas"], best["topology"], strict=True)]
     return best.assign(gpus=gpus)
 
