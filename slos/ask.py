@@ -13,17 +13,8 @@ from slos.core.pace import RULES
 from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
+from slos.studies import your_own
 from slos.studies.own_requests import Mine
-from slos.studies.your_own import (
-    Question,
-    answer,
-    by_kind,
-    caution,
-    described,
-    in_words,
-    settled,
-    table,
-)
 from workloads import SCENARIOS
 
 HELP = {
@@ -58,7 +49,7 @@ def options() -> argparse.ArgumentParser:
     what.add_argument("--requests", default="", metavar="FILE", help=layouts)
     for name, text in OWN.items():
         parser.add_argument(f"--{name}", type=float, default=0, help=text)
-    for f in fields(Question):
+    for f in fields(your_own.Question):
         if f.name in HELP:
             text = HELP[f.name] + f" ({f.default})" * bool(f.default)
             how: dict[str, Any] = {"type": type(f.default), "default": f.default}
@@ -84,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in () if mine else OWN:
             cure = "a mix has its own objectives, slo_scale changes them"
             require(not getattr(given, name), name, getattr(given, name), "of --requests", cure)
-        asked = settled(Question(work, **rest), "ask")
-        print(described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
-        best = answer(asked, "ask")
-        shown = table(best, asked.rate).to_string(index=False)
-        doubt = f"{caution(best, asked)}\n".lstrip("\n")
-        kinds = by_kind(best, asked)
+        asked = your_own.settled(your_own.Question(work, **rest), "ask")
+        print(your_own.described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
+        best = your_own.answer(asked, "ask")
+        shown = your_own.table(best, asked.rate).to_string(index=False)
+        doubt = f"{your_own.caution(best, asked)}\n".lstrip("\n")
+        kinds = your_own.by_kind(best, asked)
         parts = "" if kinds.empty else f"\n{kinds.to_string(index=False)}\n"
-        print(f"\n{doubt}{shown}\n{parts}\n{in_words(best, asked)}")
+        print(f"\n{doubt}{shown}\n{parts}\n{your_own.in_words(best, asked)}")
         if out:
             write_whole(out, best.to_csv(index=False))
     except (ValueError, OSError) as error:

@@ -202,15 +202,10 @@ def search(case: Search) -> list[Probe]:
         return rows[-1].attainment
 
     stride = (1 + case.precision) ** 3.9 if case.start else STRIDE  # then two bisections suffice
-    start = starting_rate(case)
+    usual = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(case.scenario, 3.0)
+    start = case.start or usual * case.gpus
     best, probes = capacity(attained_at, case.target, start, case.precision, stride, case.near)
     return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
-
-
-def starting_rate(case: Search) -> float:
-    """Requests per second that a search tries first."""
-    each = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}
-    return case.start or each.get(case.scenario, 3.0) * case.gpus
 
 
 def tried(case: Search) -> list[Probe]:

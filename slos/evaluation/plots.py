@@ -167,15 +167,16 @@ def save(figure: Figure, folder: Path | str, name: str) -> None:
 
 
 def dots(
-    axis: Axes, groups: Mapping[str, tuple[Any, Frame]], step: float, paper: float = 0, of: str = ""
+    axis: Axes, table: Frame, by: str, palette: Mapping[str, Any], paper: float = 0, of: str = ""
 ) -> None:
-    """Ratios by scenario of `groups`, a colour and rows by label, side by side; 1 and the paper's
-    number, unless 0, as lines. of: what that number is of, said beside it."""
-    scenarios = unique(name for _, rows in groups.values() for name in rows["scenario"])
-    for i, (label, (color, rows)) in enumerate(groups.items()):
-        x = beside(len(scenarios), i, len(groups), step)
-        rows = rows.set_index("scenario").reindex(scenarios)
-        whiskers(axis, x, rows, i, linestyle="none", color=color, label=label)
+    """Ratios by scenario of a table, side by side for each value of its column `by`, which is its
+    label; 1 and the paper's number, unless 0, as lines. of: what that number is of, said beside
+    it."""
+    scenarios, width = unique(table["scenario"]), 0.8 / max(5, len(palette))
+    for i, (key, color) in enumerate(palette.items()):
+        rows = select(table, **{by: key}).set_index("scenario").reindex(scenarios)
+        x = beside(len(scenarios), i, len(palette), width)
+        whiskers(axis, x, rows, i, linestyle="none", color=color, label=key)
     axis.axhline(1, color="black", linewidth=0.8)
     if paper:
         axis.axhline(paper, **DASHED)

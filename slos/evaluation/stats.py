@@ -97,10 +97,11 @@ def of_every_seed(probes: Frame, seeds: int, *by: str) -> Frame:
 
 def over(mine: Frame, theirs: Frame) -> Frame:
     """Each row of `mine` over those of `theirs` that agree in all columns which both have, but for
-    the rate.
+    the rate, and that carry something at every seed.
 
     rate: of each seed. Instead of it: ratio, its interval as low and high, and each seed's.
     """
+    theirs = theirs[theirs["rate"].map(min) > 0]
     pairs = mine.merge(theirs, on=[c for c in mine if c in theirs and c != "rate"])
     each = [[a / b for a, b in zip(r.rate_x, r.rate_y, strict=True)] for r in rows_of(pairs)]
     pairs[["ratio", "low", "high"]] = [spread(ratios) for ratios in each] or None

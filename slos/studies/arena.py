@@ -126,14 +126,13 @@ def ahead(found: Frame) -> Frame:
 
 
 def ladder(probes: Frame) -> Frame:
-    """Capacity of each rung over that of the first, per scenario, and as geometric mean."""
+    """Capacity of each rung over that of the first, per scenario."""
     named = []
     for rung, several in LADDER.items():
         mask = [(r.system, r.setting) in several for r in rows_of(probes)]
-        named.append(capacities(probes[mask].assign(system=rung), "target"))
-    found = pd.concat([strongest(part, "scenario", "system") for part in named])
-    keep = found[["scenario", "system", "rate"]]
-    return over(keep, select(keep, system=next(iter(LADDER))).drop(columns="system"))
+        named.append(capacities(probes[mask].assign(system=rung)))
+    found = pd.concat(named)[["scenario", "system", "rate"]]
+    return over(found, select(found, system=next(iter(LADDER))).drop(columns="system"))
 
 
 def ladder_chart(table: Frame, source: str) -> Figure:

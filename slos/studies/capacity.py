@@ -154,8 +154,8 @@ def numbers(best: Frame) -> dict[str, Spread]:
         table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"
         for name, group in table.groupby("against", sort=False):
             found[f"capacity_vs_{name}{suffix}".replace("-", "_")] = mean_of(group)
-        some = table["scenario"].isin(("coding", "reasoning"))
-        for r in rows_of(select(table[some], against="best")):
+        own = {"coding", "reasoning"} & {*select(best, lengths=lengths)["scenario"]}
+        for r in rows_of(select(table[table["scenario"].isin(own)], against="best")):
             found[f"capacity_{r.scenario}{suffix}"] = r.ratio, r.low, r.high
     return found
 
@@ -209,16 +209,14 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     reported = paper("authors_vs_best") if whole else 0.0
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")
-    groups = {
-        f"over {'the best of them' if other == 'best' else name_of(other)}": (
-            color, select(rows, against=other),
-        )
-        for other, color in colors(unique(table["against"])).items()
-    }  # fmt: skip
-    plots.dots(axis, groups, 0.8 / max(5, len(groups)), reported, "its\n baselines")
+    others = unique(table["against"])
+    over = {other: f"over {name_of(other)}" for other in others} | {"best": "over the best of them"}
+    palette = {over[other]: color for other, color in colors(others).items()}
+    rows["against"] = rows["against"].map(over)
+    plots.dots(axis, rows, "against", palette, reported, "its\n baselines")
     axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
     axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
-    ncols = min(max(4, count), len(groups))
+    ncols = min(max(4, count), len(palette))
     return plots.finish(figure, f"{source}; {seeds_said(table)}", axis, fontsize=8, ncols=ncols)
 
 

@@ -9,12 +9,12 @@ from itertools import product
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from slos.evaluation import plots
+from slos.evaluation import grids, plots
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, check_cases, run_searches
+from slos.evaluation.grids import BASELINE, BEST_ROUTER, PLAIN, RATIOS, sized
 from slos.evaluation.plots import DASHED, colors, name_of, seeds_said, unique
 from slos.evaluation.sizes import OPT, Size, of_size
-from slos.evaluation.stats import capacities, mean_of, over, select, strongest
+from slos.evaluation.stats import capacities, mean_of, over, rows_of, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.records.claims import Spread, paper
@@ -40,16 +40,15 @@ def _grid(
 ) -> list[Search]:
     """Every scenario and seed of a size with each system, replicas, router and topology."""
     s, systems, routers = of_size(size, SIZES), [k[0] for k in kinds], [k[2] for k in kinds if k[2]]
-    check_cases(scenarios or s.scenarios, systems, profile, routers)
-    return [
+    grids.check_cases(scenarios or s.scenarios, systems, profile, routers)
+    cases = (
         Search(
-            scenario, system, profile=profile, seed=seed, precision=s.precision, replicas=n,
-            num_requests=n * len(roles(topology)) * s.num_requests, router=router,
-            topology=topology,
+            scenario, system, "", profile, seed=seed, replicas=n, router=router, topology=topology
         )
         for scenario, seed in product(scenarios or s.scenarios, range(s.seeds))
         for system, n, router, topology in kinds
-    ]  # fmt: skip
+    )
+    return [sized(case, s.num_requests, s.precision) for case in cases]
 
 
 def told_at(replicas: Collection[int]) -> int:
@@ -98,7 +97,7 @@ def disaggregation_cases(
 
 def found(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame:
     """Capacity per GPU of every case over its seeds; one row per scenario, system and cluster."""
-    best = capacities(run_searches(size, cases, workers, "clusters"), *WHERE)
+    best = capacities(grids.run_searches(size, cases, workers, "clusters"), *WHERE)
     gpus = [n * len(roles(t)) for n, t in zip(best["replicas"], best["topology"], strict=True)]
     return best.assign(gpus=gpus)
 
@@ -154,21 +153,17 @@ def against_itself(best: Frame) -> Frame:
 
 def routing_chart(table: Frame, replicas: int, source: str) -> Figure:
     """What each router carries over round robin on the same system, per scenario."""
-    kinds = unique(zip(table["system"], table["what"], strict=True))
-    palette = colors(unique(what for _, what in kinds))
-    groups = {
-        f"{name_of(system)}, {IN_WORDS.get(what, what)}": (
-            palette[what], select(table, system=system, what=what),
-        )
-        for system, what in kinds
-    }  # fmt: skip
+    labels = [f"{name_of(r.system)}, {IN_WORDS.get(r.what, r.what)}" for r in rows_of(table)]
+    routers = colors(unique(table["what"]))
+    palette = {label: routers[what] for label, what in zip(labels, table["what"], strict=True)}
     size = max(7.5, 1.5 * table["scenario"].nunique() + 1.5), 3.6
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    plots.dots(axis, groups, 0.11, paper("ablation_routing"), "\n mean of six")
+    named = table.assign(label=labels)
+    plots.dots(axis, named, "label", palette, paper("ablation_routing"), "\n mean of six")
     axis.set_ylabel("capacity over round robin (x)")
     said = f"{source}; {replicas} replicas, each system against itself with round robin"
     said += f"; {seeds_said(table)}"
-    return plots.finish(figure, said, axis, fontsize=8, ncols=len(groups))
+    return plots.finish(figure, said, axis, fontsize=8, ncols=len(palette))
 
 
 def scaling_chart(table: Frame, source: str) -> Figure:

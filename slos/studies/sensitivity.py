@@ -212,8 +212,7 @@ def models_chart(table: Frame, source: str) -> Figure:
     figure, axes = panels(kinds, (4.2, 3), (0, 0.6), "SLOs-Serve over the best (x)", sharey=True)
     for axis, kind in zip(axes, kinds, strict=True):
         palette = colors(unique(table["model"]))
-        groups = {m: (color, select(table, kind=kind, model=m)) for m, color in palette.items()}
-        dots(axis, groups, 0.16, paper("authors_vs_best"))
+        dots(axis, select(table, kind=kind), "model", palette, paper("authors_vs_best"))
     said = f"{source}; one replica, drafts where there is a draft model; {seeds_said(table)}"
     said += "; dashed: the paper's mean over the better of two"
     return finish(figure, said, axes[0], ncols=4)

@@ -125,8 +125,8 @@ def table(rows: Frame) -> Frame:
     rival = strongest(best[best["system"] != OURS], *BY)
     named = {"capacity": "best other", "system": "which", "ratio": "gain"}
     carried = ours[[*BY, "capacity"]].rename(columns={"capacity": "ours"})
-    known = ours[ours["capacity"] > 0], rival[rival["capacity"] > 0]
-    gains = over(*(part[[*BY, "rate"]] for part in known)).drop(columns="each")
+    mine = ours.loc[ours["capacity"] > 0, [*BY, "rate"]]
+    gains = over(mine, rival[[*BY, "rate"]]).drop(columns="each")
     rates = rival[[*BY, "capacity", "system", "setting"]]
     return carried.merge(rates, on=BY).merge(gains, "left", BY).rename(columns=named)
 

@@ -212,19 +212,18 @@ def chart(table: Frame, source: str) -> Figure:
     """
     drawn, known = {}, [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]
     palette = colors(known) | {BASELINE: "black"}
-    for (n, rule), noisy in product(
-        unique(zip(table["replicas"], table["rule"], strict=True)), (False, True)
-    ):
+    places = unique(zip(table["replicas"], table["rule"], strict=True))
+    for (n, rule), noisy in product(places, (False, True)):
         here = select(table, replicas=n, rule=rule)
-        groups = {p: (color, select(here, predictor=p)) for p, color in palette.items()}
-        shown = [p for p in known if len(groups[p][1]) and p.startswith("noisy") == noisy]
+        tried = set(here["predictor"])
+        shown = [p for p in known if p in tried and p.startswith("noisy") == noisy]
         if shown:
             what = f"{n} replica{'s' * (n > 1)}, " + ("an oracle that errs" if noisy else "learned")
             what += ", by the clients' rule" * (rule == CLIENT)
-            drawn[what] = here, {p: groups[p] for p in (BASELINE, *shown)}
+            drawn[what] = here, {p: palette[p] for p in (BASELINE, *shown)}
     figure, axes = panels([*drawn], (9, 2.5), (0, 0.4), "capacity over the oracle's", 1)
-    for axis, (here, groups) in zip(axes, drawn.values(), strict=True):
-        dots(axis, groups, 0.8 / len(groups))
+    for axis, (here, shown) in zip(axes, drawn.values(), strict=True):
+        dots(axis, here, "predictor", shown)
         for i, scenario in enumerate(unique(here["scenario"])):
             axis.plot([i - 0.45, i + 0.45], [AIM[scenario]] * 2, **DASHED)
         axis.set_ylim(0, 1.05 * max(1.0, here["high"].max()))

@@ -23,16 +23,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT, PAPER
 from slos.evaluation import grids, stats
 from slos.evaluation.capacity_search import Search
-from slos.evaluation.grids import (
-    AS_PUBLISHED,
-    AUTHORS,
-    PLAIN,
-    RIVAL_ROUTERS,
-    RIVALS,
-    Rival,
-    can_draft,
-    tries_of,
-)
+from slos.evaluation.grids import AS_PUBLISHED, PLAIN, RIVAL_ROUTERS, RIVALS, Rival, tries_of
 from slos.evaluation.plots import DASHED, colors, finish, marked
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
@@ -48,9 +39,6 @@ PUBLISHED, TODAY = "vLLM drafts 3 tokens", "all draft, at the best length"
 CLIENTS = "the clients' rule of pace"
 STRICT = 0.98
 LENGTHS = (0, 1, 3, 5)  # of drafts
-BESIDE: dict[str, Any] = {
-    "xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +68,8 @@ _BUDGETS = {
     "sarathi": RIVALS["sarathi"],
 }
 STEPS = (
-    Step("the authors' simulation", AUTHORS, memory=grids.AUTHORS_MEMORY),
-    Step("the whole KV cache, not 10 GB", AUTHORS),
+    Step("the authors' simulation", grids.AUTHORS, memory=grids.AUTHORS_MEMORY),
+    Step("the whole KV cache, not 10 GB", grids.AUTHORS),
     Step("KV blocks as they fill, not set aside", _PAGED),
     Step("prompts batched, and chunked in turn", _BATCHED),
     Step("chunks of 512, not the TPOT cap", _CHUNKED),
@@ -175,7 +163,7 @@ def draft_lengths(
     found = []
     for target, names in ((0.9, scenarios or s.scenarios), (STRICT, ["chatbot"])):
         cases = Cases()
-        for scenario in filter(can_draft, names):
+        for scenario in filter(grids.can_draft, names):
             cases[scenario, "ours"] = case_of(scenario, PARTS, replicas=s.replicas, target=target)
             for n in LENGTHS:
                 rival = AS_PUBLISHED["vllm"][0]._replace(drafts=n)
@@ -225,12 +213,13 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     labels, totals, before = [], [], 1.0
     looks = {"height": 0.6, "edgecolor": "black", "linewidth": 0.6}
+    beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
     for r in means:
         if labels:
             color, hatch = ("#56B4E9", "") if r.ratio < before else ("#D55E00", "//")
             axis.barh(len(labels), r.ratio - before, left=before, color=color, hatch=hatch, **looks)
             said = f"x {r.ratio / before:.2f}"
-            axis.annotate(said, (max(before, r.ratio), len(labels)), **BESIDE)
+            axis.annotate(said, (max(before, r.ratio), len(labels)), **beside)
             labels.append(r.step)
         if r.step in TOTALS:
             axis.barh(len(labels), r.ratio - 1, left=1, color="0.85", **looks)

@@ -18,9 +18,9 @@ import pandas as pd
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, RULES, other
 from slos.core.types import Request, require
-from slos.evaluation.capacity_search import Search, outcomes_at, probe
+from slos.evaluation.capacity_search import Search, outcomes_at, probe, requests_of
 from slos.evaluation.grids import BASELINE, fixed_drafts
-from slos.evaluation.runs import by_rule, scaled_slos, serve
+from slos.evaluation.runs import serve
 from slos.evaluation.sizes import check_names
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
@@ -86,11 +86,8 @@ class Question:
 
     def requests(self) -> list[Request]:
         """Of all seeds, the first one's first, at 1 request per second."""
-        case, seeds = self.case, range(self.seeds)
-        n, most = case.num_requests, case.max_context or None
-        made = [build(self.workload, 1.0, n, s, max_context=most).requests for s in seeds]
-        every = [r for requests in made for r in scaled_slos(requests, self.slo_scale)]
-        return by_rule(every, self.rule)
+        cases = (replace(self.case, seed=seed) for seed in range(self.seeds))
+        return [r for case in cases for r in requests_of(case, 1.0)[0]]
 
 
 def described(asked: Question) -> str:

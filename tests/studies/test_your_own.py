@@ -216,7 +216,7 @@ def test_stopped_by_hand(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ask, "answer", stop)
+    monkeypatch.setattr(your_own, "answer", stop)
     assert ask.main(["--mix", "coding", *TINY]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
