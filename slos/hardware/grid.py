@@ -186,8 +186,8 @@ def level(bench: Bench, context: int, most: int = MOST_SEQS, every: bool = False
     for count in sizes(many):
         bench.keep(count)
         alone = bench.decodes(f"{count} decodes at {context}")
-        most, free = bench.batched - count, room - count * each
-        fitting = [c for c in CHUNKS if c <= most and min(6 * c, 3 * MOST_TOKENS) < free]
+        budget, free = bench.batched - count, room - count * each
+        fitting = [c for c in CHUNKS if c <= budget and min(6 * c, 3 * MOST_TOKENS) < free]
         few = fitting if count == 1 and every else bench.rng.permutation(fitting)[:BESIDE].tolist()
         for chunk in few:
             bench.beside(f"{count} decodes at {context} beside {chunk}", chunk, alone)

@@ -479,7 +479,7 @@ def test_one_that_ends_by_an_error_tells_nothing_of_lengths(build):
     core, _ = build()
     requests, prompts = workload(seed=20, size=6, rate=1e6)
     for r in requests:
-        add(core, r, prompts[r.id])
+        add(core, r, prompts[r.id], max_tokens=40)
     for _ in range(3):
         core.step_fn()
     s = core.scheduler
