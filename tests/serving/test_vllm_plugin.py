@@ -999,6 +999,30 @@ def test_every_step_passes_through_the_hooks_once(build, loop):
     assert times["_update_request_with_output"] == sum(r.output for r in requests)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_policy_is_shown_the_time_at_which_its_step_begins(build, loop):
+    """Asynchronously that is when the step in flight ends, which began when another one did."""
+    requests, prompts = workload(seed=22, size=30)
+    core, clock = build(**LOOPS[loop])
+    policy, executor = core.scheduler.slo_policy, core.model_executor
+    shown, begun, run = [], [], executor._run
+
+    def step(view: View) -> Batch:
+        shown[:] = [view.now]
+        return policy.step(view)
+
+    def ran(out: Any) -> Any:
+        if out.num_scheduled_tokens and shown:
+            begun.append((shown.pop(), max(clock.now, executor.end)))
+        return run(out)
+
+    core.scheduler.slo_policy, executor._run = Odd(step), ran
+    assert serve(core, clock, requests, prompts) == answers(requests, prompts)
+    assert len(begun) > 100
+    for at, start in begun:
+        assert at == pytest.approx(start, abs=1e-9)
+
+
 def test_the_plug_in_takes_no_name_that_vllm_has(build):
     core, _ = build(stock=True, asynchronous=True)
     theirs = set(dir(core.scheduler)) | set(vars(core.scheduler))
