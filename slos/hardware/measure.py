@@ -140,7 +140,7 @@ def loadable(model: str, folder: Path) -> tuple[str, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     given = options().parse_args(argv)
     require(given.minutes > 0, "--minutes", given.minutes, "positive")
-    os.environ.update(ENVIRONMENT | {k: os.environ[k] for k in ENVIRONMENT if k in os.environ})
+    os.environ.update(ENVIRONMENT | os.environ)
     given.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     model, arguments = loadable(given.model, given.out)
