@@ -24,9 +24,10 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path, roofline: Roofline |
 def test_it_is_told_now_and_then_even_where_the_clock_is_set_back(tmp_path: Path) -> None:
     path = tmp_path / "load.json"
     reporter, told = Reporter(str(path)), []
-    for now in (100.0, 100.0 + EVERY / 2, 100.0 + EVERY, 50.0, 50.0 + EVERY / 2, 50.0 + EVERY):
+    soon, later = EVERY / 2, 2 * EVERY
+    for now in (100.0, 100.0 + soon, 100.0 + later, 50.0, 50.0 + soon, 50.0 + later):
         reporter.tell(now, True, lambda now=now: Report(LOAD, now))
         told.append(Report.parse(path.read_text()).at)
-    assert told == [100.0, 100.0, 100.0 + EVERY, 50.0, 50.0, 50.0 + EVERY]
-    reporter.tell(50.0 + EVERY, False, lambda: Report(LOAD, 0.0))
+    assert told == [100.0, 100.0, 100.0 + later, 50.0, 50.0, 50.0 + later]
+    reporter.tell(50.0 + later, False, lambda: Report(LOAD, 0.0))
     assert Report.parse(path.read_text()).at == 0.0, "the last request has ended"
