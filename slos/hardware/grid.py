@@ -16,20 +16,8 @@ if TYPE_CHECKING:
 MOST_TOKENS = 8192  # of a step
 MOST_SEQS = 512
 MOST_CONTEXT = 65536  # tokens of all requests: filling more takes longer than it tells
-CHUNKS = (
-    16,
-    64,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    2048,
-    4096,
-    8000,
-)  # tokens of prompts in a step
+# tokens of prompts in a step
+CHUNKS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8000)
 BESIDE = 2  # chunks, drawn at random, that are tried beside each number of decodes
 STEPS = 6  # steps of decodes alone that are averaged
 SETTLE = 2  # steps of decodes before and after those that are asked for
@@ -70,16 +58,12 @@ class Bench:
             spec = {"method": "draft_model", "model": draft, "num_speculative_tokens": 8}
             arguments["speculative_config"] = spec
         usual = {
-            "max_num_batched_tokens": MOST_TOKENS,
-            "max_num_seqs": MOST_SEQS,
-            "enable_prefix_caching": False,
-            "disable_log_stats": True,
-            "skip_tokenizer_init": True,
+            "max_num_batched_tokens": MOST_TOKENS, "max_num_seqs": MOST_SEQS,
+            "enable_prefix_caching": False, "disable_log_stats": True, "skip_tokenizer_init": True,
             "scheduler_cls": "slos.hardware.recorder.Stock",
-        }
-        self.engine: Any = LLMEngine.from_engine_args(
-            EngineArgs(model=model, **(usual | arguments))
-        )
+        }  # fmt: skip
+        asked = EngineArgs(model=model, **(usual | arguments))
+        self.engine: Any = LLMEngine.from_engine_args(asked)
         core = self.engine.engine_core.engine_core
         self.config, self.scheduler = core.vllm_config, core.scheduler
         self.drafts = 8 if draft else 0
@@ -96,12 +80,16 @@ class Bench:
         """Most tokens of a step."""
         return self.config.scheduler_config.max_num_batched_tokens
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether there are requests without a token."""
+        return any(not r.num_output_tokens for r in self.scheduler.requests.values())
+
     def add(self, count: int, prompt: int, output: int) -> None:
         from vllm import SamplingParams
 
-        params = SamplingParams(
-            temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False
-        )
+        how: Any = {"temperature": 0.0, "ignore_eos": True, "detokenize": False}
+        params = SamplingParams(max_tokens=output, **how)
         vocabulary = self.config.model_config.get_vocab_size()
         for _ in range(count):
             self.made += 1
@@ -125,7 +113,7 @@ class Bench:
     def fill(self, count: int, context: int) -> None:
         """So many requests that have `context` tokens and decode until they are aborted."""
         self.add(count, context, self.max_context - context)
-        while any(r.num_output_tokens < 1 for r in self.scheduler.requests.values()):
+        while self.prefilling:
             self.run(1)
 
     def decodes(self, case: str) -> float:
@@ -151,10 +139,7 @@ class Bench:
         while left > 0:
             self.add(1, min(each, left), 1)
             left -= each
-        while (
-            any(not r.num_output_tokens for r in self.scheduler.requests.values())
-            or len(self.open) > count
-        ):
+        while self.prefilling or len(self.open) > count:
             self.run(1, count + chunk)
         self.run(SETTLE)
         ran = self.scheduler.steps[before:]
@@ -194,18 +179,15 @@ def level(bench: Bench, context: int, most: int = MOST_SEQS, every: bool = False
 
     every: try every chunk beside a single decode.
     """
-    room = min(MOST_CONTEXT, bench.kv_tokens * 9 // 10)
-    many = max(
-        1, min(most, bench.config.scheduler_config.max_num_seqs - 2, room // (context + 160))
-    )
+    room, each = min(MOST_CONTEXT, bench.kv_tokens * 9 // 10), context + 160
+    seats = bench.config.scheduler_config.max_num_seqs - 2
+    many = max(1, min(most, seats, room // each))
     bench.fill(many, context)
     for count in sizes(many):
         bench.keep(count)
         alone = bench.decodes(f"{count} decodes at {context}")
-        free = room - count * (context + 160)
-        fitting = [
-            c for c in CHUNKS if count + c <= bench.batched and min(6 * c, 3 * MOST_TOKENS) < free
-        ]
+        budget, free = bench.batched - count, room - count * each
+        fitting = [c for c in CHUNKS if c <= budget and min(6 * c, 3 * MOST_TOKENS) < free]
         few = fitting if count == 1 and every else bench.rng.permutation(fitting)[:BESIDE].tolist()
         for chunk in few:
             bench.beside(f"{count} decodes at {context} beside {chunk}", chunk, alone)
@@ -235,9 +217,8 @@ def measure(bench: Bench, seconds: float, keep: Callable[[list[Row]], None]) -> 
     """
     longest = bench.max_context
     levels = [c for c in (64, 512, 2048, 4096) if c < longest * 3 // 4] + [longest * 3 // 4]
-    levels = [c for c in levels if 2 * c < bench.kv_tokens] or [
-        max(1, min(longest, bench.kv_tokens) // 4)
-    ]
+    least = max(1, min(longest, bench.kv_tokens) // 4)
+    levels = [c for c in levels if 2 * c < bench.kv_tokens] or [least]
     bench.deadline = time.monotonic() + seconds
     try:
         level(bench, levels[0], 32)

@@ -8,7 +8,6 @@ this kit."""
 from __future__ import annotations
 
 import argparse
-import csv
 import fcntl
 import json
 import os
@@ -18,11 +17,13 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from slos.core.types import require
+from slos.files import write_whole
 from slos.hardware.fit import fitted
 from slos.hardware.grid import Bench, Row, TimeUp, measure
 from slos.hardware.profiles import Profile, save
@@ -97,10 +98,7 @@ def profile_of(name: str, label: str, bench: Bench, rows: Sequence[Row], how: st
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(Row.__dataclass_fields__)
-        writer.writerows(astuple(replace(r, seconds=round(r.seconds, 7))) for r in rows)
+    write_whole(path, pd.DataFrame(rows).round({"seconds": 7}).to_csv(index=False))
 
 
 @contextmanager
@@ -142,7 +140,7 @@ def loadable(model: str, folder: Path) -> tuple[str, dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     given = options().parse_args(argv)
     require(given.minutes > 0, "--minutes", given.minutes, "positive")
-    os.environ.update(ENVIRONMENT | {k: os.environ[k] for k in ENVIRONMENT if k in os.environ})
+    os.environ.update(ENVIRONMENT | os.environ)
     given.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     model, arguments = loadable(given.model, given.out)

@@ -73,7 +73,8 @@ def _declined(text: bytes) -> bool | None:
     """Whether a stream that begins so is a refusal, None while that is open.
 
     A refusal has an end by abort without a token, or, as vLLM leaves out events without one, no
-    event but those about the answer.
+    event but those about the answer. Streams of other APIs, whose events have no choices, are none:
+    they are not held back.
     """
     for line in text.split(b"\n"):
         if not line.startswith(b"data:"):
@@ -86,7 +87,7 @@ def _declined(text: bytes) -> bool | None:
         if done or "abort" in ends:
             return not (event.get("usage") or {}).get("completion_tokens")
         only_roles = all("role" in delta and not delta.get("content") for delta in deltas)
-        if "error" in event or not only_roles or ends - {None}:
+        if "choices" not in event or not only_roles or ends - {None}:
             return False
     return None
 

@@ -119,11 +119,14 @@ class Belief:
         return self.roofline and self.roofline.time(*step[:3])
 
     def flown(self, now: float) -> float:
-        """When the steps in flight will have ended."""
-        if self.roofline:
-            for begin, *step in self.flying:
-                now = max(now, begin + self.roofline.time(*step))
-        return now
+        """When the steps in flight will have ended, each of which begins with the end of the one
+        before it."""
+        if not self.roofline or not self.flying:
+            return now
+        end = self.last_end
+        for begin, *step in self.flying:
+            end = max(begin, end) + self.roofline.time(*step)
+        return max(now, end)
 
     def learn(self, step: Measured) -> None:
         if self.settings.learn and self.learned.observe(*step):

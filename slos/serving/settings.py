@@ -97,13 +97,18 @@ class Settings:
 def check_engine(scheduler: Any, settings: Settings) -> None:
     """Raises ValueError where vLLM itself was told what the plug-in cannot do. scheduler: vLLM's,
     as it made itself."""
-    queue, cure = scheduler.scheduler_config.policy, "leave --scheduling-policy out"
+    config, parallel = scheduler.scheduler_config, scheduler.parallel_config
+    cure = "leave --scheduling-policy out"
     # the only one that can be put into an order
-    require(isinstance(scheduler.waiting, deque), "scheduling policy", queue, "fcfs", cure)
+    require(isinstance(scheduler.waiting, deque), "scheduling policy", config.policy, "fcfs", cure)
     # a chunk that is cut ends where the state is not kept that the prefix cache then looks for
     aligned, cure = scheduler.need_mamba_block_aligned_split, "add --no-enable-prefix-caching"
     require(not aligned, "mamba_cache_mode", "align", "none", cure)
+    # two steps of a request are in flight, of which a synchronous engine does not know the tokens
+    pipeline, bound = parallel.pipeline_parallel_size, "1 without asynchronous scheduling"
+    good = pipeline == 1 or config.async_scheduling
+    require(good, "--pipeline-parallel-size", pipeline, bound, "use --tensor-parallel-size")
     # engines of one server would write it by turns
-    engine, cure = scheduler.parallel_config.data_parallel_index, "leave --data-parallel-size out"
+    engine, cure = parallel.data_parallel_index, "leave --data-parallel-size out"
     one = not (settings.load and engine)
     require(one, "slos setting load", settings.load, "of a server with one engine", cure)

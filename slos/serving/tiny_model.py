@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from slos.hardware import shapes
+
 VOCABULARY = 512
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"  # a template
 
@@ -17,38 +19,25 @@ CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assist
 def write(
     folder: Path | str, hidden: int = 256, layers: int = 4, max_context: int = 2048, seed: int = 0
 ) -> Path:
-    """Write checkpoint, configuration and a byte-level tokenizer to `folder`, unless they are
-    there; the folder.
+    """Write checkpoint, configuration and a tokenizer of bytes to `folder`, unless they are there;
+    the folder.
 
     Needs torch and transformers, which come with vLLM.
     """
     folder = Path(folder)
-    if (folder / "tokenizer.json").is_file():
+    if (folder / "model.safetensors").is_file():
         return folder
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+    from transformers import OPTConfig, OPTForCausalLM
 
+    config = shapes.opt(hidden, layers, hidden // 64) | {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": max_context,
+        "init_std": 0.2,  # wide, so that its answers depend on the prompt
+    }
+    shapes.write(config, folder, CHAT)
     torch.manual_seed(seed)
-    config = OPTConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, ffn_dim=4 * hidden,
-        num_attention_heads=hidden // 64, max_position_embeddings=max_context,
-        word_embed_proj_dim=hidden, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-        init_std=0.2,  # wide, so that its answers depend on the prompt
-    )  # fmt: skip
-    OPTForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    # ids 0 to 3
-    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[*special.values()], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT, **special)
-    whole.save_pretrained(folder)
+    OPTForCausalLM(OPTConfig(**config)).save_pretrained(folder)
     return folder
 
 

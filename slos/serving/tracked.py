@@ -154,5 +154,8 @@ def told_output(request: Any, objectives: Objectives) -> int:
     """Output tokens that the client says there will be, 0 if it does not: one that must not stop
     early says it by `max_tokens`, for others that is only a bound."""
     params, most = getattr(request, "sampling_params", None), request.max_tokens
-    exact = params is not None and (params.ignore_eos or params.min_tokens >= most)
-    return most if exact else min(objectives.output, most)
+    if params is not None:
+        stops = not params.ignore_eos or params.stop or params.stop_token_ids
+        if params.min_tokens >= most or not stops:
+            return most
+    return min(objectives.output, most)

@@ -159,7 +159,8 @@ def test_a_malformed_field_is_named(wire: dict[str, Any], says: str) -> None:
 
 def asked(wire: dict[str, Any], **sampling: Any) -> Tracked:
     """A request of 30 tokens for at most 200 more, as the scheduler sees it at its arrival."""
-    params = SimpleNamespace(**{"ignore_eos": False, "min_tokens": 0} | sampling)
+    usual = {"ignore_eos": False, "min_tokens": 0, "stop": [], "stop_token_ids": []}
+    params = SimpleNamespace(**usual | sampling)
     request = SimpleNamespace(
         request_id="r", arrival_time=0.0, num_tokens=30, max_tokens=200, sampling_params=params
     )
@@ -180,6 +181,8 @@ def test_what_the_client_says_of_its_answer_is_planned_with(name: str) -> None:
     assert said({"slo_output": 40}) == said({"slo_output": "40"} | like) == 40
     assert said({"slo_output": 900}) == 200, "max_tokens is a bound on what is said, too"
     assert said({}, ignore_eos=True) == said({"slo_output": 5}, min_tokens=200) == 200
+    for stop in ({"stop": ["\n"]}, {"stop_token_ids": [7]}):  # it may end before
+        assert said({"slo_output": 5}, ignore_eos=True, **stop) == 5
     assert said(like) == (200 if name == "max-tokens" else said({"slo_output": 0} | like))
     assert asked(like).progress.kind == "summaries" and asked({}).progress.kind == ""
     assert asked({}).progress.limit == 230 < inf

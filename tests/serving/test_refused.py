@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from slos.serving.answers import unserved
 from slos.serving.calls import FROM, secret
 from slos.serving.middleware import CheckObjectives
 
@@ -79,6 +80,20 @@ def test_any_other_answer_is_sent_on_as_it_is(kind: bytes, parts: list[bytes]) -
     start, *bodies = answered(kind, parts)
     assert start["status"] == 200
     assert b"".join(b["body"] for b in bodies) == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b'event: response.created\ndata: {"type": "response.created", "response": {}}\n\n',
+     b'event: message_start\ndata: {"type": "message_start", "message": {"usage": {}}}\n\n',
+     b'data: {"type": "message-start", "delta": {"message": {"role": "assistant"}}}\n\n', WORD],
+)  # fmt: skip
+def test_a_stream_of_any_api_is_not_held_back(first: bytes) -> None:
+    """Of OpenAI's Responses, Anthropic's Messages, Cohere's chat, and a token."""
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", STREAM)]}
+    assert unserved([start]) is None
+    assert unserved([start, {"body": first, "more_body": True}]) is False
+    assert answered(STREAM, [first, DONE])[0]["status"] == 200
 
 
 @pytest.mark.parametrize("elsewhere", [0, 1])

@@ -479,7 +479,7 @@ def test_one_that_ends_by_an_error_tells_nothing_of_lengths(build):
     core, _ = build()
     requests, prompts = workload(seed=20, size=6, rate=1e6)
     for r in requests:
-        add(core, r, prompts[r.id])
+        add(core, r, prompts[r.id], max_tokens=40)
     for _ in range(3):
         core.step_fn()
     s = core.scheduler
@@ -811,6 +811,8 @@ def test_another_queue_than_first_come_first_served_is_refused(build):
          "mamba_cache_mode = 'align' must be none; add --no-enable-prefix-caching"),
         (lambda s: setattr(s.parallel_config, "data_parallel_index", 1), {"load": "load.json"},
          "slos setting load = 'load.json' must be of a server with one engine; leave --data-par"),
+        (lambda s: setattr(s.parallel_config, "pipeline_parallel_size", 2), {},
+         "--pipeline-parallel-size = 2 must be 1 without asynchronous scheduling; use --tensor"),
     ],
 )  # fmt: skip
 def test_what_the_plug_in_cannot_do_is_refused(build, monkeypatch, change, slos, said):
@@ -995,6 +997,30 @@ def test_every_step_passes_through_the_hooks_once(build, loop):
     assert times["update_from_output"] == times["schedule"]
     assert set(caps) == set(prompts) and caps.total() >= steps
     assert times["_update_request_with_output"] == sum(r.output for r in requests)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_policy_is_shown_the_time_at_which_its_step_begins(build, loop):
+    """Asynchronously that is when the step in flight ends, which began when another one did."""
+    requests, prompts = workload(seed=22, size=30)
+    core, clock = build(**LOOPS[loop])
+    policy, executor = core.scheduler.slo_policy, core.model_executor
+    shown, begun, run = [], [], executor._run
+
+    def step(view: View) -> Batch:
+        shown[:] = [view.now]
+        return policy.step(view)
+
+    def ran(out: Any) -> Any:
+        if out.num_scheduled_tokens and shown:
+            begun.append((shown.pop(), max(clock.now, executor.end)))
+        return run(out)
+
+    core.scheduler.slo_policy, executor._run = Odd(step), ran
+    assert serve(core, clock, requests, prompts) == answers(requests, prompts)
+    assert len(begun) > 100
+    for at, start in begun:
+        assert at == pytest.approx(start, abs=1e-9)
 
 
 def test_the_plug_in_takes_no_name_that_vllm_has(build):
