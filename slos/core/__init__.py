@@ -1,2 +1,2 @@
-"""The contracts that everything else speaks: requests, views and batches, the time of a batch,
+"""The contracts that all other packages use: requests, views and batches, the time of a batch,
 attainment."""

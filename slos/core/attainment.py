@@ -1,10 +1,9 @@
-"""Attainment, and what it is told by: a request in service as its host knows it, and what became of
-it.
+"""Attainment: a request in service as its host knows it, and the outcome when it has ended.
 
-A request attains its objectives by its rule of pace (`slos.core.pace`), and what it would by the
-other stands beside it. By both the first token of every stage comes within its TTFT objective. Then
-the paper's rule is looked at every 10 tokens and at the end; by the clients' the mean counts of
-every stage. A declined request attains by neither.
+A request attains its objectives by its own rule of pace (`slos.core.pace`); an outcome also says
+whether it would by the other rule. By both rules the first token of every stage must come within
+its TTFT objective. By the paper's rule the pace is checked every 10 tokens and at the end; by the
+clients' rule the mean time per token of every stage counts. A declined request attains by neither.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, start
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, Request, require
 
-# output tokens between two looks at the pace, because speculation emits several at once
+# output tokens between two checks of the pace, because speculation emits several at once
 CHECK_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request. Seconds; `lateness` is the worst over all pace checks of the
-    paper's rule, negative if always early.
+    """The outcome of one request. Times in seconds; `lateness` is the worst over all checks of the
+    paper's rule, negative if all were early.
 
-    attained: by its own `rule`; the two numbers of both rules follow. replica: where it ended;
-    hops: how often it was passed on to another one.
+    attained: by its own `rule`; the next two fields are by each rule. replica: where it ended;
+    hops: how often it was passed on to another replica.
     """
 
     id: str
@@ -55,8 +54,8 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class Live:
-    """The host's own record of a request: the truth that its `progress` does not show, and its
-    measurements so far. t0: where the schedule starts by the paper's rule, whatever its own is."""
+    """The host's record of a request: the truth that its `progress` does not show, and measurements
+    so far. t0: where the schedule starts by the paper's rule, whatever the request's rule is."""
 
     request: Request
     progress: Progress
@@ -73,7 +72,7 @@ class Live:
     hops: int = 0
 
     def start_stage(self, stage: int, now: float, roofline: Roofline) -> None:
-        """Enter `stage`: its prompt joins the context and its first token gets a deadline."""
+        """Begin `stage`: its prompt joins the context and its first token gets a deadline."""
         spec, p = self.request.stages[stage], self.progress
         p.tokens += spec.prompt
         if spec.goes_on:
@@ -90,7 +89,7 @@ class Live:
         p.later_tpot, p.stages_left = min(paces, default=inf), len(paces)
 
     def emit(self, times: list[float]) -> bool:
-        """Record tokens that appeared at `times`; True when they end the stage."""
+        """Record tokens that appeared at `times`; returns True if they end the stage."""
         p, stage = self.progress, self.request.stages[self.progress.stage]
         n = p.generated
         if n == 0:

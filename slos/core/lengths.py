@@ -1,6 +1,6 @@
-"""Who knows what a request will still add to its context: the oracle, which is shown the truth.
+"""Predictors of how many tokens a request will still add to its context: the oracle, which knows.
 
-`slos.policies.predictors` has those that know less, the same in the simulator and in the engine.
+`slos.policies.predictors` has those that know less; they serve both the simulator and the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from slos.core.types import LengthPredictor, Progress, Request
 
 @dataclass(frozen=True, slots=True)
 class Fixed(LengthPredictor):
-    """Every request has so many `tokens` to go, all of them in its present stage."""
+    """Every request has `tokens` output tokens to go, all of them in its current stage."""
 
     tokens: int
 
@@ -25,10 +25,10 @@ class Fixed(LengthPredictor):
 
 
 class Oracle(LengthPredictor):
-    """Knows every length, as the paper assumes for every system that it compares."""
+    """Knows every length, as the paper assumes for every system in its comparison."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        # the output of each stage, and what follows it without a wait
+        # for each stage: its output tokens, and the tokens that follow it without a wait
         self._stages: dict[str, list[tuple[int, int]]] = {}
         for r in requests:
             stages, later = [], 0

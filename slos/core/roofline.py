@@ -1,8 +1,8 @@
 """Batch time as a roofline, and its inverse (paper, section 3.1): one copy for Python and kernels.
 
 T(batch) = max over planes (k1 * tokens + k2 * draft_steps + b) + k_ctx * context, in seconds:
-`tokens` computed in the step, in whole tiles, `draft_steps` the longest draft in the batch,
-`context` the KV tokens that its requests had before it (weight 0 in the paper).
+`tokens` are those computed in the step, in whole tiles; `draft_steps` is the longest draft in the
+batch; `context` is the KV tokens that its requests had before it (not in the paper: k_ctx = 0).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from slos.core.kernels import shared
 from slos.core.types import require
 
-EPS = 1e-9  # seconds forgiven to rounding when times are compared, or turned into tokens
-USUAL = 0.04  # seconds of the shortest step of hardware that a policy's seconds are meant for
+EPS = 1e-9  # seconds that count as rounding when times are compared, or turned into tokens
+USUAL = 0.04  # seconds of the shortest step on the hardware that a policy's constants are meant for
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One affine piece: k1 seconds per token, k2 per draft step, b per batch (below 0 in one that
+    """One affine piece: k1 seconds per token, k2 per draft step, b per batch (below 0 if the piece
     is steep)."""
 
     k1: float
@@ -35,13 +35,13 @@ class Plane:
 
 
 PLANE = np.dtype([("k1", np.float64), ("k2", np.float64), ("b", np.float64)])
-"""A `Plane` for kernels."""
+"""A `Plane` as a record for kernels."""
 
 
 @shared
 def batch_time(hardware, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
-    """Seconds of a batch. hardware: a `Roofline`, or for kernels what has its planes as a `PLANE`
-    array, its tile, k_ctx and chunk."""
+    """Seconds of a batch. hardware: a `Roofline`, or for kernels a record with its planes as a
+    `PLANE` array, its tile, k_ctx and chunk."""
     if hardware.tile > 1:
         tokens = ceil(tokens / hardware.tile) * hardware.tile
     return _highest(hardware.planes, tokens, draft_steps) + hardware.k_ctx * context
@@ -57,8 +57,8 @@ def _highest(planes, tokens: float, draft_steps: float) -> float:
 
 @shared
 def least_time(hardware, tokens: float) -> float:
-    """Seconds below which so many tokens cannot be computed, in one batch or in several: where a
-    plane is steep (b < 0) chunks are faster than the whole."""
+    """The least seconds in which so many tokens can be computed, in one batch or in several: where
+    a plane is steep (b < 0) chunks are faster than the whole."""
     if tokens <= hardware.chunk:
         return batch_time(hardware, tokens)
     return tokens * _highest(hardware.planes, hardware.chunk, 0) / hardware.chunk
@@ -66,8 +66,8 @@ def least_time(hardware, tokens: float) -> float:
 
 @shared
 def tokens_in(planes, seconds: float, draft_steps: float = 0) -> float:
-    """How many tokens take that long where they could be shared and no context is read, below 0 if
-    not even an empty batch fits."""
+    """How many tokens take that long if fractions of tokens were possible and no context is read;
+    below 0 if not even an empty batch fits."""
     most = inf
     for plane in planes:
         most = min(most, (seconds - plane.k2 * draft_steps - plane.b) / plane.k1)
@@ -78,24 +78,24 @@ def tokens_in(planes, seconds: float, draft_steps: float = 0) -> float:
 def batch_fits(
     hardware, seconds: float, draft_steps: float = 0, context: float = 0, slack: float = EPS
 ) -> int:
-    """Most tokens of a batch that takes at most `seconds`: the inverse of `batch_time`, 0 if none
-    fits."""
+    """The most tokens of a batch that takes at most `seconds`: the inverse of `batch_time`; 0 if
+    none fits."""
     most = tokens_in(hardware.planes, seconds - hardware.k_ctx * context + slack, draft_steps)
     return max(0, int(most) // hardware.tile * hardware.tile)
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """tile: tokens are computed in multiples of it; a GPU takes as long for 129 as for 256 where
-    that is 128."""
+    """tile: tokens are computed in multiples of it; if it is 128, a GPU takes as long for 129
+    tokens as for 256."""
 
     planes: tuple[Plane, ...]
     k_ctx: float = 0.0
     tile: int = 1
     array: np.ndarray = field(init=False, repr=False, compare=False)  # the planes for kernels
-    # tokens of a batch that takes least time per token, infinite where the larger is the better
+    # tokens of the batch with the least time per token, infinite if larger is always better
     chunk: float = field(init=False, repr=False, compare=False)
-    # by what a policy's seconds are multiplied where the shortest step is longer than `USUAL`
+    # factor on a policy's constants in seconds, above 1 if the shortest step is longer than `USUAL`
     slowness: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,8 +113,8 @@ class Roofline:
 
 
 def _cheapest(planes: Sequence[Plane]) -> float:
-    """Up to how many tokens a batch takes the less time per token the larger it is: as far as a
-    plane with a cost per batch is the highest."""
+    """The number of tokens up to which time per token falls as a batch grows: as far as a plane
+    with a cost per batch (b >= 0) is the highest."""
     flat, steep = ([p for p in planes if (p.b < 0) == yes] for yes in (False, True))
     above = ([(f.b - p.b) / (p.k1 - f.k1) if p.k1 > f.k1 else inf for f in flat] for p in steep)
     return min(map(max, above), default=inf)

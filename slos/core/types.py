@@ -1,8 +1,8 @@
-"""The contracts: what a request is, what a policy sees and what it answers.
+"""The contracts: what a request is, what a policy sees, and what it returns.
 
-Seconds, tokens and KV blocks everywhere. A host (the simulator, the vLLM plug-in) owns the mutable
-`Progress` records and shows them to a policy inside a `View`; the policy answers with a `Batch`.
-True output lengths live in `Request`, which a policy never sees: it learns a length only from the
+All quantities are in seconds, tokens and KV blocks. A host (the simulator, the vLLM plug-in) owns
+the mutable `Progress` records and shows them to a policy in a `View`; the policy returns a `Batch`.
+The true output lengths are in `Request`, which a policy never sees: it learns lengths only from the
 `LengthPredictor` that it was given.
 """
 
@@ -15,12 +15,12 @@ from typing import Protocol
 
 from slos.core.pace import PAPER, RULES
 
-QUOTED = 200  # characters of a value in a message, at the most
-NEVER = inf  # a time that does not come
+QUOTED = 200  # characters of a value in a message, at most
+NEVER = inf  # a time that never comes
 
 
 def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:
-    """Raise `ValueError` naming the value, its bound and the cure unless `ok`."""
+    """Raise `ValueError` that names the value, its bound and the cure, unless `ok`."""
     if not ok:
         shown = repr(value)
         shown = shown if len(shown) <= QUOTED else shown[: QUOTED - 3] + "..."
@@ -33,7 +33,7 @@ class SLO:
 
     tpot: seconds per output token. The first token is due `ttft` seconds after the stage arrives,
     or `slowdown` times the zero-load time of its prompt; a stage that continues without a new
-    prompt has neither and goes on at its pace. rule: by which the pace is counted, of
+    prompt has neither and continues at its pace. rule: the rule by which the pace is counted, from
     `slos.core.pace`.
     """
 
@@ -51,7 +51,7 @@ class SLO:
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     def first_token(self, zero_load: float) -> float:
-        """Seconds until the first token is due; zero_load: what its prompt takes alone."""
+        """Seconds until the first token is due; zero_load: seconds that its prompt takes alone."""
         if self.ttft is not None:
             return self.ttft
         return self.slowdown * zero_load if self.slowdown is not None else self.tpot
@@ -61,9 +61,9 @@ class SLO:
 class Stage:
     """`prompt` new tokens join the context, then `output` tokens are generated.
 
-    A stage with `wait` > 0 begins that many seconds after the one before it ended (a tool runs);
-    like the stateless API call that it is, it has given its KV blocks back and brings its whole
-    context as a prompt again.
+    A stage with `wait` > 0 begins that many seconds after the end of the stage before it (a tool
+    runs). Like the stateless API call that it stands for, it holds no KV blocks in the meantime and
+    computes its whole context again as a prompt.
     """
 
     prompt: int
@@ -78,18 +78,18 @@ class Stage:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it continues the stage before it: its first token is due at its pace."""
+        """Whether it continues the stage before it: its first token is due at that stage's pace."""
         return self.prompt == 0 and self.wait == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as the workload made it: the truth, output lengths included. Its stages have one
-    rule of pace. `kind` groups requests in reports.
+    """One request as the workload made it: the truth, output lengths included. All its stages have
+    the same rule of pace. `kind` groups requests in reports.
 
-    prefix: what its context begins with, outputs included, as (name, tokens) in turn: where names
-    are the same tokens are, which a prefix cache finds. (("system", 300),) is a prompt that others
-    share, (("talk 7", context),) a turn of a conversation. What lies beyond is the request's own.
+    prefix: what its context begins with, outputs included, as a sequence of (name, tokens). Equal
+    names stand for equal tokens, which a prefix cache finds. (("system", 300),) is a prompt that
+    other requests share, (("talk 7", context),) a turn of a conversation. The rest is its own.
     """
 
     id: str
@@ -118,7 +118,7 @@ class Request:
 
     @property
     def context(self) -> int:
-        """Tokens of the whole conversation, prompts and outputs."""
+        """Tokens of all stages, prompts and outputs."""
         return self.prompt + self.output
 
     @property
@@ -135,20 +135,20 @@ class Progress:
     """How far a request has come in its current stage. Hosts write it; for policies it is
     read-only.
 
-    `tokens` are known (context and what was generated), `computed` of them are in the KV cache;
+    `tokens` are known (context and generated tokens), and `computed` of them are in the KV cache;
     when the last of them is computed the next token appears. `due` is the deadline of that next
-    token: the first token of a stage at `t0`, token n at t0 + n * tpot, where t0 moves to the first
-    token's time (`slos.core.pace`) if that came late, or early where `client` is true. `later_tpot`
-    is the smallest TPOT of the `stages_left` that follow without a wait, infinite if there are
-    none; `follows`: whether this one did. `elsewhere`: if it is declined before it starts another
-    replica is asked, at once better than late.
+    token: t0 for the first token of a stage, t0 + n * tpot for token n. t0 moves to the time of the
+    first token (`slos.core.pace`) if that came late, or also if it came early and `client` is true.
+    `later_tpot` is the smallest TPOT of the `stages_left` that follow without a wait, infinite if
+    there are none; `follows`: whether this stage followed without one. `elsewhere`: if it is
+    declined before it starts, another replica is asked, so the sooner the better.
 
-    With a prefix cache: `cached` tokens of one that waits are found if it starts in this step, and
-    perhaps not later; once it runs they are among the `computed`. `shared`: its KV blocks that
-    others hold too; while it waits, of those that it would find.
-    For predictors of lengths: `kind`, the class of the request; `limit` and `told`, to how many
-    tokens of context it may grow and the client says it will; `told_stage`, the output tokens of
-    this stage by the client; 0 where it says nothing.
+    With a prefix cache: `cached` tokens of a waiting request are found if it starts in this step,
+    and perhaps not later; once it runs they count as `computed`. `shared`: those of its KV blocks
+    that other requests hold too; while it waits, of the blocks that it would find.
+    For length predictors: `kind`, the class of the request; `limit` and `told`, the tokens of
+    context to which it may grow, and to which its client says it will; `told_stage`, the output
+    tokens of this stage by the client; 0 where the client says nothing.
     """
 
     id: str
@@ -175,7 +175,7 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """Tokens to compute until the next one appears: 1 while decoding, more while prefilling."""
+        """Tokens to compute until the next one appears: 1 in decode, more in prefill."""
         return self.tokens - self.computed - self.cached
 
     @property
@@ -186,7 +186,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class View:
     """What a policy may know at a step. `running` hold KV blocks, oldest admission first; `waiting`
-    hold none. At most max_seqs run at once, and a decode has at most max_drafts draft tokens."""
+    hold none. At most max_seqs run at once; a decode has at most max_drafts draft tokens."""
 
     now: float
     waiting: Sequence[Progress]
@@ -202,19 +202,19 @@ class View:
         return -(-tokens // self.block_size)
 
     def needs(self, p: Progress, tokens: int) -> int:
-        """Free KV blocks that `tokens` more of a request take; of one that starts those too that it
-        finds free, if none that it would share with is preempted in this step."""
+        """Free KV blocks that `tokens` more of a request take. If it starts, cached blocks that no
+        other holds count too; no request that it would share with may be preempted in this step."""
         if p.computed:
             return self.blocks(p.computed + tokens) - self.blocks(p.computed)
         return self.blocks(p.cached + tokens) - p.shared
 
     def frees(self, *victims: Progress) -> int:
-        """KV blocks that come free if these running requests are preempted, at the least."""
+        """KV blocks that become free, at least, if these running requests are preempted."""
         held = sum(self.blocks(p.computed) for p in victims)
         shared = sum(p.shared for p in victims)
         if not shared or len(victims) == 1:
             return held - shared
-        # where they hold more than all share with others, they share it with each other
+        # holdings beyond the blocks in use are shared; the victims share at most so many
         twice = sum(self.blocks(p.computed) for p in self.running)
         twice -= self.total_blocks - self.free_blocks
         return held - min(shared, twice)
@@ -223,14 +223,14 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: ordered `{request id: tokens}`; a prefill chunk is n, a decode 1, a decode with
-    drafts 1 + drafts. What is found in a prefix cache is held first and counts as no token; one
-    that finds more than the view said, because another of the batch computes it, is given so much
-    less, but a token at least.
+    drafts 1 + drafts. Tokens that are found in a prefix cache do not count. If a request finds more
+    than the view said, because another request of the batch computes it, it gets as many tokens
+    less, but at least one.
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
-    best effort, or leave for another replica (`Progress.elsewhere`). `repeat`: for so many steps in
-    a row the policy would answer the same while none arrives or ends a stage; a host may save those
-    calls, and accounts for every step.
+    best effort, or leave for another replica (`Progress.elsewhere`). `repeat`: the policy would
+    answer the same for so many steps in a row, as long as no request arrives or ends a stage; a
+    host may skip those calls, but accounts for every step.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
@@ -246,9 +246,9 @@ class Batch:
 class Load:
     """What a router may know of one replica, as it will be when the step in flight ends.
 
-    step_end: when that is, now if none is in flight. waiting, running: requests. Of those that are
-    not best effort, which gives way: `prefill_tokens` left to compute, `decodes` as (TPOT,
-    requests) ascending, and `claimed_blocks`, the KV blocks that they will have held at their ends.
+    step_end: the end of that step, now if none is in flight. waiting, running: requests. The others
+    leave out best effort, which gives way: `prefill_tokens` left to compute; `decodes` as (TPOT,
+    requests), ascending; `claimed_blocks`, the KV blocks that these requests hold at their ends.
     """
 
     replica: str
@@ -264,23 +264,23 @@ class Load:
 
 
 class Policy(Protocol):
-    """Decides one step. Reads no clock, never sleeps, uses no global random state."""
+    """Decides on one step. It reads no clock, never sleeps and uses no global random state."""
 
     def step(self, view: View) -> Batch: ...
 
 
 class Router(Protocol):
-    """Names the replicas to ask for a request, as a policy would see it at its arrival, in turn:
-    each may pass it on to the next, the last one keeps it. `loads` is never empty."""
+    """Names the replicas to ask for a request, in order, as a policy would see it at its arrival.
+    Each may pass it on to the next, and the last one keeps it. `loads` is never empty."""
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> Sequence[str]: ...
 
 
 class LengthPredictor(Protocol):
-    """Says how many tokens a request will still add to its context before it gives its KV blocks
-    back: `remaining`, at least 1, and of those `after_stage` in stages that follow without a wait.
-    Both may change from step to step. `at_least` so many output tokens of this stage are sure to
-    come. A subclass inherits that it is sure of nothing, and learns nothing of what its host tells.
+    """Predicts how many tokens a request will still add to its context before it gives back its KV
+    blocks: `remaining`, at least 1, of which `after_stage` in stages that follow without a wait.
+    Both may change from step to step. `at_least`: output tokens of this stage that are sure to
+    come. By default a predictor is sure of one token, and learns nothing from its host.
     """
 
     def remaining(self, progress: Progress) -> int: ...
@@ -291,10 +291,10 @@ class LengthPredictor(Protocol):
         return 1
 
     def began(self, progress: Progress) -> None:
-        """A stage has its first token; its host keeps the record up to date."""
+        """A stage has its first token; the host keeps `progress` up to date."""
 
     def ended(self, progress: Progress, last: bool) -> None:
-        """A stage ended, as the record is now; last: the KV blocks came back."""
+        """A stage ended, and `progress` is as it is now; last: the KV blocks were given back."""
 
     def aborted(self, progress: Progress) -> None:
-        """A request ends, and no stage with it."""
+        """A request was aborted in the middle of a stage."""

@@ -1,1 +1,1 @@
-"""The tools of every study: capacities, grids of runs, sizes, statistics and plots."""
+"""The tools of every study: capacity search, grids of runs, sizes, statistics and plots."""

@@ -1,1 +1,1 @@
-"""Many vLLM replicas behind one address, by Ray Serve: `python -m slos.fleet MODEL`."""
+"""Many vLLM replicas behind one address, with Ray Serve: `python -m slos.fleet MODEL`."""

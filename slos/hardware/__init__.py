@@ -1,1 +1,1 @@
-"""Named GPUs: what a model on one of them takes and holds, fitted to measurements."""
+"""Profiles: how long the steps of a model take on a GPU and how many tokens its KV cache holds."""

@@ -1,2 +1,2 @@
-"""The algorithm of SLOs-Serve: what is admitted, how batches are formed, and the proof that
-promises hold."""
+"""The algorithm of SLOs-Serve: which requests are admitted, how batches are formed, and the proof
+that promises hold."""

@@ -1,8 +1,8 @@
-"""From a plan to the next batch (paper, section 4.2; dynamic batch size).
+"""Batch formation (paper, section 4.2; dynamic batch size).
 
-One rule forms every batch: it lasts until the earliest token deadline; decodes go first, then
-prefill by earliest deadline. Where that would make a prefill late, only decodes that cannot wait
-for another such step go before it.
+One rule forms every batch: the batch lasts until the earliest token deadline; decodes go first,
+then prefills by earliest deadline. Where this would make a prefill late, the only decodes that go
+before it are those that cannot wait for another such step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Engine(NamedTuple):
     """What kernels know of a replica: its roofline (planes, tile, k_ctx, chunk) and its KV cache
     (blocks, of block_size tokens).
 
-    longest: seconds of a step at the most; fixed: if above 0, every batch holds so many tokens,
-    decodes first, whatever is due. Blocks that several requests hold are left out.
+    longest: the most seconds of a step; fixed: if above 0, every batch has so many tokens, decodes
+    first, whatever the deadlines. Blocks that several requests share are not counted.
     """
 
     planes: np.ndarray
@@ -39,28 +39,28 @@ def engine_of(roofline: Roofline, view: View, longest: float, fixed: int) -> Eng
     hardware = roofline.array, roofline.tile, float(roofline.k_ctx), roofline.chunk
     longest, blocks = float(longest) * roofline.slowness, view.total_blocks
     if any([p.shared for p in view.running]):
-        # held for ever, as it were, because none of those that hold them gives them back for sure
+        # shared blocks count as held forever: no single holder is sure to free them
         blocks = view.free_blocks + sum(map(view.frees, view.running))
     return Engine(*hardware, longest, fixed, blocks, view.block_size)
 
 
 @kernel
 def form(now, jobs, engine):
-    """The next step's seconds, and its tokens of each job: float [jobs].
+    """The next step: its seconds, and its tokens for each job, float [jobs].
 
-    A job that is late beyond cure no longer shortens the step for others.
+    A job that can no longer be in time does not shorten the step.
     """
     decodes, prefills = np.flatnonzero(jobs.left == 1), np.flatnonzero(jobs.left > 1)
     sort(prefills, jobs)
     context = jobs.computed.sum()
     limit = _limit(now, jobs, decodes, prefills, context, engine)
-    # whole tiles: the rest of one is free
+    # whole tiles: the rest of a tile costs nothing
     budget = max(engine.tile, batch_fits(engine, limit, 0, context))
     if engine.fixed:
         budget = max(len(decodes), engine.fixed)
     first, rate = len(decodes), (budget - len(decodes)) / limit
     if rate < 0 or (not engine.fixed and _too_slow(now, jobs, prefills, rate)):
-        # only decodes that are due before the end of another such step go before prefills
+        # only decodes that are due before the end of the next such step go before prefills
         sort(decodes, jobs)
         first = np.searchsorted(jobs.due[decodes], now + 2 * limit)
     tokens, used, context = np.zeros(len(jobs)), 0.0, 0.0
@@ -76,9 +76,9 @@ def form(now, jobs, engine):
 
 @kernel
 def longest_step(engine, context):
-    """Seconds of a step at the most. Where `context` alone takes long, twice the shortest step. One
-    of more tokens than `chunk` takes longer for each: a deadline further away would make prompts
-    later."""
+    """The most seconds of a step; if reading `context` alone takes long, twice the shortest step. A
+    step of more than `chunk` tokens takes longer per token: a later deadline would only delay
+    prefills."""
     most = max(engine.longest, 2 * batch_time(engine, 1, 0, context))
     if engine.chunk < np.inf:
         most = min(most, batch_time(engine, engine.chunk, 0, context))
@@ -87,7 +87,7 @@ def longest_step(engine, context):
 
 @kernel
 def _limit(now, jobs, decodes, prefills, context, engine):
-    """Seconds that a step may last: until the earliest deadline that can be met."""
+    """Seconds that a step may last: until the earliest deadline that can still be met."""
     soonest = np.inf
     for j in decodes:
         soonest = min(soonest, jobs[j].due)
@@ -102,7 +102,7 @@ def _limit(now, jobs, decodes, prefills, context, engine):
 
 @kernel
 def _too_slow(now, jobs, prefills, rate):
-    """Whether some prefill will be late at so many tokens per second for all of them."""
+    """Whether some prefill will be late if all prefills together get `rate` tokens per second."""
     left = 0.0
     for j in prefills:
         left += jobs[j].left
@@ -113,18 +113,18 @@ def _too_slow(now, jobs, prefills, rate):
 
 @kernel
 def sort(some, jobs):
-    """Sort indices in place, earliest deadline first, ties as they were."""
+    """Sort indices in place, earliest deadline first; ties keep their order."""
     if len(some) > 1:
         some[:] = some[np.argsort(jobs.due[some], kind="mergesort")]
 
 
 @kernel
 def latest_end(now, jobs, tokens, engine, cushion):
-    """Until when this step may be stretched for best effort or drafts.
+    """The latest end to which best effort or drafts may stretch this step.
 
-    No deadline passes, with nothing lent, and every job keeps `cushion` seconds beyond the time of
-    a step of decodes; `now` if a guaranteed prefill is left over, which has a better use for the
-    time.
+    No deadline passes, even with no time lent (`slos.planning.jobs.lent`), and every job stays
+    `cushion` seconds ahead, beyond the time of a step of decodes. It is `now` if a guaranteed
+    prefill is left over, because it makes better use of the time.
     """
     end, context = np.inf, 0.0
     for j in range(len(jobs)):
@@ -138,7 +138,7 @@ def latest_end(now, jobs, tokens, engine, cushion):
     ahead = batch_time(engine, len(jobs), 0, context) + cushion
     for j in range(len(jobs)):
         job = jobs[j]
-        # one that sets its schedule anew has its whole pace for the next token, however long it is
+        # a job whose schedule restarts has a whole TPOT for its next token, whenever this one comes
         if job.left == tokens[j] and job.remaining > 1 and not job.opens:
             end = min(end, job.due - lent(job) + job.tpot - ahead)
     return end

@@ -1,5 +1,5 @@
-"""Which candidates one planning takes, and in which tiers: the count vectors of the planner grow
-with the product of the tiers, and what a step costs must not grow with those that wait."""
+"""Which candidates one planning considers, and in which TPOT tiers. The planner's count vectors
+grow with the product of the tiers, and the cost of a step must not grow with the waiting queue."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import numpy as np
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, View
 
-STATES = 1 << 14  # count vectors of a planning at the most; candidates beyond wait for the next one
-MOST = 256  # candidates of a planning at the most
-MANY = 1024  # that wait: of more than these, not every one is looked at in every step
-TIERS = 8  # so many TPOTs are planned with as they are,
-FEW = 4  # more of them rounded down to so many tiers
-FEWEST = 40  # candidates that have at most STATES count vectors, however they spread over FEW tiers
+STATES = 1 << 14  # most count vectors of a planning; further candidates wait for the next one
+MOST = 256  # most candidates of a planning
+MANY = 1024  # waiting requests; if there are more, a step does not look at all of them
+TIERS = 8  # up to so many TPOTs are planned with as they are;
+FEW = 4  # more of them are rounded down to so many tiers
+FEWEST = 40  # so many candidates have at most STATES count vectors in any spread over FEW tiers
 
 
 def vectors(tpots: Iterable[float]) -> int:
-    """Count vectors of requests with such TPOTs."""
+    """The number of count vectors of requests with these TPOTs."""
     return prod(n + 1 for n in Counter(tpots).values())
 
 
 def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
-    """Those waiting, in order, that a step is about: all, or where very many wait the first to be
-    due, which are told apart, and those that are best effort or may not be in time alone."""
+    """The waiting requests to consider, in order: all; or, of very many, the first to be due, also
+    returned as a set, and those that are best effort or may be too late even alone."""
     waiting, first = view.waiting, set[Progress]()
     if len(waiting) <= MANY:
         return waiting, first
-    # none is due before t0; twice as many as are planned, since some may be declined
+    # none is due before t0; twice as many as a planning takes, since some may be declined
     t0 = np.array([inf if p.best_effort else p.t0 for p in waiting])
     until = float(np.partition(t0, 2 * MOST)[2 * MOST])
     if until == inf:
         return waiting, first
-    some = np.flatnonzero(t0 <= until)  # all of them, where all came at once
+    some = np.flatnonzero(t0 <= until)  # all of them, if all came at once
     some = some[np.argsort(t0[some], kind="stable")[: 2 * MOST]]
     first.update(waiting[i] for i in some.tolist())
     most = roofline.fits(until - view.now - 1e-3)  # a millisecond for rounding
@@ -47,8 +47,8 @@ def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[P
 def planned(
     candidates: list[Progress], admitted: Collection[str]
 ) -> tuple[list[Progress], list[Progress]]:
-    """As many as one planning takes, those `admitted` already and then the most urgent first; and
-    the others."""
+    """The candidates that one planning takes, `admitted` ones first, then by deadline; and the
+    others."""
     if len(candidates) <= MOST and vectors(p.tpot for p in candidates) <= STATES:
         return candidates, []
     new = np.array([p.id not in admitted for p in candidates])
@@ -66,8 +66,8 @@ def planned(
 
 
 def rounded(jobs: np.ndarray, new: int) -> np.ndarray:
-    """The jobs to plan with, the last `new` of which are candidates: as they are, or their TPOTs
-    rounded down to a few tiers where there are too many count vectors."""
+    """The jobs to plan with, the last `new` of which are candidates: unchanged, or with their TPOTs
+    rounded down to a few tiers if there are too many count vectors."""
     tpots = jobs["tpot"].tolist()
     if len(set(tpots)) <= TIERS and vectors(tpots[len(tpots) - new :]) <= STATES:
         return jobs

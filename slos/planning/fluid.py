@@ -1,5 +1,5 @@
-"""The fluid view of a replica: what the planner is asked (paper, section 4), where tokens flow at a
-rate and steps do not show."""
+"""The fluid view of a replica, from which the planner's problem is made (paper, section 4): tokens
+flow at a rate, and single steps do not show."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from slos.planning.planner import sweep
 
 
 class Problem(NamedTuple):
-    """One planning. Seconds, tokens, blocks; every number is a float but tier, forced and seats.
+    """One planning, in seconds, tokens and blocks: floats, except tier, forced and seats.
 
-    tau, rates (see `prefill_rates`) and n, requests that decode already, are over tiers. D
-    (absolute), p, m, v, tier and forced (admitted already) are over requests. seats: no more new
-    requests of a tier than that are accepted.
+    Per tier: tau; rates (see `prefill_rates`); n, the requests that decode already. Per request: D
+    (absolute time), p, m, v, tier, and forced (admitted already). seats: the most new requests of a
+    tier that can be accepted.
     """
 
     now: float
@@ -48,7 +48,7 @@ def prefill_rates(tau, hardware, context=0.0):
 
 @kernel
 def propose(now, jobs, engine, seats):
-    """The jobs that the planner accepts, decodes left out: bool [prefills], in their order."""
+    """The prefill jobs that the planner accepts: bool [prefills], in their order."""
     return sweep(fluid(now, jobs, engine, seats))[0]
 
 
@@ -56,9 +56,9 @@ def propose(now, jobs, engine, seats):
 def fluid(now, jobs, engine, seats):
     """The planner's view of `jobs`: prefills are requests, decodes are counted.
 
-    A request ahead of its schedule counts in the loosest tier that its slack allows, the last of
-    which is looser than any job. Memory is bounded by what is held now; when blocks come back is
-    for the look ahead to see.
+    A request ahead of its schedule counts in the loosest tier that its slack allows; the last tier
+    is looser than any job. Memory is bounded by what is free now; the look-ahead accounts for
+    blocks that are given back later.
     """
     tau = np.unique(jobs.tpot.copy())
     tau = np.append(tau, 2 * tau[-1])

@@ -15,34 +15,34 @@ from slos.core.types import LengthPredictor, Progress
 FIELDS = "left due tpot remaining computed new switch later value opens reopens shared sure gain"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
 """left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
-tokens still to be generated; computed: tokens in the KV cache; new: 1 while not yet admitted;
-value. Of one whose stages go on without a prompt, switch: remaining when the next begins, and
-later: the TPOT then. opens: how many of the next tokens set the schedule anew, 1 at the beginning
-of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the next stage
-begins, infinite where others follow that one, since it is not known here when they begin. shared:
-its KV blocks that others hold too, which the engine's `blocks` leave out.
+output tokens still to come; computed: tokens in the KV cache; new: 1 until admitted; value. For a
+request whose stages follow each other without a prompt, switch: `remaining` when the next stage
+begins; later: the TPOT from then on. opens: how many of the next tokens restart the schedule, 1 at
+the beginning of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the
+next stage begins, infinite if more stages follow it, because it is not known here when they begin.
+shared: its KV blocks that other requests hold too; the engine's `blocks` do not count them.
 
-By the clients' rule only the mean pace of a stage counts, so that a token may come later than at
-its pace where those after it make that good. `due` is then the latest time from which they can,
-each `gain` seconds faster than its TPOT; sure: how many of the stage are sure to come, 0 where that
-is not known, as when a promise looks beyond a stage: in those that follow nothing is lent."""
+By the clients' rule only the mean pace of a stage counts, so a token may come late if the tokens
+after it make up for that. `due` is then the latest time from which they can, each `gain` seconds
+faster than its TPOT; sure: how many tokens of the stage are sure to come, 0 if that is not known,
+as when a promise looks beyond a stage: nothing is lent in the stages that follow."""
 
 PACK = Struct(f"{len(FIELDS.split())}d").pack
-LEND = 0.3  # of what a token can be faster than its TPOT, so much is counted on
-LENT = 8.0  # TPOTs at the most by which a token comes later than at its pace
+LEND = 0.3  # of the time by which a token can be faster than its TPOT, this share is counted on
+LENT = 8.0  # most TPOTs by which a token may come later than at its pace
 
 
 def jobs_of(
     requests: Sequence[Progress], lengths: LengthPredictor, new: int = 0, shortest: float = inf
 ) -> np.ndarray:
     """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
-    shortest: seconds of a step at the least."""
+    shortest: the least seconds of a step."""
     rows, started = list[bytes](), len(requests) - new
     for p in requests:
         left, computed = p.tokens - p.computed, p.computed
         if p.cached and len(rows) >= started:
-            # It holds what it finds in a prefix cache if it starts now. Others that wait were
-            # promised before, and what they would find may be gone when they start.
+            # It gets what it finds in a prefix cache if it starts now. Other waiting requests were
+            # admitted before, and what they would find may be gone when they start.
             left, computed = left - p.cached, computed + p.cached
         switch = reopens = sure = 0.0
         if p.later_tpot < inf:
@@ -50,7 +50,7 @@ def jobs_of(
             reopens = 0.0 if not p.client else 1.0 if p.stages_left == 1 else inf
         if p.client and not p.follows:
             sure = lengths.at_least(p)
-        # several times as fast as filling an array
+        # several times faster than filling an array
         row = PACK(
             left, p.t0 + p.generated * p.tpot, p.tpot, lengths.remaining(p), computed, 0, switch,
             p.later_tpot, p.value, p.client and not p.generated, reopens,
@@ -67,13 +67,13 @@ def jobs_of(
 
 @kernel
 def lent(job):
-    """Seconds by which the next token may come later than at its pace, 0 for a stage's first."""
+    """Seconds by which the next token may come later than at its pace; 0 for a stage's first."""
     return 0.0 if job.opens else min(LENT * job.tpot, job.gain * max(0.0, job.sure - 1))
 
 
 @kernel
 def lent_to(jobs):
-    """What is `lent` to each: [jobs]."""
+    """`lent` of each job: [jobs]."""
     seconds = np.empty(len(jobs))
     for j in range(len(jobs)):
         seconds[j] = lent(jobs[j])
@@ -82,8 +82,8 @@ def lent_to(jobs):
 
 @kernel
 def advance(job, tokens, drafts, now):
-    """Compute `tokens` of a job until `now`; whether that ends with its next one, and with `drafts`
-    accepted beside, as many as its stage has left."""
+    """Compute `tokens` of a job until `now`. Returns whether its next token then appears; if so,
+    so do up to `drafts` accepted ones, as many as its stage has left."""
     if tokens < job.left:
         job.left -= tokens
         job.computed += tokens
@@ -108,9 +108,9 @@ def advance(job, tokens, drafts, now):
 
 @kernel
 def slack_per_token(job, now):
-    """Seconds by which one ahead of its pace may be slower with each token to come: slack lasts to
-    its end, by the clients' rule of pace to its stage's. Below 0: so much faster must one be that
-    has been lent time."""
+    """Seconds by which each token to come may be slower, for a job ahead of its pace: its slack is
+    spread over all tokens to its end, by the clients' rule to its stage's end. Below 0: how much
+    faster each token must be, for a job that was lent time."""
     if job.opens:
         return 0.0
     slack = job.due - lent(job) - job.tpot - now
@@ -121,10 +121,10 @@ def slack_per_token(job, now):
 
 @kernel
 def advanced(now, jobs, tokens, drafts):
-    """The jobs that go on after a step that ends at `now` and gave them `tokens`, all drafts
-    accepted; and whether all are in time.
+    """The jobs that continue after a step that ends at `now` and gave them `tokens`, with all
+    drafts accepted; and whether all are in time.
 
-    To be proven afterwards: one that could be in time before and no more can fails there.
+    The caller proves them afterwards: that fails for a job that could be in time and no longer can.
     """
     jobs, alive, in_time = jobs.copy(), np.ones(len(jobs), np.bool_), True
     for j in range(len(jobs)):
@@ -139,13 +139,13 @@ def advanced(now, jobs, tokens, drafts):
 
 @kernel
 def blocks_of(job, tokens, block_size):
-    """KV blocks of a job with so many tokens, those that are shared left out."""
+    """KV blocks of a job with `tokens` tokens, without its shared blocks."""
     return np.ceil(tokens / block_size) - job.shared
 
 
 @kernel
 def totals(jobs, block_size):
-    """Of all jobs: KV tokens in blocks that no others hold, all KV tokens, the tightest TPOT."""
+    """Over all jobs: KV tokens in unshared blocks, all KV tokens, and the tightest TPOT."""
     held, context, tightest = 0.0, 0.0, np.inf
     for j in range(len(jobs)):
         held += jobs[j].computed - jobs[j].shared * block_size
@@ -156,7 +156,7 @@ def totals(jobs, block_size):
 
 @kernel
 def needed(jobs, tokens, block_size):
-    """KV blocks, and seats, that a step with `tokens` takes beyond those that its jobs have."""
+    """KV blocks and seats that a step with `tokens` takes beyond those that its jobs hold."""
     blocks, starts = 0.0, 0
     for j in range(len(jobs)):
         if tokens[j]:

@@ -1,7 +1,7 @@
-"""The look ahead: the rule of `slos.planning.batching` run forward under the same roofline, which
-proves a set of promises.
+"""The look-ahead: it runs the rule of `slos.planning.batching` forward under the same roofline and
+so proves a set of promises.
 
-A set of requests that it passes is served in time, step by step, as long as no other is admitted.
+A set of requests that passes is served in time, step by step, as long as no other is admitted.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from slos.planning.batching import form
 from slos.planning.jobs import advance, blocks_of, slack_per_token
 
 OK, LATE, MEMORY = 0, 1, 2
-SETTLE = 32  # decode steps looked ahead, after the last prefill, until every job keeps pace
-# candidates that the planner's fluid view left out and the look ahead is asked about all the same
+SETTLE = 32  # most decode steps to run, after the last prefill, until every job keeps its pace
+# candidates that the planner left out in its fluid view and the look-ahead tries all the same
 SECOND_TRIES = 4
 
 
 @kernel
 def choose(now, jobs, proposed, seats, engine):
-    """Which of the last jobs, those that are `proposed` or others like them, to admit beside all
-    before them: bool [proposed].
+    """Which of the last jobs, the `proposed` ones or others like them, to admit in addition to all
+    jobs before them: bool [proposed].
 
-    Of the proposed the costliest to blame go, as in Moore and Hodgson's rule for late jobs, until
-    the look ahead passes; then some of those left out, smallest prefill per value first, are let in
-    if it still passes. At most `seats` are admitted.
+    Proposed jobs are removed, the costliest culprit first, as in Moore and Hodgson's rule for late
+    jobs, until the look-ahead passes. Then some of those left out, the smallest prefill per value
+    first, are added if it still passes. At most `seats` are admitted.
     """
     inside = np.ones(len(jobs), np.bool_)
     mine, ours = inside[len(jobs) - len(proposed) :], jobs[len(jobs) - len(proposed) :]
@@ -49,8 +49,8 @@ def choose(now, jobs, proposed, seats, engine):
 
 @kernel
 def _costliest(jobs, mine, until, memory):
-    """Index of that of `mine` due by `until`, or later if none is, with the most prefill tokens
-    left per value; where `memory` is short, of the largest size."""
+    """Index of the job of `mine`, among those due by `until` if there are any, with the most
+    prefill tokens left per value; if `memory` is short, with the largest size per value."""
     worst, highest = -1, -1.0
     for c in range(len(jobs)):
         job = jobs[c]
@@ -63,18 +63,18 @@ def _costliest(jobs, mine, until, memory):
 
 @kernel
 def proven(now, jobs, engine):
-    """Whether all jobs are served in time, as long as no other is admitted."""
+    """Whether all jobs are served in time as long as no other is admitted."""
     return look_ahead(now, jobs, engine)[0] == OK
 
 
 @kernel
 def look_ahead(now, jobs, engine):
-    """Run the rule forward until it can be argued on: OK, LATE or MEMORY, and the present deadline
-    of the job that would be late, else infinity.
+    """Run the rule forward until an argument covers the rest. Returns OK, LATE or MEMORY, and the
+    present deadline of the job that would be late, else infinity.
 
-    Once every job decodes in every step of at most the tightest TPOT none loses slack, and memory
-    is checked at each finish. An admitted job that cannot be in time even alone is not checked, so
-    that it does not forbid others.
+    Once all jobs decode in every step, and a step takes at most the tightest TPOT, none loses
+    slack, and memory is checked at each finish. An admitted job that cannot be in time even alone
+    is not checked, so that it does not block others.
     """
     jobs, due, strict = jobs.copy(), jobs.due.copy(), np.ones(len(jobs), np.bool_)
     for j in range(len(jobs)):
@@ -104,9 +104,9 @@ def look_ahead(now, jobs, engine):
 @kernel
 def _in_the_long_run(now, jobs, engine):
     """The verdict on jobs that all decode: whether each can wait for steps of all of them, with
-    what slack it has left, and whether the KV cache holds their final sizes.
+    the slack it has left, and whether the KV cache holds them at their final sizes.
 
-    Decodes sit out only for prompts, so without one every step is a step of all.
+    Decodes sit out steps only for prefills, so without one every step has all of them.
     """
     seconds, blocks = _at_the_end(jobs, engine)
     for job in jobs:
@@ -118,7 +118,7 @@ def _in_the_long_run(now, jobs, engine):
 
 @kernel
 def _tightest(job):
-    """The smallest TPOT of what a job still has to say."""
+    """The smallest TPOT of the tokens that a job still has to generate."""
     changes = job.switch > 0 and job.remaining > job.switch
     return min(job.tpot, job.later) if changes else job.tpot
 
@@ -144,7 +144,7 @@ def keeps_pace(now, jobs, engine):
 def _at_the_end(jobs, engine):
     """Seconds of a step in which all decode, and their KV blocks, at their final sizes."""
     sizes, shared = jobs.computed + jobs.remaining, jobs.shared.sum()
-    # it reads no more than the cache holds, in which several may read the shared blocks
+    # a step reads no more than the cache holds, but several requests may read a shared block
     context = min(sizes.sum(), (engine.blocks + shared) * engine.block_size)
     blocks = np.ceil(sizes / engine.block_size).sum() - shared
     return batch_time(engine, len(jobs), 0, context), blocks
@@ -152,8 +152,8 @@ def _at_the_end(jobs, engine):
 
 @kernel
 def _peak(jobs, engine):
-    """Most KV blocks held at once, or slightly more, while all decode to their ends one token a
-    step; 0 where all of them fit anyway."""
+    """The most KV blocks held at once, or slightly more, while all jobs decode to their ends, a
+    token per step; 0 if all of them fit anyway."""
     size = engine.block_size
     held, grows = jobs.computed - jobs.shared * size, jobs.remaining + size - 1
     if (held + grows).sum() <= engine.blocks * size:

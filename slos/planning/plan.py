@@ -1,4 +1,4 @@
-"""One step while it is put together."""
+"""The plan of one step while it is made."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from slos.planning.batching import Engine
 from slos.planning.lookahead import keeps_pace
 from slos.planning.room import Room
 
-REPEAT = 64  # steps for which a steady batch is promised
+REPEAT = 64  # most steps for which a steady batch is announced
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step while it is put together: `sort` fills in the lists, `admit` the jobs, `form` what
-    the guaranteed requests get, `fill` what is left for best effort.
+    """The plan of one step: `sort` fills in the lists, `admit` the jobs, `form` the tokens of the
+    guaranteed requests, `fill` those of best effort.
 
-    guaranteed: promised; candidates: may be, and after `admit` those that go on waiting;
-    best_effort: running, and waiting: the same without KV blocks; declined: from now on. jobs: of
-    the guaranteed and the candidates, after `admit` of the guaranteed alone. share: their tokens
-    without drafts; seconds: of a step with these; draft: the longest. context, tightest: their KV
-    tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for which best effort
-    stays as it is.
+    guaranteed: admitted; candidates: to be decided, and after `admit` those that keep waiting;
+    best_effort: running ones; waiting: best effort without KV blocks; declined: in this step.
+    jobs: of the guaranteed and the candidates, after `admit` of the guaranteed only. share: their
+    tokens without drafts; seconds: of the step with these; draft: the longest draft. context,
+    tightest: their KV tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for
+    which best effort stays the same.
     """
 
     view: View
@@ -47,12 +47,12 @@ class Plan:
     tokens: dict[str, int] = field(default_factory=dict)
 
     def steady(self) -> float:
-        """For how many steps this one can be repeated while no candidate waits."""
+        """For how many steps this one can be repeated if no candidate waits."""
         running, jobs = len(self.view.running), self.jobs
         if sum(self.tokens.values()) != running or len(self.tokens) != running:
             return 1
         if self.room.victims or self.declined or (jobs["left"] != 1).any():
             return 1
-        # the slack of one that sets its schedule anew is gone after this step
+        # a job whose schedule restarts loses its slack in this step
         steady = not jobs["opens"].any() and keeps_pace(self.view.now, jobs, self.engine)
         return max(1, self.repeat) if steady else 1

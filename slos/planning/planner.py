@@ -1,15 +1,15 @@
 """Admission: the set of requests of greatest value that prefill budget, memory and pace allow
 (paper, section 4).
 
-In the paper's symbols: tau[l] the TPOT of tier l, ascending; n[l] admitted requests of tier l;
-p[i], D[i], m[i], v[i] the prefill tokens left, prefill deadline, KV blocks and value of request i;
-M the blocks there are to give; rho(n) the largest rate of prefill tokens while every admitted
-request decodes at its TPOT.
+In the paper's symbols: tau[l] is the TPOT of tier l, ascending; n[l] the admitted requests of tier
+l; p[i], D[i], m[i], v[i] the prefill tokens left, prefill deadline, KV blocks and value of request
+i; M the free blocks; rho(n) the largest rate of prefill tokens while every admitted request decodes
+at its TPOT.
 
-Sweeping the deadlines, a state is the count vector of accepted new requests; it keeps the Pareto
-set of points (value v, prefill budget left b, memory used m). Between deadlines D[i-1] and D[i]
+The deadlines are swept in order. A state is the count vector of accepted new requests; it keeps the
+Pareto set of points (value v, prefill budget left b, memory used m). Between deadlines D[i-1], D[i]
 
-    gather:  (v, b, m)  ->  (v, b + rho(n) * (D[i] - D[i-1]), m)        of each state n,
+    gather:  (v, b, m)  ->  (v, b + rho(n) * (D[i] - D[i-1]), m)        in each state n,
 
 and at D[i] request i is paid for: an admitted one always, b - p[i]; a new one by choice,
 
@@ -27,18 +27,18 @@ import numpy as np
 from slos.core.kernels import kernel
 
 EPS = 1e-9  # relative slack for sums of floats
-# Pareto points kept per count vector; beyond, those of least value and then least budget go
+# Pareto points kept per count vector; of more, those of least value, then least budget, are cut
 WIDTH = 64
 
 POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
-"""Value, prefill budget left and memory used by a set of accepted requests; its node."""
+"""Value, prefill budget left and memory used of a set of accepted requests; its trace node."""
 
 
 class Table(NamedTuple):
     """The states, and the Pareto points of each.
 
-    counts, and how many new requests of each tier there are: int [states, tiers] and [tiers]; one
-    more of tier l is the state stride[l] further on. weigh: 0 where memory cannot run out, else 1.
+    counts: int [states, tiers]; most: how many new requests of each tier there are, [tiers]. One
+    more of tier l is the state stride[l] further on. weigh: 0 if memory cannot run out, else 1.
     owed: sum of n[l] / tau[l]; tightest: tier; size: how many of its `POINT`s [width] a state has.
     """
 
@@ -57,9 +57,9 @@ def sweep(problem):
     """Choose the new requests of greatest total value; the forced ones are mandatory.
 
     Returns which are accepted (bool per request, forced ones included), the value of the new ones,
-    and whether the forced ones alone can be served: if not, all new ones are declined, it never
-    fails. Where a Pareto set had to be cut what is accepted can be served all the same, and it is
-    never missed that the forced ones can, since the state that accepts none is one point.
+    and whether the forced ones alone can be served; if not, all new ones are declined: it never
+    fails. Even if a Pareto set had to be cut, the accepted requests can be served, and it is always
+    found that the forced ones can, because the state that accepts none has a single point.
     """
     D, tier, forced = problem.D, problem.tier, problem.forced
     table, trace = _table(problem, *_bounds(problem)), np.empty((1024, 2), np.int64)
@@ -70,7 +70,7 @@ def sweep(problem):
     for i in _order(D, problem.p, forced):
         dt = max(0.0, D[i] - clock)
         clock += dt
-        live = np.flatnonzero(table.size[:top])  # the states that have points, ascending
+        live = np.flatnonzero(table.size[:top])  # states with points, ascending
         if not len(live):
             break
         gather(problem, table, rho, i, dt, live)
@@ -91,7 +91,7 @@ def sweep(problem):
 @kernel
 def gather(problem, table, rho, i, dt, live):
     """Give every point of the `live` states rho * dt of budget, and pay for request i if it is
-    forced; a point that cannot goes."""
+    forced; points that cannot pay are removed."""
     points, size, forced, p = table.points, table.size, problem.forced[i], problem.p[i]
     for s in live:
         kept = 0
@@ -109,12 +109,12 @@ def gather(problem, table, rho, i, dt, live):
 
 @kernel
 def accept(problem, table, rho, i, live, trace):
-    """Add to every state the points that come of accepting new request i, one of tier k."""
+    """Add to every state the points that result from accepting new request i, of tier k."""
     k, v, p, m = problem.tier[i], problem.v[i], problem.p[i], table.weigh * problem.m[i]
     least, most_memory = -EPS * p - EPS, problem.M
     new, points, size = np.empty(1, POINT)[0], table.points, table.size
     counts, full, stride = table.counts, table.most[k], table.stride[k]
-    for s in live[::-1]:  # descending, so that it is accepted once
+    for s in live[::-1]:  # descending, so that it is accepted only once
         to = s + stride
         if counts[s, k] == full or rho[to] < 0:
             continue
@@ -131,8 +131,8 @@ def accept(problem, table, rho, i, live, trace):
 
 @kernel
 def traced(trace, node, size):
-    """The requests accepted on the way to a node: bool [size]. Each row of the trace is a node: the
-    request that it accepted, and the node before; the first holds how many there are."""
+    """The requests accepted on the way to a node: bool [size]. A row of the trace is a node: the
+    request accepted there, and the node before; the first row holds the number of nodes."""
     accepted = np.zeros(size, np.bool_)
     while node > 0:
         accepted[trace[node, 0]] = True
@@ -142,8 +142,8 @@ def traced(trace, node, size):
 
 @kernel
 def _bounds(problem):
-    """Per tier, how many new requests there are, or seats for them; how many points a state may
-    have, one where the largest budget is best; and whether memory weighs, 0 or 1."""
+    """Per tier, the number of new requests, at most the seats; the most points of a state, one if
+    the largest budget is always best; and whether memory matters, 0 or 1."""
     counts, first = np.zeros(len(problem.tau), np.int64), -1
     plain, total = True, 0.0
     for i in range(len(problem.tier)):
@@ -158,7 +158,7 @@ def _bounds(problem):
 
 @kernel
 def _table(problem, most, width, weigh):
-    """All states, the first of which, none accepted, has its point."""
+    """All states; the first one, with no request accepted, has its point."""
     tiers, states = len(most), 1
     stride = np.ones(tiers, np.int64)
     for k in range(tiers):
@@ -179,8 +179,8 @@ def _table(problem, most, width, weigh):
 
 @kernel
 def _pace(n, tau):
-    """What n[l] requests of each tier are owed, tokens per second; and the tightest tier of them,
-    the loosest if there are none."""
+    """The tokens per second that n[l] requests of each tier are owed, and their tightest tier, the
+    loosest if there are none."""
     owed, tightest = 0.0, len(tau) - 1
     for k in range(len(tau) - 1, -1, -1):
         owed += n[k] / tau[k]
@@ -191,14 +191,14 @@ def _pace(n, tau):
 
 @kernel
 def _rho(problem, table, owed, tightest):
-    """rho of every state beside admitted requests that are owed so much: full batches of the
-    tightest tier that decodes, less what all are owed."""
+    """rho of every state if admitted requests are owed so much in addition: full batches of the
+    tightest tier that decodes, minus what all are owed."""
     return problem.rates[np.minimum(tightest, table.tightest)] - owed - table.owed
 
 
 @kernel
 def _dominated(points, s, size, point):
-    """Whether one of the points of state s has as much value and budget with as little memory."""
+    """Whether a point of state s has at least the value and budget with at most the memory."""
     for e in range(size):
         old = points[s, e]
         if old.v >= point.v and old.b >= point.b and old.m <= point.m:
@@ -208,8 +208,8 @@ def _dominated(points, s, size, point):
 
 @kernel
 def _insert(points, s, size, point):
-    """Add a point to the Pareto set of state s, whose size is returned; where it is full, the point
-    of least value and then least budget goes."""
+    """Add a point to the Pareto set of state s, and return its size. If it is full, the point of
+    least value, then least budget, is removed."""
     kept = worst = 0
     for e in range(size):
         old = points[s, e]
@@ -233,7 +233,7 @@ def _worse(point, than):
 
 @kernel
 def _grown(trace, more):
-    """The trace with room for so many `more` nodes."""
+    """The trace, with space for `more` further nodes."""
     if trace[0, 0] + more > len(trace):
         trace = np.concatenate((trace, np.empty((len(trace) + more, 2), np.int64)))
     return trace
@@ -241,7 +241,7 @@ def _grown(trace, more):
 
 @kernel
 def _order(deadline, prefill, forced):
-    """Indices by deadline; of those due at once the forced ones first, then the short ones."""
+    """Indices by deadline; at equal deadlines the forced ones first, then the shorter ones."""
     order = np.argsort(prefill, kind="mergesort")
     order = np.concatenate((order[forced[order]], order[~forced[order]]))
     return order[np.argsort(deadline[order], kind="mergesort")]
@@ -249,7 +249,7 @@ def _order(deadline, prefill, forced):
 
 @kernel
 def _best(problem, table, rho):
-    """The most value of a point whose state can decode, and its node in the trace; (-1, -1) if
+    """The highest value of a point whose state can decode, and its node in the trace; (-1, -1) if
     there is none."""
     best, at = -1.0, -1
     for s in range(len(rho)):

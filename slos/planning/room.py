@@ -1,4 +1,4 @@
-"""KV blocks and seats while a batch is put together."""
+"""Allocation of KV blocks and seats while a batch is formed."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from slos.core.types import Progress, View
 
 
 class Room:
-    """KV blocks and seats while a batch is put together; takes both from the tail of `evictable`
-    when they run out."""
+    """KV blocks and seats while a batch is formed. If they run out, the requests at the tail of
+    `evictable` are preempted."""
 
     def __init__(self, view: View, best_effort: list[Progress]) -> None:
         self.view, self.evictable = view, list(best_effort)
         self.free, self.seats = view.free_blocks, view.max_seqs - len(view.running)
         self.victims: list[Progress] = []
-        self.shared = 0  # blocks that starts count on running requests for
-        self.gained = 0  # blocks, by preemption
+        self.shared = 0  # blocks that starting requests share with running ones
+        self.gained = 0  # blocks gained by preemption
 
     def give_all(
         self, requests: list[Progress], wanted: list[int], need: float, starts: int
     ) -> dict[str, int]:
-        """Give guaranteed `requests` what is `wanted`: all at once where none has to go, else in
-        turn.
+        """Give guaranteed `requests` the tokens `wanted`: all at once if nothing must be preempted,
+        else in turn.
 
-        need, starts: blocks and seats for all. Where best effort gives too little the last in turn
-        go too.
+        need, starts: blocks and seats for all. If preempting best effort is not enough, guaranteed
+        requests are preempted too, the last in turn first.
         """
         if need <= self.free and starts <= self.seats:
             self.free, self.seats = self.free - int(need), self.seats - starts
@@ -35,8 +35,8 @@ class Room:
         return tokens
 
     def give(self, p: Progress, tokens: int) -> bool:
-        """Find the blocks for `tokens` more of `p`, then safe from eviction; False if there are
-        none."""
+        """Find the blocks for `tokens` more of `p`, which is then safe from preemption; False if
+        there are none."""
         if p in self.victims:
             return False
         starts, need, shared = not p.computed, self.view.needs(p, tokens), 0
@@ -47,7 +47,7 @@ class Room:
         else:
             shared = p.shared
         while self.evictable and (need > self.free or (starts and not self.seats)):
-            # perhaps it was the one that had what they share
+            # the victim may be the one that it would have shared blocks with
             need, shared, self.free, self.shared = need + shared, 0, self.free - self.shared, 0
             self._evict(self.evictable.pop())
         if need > self.free or (starts and not self.seats):

@@ -1,14 +1,13 @@
 """Speculative decoding: what a draft length is worth, and how often drafts are accepted (paper,
 section 4.3).
 
-A guaranteed request drafts for one of two ends. Where no prefill is left over, or KV blocks are
-short, drafts end it sooner, which gives its blocks back. Else they bring it ahead of its pace, so
-that it can sit out the batches of a burst: only one less than AHEAD tokens ahead drafts then, at
-most as far as its tier pays in the long run.
+A guaranteed request drafts for one of two reasons. If no prefill is left over, or KV blocks are
+short, drafts finish the request sooner, which frees its blocks. Otherwise drafts bring it ahead of
+its pace, so that it can sit out the batches of a burst: then only requests that are less than AHEAD
+tokens ahead draft, and no further than pays for their tier in the long run.
 
-alpha is the chance that a draft token is accepted given that those before it were; a step with s
-drafts yields A(s) = 1 + alpha + ... + alpha^s = (1 - alpha^(s+1)) / (1 - alpha) tokens in
-expectation.
+alpha is the probability that a draft token is accepted if those before it were; a step with s
+drafts yields A(s) = 1 + alpha + ... + alpha^s = (1 - alpha^(s+1)) / (1 - alpha) expected tokens.
 """
 
 from __future__ import annotations
@@ -25,24 +24,24 @@ from slos.planning.batching import Engine, form, latest_end
 from slos.planning.jobs import advanced, lent_to, needed
 from slos.planning.lookahead import keeps_pace, proven
 
-# tokens: one further ahead of its pace after the step needs no drafts while prefill is left over
+# tokens: a request further ahead of its pace needs no drafts while prefill is left over
 AHEAD = 2.0
 
 
 @kernel
 def expected_tokens(alpha: float, drafts: int) -> float:
-    """A(s): tokens of a step with `drafts` draft tokens."""
+    """A(s): expected tokens of a step with `drafts` draft tokens."""
     return drafts + 1.0 if alpha == 1 else (1 - alpha ** (drafts + 1)) / (1 - alpha)
 
 
 @kernel
 def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
-    """Draft lengths [requests] that bring the most worth of tokens per second, in a step of at most
+    """Draft lengths [requests] with the greatest worth of tokens per second, in a step of at most
     `seconds`.
 
     wanted: the worth of a token of each request, and its longest draft; tokens: of the whole batch
-    without drafts. The k-th draft of a request brings alpha^k of a token, so that for any longest
-    draft and any number of drafts those that bring most are the best: both are tried out.
+    without drafts. The k-th draft of a request brings alpha^k tokens, so for any longest draft and
+    any number of drafts the most valuable drafts are the best choice: both numbers are tried out.
     """
     worth, limit = wanted
     value, owner, place = _each_draft(alpha, worth, limit)
@@ -65,8 +64,8 @@ def draft_lengths(engine, context, alpha, wanted, tokens, seconds):
 
 @kernel
 def _each_draft(alpha, worth, limit):
-    """Of every draft of every request, the first ones first: what it brings, whose it is, and its
-    place in the draft."""
+    """For every draft of every request, the first ones first: its value, its owner, and its place
+    in the draft."""
     size = limit.sum()
     value = np.empty(size)
     owner, place = np.empty(size, np.int64), np.empty(size, np.int64)
@@ -80,7 +79,7 @@ def _each_draft(alpha, worth, limit):
 
 
 def drafted(engine: Engine, drafts: int, tokens: int) -> Engine:
-    """The engine for the rest of a batch in which `tokens` are drafts, the longest of `drafts`."""
+    """The engine for the rest of a batch with `tokens` draft tokens, the longest draft `drafts`."""
     planes, tile = engine.planes.copy(), engine.tile
     planes["b"] += planes["k2"] * drafts + planes["k1"] * np.ceil(tokens / tile) * tile
     return engine._replace(planes=planes)
@@ -88,14 +87,14 @@ def drafted(engine: Engine, drafts: int, tokens: int) -> Engine:
 
 @kernel
 def tier_lengths(engine, context, alpha, tpots, counts, most):
-    """Draft lengths [tiers] that leave the most tokens per second to prefills, and how many:
-    rho(n).
+    """Draft lengths [tiers] that leave the most tokens per second for prefills, and how many those
+    are: rho(n).
 
-    Of `counts` requests at `tpots` each decodes at its pace: with s drafts in a step of every A(s)
-    * tpot seconds, so that the step lasts as long as the tier at the bottleneck allows, the
-    engine's longest at the most, and a tier that could wait longer sits out some. For a given step
-    the shortest draft that keeps the pace is the cheapest, so that only the bottleneck and its
-    draft are to be chosen. most: drafts that are allowed.
+    Of the requests, `counts` per tier at `tpots`, each decodes at its pace, with s drafts in a step
+    every A(s) * tpot seconds. So the step lasts as long as the bottleneck tier allows, at most the
+    engine's longest, and a tier that could wait longer sits out some. For a given step the shortest
+    draft that keeps the pace is the cheapest, so only the bottleneck tier and its draft have to be
+    chosen. most: drafts that are allowed.
     """
     lengths, best = np.zeros(len(tpots), np.int64), -np.inf
     for tier in range(len(tpots)):
@@ -111,8 +110,8 @@ def tier_lengths(engine, context, alpha, tpots, counts, most):
 
 @kernel
 def _shortest(seconds, alpha, tpots, counts, most):
-    """The shortest drafts [tiers] that keep each tier's pace in steps of `seconds`, what they cost
-    in tokens a step, and whether all paces are kept."""
+    """The shortest drafts [tiers] that keep each tier's pace in steps of `seconds`, their cost in
+    tokens per step, and whether all tiers keep their pace."""
     lengths, cost, possible = np.zeros(len(tpots), np.int64), 0.0, True
     for tier in range(len(tpots)):
         n = 0
@@ -128,10 +127,9 @@ def _shortest(seconds, alpha, tpots, counts, most):
 
 @dataclass(slots=True)
 class Acceptance:
-    """alpha, learned from what became of the drafts that were given out; `prior` counts as `weight`
-    draft tokens.
+    """alpha, learned from the drafts that were verified; `prior` counts as `weight` draft tokens.
 
-    ahead: by id, tokens that were accepted and that no proof has counted on yet.
+    ahead: by id, accepted tokens that no proof has counted on yet.
     """
 
     prior: float = 0.7
@@ -149,12 +147,12 @@ class Acceptance:
         return (self._accepted + self.prior * self.weight) / (self._tried + self.weight)
 
     def give(self, p: Progress, drafts: int) -> None:
-        """Remember that `p` verifies `drafts` drafts in this step."""
+        """Remember that `p` verifies `drafts` draft tokens in this step."""
         self._given[p.id] = (p.stage, p.generated, drafts)
 
     def learn(self, running: Sequence[Progress]) -> None:
-        """See how far the requests of the last step have come. A stage's end hides what was
-        accepted: not counted."""
+        """Learn from how far the requests of the last step have come. The end of a stage hides how
+        much was accepted and is not counted."""
         for p in running if self._given else ():
             stage, before, drafts = self._given.get(p.id, (-1, 0, 0))
             if stage == p.stage and p.generated > before:
@@ -166,13 +164,13 @@ class Acceptance:
 
 
 def left_over(jobs: np.ndarray, share: np.ndarray) -> bool:
-    """Whether a step that computes `share` of the jobs leaves some prefill for another."""
+    """Whether a step with `share` tokens per job leaves some prefill for another step."""
     return bool((share < jobs["left"])[jobs["left"] > 1].any())
 
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """How drafts are put into a step that is formed already. short: of KV blocks."""
+    """Adds drafts to a step that is formed already. short: whether KV blocks are short."""
 
     view: View
     roofline: Roofline
@@ -183,12 +181,12 @@ class Drafting:
     def spread(
         self, requests: Sequence[Progress], jobs: np.ndarray, share: np.ndarray, seconds: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Drafts of every job, int [jobs], and its share of the step beside them; it was `share` of
-        `seconds` without.
+        """Drafts of every job, int [jobs], and its share of the step next to them; without drafts
+        it was `share` of `seconds`.
 
         Drafts may take from prefill that is left over, and from slack that a promise counts on, if
-        the look ahead passes whether all or none are accepted. Where it fails for what came of them
-        between the two, the step is formed as if none had been: that was proven.
+        the look-ahead passes both with all and with no drafts accepted. If the outcome was between
+        the two and it fails now, the step is formed as if none had been accepted: that was proven.
         """
         now, ahead, rest = self.view.now, self.acceptance.ahead, share
         none, idle = np.zeros(len(jobs), np.int64), not left_over(jobs, share)
@@ -213,7 +211,7 @@ class Drafting:
 
     def _proven(self, jobs: np.ndarray, share: np.ndarray, drafts: np.ndarray) -> bool:
         """Whether there is memory for a step of `share` and `drafts`, and all promises hold after
-        it, whether all or none of them are accepted."""
+        it, both if all and if none of the drafts are accepted."""
         size, context = int((share + drafts).sum()), int(jobs["computed"][share > 0].sum())
         end = self.view.now + self.roofline.time(size, int(drafts.max()), context)
         if needed(jobs, share + drafts, self.view.block_size)[0] > self.view.free_blocks:
@@ -225,7 +223,7 @@ class Drafting:
         return True
 
     def lengths(self, jobs: np.ndarray, share: np.ndarray, seconds: float) -> np.ndarray:
-        """Drafts that pay beside `share` in a step of `seconds`: int [jobs]."""
+        """Drafts that pay in addition to `share` in a step of `seconds`: int [jobs]."""
         now, engine, most = self.view.now, self.engine, self.view.max_drafts
         alpha, drafts = self.acceptance.alpha, np.zeros(len(jobs), np.int64)
         decoding = (jobs["left"] == 1) & (share > 0)
@@ -235,7 +233,7 @@ class Drafting:
         limit = np.minimum(most, left - 1).astype(np.int64)
         if not left_over(jobs, share):
             spare = latest_end(now, jobs, share, engine, 0.0) - now
-            # Smith's rule, dampened: the KV that each token left holds
+            # Smith's rule, dampened: KV tokens held per token left
             worth = np.sqrt(jobs["computed"] / left)
             wanted = worth[decoding], limit[decoding]
             drafts[decoding] = draft_lengths(engine, context, alpha, wanted, share.sum(), spare)

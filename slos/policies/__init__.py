@@ -1,4 +1,4 @@
-"""Every policy by name. A new one is a class in a file of its own and a line in `POLICIES`."""
+"""Every policy by name. A new one is a class in its own file and a line in `POLICIES`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slos.policies.scorpio import Scorpio
 
 OURS = "slos-serve"
 LATER = ("qoserve", "fair-batching", "scorpio", "adaserve")
-"""Those that came after the paper: they meet in the arena (notebook 14), and elsewhere where they
-are named, so that ordinary tables are the paper's and take no longer."""
+"""Schedulers that came after the paper. They run in the arena (notebook 14), and elsewhere only if
+they are named, so that ordinary tables are the paper's and take no longer."""
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     "vllm": VLLM,
@@ -32,7 +32,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "adaserve": AdaServe,
 }
 
-# known by name as well, and in no table but those of the paper's own comparison
+# also known by name, but only in the tables of the paper's own comparison
 AS_PUBLISHED: dict[str, Callable[..., Policy]] = {
     "vllm-authors": VLLMAuthors,
     "sarathi-authors": SarathiAuthors,
@@ -49,7 +49,7 @@ def make(
     what: str, known: Mapping[str, Callable[..., Any]], name: str, settings: Mapping[str, Any],
     **beliefs: Any,
 ):  # fmt: skip
-    """A fresh `known[name]` with its settings, and those of the `beliefs` that it has a parameter
+    """A new `known[name]` with its settings, and with those `beliefs` that it has a parameter
     for."""
     cure = f"or add yours to the {what} table"
     require(name in known, what, name, f"one of {', '.join(known)}", cure)
@@ -62,7 +62,7 @@ def make(
 
 
 def make_policy(name: str, roofline: Roofline, lengths: LengthPredictor, **settings: Any) -> Policy:
-    """A fresh policy; one with a field `roofline` or `lengths` is given that belief about hardware
+    """A new policy. If it has a field `roofline` or `lengths` it gets that belief about hardware
     or lengths."""
     table = AS_PUBLISHED if name in AS_PUBLISHED else POLICIES
     return make("policy", table, name, settings, roofline=roofline, lengths=lengths)

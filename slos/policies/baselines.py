@@ -1,8 +1,8 @@
 """The schedulers that the paper compares with, as policies.
 
-All three serve first come, first served, know no objectives, and when the KV cache is full preempt
-the youngest request and recompute it later, as their originals do. With a draft model, `drafts` is
-their fixed draft length.
+All three serve first come, first served, and know no objectives. When the KV cache is full they
+preempt the youngest request and recompute it later, as the originals do. `drafts` is their fixed
+draft length, if there is a draft model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from slos.core.types import NEVER, Batch, Progress, View, require
 def _evict(
     running: list[Progress], p: Progress, need: int, free: int, view: View, whole: bool
 ) -> tuple[int, list[str]]:
-    """Pop from the tail of `running` until `need` blocks are free or `p` itself is gone: blocks
-    free, ids preempted. whole: a prompt under way gives back the blocks of all its tokens."""
+    """Pop from the tail of `running` until `need` blocks are free or `p` is gone: free blocks, ids
+    preempted. whole: a prefill under way gives back the blocks of all its tokens."""
     victims, before = list[Progress](), free
     while need > free:
         victims.append(victim := running.pop())
@@ -35,9 +35,9 @@ def _serve(
     view: View, first: Sequence[Progress], others: Sequence[Progress], free: int, drafts: int,
     budget: int = maxsize,
 ) -> tuple[dict[str, int], list[str], int]:  # fmt: skip
-    """Serve what is left of each of `first` within the budget, `drafts` added to decodes, and evict
-    the youngest for blocks: the tokens, the ids preempted and the blocks left free. others: prompts
-    under way, younger.
+    """Serve the tokens left of each of `first` within the budget, with `drafts` added to decodes;
+    preempt the youngest if blocks run out. Returns the tokens, the ids preempted and the free
+    blocks. others: prefills under way, which are younger.
     """
     tokens, preempted, running = dict[str, int](), list[str](), [*first, *others]
     drafts, size = min(drafts, view.max_drafts), view.block_size
@@ -45,7 +45,7 @@ def _serve(
         if at >= len(running) or not budget:
             break
         left = p.tokens - p.computed
-        # drafts that the whole cache has no room for would evict their own request for ever
+        # drafts that do not fit the whole cache would preempt their own request again and again
         more = min(drafts, view.total_blocks * size - p.tokens) if left == 1 else 0
         n = min(left + max(0, more), budget)
         need = -(-(p.computed + n) // size) - -(-p.computed // size)
@@ -63,14 +63,14 @@ def _serve(
 def decodes_first(
     view: View, drafts: int = 0
 ) -> tuple[dict[str, int], list[str], list[Progress], int]:
-    """A token, and `drafts`, for every decode, the oldest first: the tokens, the ids preempted, the
-    prompts under way, and the blocks free beside those that are set aside for these."""
+    """A token plus `drafts` for every decode, the oldest first. Returns the tokens, the ids
+    preempted, the prefills under way, and the free blocks besides those reserved for them."""
     decoding = [p for p in view.running if p.tokens - p.computed == 1]
     prefilling = [p for p in view.running if p.tokens - p.computed > 1]
     set_aside = sum(view.blocks(p.tokens) - view.blocks(p.computed) for p in prefilling)
     free = view.free_blocks - set_aside
     tokens, preempted, free = _serve(view, decoding, prefilling, free, drafts)
-    # prompts that go on after an answer, which no admission foresaw
+    # the prompt of a stage that follows an output, which no admission reserved
     if prefilling and free < 0:
         keep = [p for p in (*decoding, *prefilling) if p.id not in preempted]
         free, victims = _evict(keep, keep[0], 0, free, view, whole=True)
@@ -83,13 +83,13 @@ def admit(
     view: View, tokens: dict[str, int], queue: Sequence[Progress], left: tuple[int, int],
     watermark: float = 0.0, whole: bool = False,
 ) -> tuple[int, int]:  # fmt: skip
-    """Add chunks of the prompts in `queue`, in turn; what is then left. Fewer blocks are if, and
-    only if, one has started.
+    """Add chunks of the prompts in `queue` to `tokens`, in order; returns the budget and blocks
+    left. The blocks decrease if and only if a request has started.
 
-    left: of the step's tokens, and the blocks that are free beside those set aside for prompts
-    under way, which may be in the queue too. One that starts has its own set aside, and
-    `watermark` of all blocks stay free then, but for one that would be alone; none overtakes the
-    first that finds no room. whole: no chunks, a longer prompt goes alone.
+    left: the step's token budget, and the free blocks besides those reserved for prefills under
+    way, which may be in the queue too. A request that starts gets its blocks reserved; then
+    `watermark` of all blocks must stay free, unless it is alone. None overtakes the first one that
+    does not fit. whole: no chunks; a prompt above the budget runs alone.
     """
     seats, reserve = view.max_seqs - len(view.running), int(watermark * view.total_blocks)
     (budget, free), closed = left, False
@@ -112,10 +112,10 @@ def admit(
 @final
 @dataclass(slots=True)
 class VLLM:
-    """vLLM as the paper had it (before V1): whole prompts, prefill first; else all decode.
+    """vLLM as in the paper (before V1): whole prompts, prefill first; otherwise all decode.
 
     max_batched_tokens bounds a prefill batch (a longer prompt runs alone); `watermark` of all
-    blocks stay free at admission.
+    blocks must stay free at admission.
     """
 
     max_batched_tokens: int = 2048
@@ -140,10 +140,10 @@ class VLLM:
 @final
 @dataclass(slots=True)
 class VLLMV1:
-    """vLLM V1's default: running requests by admission, then waiting ones, chunked, in one budget.
+    """vLLM V1's default: one token budget, for running requests, then waiting ones, in chunks.
 
-    max_batched_tokens: `vllm serve` takes 2048 on an A100, 8192 on an H100. A waiting request is
-    admitted when its whole prompt fits the free blocks, and in no step that preempts.
+    max_batched_tokens: `vllm serve` uses 2048 on an A100, 8192 on an H100. A waiting request is
+    admitted if its whole prompt fits the free blocks, but not in a step that preempts.
     """
 
     max_batched_tokens: int = 2048
@@ -159,7 +159,7 @@ class VLLMV1:
         total, left = sum(tokens.values()), free
         if not preempted:
             _, left = admit(view, tokens, view.waiting, (most - total, free))
-        # a token each: all decode
+        # a token each, so all decode
         steady = not preempted and left == free and total == len(view.running) < most
         return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
 
@@ -167,9 +167,9 @@ class VLLMV1:
 @final
 @dataclass(slots=True)
 class Sarathi:
-    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: decodes, then prompts under way,
-    then new ones. At admission a prompt's blocks are set aside whole, and `watermark` of all blocks
-    stay free.
+    """Sarathi-Serve: stall-free batches of at most `chunk` tokens: decodes, then prefills under
+    way, then new ones. Admission reserves all blocks of a prompt, and `watermark` of all blocks
+    must stay free.
     """
 
     chunk: int = 512

@@ -1,16 +1,16 @@
-"""SLOs-Serve as a policy: the planner proposes what to admit, the look ahead proves it, one rule
-forms every batch.
+"""SLOs-Serve as a policy: the planner proposes what to admit, the look-ahead proves it, and one
+rule forms every batch.
 
 A waiting request is a candidate at every step until it starts, which is the promise to serve it in
-time, or until it cannot be in time even alone: then it is declined into best effort, which lives on
-what batches and KV blocks have left and is preempted, newest first, when guaranteed requests need
-the memory. The oldest of it is in time promised an easy pace, so that none starves.
+time, or until it cannot be in time even alone. Then it is declined into best effort, which gets the
+tokens and KV blocks that guaranteed requests leave and is preempted, newest first, when they need
+the memory. After a while the oldest of them is promised an easy pace, so none starves.
 
-By the clients' rule of pace a decode may sit out steps for a prompt, as long as the tokens that are
-sure to come after can make it good (`slos.planning.jobs.lent`).
+By the clients' rule of pace a decode may sit out steps for a prefill, as long as the tokens that
+are sure to come can make up for it (`slos.planning.jobs.lent`).
 
-A round that comes back from a tool is a candidate of its own, since nothing foresees when tools
-answer: the promise covers what a request does until it waits for one.
+A round that comes back from a tool is a candidate of its own, because the time that a tool takes
+is unknown: a promise covers a request up to its next wait for a tool.
 """
 
 from __future__ import annotations
@@ -34,26 +34,25 @@ from slos.planning.plan import Plan
 from slos.planning.room import Room
 from slos.planning.speculation import Acceptance, Drafting
 
-# Seconds below are those of usual hardware: `Roofline.slowness` multiplies them on a slower one.
-# Best effort takes what is left, but time and memory that look idle are also what the next burst
-# will be carried by.
-CUSHION = 0.05  # seconds that guaranteed requests are kept ahead of their pace
-BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, from which best effort
-STRETCH = 0.1  # lengthens a step by this share at most
-RESERVE = 0.2  # share of the KV cache that it leaves free beside guaranteed requests as it starts
-AGE = 30.0  # seconds after which the oldest of best effort is promised to end too,
-PATIENCE = 10.0  # at so many times its TPOT, its first token in so many seconds
+# Seconds are those of usual hardware: `Roofline.slowness` multiplies them on slower hardware. Best
+# effort gets what is left, but time and memory that look idle are also what the next burst needs.
+CUSHION = 0.05  # seconds by which guaranteed requests stay ahead of their pace
+BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, above which best effort
+STRETCH = 0.1  # lengthens a step by at most this share
+RESERVE = 0.2  # share of the KV cache that it leaves free when it starts next to guaranteed ones
+AGE = 30.0  # seconds after which the oldest best-effort request is promised its end,
+PATIENCE = 10.0  # at this many times its TPOT, with its first token in this many seconds
 
 
 @dataclass(slots=True)
 class SLOsServe:
     """The paper's scheduler.
 
-    roofline, lengths: what is believed of the hardware and of output lengths; a host that learns
-    may assign better ones between steps. longest_step: cap on a batch, seconds, so that arrivals
-    are seen in time. speculate: draft where the engine can; no promise rests on drafts to come,
-    they bring slack and give KV blocks back sooner. batch_tokens: size of every batch, 0 where it
-    follows from what is due. What an ablation takes away is in `slos.policies.ablated`.
+    roofline, lengths: beliefs about the hardware and output lengths; a host that learns may replace
+    them between steps. longest_step: the most seconds of a batch, so that arrivals are seen in
+    time. speculate: use drafts if the engine can; no promise rests on future drafts, which only
+    bring slack and free KV blocks sooner. batch_tokens: fixed size of every batch, 0 if it follows
+    from the deadlines. The variants of the ablation are in `slos.policies.ablated`.
     """
 
     roofline: Roofline
@@ -62,9 +61,9 @@ class SLOsServe:
     speculate: bool = True
     batch_tokens: int = 0
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    # promised for good, but not running
+    # promised for good but not running
     _started: set[str] = field(init=False, repr=False, default_factory=set)
-    # promised unless another proof is found
+    # promised until another proof is found
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)
     # stage and t0, by id
     _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)
@@ -88,26 +87,26 @@ class SLOsServe:
         return Batch(plan.tokens, preempted, tuple(p.id for p in plan.declined), self.repeat(plan))
 
     def sort(self, view: View) -> Plan:
-        """Tell requests apart: promised, to be decided, best effort."""
+        """Sort requests into promised ones, candidates, and best effort."""
         waiting, first = due_first(view, self.roofline)
         plan = self.told_apart(view, waiting)
         if not first:
             return plan
-        # more than one planning takes are due before all others, and none of these was promised
+        # more than one planning takes are due before all others, none of which was promised
         sure = sum(p in first and not p.generated for p in plan.candidates)
         if sure > MOST and {p.id for p in waiting} >= self._started | self._admitted:
             return plan
         return self.told_apart(view, view.waiting)
 
     def told_apart(self, view: View, waiting: Sequence[Progress]) -> Plan:
-        """`sort` of the view's running requests and of those `waiting`."""
+        """`sort` for the view's running requests and the `waiting` ones given."""
         plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
             late = p.tokens - p.computed > 1 and self.hopeless(p.due, view.now)
             if late and not p.best_effort:
                 plan.declined.append(p)
             (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
-        most, end = 0, view.now  # the longest prompt yet, and when it would end
+        most, end = 0, view.now  # the longest prompt so far, and when it would end
         for p in waiting:
             if p.best_effort:
                 plan.waiting.append(p)
@@ -123,16 +122,16 @@ class SLOsServe:
         return plan
 
     def hopeless(self, due: float, end: float) -> bool:
-        """Whether a prompt that ends then at the earliest is given up: it becomes best effort."""
+        """Whether a prefill that ends at `end` at the earliest becomes best effort."""
         return due < end
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
-        """As many as one planning takes; and the others."""
+        """The candidates that one planning takes; and the others."""
         return planned(candidates, self._admitted)
 
     def _age(self, plan: Plan) -> None:
-        """Move the oldest of best effort to the guaranteed ones, at an easy pace, if all promises
-        hold beside it."""
+        """Move the oldest best-effort request to the guaranteed ones, at an easy pace, if all
+        promises still hold."""
         now, queue = plan.view.now, [*plan.best_effort, *plan.waiting]
         old = [p for p in queue if p.id in self._aged] if self._aged else []
         if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
@@ -154,11 +153,11 @@ class SLOsServe:
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
 
     def jobs(self, requests: Sequence[Progress], new: int = 0) -> np.ndarray:
-        """A record of each, the last `new` of which ask to be admitted: `JOB` [requests]."""
+        """A record of each, the last `new` of which ask for admission: `JOB` [requests]."""
         return jobs_of(requests, self.lengths, new, self.roofline.least_time(1))
 
     def admit(self, plan: Plan) -> None:
-        """Promise to those candidates that can be served beside all others."""
+        """Admit the candidates that can be served in addition to all promised requests."""
         candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
         plan.jobs = self.jobs([*plan.guaranteed, *candidates], new)
@@ -167,17 +166,17 @@ class SLOsServe:
         chosen, left_out = self.choose(plan, candidates), list[Progress]()
         plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
         for p, yes in zip(candidates, chosen, strict=True):
-            # another replica may have room for it now
+            # another replica may have room for it
             (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)
         self._admitted = {p.id for p in plan.guaranteed[old:]}
         plan.candidates = left_out + unplanned
-        if not plan.guaranteed and not plan.best_effort:  # nothing runs that they could wait for
+        if not plan.guaranteed and not plan.best_effort:  # there is nothing to wait for
             plan.declined += left_out
             plan.waiting += left_out
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
         """Which candidates, the last of the plan's jobs, to guarantee from now on: bool
-        [candidates]. The planner proposes, the look ahead proves."""
+        [candidates]. The planner proposes, the look-ahead proves."""
         now, jobs, engine, new = plan.view.now, plan.jobs, plan.engine, len(candidates)
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
         proposed = propose(now, rounded(jobs, new), engine, max(0, seats))[-new:]
@@ -185,11 +184,11 @@ class SLOsServe:
         if chosen.any() or not self._admitted:
             return chosen
         before = np.array([p.id in self._admitted for p in candidates])
-        # the last proof counted on them: without them it takes one of its own
+        # the last proof included them; without them a new proof is needed
         return before if before.any() and not lookahead.proven(now, jobs[:old], engine) else chosen
 
     def _form(self, plan: Plan) -> None:
-        """Guaranteed tokens by the rule, then drafts, as far as KV blocks go."""
+        """Give guaranteed requests tokens by the rule, then drafts, as far as KV blocks allow."""
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
         plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
         held, plan.context, plan.tightest = totals(jobs, view.block_size)
@@ -200,7 +199,7 @@ class SLOsServe:
         need, starts = needed(jobs, plan.share, view.block_size)
         wanted = plan.share[urgent].astype(np.int64).tolist()
         in_turn = [guaranteed[j] for j in urgent.tolist()]
-        if any([p.cached for p in in_turn]):  # what starts needs is another sum
+        if any([p.cached for p in in_turn]):  # `needed` takes cached tokens for held ones
             need, wanted = inf, [min(n, p.left) for n, p in zip(wanted, in_turn, strict=True)]
         plan.tokens = room.give_all(in_turn, wanted, need, starts)
         for p, n in drafts:
@@ -212,39 +211,39 @@ class SLOsServe:
                 self._acceptance.give(p, n)
 
     def _drafts(self, plan: Plan) -> list[tuple[Progress, int]]:
-        """Who is to verify drafts in this step, and how many; what prefill gives way to them."""
+        """The requests that verify drafts in this step, and how many; prefill may give way."""
         view, jobs, engine = plan.view, plan.jobs, plan.engine
         drafting = Drafting(view, self.roofline, self._acceptance, engine, plan.spare < 0)
         drafts, plan.share = drafting.spread(plan.guaranteed, jobs, plan.share, plan.seconds)
-        # where prefill gave way the step was proven as the shorter one that it is now
+        # if prefill gave way, the step was proven with its shorter time
         size, context = (plan.share + drafts).sum(), jobs["computed"][plan.share > 0].sum()
         plan.seconds = min(plan.seconds, self.roofline.time(size, drafts.max(initial=0), context))
-        plan.repeat = 1  # what slack this step brings the next one may draft with
+        plan.repeat = 1  # the next step may draft with the slack that this one brings
         return [(plan.guaranteed[j], int(drafts[j])) for j in np.flatnonzero(drafts).tolist()]
 
     def _fill(self, plan: Plan) -> None:
-        """Give best effort what is left of the step: those running, oldest first, then those
-        waiting."""
+        """Give best effort the rest of the step: running requests, oldest first, then waiting
+        ones."""
         view, room, tokens, engine = plan.view, plan.room, plan.tokens, plan.engine
         if not (room.evictable or plan.waiting):
             return
         context, used = plan.context, sum(tokens.values())
-        # the rest of the last tile is free
+        # the rest of the last tile costs nothing
         least = view.now + self.roofline.time(used, plan.draft, context)
         seconds = max(self._latest_end(plan), least) - view.now
         free = room.free - int(RESERVE * view.total_blocks) * (len(plan.jobs) > 0)
         for p in [*room.evictable, *plan.waiting]:
             read = context + p.computed + p.cached
             fits = min(self.roofline.fits(seconds, plan.draft, read), self.batch_tokens or maxsize)
-            # something runs, even where no step is short enough
+            # something must run, even if no step is short enough
             n = min(p.left, fits - used if tokens else max(fits, engine.tile))
             if n < 1:
                 plan.repeat = 1
                 break
-            if free < 1 and tokens and not p.computed:  # all the others wait, too
+            if free < 1 and tokens and not p.computed:  # all others wait, too
                 break
             whole = 0 if p.computed else view.needs(p, p.left + self.lengths.remaining(p))
-            # one that runs already is let in whatever is free, and one that would be alone
+            # a running request needs no reserve, nor does one that would run alone
             fitting = whole <= max(0, free) or not (tokens or view.running)
             if fitting and room.give(p, n):
                 tokens[p.id] = n
@@ -253,13 +252,13 @@ class SLOsServe:
             plan.repeat = 1
 
     def _latest_end(self, plan: Plan) -> float:
-        """Until when best effort may stretch the step."""
+        """The latest end to which best effort may stretch the step."""
         now, jobs = plan.view.now, plan.jobs
         if not len(jobs):
             first = next(iter((*plan.room.evictable, *plan.waiting)))
             return now + batching.longest_step(plan.engine, float(first.computed))
         cushion = CUSHION * self.roofline.slowness
-        if not lookahead.keeps_pace(now, jobs, plan.engine):  # what slack there is was counted on
+        if not lookahead.keeps_pace(now, jobs, plan.engine):  # the proof counts on all slack
             return now + plan.seconds
         end = batching.latest_end(now, jobs, plan.share, plan.engine, cushion)
         if plan.spare < 0 or plan.seconds > BUSY * plan.tightest:
@@ -268,5 +267,5 @@ class SLOsServe:
         return end
 
     def repeat(self, plan: Plan) -> float:
-        """For how many steps the answer would be the same: a candidate may be let in at any."""
+        """For how many steps the answer stays the same; with candidates it may change at any."""
         return 1 if plan.candidates else plan.steady()

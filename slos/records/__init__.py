@@ -1,1 +1,1 @@
-"""What runs leave: rows of a sweep, numbers beside the paper's, and the table of both."""
+"""What runs leave: rows of a sweep, our numbers next to the paper's, and the table of both."""

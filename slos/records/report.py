@@ -36,22 +36,23 @@ AGAINST = {
 SIZES = ("smoke", "quick", "reference", "full")
 _INTRO = """# Paper against reproduced
 
-Written by `python -m slos.records` from `paper.yaml` and the CSV files of `reference`, or of a run
-by `./run_all.sh`, into its own folder; do not edit.
+`python -m slos.records` writes this file from `paper.yaml` and the CSV files of `reference`; a run
+of `./run_all.sh` writes its own into its folder. Do not edit it.
 
-- *paper*: its number and how sure it is: A its own words, B the authors' later code, C a summary
-  that nobody checked.
-- *quick*: ours from `./run_all.sh`, as it was run here, or else as it came with the repository.
-  *reference*: from the full run that came with it. In brackets the interval over seeds (95 %) or
-  repeats, where there are several.
-- *verdict*: OK at the paper's value or better, or within 5 % of it; NEAR within 25 %; else MISS;
-  NOT RUN without a row. Only numbers of the paper's own setting have one, as far as it is known;
-  the settings are listed below.
-- Names in backticks, which the paper has no number for, follow without a verdict: `capacity_...` of
-  one replica without speculation (notebook 01), with `_trace` at the lengths of the Azure traces,
-  with `_client_95` by the clients' rule of pace at 95 %; `published_...`, `today_...` and
-  `clients_...` as in the README's first table, and `strict_...` at 98 % (17).
-- *simulated* numbers of ours come from a performance model, *measured* ones from an engine at work.
+- *paper*: the paper's number and how sure it is. A: its own words, or two readings that agree. B:
+  the authors' later code, or one reader's notes. C: a summary that nobody checked.
+- *quick*: our number from `./run_all.sh`, as it ran here, or else as it came with the repository.
+  *reference*: from the full run that came with the repository. Brackets: the 95 % interval over
+  seeds, or the range of repeats, where there are several.
+- *verdict*: OK if our number is at least as good as the paper's or within 5 % of it, NEAR within
+  25 %, otherwise MISS; NOT RUN if there is no row. Only a number in the paper's own setting, as far
+  as that is known, has a verdict; the settings are listed below.
+- Names in backticks are numbers that the paper does not have; they have no verdict. `capacity_...`
+  is on one replica without speculation (notebook 01), with `_trace` at the lengths of the Azure
+  traces, with `_client_95` by the clients' rule of pace at 95 %. `published_...`, `today_...` and
+  `clients_...` are as in the README's first table, and `strict_...` at 98 % (notebook 17).
+- *simulated* numbers of ours come from a performance model; *measured* ones are times (05) or a fit
+  to published times (07).
 """
 
 
@@ -91,7 +92,7 @@ def headline_table(
     claims: Sequence[Claim], runs: Mapping[str, Mapping[str, Headline]], size: str
 ) -> str:
     """A line per claim, then per number that the paper has none for; how many of each verdict; and
-    why some fall short.
+    why some of ours fall short.
 
     runs: by size and key. size: the one whose numbers count; where the reference has none, those of
     `quick` that came with it.
@@ -129,8 +130,8 @@ def headline_table(
     of = " or else ".join(f"`{s}`" for s in counts)
     parts = [_table(head, rows), f"{told}. Ratio, verdict and what follows them are those of {of}."]
     said = {
-        "Why ours fall short": whys,
-        "The setting in which ours is compared": settings,
+        "Why our number falls short": whys,
+        "The setting of our number": settings,
         "What the paper's sources leave open": notes,
     }
     parts += [f"{title}:\n\n" + "\n".join(lines) for title, lines in said.items() if lines]
@@ -227,7 +228,7 @@ def render(size: str) -> str:
     if (folder / "capacity.csv").exists():
         parts.append(f"## Capacities, `{size}`\n\n{capacity_tables(folder / 'capacity.csv')}")
     if (folder / "fidelity.csv").exists():
-        said = "Ratios are of simulated over measured; see `slos/studies/fidelity.py`."
+        said = "Ratios are simulated over measured; see `slos/studies/fidelity.py`."
         table = fidelity_table(folder / "fidelity.csv")
         parts.append(f"## The simulator against real servers, `{size}`\n\n{said}\n\n{table}")
     if how := executed(folder):

@@ -1,1 +1,1 @@
-"""A client that replays a workload against a server and measures what comes back."""
+"""A client that replays a workload against a server and measures the answers."""

@@ -1,1 +1,1 @@
-"""Simulated time: one clock, replicas that host real policies, and clusters of them."""
+"""Simulated time: one clock, replicas that run the real policies, and clusters of them."""

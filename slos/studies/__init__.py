@@ -1,1 +1,1 @@
-"""The studies: a module for each notebook, with what it runs, what it finds and its figures."""
+"""The studies: a module for each notebook, with its runs, its tables and its figures."""

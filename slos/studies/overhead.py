@@ -48,7 +48,7 @@ PLANNINGS = tuple(product((1, 2, 3, 4), (1, 10, 50, 100), (50, 200)))
 SIZES = {"smoke": (60, 20), "quick": (400, 60), "full": (1000, 300)}
 """Requests per simulation, plannings of each shape."""
 PLAIN = {"headers": "keys", "showindex": False, "floatfmt": ".3f", "tablefmt": "plain"}
-PAPER = f"the paper (section 4.2): below {paper('planning_ms'):g} ms, mostly below 2 ms"
+PAPER = f"the paper: below {paper('planning_ms'):g} ms, mostly below 2 ms"
 
 
 def simulation_cost(
