@@ -205,7 +205,7 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     fewest, most = means["scenarios"].min(), len(SCENARIOS)
     whole = fewest == most
     last = "geometric mean" if whole else f"mean of {fewest} of {most}"
-    rows = pd.concat([table, means.assign(scenario=last)])
+    rows: Frame = pd.concat([table, means.assign(scenario=last)])
     reported = paper("authors_vs_best") if whole else 0.0
     count = len(set(rows["scenario"]))
     figure, axis = plt.subplots(figsize=(max(7.5, 1.3 * count + 1.5), 3.4), layout="constrained")

@@ -178,8 +178,8 @@ def steps_and_fits(table: Frame, most: int = 1024) -> Figure:
             r = next(fitted.itertuples())
             planes = (map(float, plane.split()) for plane in r.planes.split(" | "))
             line = Roofline(tuple(Plane(k1, 0.0, b) for k1, b in planes), r.k_ctx, r.tile)
-            style = {"color": color, "linestyle": "-" if context else "--", "label": label}
-            axis.plot(n, [1e3 * line.time(tokens) for tokens in n], linewidth=1.3, **style)
+            ms = [1e3 * line.time(tokens) for tokens in n]
+            axis.plot(n, ms, "-" if context else "--", color=color, linewidth=1.3, label=label)
         axis.set(xlabel="tokens of a step", xlim=(0, most), ylim=(0, None))
     said = f"{origin(select(table, kind=kind))}; lines: rooflines fitted to all steps"
     return finish(figure, said, axes[0], ncols=3)
