@@ -107,9 +107,11 @@ class Replica:
 
     @cached_property
     def session(self) -> aiohttp.ClientSession:
-        """Made where it is first asked for: in the event loop that answers."""
-        never, unlimited = aiohttp.ClientTimeout(total=None), aiohttp.TCPConnector(limit=0)
-        return aiohttp.ClientSession(timeout=never, connector=unlimited)
+        """Made where it is first asked for: in the event loop that answers. No connection is kept,
+        which the engine might close just when a call is sent: that looks like a lost replica."""
+        never = aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        return aiohttp.ClientSession(timeout=never, connector=connector)
 
     def _end_with_engine(self) -> None:
         self.engine.wait()
