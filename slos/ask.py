@@ -43,7 +43,7 @@ OWN = {
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m slos.ask", description=__doc__)
     what = parser.add_mutually_exclusive_group()
-    mix = f"NAME=SHARE,... of {', '.join(SCENARIOS)} (mixed)"
+    mix = f"scenarios and their shares, NAME=SHARE,... of {', '.join(SCENARIOS)} (mixed)"
     what.add_argument("--mix", default="mixed", help=mix)
     layouts = "your own requests, in a layout of workloads/published.py: CSV, Azure, ..."
     what.add_argument("--requests", default="", metavar="FILE", help=layouts)
@@ -56,7 +56,8 @@ def options() -> argparse.ArgumentParser:
             how |= {"choices": RULES} if f.name == "rule" else {}
             how = {"action": "store_true"} if isinstance(f.default, bool) else how
             parser.add_argument(f"--{f.name.replace('_', '-')}", help=text, **how)
-    parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES)
+    systems = f"schedulers to compare ({' '.join(ordinary())})"
+    parser.add_argument("--systems", nargs="+", default=ordinary(), choices=POLICIES, help=systems)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
     return parser
 
