@@ -12,7 +12,6 @@ import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -47,9 +46,9 @@ def fit(rows: Path | str | Steps, planes: int = 2, context: bool = False, tile: 
     """Least-squares fit of a max-affine roofline to measured steps.
 
     rows: steps, or a tidy CSV with columns tokens, seconds and perhaps draft_steps, context.
-    Alternates between assigning each step to its
-    highest plane and refitting the planes, from splits of the batch sizes; the relative errors are
-    what is minimised, so that small batches count. tile: of the roofline, given and not fitted.
+    Alternates between assigning each step to its highest plane and refitting the planes, from
+    splits of the batch sizes; the relative errors are what is minimised, so that small batches
+    count. tile: of the roofline, given and not fitted.
     Raises ValueError on missing columns, non-positive times and fewer than 4 rows per plane.
     """
     data = np.array(_read(Path(rows)) if isinstance(rows, (str, Path)) else list(rows), dtype=float)
@@ -92,24 +91,22 @@ def _alternate(
     tokens: np.ndarray, drafts: np.ndarray, ctx: np.ndarray, seconds: np.ndarray,
     owner: np.ndarray, tile: int,
 ) -> Fit | None:  # fmt: skip
-    """A fit whose planes begin with the steps that `owner` gives them, if it is of use."""
-    whole, count = np.ceil(tokens / tile) * tile, int(owner.max()) + 1
+    """The best fit, if one is of use, on the way from planes that begin with the steps that `owner`
+    gives them, until an assignment of the steps comes back."""
+    whole = np.ceil(tokens / tile) * tile
     features = np.stack([whole, drafts, np.ones_like(tokens)], axis=1)
-    planes, k_ctx, alike = np.zeros((count, 3)), 0.0, partial(np.allclose, rtol=1e-12, atol=0)
-    for _ in range(500):
-        before, k_before = planes.copy(), k_ctx
-        target = seconds - k_ctx * ctx
-        for p in range(count):
-            mine, free = owner == p, 2 if p else None
-            if mine.sum() >= 3:
-                planes[p] = _nonnegative(features[mine], target[mine], 1 / seconds[mine], free)
-        compute = (features @ planes.T).max(axis=1)
-        if ctx.any():
-            k_ctx = float(_nonnegative(ctx[:, None], seconds - compute, 1 / seconds)[0])
-        owner = (features @ planes.T).argmax(axis=1)
-        if alike(planes, before) and alike(k_ctx, k_before):
-            break
-    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[np.unique(owner)].tolist()]
+    planes, least, best, seen = np.zeros((owner.max() + 1, 3)), inf, (owner, 0.0), set[bytes]()
+    while (known := owner.tobytes()) not in seen:
+        seen.add(known)
+        planes, k_ctx = _refitted(planes, features, ctx, seconds, owner)
+        compute = features @ planes.T
+        owner = compute.argmax(axis=1)
+        error = float((((compute.max(axis=1) + k_ctx * ctx) / seconds - 1) ** 2).mean())
+        if error < least:
+            least, best = error, (planes, k_ctx)
+    planes, k_ctx = best
+    highest = np.unique((features @ planes.T).argmax(axis=1))
+    used = [Plane(max(k1, 1e-12), k2, b) for k1, k2, b in planes[highest].tolist()]
     if max(plane.b for plane in used) < 0:
         return None  # small batches would cost nothing; a fit of one plane is never among these
     roofline = Roofline(tuple(used), k_ctx, tile)
@@ -118,12 +115,24 @@ def _alternate(
     return Fit(roofline, float(1 - off / max(whole, 1e-300)), np.abs(predicted / seconds - 1))
 
 
-def _nonnegative(
-    a: np.ndarray, y: np.ndarray, weight: np.ndarray, free: int | None = None
-) -> np.ndarray:
-    """Weighted least squares with coefficients at least 0, but that of column `free`."""
-    low = np.where(np.arange(a.shape[1]) == free, -np.inf, 0.0)
-    return lsq_linear(a * weight[:, None], y * weight, (low, np.inf), "bvls").x
+def _refitted(
+    planes: np.ndarray, features: np.ndarray, ctx: np.ndarray, seconds: np.ndarray,
+    owner: np.ndarray,
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """The planes, float64 [planes, 3], refitted at once with the seconds per token of context to
+    the steps that each owns, weighted for relative errors; with fewer than 3 steps one stays.
+    No coefficient is below 0 but the seconds per batch of planes after the first."""
+    fitted = np.flatnonzero(np.bincount(owner, minlength=len(planes)) >= 3)
+    mine = owner[:, None] == fitted
+    some, terms = mine.any(axis=1), mine[:, :, None] * features[:, None, :]
+    terms = np.column_stack([terms.reshape(len(owner), -1), ctx]) / seconds[:, None]
+    low = np.zeros((len(fitted), 3))
+    low[fitted > 0, 2] = -inf
+    bounds = np.append(low, 0.0), inf
+    found = lsq_linear(terms[some], np.ones(some.sum()), bounds, "bvls").x
+    planes = planes.copy()
+    planes[fitted] = found[:-1].reshape(-1, 3)
+    return planes, float(found[-1])
 
 
 @dataclass(frozen=True, slots=True)
