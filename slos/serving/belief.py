@@ -68,7 +68,7 @@ class Learned:
         return True
 
     def refit(self, steps: list[Measured]) -> None:
-        """Fit the roofline to `steps`: some ten milliseconds, so not in the engine's thread."""
+        """Fit the roofline to `steps`: a few milliseconds, but not in the engine's thread."""
         kept, roofline = steps, fit(steps, context=True).roofline
         usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
