@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -358,7 +359,7 @@ def test_answers_go_on_while_the_engine_says_how_it_is(tmp_path: Path, status: i
 
     async def play() -> None:
         replica = object.__new__(gateway.Replica)
-        replica.folder = tempfile.TemporaryDirectory(dir=tmp_path)
+        replica.folder = SimpleNamespace(cleanup=lambda: None)  # type: ignore[assignment]
         replica.report, replica.waits = tmp_path / "load.json", {}
         runner = web.ServerRunner(web.Server(engine))
         await runner.setup()
