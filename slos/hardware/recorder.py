@@ -99,7 +99,7 @@ class Recording:
                 writer = csv.writer(out)
                 if not out.tell():
                     writer.writerow(COLUMNS)
-                writer.writerows(map(astuple, self.steps))
+                writer.writerows(astuple(step) for step in self.steps)
             self.steps.clear()
 
     def shutdown(self) -> None:
