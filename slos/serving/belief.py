@@ -69,10 +69,10 @@ class Learned:
 
     def refit(self, steps: list[Measured]) -> None:
         """Fit the roofline to `steps`: a few milliseconds, but not in the engine's thread."""
-        kept, roofline = steps, fit(steps, context=True).roofline
+        kept, roofline = steps, fit(steps, context=True, quick=True).roofline
         usual = [s for s in steps if s[3] <= OUTLIER * roofline.time(*s[:3])]
         if len(steps) > len(usual) >= FIRST // 2:
-            kept, roofline = usual, fit(usual, context=True).roofline
+            kept, roofline = usual, fit(usual, context=True, quick=True).roofline
         # Least squares of relative errors leans to the fast side: all steps together must take as
         # long as they took.
         took, said = sum(s[3] for s in kept), sum(roofline.time(*s[:3]) for s in kept)
