@@ -164,3 +164,17 @@ def _peak(jobs, engine):
         count -= 1
         context -= held[j]
     return peak / size
+
+
+@kernel
+def startable(jobs, engine):
+    """Which jobs may take KV blocks now, where no proof says so: bool [jobs]. Those that hold some,
+    and then, earliest deadline first, those with which all can grow to their ends, a token per
+    step; at least one."""
+    grown, inside = jobs.copy(), jobs.computed > 0
+    grown.computed[:] = jobs.computed + jobs.left - 1
+    for j in np.argsort(jobs.due, kind="mergesort"):
+        if not inside[j]:
+            inside[j] = True
+            inside[j] = inside.sum() == 1 or _peak(grown[inside], engine) <= engine.blocks
+    return inside

@@ -20,7 +20,9 @@ class Plan:
     """The plan of one step: `sort` fills in the lists, `admit` the jobs, `form` the tokens of the
     guaranteed requests, `fill` those of best effort.
 
-    guaranteed: admitted; candidates: to be decided, and after `admit` those that keep waiting;
+    guaranteed: admitted; unproven: no look-ahead of this step found room for those of them that
+    have not started, as where steps take longer than was believed or lengths are predicted;
+    candidates: to be decided, and after `admit` those that keep waiting;
     best_effort: running ones; waiting: best effort without KV blocks; declined: in this step.
     jobs: of the guaranteed and the candidates, after `admit` of the guaranteed only. share: their
     tokens without drafts; seconds: of the step with these; draft: the longest draft. context,
@@ -31,6 +33,7 @@ class Plan:
     view: View
     engine: Engine
     guaranteed: list[Progress] = field(default_factory=list)
+    unproven: bool = False
     candidates: list[Progress] = field(default_factory=list)
     best_effort: list[Progress] = field(default_factory=list)
     waiting: list[Progress] = field(default_factory=list)

@@ -161,6 +161,8 @@ class SLOsServe:
         candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
         plan.jobs = self.jobs([*plan.guaranteed, *candidates], new)
+        if self._started:
+            plan.unproven = not lookahead.proven(plan.view.now, plan.jobs[:old], plan.engine)
         if not candidates:
             return
         chosen, left_out = self.choose(plan, candidates), list[Progress]()
@@ -181,16 +183,22 @@ class SLOsServe:
         old, seats = len(jobs) - new, plan.view.max_seqs - (len(jobs) - new)
         proposed = propose(now, rounded(jobs, new), engine, max(0, seats))[-new:]
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
-        if chosen.any() or not self._admitted:
-            return chosen
-        before = np.array([p.id in self._admitted for p in candidates])
-        # the last proof included them; without them a new proof is needed
-        return before if before.any() and not lookahead.proven(now, jobs[:old], engine) else chosen
+        if chosen.any():
+            plan.unproven = False
+        elif self._admitted:
+            before = np.array([p.id in self._admitted for p in candidates])
+            # the last proof included them; without them a new proof is needed
+            if before.any() and not lookahead.proven(now, jobs[:old], engine):
+                plan.unproven = True
+                return before
+        return chosen
 
     def _form(self, plan: Plan) -> None:
         """Give guaranteed requests tokens by the rule, then drafts, as far as KV blocks allow."""
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
         plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
+        if plan.unproven:
+            plan.share[~lookahead.startable(jobs, plan.engine)] = 0
         held, plan.context, plan.tightest = totals(jobs, view.block_size)
         plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()
