@@ -37,7 +37,7 @@ def jobs_of(
 ) -> np.ndarray:
     """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
     shortest: the least seconds of a step."""
-    rows, started = list[bytes](), len(requests) - new
+    rows, started, remaining = list[bytes](), len(requests) - new, lengths.remaining
     for p in requests:
         left, computed = p.tokens - p.computed, p.computed
         if p.cached and len(rows) >= started:
@@ -52,7 +52,7 @@ def jobs_of(
             sure = lengths.at_least(p)
         # several times faster than filling an array
         row = PACK(
-            left, p.t0 + p.generated * p.tpot, p.tpot, lengths.remaining(p), computed, 0, switch,
+            left, p.t0 + p.generated * p.tpot, p.tpot, remaining(p), computed, 0, switch,
             p.later_tpot, p.value, p.client and not p.generated, reopens,
             p.shared if p.computed else 0, sure, 0,
         )  # fmt: skip

@@ -102,10 +102,13 @@ class SLOsServe:
         """`sort` for the view's running requests and the `waiting` ones given."""
         plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
-            late = p.tokens - p.computed > 1 and self.hopeless(p.due, view.now)
-            if late and not p.best_effort:
+            if p.best_effort:
+                plan.best_effort.append(p)
+            elif p.tokens - p.computed > 1 and self.hopeless(p.due, view.now):
                 plan.declined.append(p)
-            (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
+                plan.best_effort.append(p)
+            else:
+                plan.guaranteed.append(p)
         most, end = 0, view.now  # the longest prompt so far, and when it would end
         for p in waiting:
             if p.best_effort:
@@ -164,7 +167,10 @@ class SLOsServe:
         if not candidates:
             return
         chosen, left_out = self.choose(plan, candidates), list[Progress]()
-        plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
+        if not chosen.any():
+            plan.jobs = plan.jobs[:old]
+        elif not chosen.all():
+            plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
         for p, yes in zip(candidates, chosen, strict=True):
             # another replica may have room for it
             (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)
