@@ -14,7 +14,8 @@ from operator import itemgetter
 
 import numpy as np
 
-from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
+from slos.core.types import Batch, LengthPredictor, Policy, Progress, View, require
+from slos.policies.routers import Load
 from slos.sim.flight import MAX_LEAP, Flight, ends_of
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import PrefixCache
