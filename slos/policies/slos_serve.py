@@ -65,8 +65,8 @@ class SLOsServe:
     _started: set[str] = field(init=False, repr=False, default_factory=set)
     # promised until another proof is found
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)
-    # stage and t0, by id
-    _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)
+    # best effort that is promised its end, by id, with the easier objectives
+    _aged: dict[str, Progress] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -142,18 +142,25 @@ class SLOsServe:
             old = [oldest] if now - oldest.arrival > AGE * self.roofline.slowness else []
         before, self._aged = self._aged, {}
         for p in old:
-            stage, t0 = before.get(p.id, (-1, 0.0))
-            tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
-            if stage != p.stage or now > t0 + p.generated * tpot:
-                first = max(PATIENCE * self.roofline.slowness, 2 * self.roofline.time(p.left))
-                t0 = now + first - p.generated * tpot
-            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
+            easy = before.get(p.id)
+            if easy:  # much faster than a new copy
+                easy.tokens, easy.computed, easy.generated = p.tokens, p.computed, p.generated
+                easy.cached, easy.shared = p.cached, p.shared
+            if not easy or easy.stage != p.stage or now > easy.due:
+                easy = self._eased(p, now)
             beside = [*plan.guaranteed, easy]
             if p.id not in before and not lookahead.proven(now, self.jobs(beside), plan.engine):
                 continue
-            self._aged[p.id] = p.stage, t0
+            self._aged[p.id] = easy
             plan.guaranteed.append(easy)
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
+
+    def _eased(self, p: Progress, now: float) -> Progress:
+        """A request with the objectives that it is promised once it has waited long."""
+        tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
+        first = max(PATIENCE * self.roofline.slowness, 2 * self.roofline.time(p.left))
+        t0 = now + first - p.generated * tpot
+        return replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
 
     def jobs(self, requests: Sequence[Progress], new: int = 0) -> np.ndarray:
         """A record of each, the last `new` of which ask for admission: `JOB` [requests]."""
