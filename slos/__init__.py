@@ -28,13 +28,13 @@ from importlib import import_module
 from typing import Any
 
 HOMES = {
-    "slos.core.types": "Batch Load Policy Progress Request Router SLO Stage View",
+    "slos.core.types": "Batch Policy Progress Request SLO Stage View",
     "slos.core.roofline": "Plane Roofline",
     "slos.core.attainment": "Outcome attainment",
-    "slos.core.lengths": "Oracle",
     "slos.hardware.profiles": "Profile profile profiles",
     "slos.policies": "POLICIES make_policy",
-    "slos.policies.routers": "ROUTERS make_router",
+    "slos.policies.oracle": "Oracle",
+    "slos.policies.routers": "ROUTERS Load Router make_router",
     "slos.sim.simulator": "World simulate stream",
     "slos.evaluation.capacity_search": "Search capacity search",
     "slos.evaluation.runs": "serve",

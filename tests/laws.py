@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pool import Pool
 
 from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
 from slos.core.pace import PAPER, RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, LengthPredictor, Policy, Progress, Request, Stage, View
 from slos.policies import AS_PUBLISHED, POLICIES, make_policy
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, Step, World

@@ -24,11 +24,11 @@ from threading import RLock
 from laws import EVERY, FAST, Lawful, Watch, build
 from tqdm.auto import tqdm
 
-from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import QUOTED, SLO, Request, Stage
 from slos.hardware.profiles import Profile
 from slos.policies import POLICIES
+from slos.policies.oracle import Oracle
 from slos.policies.routers import ROUTERS, make_router
 from slos.policies.slos_serve import SLOsServe
 from slos.records.sweep import sweep

@@ -55,11 +55,13 @@ class Outcome:
 @dataclass(slots=True, eq=False)
 class Live:
     """The host's record of a request: the truth that its `progress` does not show, and measurements
-    so far. t0: where the schedule starts by the paper's rule, whatever the request's rule is."""
+    so far. t0: where the schedule starts by the paper's rule, whatever the request's rule is;
+    output: tokens of its stage."""
 
     request: Request
     progress: Progress
     t0: float = 0.0
+    output: int = 0
     first: float = 0.0
     ttft: float = 0.0
     ttft_slo: float = 0.0
@@ -82,7 +84,8 @@ class Live:
         else:
             p.arrival = now
             p.t0 = self.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
-        p.stage, p.generated, p.tpot, p.client = stage, 0, spec.slo.tpot, spec.slo.rule == CLIENT
+        p.stage, p.generated, self.output = stage, 0, spec.output
+        p.tpot, p.client = spec.slo.tpot, spec.slo.rule == CLIENT
         p.follows = stage > 0 and spec.wait == 0
         following = takewhile(lambda s: s.wait == 0, self.request.stages[stage + 1 :])
         paces = [s.slo.tpot for s in following]
@@ -90,20 +93,22 @@ class Live:
 
     def emit(self, times: list[float]) -> bool:
         """Record tokens that appeared at `times`; returns True if they end the stage."""
-        p, stage = self.progress, self.request.stages[self.progress.stage]
-        n = p.generated
+        p, n = self.progress, self.progress.generated
         if n == 0:
             self.first = first = times[0]
+            goes_on = self.request.stages[p.stage].goes_on
             if p.stage == 0:
                 self.ttft, self.ttft_slo = first - p.arrival, p.t0 - p.arrival
-            self.late_first |= not stage.goes_on and first > self.t0 + TOLERANCE
-            self.t0 = start(self.t0, first, False, stage.goes_on)
-            p.t0 = start(p.t0, first, p.client, stage.goes_on)
+            self.late_first |= not goes_on and first > self.t0 + TOLERANCE
+            self.t0 = start(self.t0, first, False, goes_on)
+            p.t0 = start(p.t0, first, p.client, goes_on)
         p.generated = end = n + len(times)
         p.tokens += end - n
-        for i in range(n + -n % CHECK_EVERY or CHECK_EVERY, end, CHECK_EVERY):
+        i = n + -n % CHECK_EVERY or CHECK_EVERY
+        while i < end:
             self.lateness = max(self.lateness, times[i - n] - (self.t0 + i * p.tpot))
-        if end < stage.output:
+            i += CHECK_EVERY
+        if end < self.output:
             return False
         last = times[-1]
         self.lateness = max(self.lateness, last - (self.t0 + (end - 1) * p.tpot))

@@ -242,38 +242,10 @@ class Batch:
         require(self.repeat >= 1, "repeat", self.repeat, "at least 1 step")
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a router may know of one replica, as it will be when the step in flight ends.
-
-    step_end: the end of that step, now if none is in flight. waiting, running: requests. The others
-    leave out best effort, which gives way: `prefill_tokens` left to compute; `decodes` as (TPOT,
-    requests), ascending; `claimed_blocks`, the KV blocks that these requests hold at their ends.
-    """
-
-    replica: str
-    step_end: float
-    waiting: int
-    running: int
-    free_blocks: int
-    total_blocks: int
-    block_size: int = 16
-    prefill_tokens: int = 0
-    decodes: tuple[tuple[float, int], ...] = ()
-    claimed_blocks: int = 0
-
-
 class Policy(Protocol):
     """Decides on one step. It reads no clock, never sleeps and uses no global random state."""
 
     def step(self, view: View) -> Batch: ...
-
-
-class Router(Protocol):
-    """Names the replicas to ask for a request, in order, as a policy would see it at its arrival.
-    Each may pass it on to the next, and the last one keeps it. `loads` is never empty."""
-
-    def rank(self, request: Progress, loads: Sequence[Load]) -> Sequence[str]: ...
 
 
 class LengthPredictor(Protocol):

@@ -25,8 +25,8 @@ from typing import Any
 
 import aiohttp
 
-from slos.core.types import Load, require
-from slos.policies.routers import LeastLoaded, make_router
+from slos.core.types import require
+from slos.policies.routers import LeastLoaded, Load, make_router
 from slos.serving.answers import broken, unavailable
 from slos.serving.calls import FROM
 from slos.serving.load_report import Report

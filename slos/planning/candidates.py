@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from math import inf, prod
 
 import numpy as np
@@ -21,9 +21,14 @@ FEW = 4  # more of them are rounded down to so many tiers
 FEWEST = 40  # so many candidates have at most STATES count vectors in any spread over FEW tiers
 
 
-def vectors(tpots: Iterable[float]) -> int:
+def vectors(tpots: Sequence[float]) -> int:
     """The number of count vectors of requests with these TPOTs."""
     return prod(n + 1 for n in Counter(tpots).values())
+
+
+def too_many(tpots: Sequence[float]) -> bool:
+    """Whether there are more than STATES count vectors; n requests have at most 2^n."""
+    return 1 << len(tpots) > STATES and vectors(tpots) > STATES
 
 
 def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
@@ -49,7 +54,7 @@ def planned(
 ) -> tuple[list[Progress], list[Progress]]:
     """The candidates that one planning takes, `admitted` ones first, then by deadline; and the
     others."""
-    if len(candidates) <= MOST and vectors(p.tpot for p in candidates) <= STATES:
+    if len(candidates) <= MOST and not too_many([p.tpot for p in candidates]):
         return candidates, []
     new = np.array([p.id not in admitted for p in candidates])
     due = np.array([p.due for p in candidates])
@@ -58,7 +63,7 @@ def planned(
 
     def crowded(n: int) -> bool:
         """Whether the first n have too many tiers or count vectors."""
-        return len(set(tpots[:n])) > TIERS or vectors(tpots[:n]) > STATES
+        return len(set(tpots[:n])) > TIERS or too_many(tpots[:n])
 
     last = bisect_left(range(len(tpots) + 1), True, key=crowded) - 1
     last = min(max(last, FEWEST), len(tpots))
@@ -69,7 +74,7 @@ def rounded(jobs: np.ndarray, new: int) -> np.ndarray:
     """The jobs to plan with, the last `new` of which are candidates: unchanged, or with their TPOTs
     rounded down to a few tiers if there are too many count vectors."""
     tpots = jobs["tpot"].tolist()
-    if len(set(tpots)) <= TIERS and vectors(tpots[len(tpots) - new :]) <= STATES:
+    if len(set(tpots)) <= TIERS and not too_many(tpots[len(tpots) - new :]):
         return jobs
     jobs = jobs.copy()
     tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))

@@ -37,29 +37,30 @@ def jobs_of(
 ) -> np.ndarray:
     """A record of each request, the last `new` of which ask to be admitted: `JOB` [requests].
     shortest: the least seconds of a step."""
-    rows, started = list[bytes](), len(requests) - new
+    rows, started, lend = list[bytes](), len(requests) - new, False
+    remaining = lengths.remaining
     for p in requests:
         left, computed = p.tokens - p.computed, p.computed
         if p.cached and len(rows) >= started:
             # It gets what it finds in a prefix cache if it starts now. Other waiting requests were
             # admitted before, and what they would find may be gone when they start.
             left, computed = left - p.cached, computed + p.cached
-        switch = reopens = sure = 0.0
-        if p.later_tpot < inf:
-            switch = lengths.after_stage(p)
-            reopens = 0.0 if not p.client else 1.0 if p.stages_left == 1 else inf
-        if p.client and not p.follows:
-            sure = lengths.at_least(p)
+        goes_on, opens, reopens, sure = p.later_tpot < inf, 0.0, 0.0, 0.0
+        switch = lengths.after_stage(p) if goes_on else 0.0
+        if p.client:
+            lend, opens = True, p.generated == 0
+            reopens = 0.0 if not goes_on else 1.0 if p.stages_left == 1 else inf
+            sure = 0.0 if p.follows else lengths.at_least(p)
         # several times faster than filling an array
         row = PACK(
-            left, p.t0 + p.generated * p.tpot, p.tpot, lengths.remaining(p), computed, 0, switch,
-            p.later_tpot, p.value, p.client and not p.generated, reopens,
+            left, p.t0 + p.generated * p.tpot, p.tpot, remaining(p), computed, 0, switch,
+            p.later_tpot, p.value, opens, reopens,
             p.shared if p.computed else 0, sure, 0,
         )  # fmt: skip
         rows.append(row)
     jobs = np.frombuffer(bytearray().join(rows), JOB)
     jobs["new"][started:] = 1
-    if any([p.client for p in requests]):
+    if lend:
         jobs["gain"] = LEND * np.maximum(0.0, jobs["tpot"] - shortest)
         jobs["due"] += lent_to(jobs)
     return jobs

@@ -52,7 +52,7 @@ class Plan:
     def steady(self) -> float:
         """For how many steps this one can be repeated if no candidate waits."""
         running, jobs = len(self.view.running), self.jobs
-        if sum(self.tokens.values()) != running or len(self.tokens) != running:
+        if self.repeat <= 1 or sum(self.tokens.values()) != running or len(self.tokens) != running:
             return 1
         if self.room.victims or self.declined or (jobs["left"] != 1).any():
             return 1

@@ -24,8 +24,8 @@ from math import ceil, exp, inf, log
 from random import Random
 from typing import final
 
-from slos.core.lengths import Oracle
 from slos.core.types import LengthPredictor, Progress, Request, require
+from slos.policies.oracle import Oracle
 
 UNKNOWN = 64  # output tokens of one of which nothing at all is known
 WINDOW = 512  # requests of a class that are remembered

@@ -65,8 +65,8 @@ class SLOsServe:
     _started: set[str] = field(init=False, repr=False, default_factory=set)
     # promised until another proof is found
     _admitted: set[str] = field(init=False, repr=False, default_factory=set)
-    # stage and t0, by id
-    _aged: dict[str, tuple[int, float]] = field(init=False, repr=False, default_factory=dict)
+    # best effort that is promised its end, by id, with the easier objectives
+    _aged: dict[str, Progress] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.longest_step > 0, "longest_step", self.longest_step, "positive (seconds)")
@@ -102,10 +102,13 @@ class SLOsServe:
         """`sort` for the view's running requests and the `waiting` ones given."""
         plan = Plan(view, engine_of(self.roofline, view, self.longest_step, self.batch_tokens))
         for p in view.running:
-            late = p.tokens - p.computed > 1 and self.hopeless(p.due, view.now)
-            if late and not p.best_effort:
+            if p.best_effort:
+                plan.best_effort.append(p)
+            elif p.tokens - p.computed > 1 and self.hopeless(p.due, view.now):
                 plan.declined.append(p)
-            (plan.best_effort if late or p.best_effort else plan.guaranteed).append(p)
+                plan.best_effort.append(p)
+            else:
+                plan.guaranteed.append(p)
         most, end = 0, view.now  # the longest prompt so far, and when it would end
         for p in waiting:
             if p.best_effort:
@@ -139,18 +142,25 @@ class SLOsServe:
             old = [oldest] if now - oldest.arrival > AGE * self.roofline.slowness else []
         before, self._aged = self._aged, {}
         for p in old:
-            stage, t0 = before.get(p.id, (-1, 0.0))
-            tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
-            if stage != p.stage or now > t0 + p.generated * tpot:
-                first = max(PATIENCE * self.roofline.slowness, 2 * self.roofline.time(p.left))
-                t0 = now + first - p.generated * tpot
-            easy = replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
+            easy = before.get(p.id)
+            if easy:  # much faster than a new copy
+                easy.tokens, easy.computed, easy.generated = p.tokens, p.computed, p.generated
+                easy.cached, easy.shared = p.cached, p.shared
+            if not easy or easy.stage != p.stage or now > easy.due:
+                easy = self._eased(p, now)
             beside = [*plan.guaranteed, easy]
             if p.id not in before and not lookahead.proven(now, self.jobs(beside), plan.engine):
                 continue
-            self._aged[p.id] = p.stage, t0
+            self._aged[p.id] = easy
             plan.guaranteed.append(easy)
             (plan.best_effort if p in plan.best_effort else plan.waiting).remove(p)
+
+    def _eased(self, p: Progress, now: float) -> Progress:
+        """A request with the objectives that it is promised once it has waited long."""
+        tpot, later = PATIENCE * p.tpot, PATIENCE * p.later_tpot
+        first = max(PATIENCE * self.roofline.slowness, 2 * self.roofline.time(p.left))
+        t0 = now + first - p.generated * tpot
+        return replace(p, best_effort=False, t0=t0, tpot=tpot, later_tpot=later, client=False)
 
     def jobs(self, requests: Sequence[Progress], new: int = 0) -> np.ndarray:
         """A record of each, the last `new` of which ask for admission: `JOB` [requests]."""
@@ -166,7 +176,10 @@ class SLOsServe:
         if not candidates:
             return
         chosen, left_out = self.choose(plan, candidates), list[Progress]()
-        plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
+        if not chosen.any():
+            plan.jobs = plan.jobs[:old]
+        elif not chosen.all():
+            plan.jobs = plan.jobs[np.concatenate((np.ones(old, np.bool_), chosen))]
         for p, yes in zip(candidates, chosen, strict=True):
             # another replica may have room for it
             (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from slos.core.lengths import Fixed
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import Progress, View
 from slos.planning.batching import longest_step
 from slos.planning.lookahead import keeps_pace, proven
 from slos.planning.speculation import Acceptance, Drafting
+from slos.policies.oracle import Fixed
 from slos.policies.slos_serve import SLOsServe
 
 

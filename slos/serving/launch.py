@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from slos.core.lengths import Oracle
 from slos.core.pace import RULES
 from slos.core.types import require
 from slos.hardware.profiles import profile
+from slos.policies.oracle import Oracle
 from slos.serving.calls import calibrate, secret
 from slos.serving.guard import GRACE, guard
 from slos.serving.settings import Settings

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slos.core.roofline import Roofline
-from slos.core.types import Load
 from slos.files import write_whole
 from slos.hardware.profiles import as_json, of_json
+from slos.policies.routers import Load
 from slos.serving.tracked import Tracked
 
 EVERY = 0.01  # seconds between two reports

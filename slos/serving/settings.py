@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT
 from slos.core.roofline import Roofline
 from slos.core.types import SLO, LengthPredictor, Policy, Progress, Request, Stage, View, require
 from slos.hardware.profiles import Profile, profile
 from slos.policies import make_policy
+from slos.policies.oracle import Oracle
 from slos.policies.predictors import make_predictor
 from slos.serving.objectives import Objectives, Phase, bounded, within
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from slos.core.lengths import Fixed
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, require
 from slos.hardware.profiles import Profile
 from slos.hardware.shapes import kv_bytes
 from slos.policies import make_policy
+from slos.policies.oracle import Fixed
 from slos.sim.replica import Replica
 from slos.sim.simulator import Link
 from slos.sim.world import World

@@ -14,7 +14,8 @@ from operator import itemgetter
 
 import numpy as np
 
-from slos.core.types import Batch, LengthPredictor, Load, Policy, Progress, View, require
+from slos.core.types import Batch, LengthPredictor, Policy, Progress, View, require
+from slos.policies.routers import Load
 from slos.sim.flight import MAX_LEAP, Flight, ends_of
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import PrefixCache
@@ -158,7 +159,7 @@ class Replica:
         kv, leap, size, flight = self.kv, batch.repeat, self.world.block_size, self.flight
         if not batch.tokens.keys() <= self.live.keys():
             self._find(next(id for id in batch.tokens if id not in self.live))
-        flight.batch = [self.live[id] for id in batch.tokens]
+        flight.batch = list(map(self.live.__getitem__, batch.tokens))
         tokens, within = batch.tokens, 0
         if starts := [live for live in flight.batch if not live.progress.computed]:
             tokens, within = kv.hold(flight.batch, starts, tokens)
@@ -168,8 +169,8 @@ class Replica:
             computed = p.computed
             if n == 1 == p.tokens - computed:
                 need += computed % size == 0
-                if leap > 1:
-                    leap = min(leap, live.request.stages[p.stage].output - p.generated)
+                if live.output - p.generated < leap:
+                    leap = live.output - p.generated
             else:
                 leap, drafts = 1, max(drafts, self._drafts(p, n))
                 need += -(-(computed + n) // size) + -computed // size

@@ -15,7 +15,8 @@ from itertools import count
 from math import inf
 
 from slos.core.attainment import Outcome
-from slos.core.types import Load, Policy, Progress, Request, Router, require
+from slos.core.types import Policy, Progress, Request, require
+from slos.policies.routers import Load, Router
 from slos.sim.prefix_cache import Contents
 from slos.sim.replica import Replica
 from slos.sim.world import Simulated, Step, World

@@ -84,7 +84,7 @@ class Simulated(Live):
         while accepted < drafts and self.dice.random() < acceptance:
             accepted += 1
         p = self.progress
-        return min(accepted + 1, self.request.stages[p.stage].output - p.generated)
+        return min(accepted + 1, self.output - p.generated)
 
 
 @dataclass(frozen=True, slots=True)

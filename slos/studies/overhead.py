@@ -21,7 +21,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.evaluation import plots
 from slos.evaluation.plots import DASHED, MARKERS, colors, finish, name_of, unique
@@ -31,6 +30,7 @@ from slos.files import Frame
 from slos.hardware.profiles import profile
 from slos.planning.jobs import jobs_of
 from slos.policies import make_policy
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import paper, put
 from slos.sim.replica import World

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Progress, Request, Stage, View
+from slos.policies.oracle import Oracle
 
 PACE = SLO(tpot=0.1, slowdown=3.0)
 

@@ -13,7 +13,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from slos.core.types import Load
 from slos.fleet.dispatch import (
     JSON,
     TAKEN,
@@ -26,6 +25,7 @@ from slos.fleet.dispatch import (
     until,
 )
 from slos.hardware.profiles import profile, scaled
+from slos.policies.routers import Load
 from slos.serving.load_report import Report
 
 ROOFLINE = profile("opt-6.7b-a100").roofline

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
@@ -21,6 +20,7 @@ from slos.planning.speculation import (
     expected_tokens,
     tier_lengths,
 )
+from slos.policies.oracle import Oracle
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 from test_baselines import Recorder
 
-from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage
 from slos.evaluation.capacity_search import search
@@ -14,6 +13,7 @@ from slos.evaluation.grids import AS_PUBLISHED, AUTHORS, PLAIN, tries_of
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
 from slos.policies.as_published import cap
+from slos.policies.oracle import Oracle
 from slos.sim.replica import World
 from slos.sim.simulator import simulate
 

@@ -10,7 +10,6 @@ import pytest
 from test_baselines import Recorder
 
 from slos.core.attainment import Outcome, attainment
-from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Progress, Request, Stage, View
 from slos.evaluation.grids import SETTINGS
@@ -18,6 +17,7 @@ from slos.evaluation.runs import hardware_of, serve
 from slos.policies import make_policy
 from slos.policies.adaserve import AdaServe, lengthened
 from slos.policies.fair_batching import FairBatching
+from slos.policies.oracle import Oracle
 from slos.policies.qoserve import QoServe, peak
 from slos.policies.scorpio import Scorpio
 from slos.sim.replica import World

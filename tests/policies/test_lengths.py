@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Progress, Request, Stage
+from slos.policies.oracle import Oracle
 from slos.policies.predictors import (
     BLIND,
     LEVEL,

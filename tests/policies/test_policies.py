@@ -6,10 +6,10 @@ import pytest
 from laws import FAST
 
 from slos.core.attainment import attainment
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Batch, LengthPredictor, Request, Stage, View
 from slos.policies import POLICIES, make_policy
 from slos.policies.baselines import VLLM, Sarathi
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.replica import World
 from slos.sim.simulator import simulate

@@ -8,16 +8,17 @@ from statistics import median
 import pytest
 
 from slos.core.attainment import attainment
-from slos.core.lengths import Fixed, Oracle
 from slos.core.roofline import Plane
-from slos.core.types import SLO, Load, Progress, Request, Stage
+from slos.core.types import SLO, Progress, Request, Stage
 from slos.hardware.profiles import profile
 from slos.hardware.shapes import kv_bytes
+from slos.policies.oracle import Fixed, Oracle
 from slos.policies.routers import (
     ROUTERS,
     Cheapest,
     LeastLoaded,
     LMetric,
+    Load,
     PolyServe,
     RoundRobin,
     Sequential,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from laws import FAST, Lawful, Watch, examples, requests, slos, stages, worlds
 
 from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Progress, Request, Stage, View
@@ -23,6 +22,7 @@ from slos.planning import candidates
 from slos.planning.candidates import MANY, MOST, STATES, TIERS, due_first, vectors
 from slos.planning.fluid import fluid, propose
 from slos.planning.plan import Plan
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, World

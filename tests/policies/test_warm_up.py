@@ -11,7 +11,7 @@ from itertools import product
 
 from numba.core.dispatcher import Dispatcher
 
-from slos.core.lengths import Oracle
+from slos.policies.oracle import Oracle
 from slos.core.pace import RULES
 from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import Load
+from slos.policies.routers import Load
 from slos.serving.load_report import EVERY, Report, Reporter
 
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 1e-5, 2e-3)), k_ctx=1e-7, tile=16)

@@ -19,12 +19,12 @@ pytest.importorskip(
 )
 from engine import Recorder, answer, engine, profile_file, serve
 
-from slos.core.lengths import Oracle
 from slos.core.pace import CLIENT, PAPER
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Policy, Request, Stage, View
 from slos.policies import OURS, POLICIES, make_policy
 from slos.policies.baselines import VLLMV1
+from slos.policies.oracle import Oracle
 from slos.policies.predictors import make_predictor
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.prefix_cache import PrefixCache

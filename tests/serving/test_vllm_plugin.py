@@ -37,9 +37,10 @@ from vllm.v1.request import Request as Asked
 from vllm.v1.request import RequestStatus
 
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
+from slos.core.types import SLO, Batch, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
+from slos.policies.routers import Load
 from slos.serving import vllm_plugin
 from slos.serving.belief import Learned
 from slos.serving.load_report import Report

@@ -23,10 +23,11 @@ from laws import (
 )
 
 from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
 from slos.core.roofline import Plane, Roofline
-from slos.core.types import SLO, Batch, Load, Progress, Request, Stage, View
+from slos.core.types import SLO, Batch, Progress, Request, Stage, View
 from slos.policies.baselines import VLLM
+from slos.policies.oracle import Oracle
+from slos.policies.routers import Load
 from slos.sim.replica import Replica, World
 from slos.sim.simulator import Link, simulate, stream
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from laws import FAST
 
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search
 from slos.policies.baselines import VLLMV1
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import Contents, PrefixCache

@@ -10,7 +10,6 @@ import pytest
 from laws import FAST, Lawful, Watch
 
 from slos.core.attainment import Outcome
-from slos.core.lengths import Oracle
 from slos.core.types import SLO, Batch, Request, Stage, View
 from slos.evaluation.capacity_search import Search, search
 from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, PLAIN, RIVALS, sized
@@ -18,6 +17,7 @@ from slos.evaluation.runs import hardware_of, serve
 from slos.evaluation.sizes import SCALES
 from slos.evaluation.stats import by_scenario, over
 from slos.policies import OURS, make_policy
+from slos.policies.oracle import Oracle
 from slos.policies.slos_serve import SLOsServe
 from slos.records.claims import read_claims
 from slos.sim.replica import World
