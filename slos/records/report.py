@@ -181,8 +181,9 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
         head += ["share of the bound: ours / best baseline"] * ("bound" in rows)
         lines.append(["geometric mean", *means, *[""] * (len(head) - len(means))])
         table = _table([*head, "source"], lines)
-        title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
-        title += ": mean [95 % interval over seeds] token budget, the best of those tried"
+        title = "Capacity by the paper's rule of pace, requests per second and GPU, "
+        title += f"{status}, lengths from the {lengths}: "
+        title += "mean [95 % interval over seeds] token budget, the best of those tried"
         tables.append(f"{title}\n\n{table}")
     return "\n\n".join(tables)
 

@@ -21,7 +21,7 @@ from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import crossed, fixed_drafts, swept
 from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
-from slos.evaluation.stats import best_settings, geometric_mean, over, select, strongest
+from slos.evaluation.stats import best_settings, geometric_mean, over, rows_of, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.studies import bounds
@@ -83,8 +83,12 @@ def carried(case: Search) -> list[Carried]:
 
 def asked(case: Search) -> str:
     """What of the `CHANGES` is asked for, in words."""
-    words = f"{100 * case.target:g} %" + ", clients' rule" * (case.rule == CLIENT)
-    return words + ", prefix cache" * case.prefix_cache
+    return in_words(case.target, case.rule) + ", prefix cache" * case.prefix_cache
+
+
+def in_words(target: float, rule: str) -> str:
+    """A target and, if it is not the paper's, a rule of pace."""
+    return f"{100 * target:g} %" + ", clients' rule" * (rule == CLIENT)
 
 
 def cases(size: str) -> Iterator[Search]:
@@ -134,11 +138,9 @@ def table(rows: Frame) -> Frame:
 def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
     """The table with the bound, where there is one, and the shares of it that are carried."""
     known = bounds.run(size, [*cases(size)], workers)
-    known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
-    by = ["profile", "drafts", "wanted", "scenario"]
-    most = known.groupby(by)["rate"].agg(geometric_mean).rename("bound").reset_index()
-    out = found.assign(wanted=found["asked"].str.removesuffix(", clients' rule"))
-    out = out.merge(most, "left", by).drop(columns="wanted")
+    words = [in_words(r.target, r.rule) for r in rows_of(known)]
+    means = known.assign(drafts=0, asked=words).groupby(BY)["rate"].agg(geometric_mean)
+    out = found.merge(means.rename("bound").reset_index(), "left", BY)
     for name in ("ours", "best other"):
         out[f"{bounds.SHARE}: {name}"] = out[name] / out["bound"]
     return out
