@@ -30,7 +30,7 @@ which takes each stage by itself, that stage and all after it are due at no time
 So the shares x of requests that are attained, with the seconds charged for every piece of them (the
 prompt; the tokens between looks at the pace, joined to `PIECES`) in slots of time, solve the
 program: maximise the sum of x, where each piece has its x-fold charge within the slots that touch
-its window, and each slot is charged its length at the most. Pieces that are due at no time are left
+its window, and each slot is charged at most its length. Pieces that are due at no time are left
 out. Whatever is left out only lets the optimum grow: windows are rounded to whole slots, long ones
 to longer slots, and a stage that follows another one begins somewhere between its earliest and its
 latest. The number attained is whole, so the sum is rounded down. Of few requests many can be served
@@ -59,9 +59,9 @@ from slos.core.types import Request, require
 from slos.evaluation.capacity_search import Search, capacity, requests_of, row_of
 from slos.hardware.profiles import Profile
 
-SLOT = 0.05  # seconds: short beside the objectives of a first token
-COARSE = 20  # slots in one of those that long windows are told in, at the least
-WINDOW = 12  # of those that half of the long windows have, at the most
+SLOT = 0.05  # seconds: short against the objectives of a first token
+COARSE = 20  # fine slots, at least, in a coarse one, of which long windows consist
+WINDOW = 12  # coarse slots, at most, in a long window of median length
 PIECES = 3  # of an answer
 
 

@@ -1,4 +1,4 @@
-"""Means and intervals; capacities over capacities; and numbers put beside the paper's."""
+"""Means and intervals; capacities over capacities; and numbers put next to the paper's."""
 
 from __future__ import annotations
 

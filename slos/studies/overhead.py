@@ -93,7 +93,7 @@ def planning_cost(tiers: int, new: int, running: int, count: int) -> dict[str, f
     planned, steps = [], []
     for i, (view, lengths) in enumerate(planning_views(tiers, new, running, count)):
         taken, _ = SLOsServe(roofline, lengths).planned(list(view.waiting))
-        # whoever comes second finds warmer caches
+        # the second one finds warmer caches
         for planning in (True, False) if i % 2 else (False, True):
             policy = SLOsServe(roofline, lengths)
             policy.step(replace(view, waiting=()))

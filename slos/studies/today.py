@@ -39,7 +39,7 @@ SETTINGS = {
     OURS: ("",),
 }
 CHANGES = ({}, {"target": 0.98}, {"rule": CLIENT})
-"""What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
+"""What is asked for in turn on `MAIN`, besides 90 % by the paper's rule of pace. Calling tools is
 asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest

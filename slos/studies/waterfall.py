@@ -185,7 +185,7 @@ def strict_numbers(strict: Frame) -> dict[str, Spread]:
 
 
 def numbers(table: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    """Our numbers, by key of `results/paper.yaml`: value, low, high."""
     found = {}
     for start, step in (("published", PUBLISHED), ("today", TODAY), ("clients", CLIENTS)):
         for name, rows in select(table, step=step).groupby("against", sort=False):
