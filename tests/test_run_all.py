@@ -85,7 +85,7 @@ def lives(pid: int) -> bool:
 HEADLINE = """
 from slos.files import results_dir
 from slos.records.claims import Headline, upsert_headlines
-row = Headline("planning_ms", 2.0, 2.0, 2.0, "simulated", "synthetic profile", "", "", "this")
+row = Headline("planning_p99_ms", 2.0, 2.0, 2.0, "simulated", "synthetic profile", "", "", "this")
 upsert_headlines(results_dir(size) / "headlines.csv", [row])
 """
 
@@ -98,7 +98,7 @@ def test_a_run_fills_results_prints_the_table_and_is_skipped_next_time(
     (kit / "notebooks" / "scratch.ipynb").write_text("not one of ours")
     status, out, err = finish(start(root, kit))
     assert (status, "notebook 1 of 1, 01_first: done" in out) == (0, True), out + err
-    assert "one planning, the longest" in out and "1 OK" in out
+    assert "a step with a planning in it, P99" in out and "1 OK" in out
     assert not (kit / "out" / "README.md").exists(), "that one is the repository's"
     text = (kit / "out" / "quick" / "README.md").read_text()
     assert "this" in text and re.search(

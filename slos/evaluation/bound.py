@@ -1,11 +1,11 @@
 """How far from the possible: the largest load at which any scheduler, even one that knows the
-future, could attain the target; and what a loss system of as many servers as the cache holds would.
+future, could attain the target.
 
-**The bound** is a linear program. Take any schedule, and any plane (k1, b) of the roofline: a step
-of n tokens takes at least k1 n + b seconds. (A plane with b < 0 becomes k1 / (1 - b / T) and
-0, T being the least seconds of a step: from s >= k1 n + b, s >= T follows s (1 - b / T) >= k1 n.)
-The KV caches of the requests that a step computes fit the cache of M tokens, so their sizes over M
-sum up to at most 1, and each of them may be charged
+The bound is a linear program. Take any schedule, and any plane (k1, b) of the roofline: a step of n
+tokens takes at least k1 n + b seconds. (A plane with b < 0 becomes k1 / (1 - b / T) and 0, T being
+the least seconds of a step: from s >= k1 n + b, s >= T follows s (1 - b / T) >= k1 n.) The KV
+caches of the requests that a step computes fit the cache of M tokens, so their sizes over M sum up
+to at most 1, and each of them may be charged
 
     k1 * its tokens + b * its KV cache / M + k_ctx * the context that it reads
 
@@ -15,26 +15,31 @@ charged no less than in one. Spread each charge evenly over its step. Then
 - in no interval are more seconds charged than it has, times the number of replicas;
 - what is charged for a request begins no earlier than it may: at its arrival or that of its round,
   and for token n after n - 1 steps more, each of at least T seconds;
-- of an attained request the prompt is charged in full when its first token is due, its first n
-  tokens by t0 + n * TPOT wherever the pace is looked at, t0 being the latest allowed first token.
+- of an attained request the prompt is charged in full when its first token is due, and its first n
+  tokens by a time that depends on its rule of pace (`slos.core.pace`).
+
+Let t0 be the latest time that the rule allows for the first token of a stage. By the paper's rule
+the first n tokens after it are charged by t0 + n * TPOT wherever the pace is looked at. By the
+clients' rule all N of them have come by t0 + N * TPOT, since the first one comes by t0 and their
+mean is within TPOT; and the last N - n, one a step, take (N - n) T seconds. So the first n are
+charged by t0 + N * TPOT - (N - n) T: no request has less time than by the paper's rule, as T is at
+most TPOT where both can be met. A stage that goes on without a prompt has no deadline for its first
+token: by the paper's rule the pace is first looked at some tokens later, and by the clients' rule,
+which takes each stage by itself, that stage and all after it are due at no time.
 
 So the shares x of requests that are attained, with the seconds charged for every piece of them (the
 prompt; the tokens between looks at the pace, joined to `PIECES`) in slots of time, solve the
 program: maximise the sum of x, where each piece has its x-fold charge within the slots that touch
-its window, and each slot is charged its length at the most. Whatever is left out only lets the
-optimum grow: windows are rounded to whole slots, long ones to longer slots, and a stage that
-follows another one begins somewhere between its earliest and its latest. The number attained is
-whole, so the sum is rounded down. Of few requests many can be served after the last has come. So
-beside it stands what holds for a stream of such requests that does not end (`long_run`): what is
-charged for the cheapest of them, as many as the target says, takes no longer than they come.
+its window, and each slot is charged at most its length. Pieces that are due at no time are left
+out. Whatever is left out only lets the optimum grow: windows are rounded to whole slots, long ones
+to longer slots, and a stage that follows another one begins somewhere between its earliest and its
+latest. The number attained is whole, so the sum is rounded down. Of few requests many can be served
+after the last has come. So there is a second bound, of a stream of such requests that does not end
+(`long_run`): what is charged for the cheapest of them, as many as the target says, takes no longer
+than they come. It is the same by both rules.
 
-Where t0 is the first token itself, early or not, and the pace is looked at as often, no request has
-more time: the bound holds for that rule, too; not for the mean TPOT alone, which allows to stall
-and to catch up. Nor does it hold with drafts, whose steps yield several tokens, or a prefix cache,
-which spares prompts.
-
-**The loss system** is no bound but a yardstick for those who do not know the future: see
-`loss_system`.
+Neither holds with drafts, whose steps yield several tokens, or with a prefix cache, which spares
+prompts.
 """
 
 from __future__ import annotations
@@ -47,16 +52,16 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
-from slos.core.attainment import CHECK_EVERY, TOLERANCE
-from slos.core.pace import PAPER
+from slos.core.attainment import CHECK_EVERY
+from slos.core.pace import CLIENT, TOLERANCE
 from slos.core.roofline import Plane
 from slos.core.types import Request, require
 from slos.evaluation.capacity_search import Search, capacity, requests_of, row_of
 from slos.hardware.profiles import Profile
 
-SLOT = 0.05  # seconds: short beside the objectives of a first token
-COARSE = 20  # slots in one of those that long windows are told in, at the least
-WINDOW = 12  # of those that half of the long windows have, at the most
+SLOT = 0.05  # seconds: short against the objectives of a first token
+COARSE = 20  # fine slots, at least, in a coarse one, of which long windows consist
+WINDOW = 12  # coarse slots, at most, in a long window of median length
 PIECES = 3  # of an answer
 
 
@@ -78,34 +83,36 @@ def planes_of(hardware: Profile) -> list[Plane]:
 
 
 def pieces(i: int, request: Request, hardware: Profile, plane: Plane) -> Iterator[Piece]:
-    """The pieces of the i-th request as the plane charges them."""
+    """The pieces of the i-th request as the plane charges them, with an infinite `due` where there
+    is no deadline."""
     step, planes = hardware.roofline.time(1), planes_of(hardware)
     kv = plane.b / (hardware.kv_blocks * hardware.block_size)  # seconds per token of KV cache
     reads = hardware.roofline.k_ctx
+    client = request.rule == CLIENT
     early = late = request.arrival  # when the stage begins
     tokens = computed = 0
-    t0 = 0.0
     for stage in request.stages:
         if stage.wait:
             computed = 0
         tokens += stage.prompt
-        fresh, tau = tokens - computed, stage.slo.tpot
+        fresh, tau, last = tokens - computed, stage.slo.tpot, stage.output - 1
+        zero_load = hardware.roofline.time(fresh)
+        t0 = due = late + stage.wait + stage.slo.first_token(zero_load) + TOLERANCE
         if stage.goes_on:
-            t0 = late + tau
-        else:
-            zero_load = hardware.roofline.time(fresh)
-            t0 = late + stage.wait + stage.slo.first_token(zero_load)
+            t0 = inf if client else late + tau
+            due = t0 + min(last, CHECK_EVERY) * tau
         early += stage.wait
-        yield Piece(i, early, t0, plane.k1 * fresh + kv * tokens + reads * computed)
+        yield Piece(i, early, due, plane.k1 * fresh + kv * tokens + reads * computed)
         first = early + max(p.k1 * fresh + p.b for p in planes)
-        last = stage.output - 1
+        late = t0 + last * (tau + TOLERANCE if client else tau)
         each = -(-max(1, last) // (PIECES * CHECK_EVERY)) * CHECK_EVERY
         for n in range(0, last, each):
             end = min(n + each, last)
+            due = late - (last - end) * (step if client else tau)
             context = (end - n) * tokens + (end * (end + 1) - n * (n + 1)) / 2
             seconds = (plane.k1 - reads) * (end - n) + (kv + reads) * context
-            yield Piece(i, first + n * step, t0 + end * tau, seconds)
-        early, late = first + last * step, t0 + last * tau
+            yield Piece(i, first + n * step, due, seconds)
+        early = first + last * step
         tokens += stage.output
         computed = tokens - 1
 
@@ -116,7 +123,8 @@ def attainable(requests: Sequence[Request], hardware: Profile, replicas: int = 1
     most = float(len(requests))
     for plane in planes_of(hardware):
         made = [p for i, r in enumerate(requests) for p in pieces(i, r, hardware, plane)]
-        most = min(most, _optimum(made, len(requests), replicas))
+        due = [p for p in made if p.due < inf]
+        most = min(most, _optimum(due, len(requests), replicas))
     return int(most + 1e-4) / len(requests)  # the solver is exact to 1e-7 a row
 
 
@@ -126,16 +134,16 @@ def _optimum(made: Sequence[Piece], count: int, replicas: int) -> float:
     request = np.array([p.request for p in made])
     start, due = np.array([p.start for p in made]), np.array([p.due for p in made])
     seconds = np.array([p.seconds for p in made])
-    first, last = (start / SLOT).astype(np.int64), ((due + TOLERANCE) / SLOT).astype(np.int64)
+    first, last = (start / SLOT).astype(np.int64), (due / SLOT).astype(np.int64)
     long = last - first >= 2 * COARSE
     typical = np.median((last - first)[long]) if long.any() else 0
     coarse = max(COARSE, int(typical / WINDOW))
     slots = (int(last.max()) // coarse + 1) * coarse
     # a coarse slot has its number behind those of the fine ones
     first, last = (np.where(long, slots + a // coarse, a) for a in (first, last))
-    piece = np.repeat(np.arange(len(made)), last - first + 1)
-    where = np.arange(len(piece)) - np.repeat(np.cumsum(last - first + 1), last - first + 1)
-    where += np.repeat(last + 1, last - first + 1)
+    slots_of = np.maximum(last - first + 1, 0)  # none where the work is due before it can begin
+    piece = np.repeat(np.arange(len(made)), slots_of)
+    where = np.arange(len(piece)) - np.repeat(np.cumsum(slots_of) - last - 1, slots_of)
     own, lent = count + np.arange(len(piece)), count + len(piece) + np.arange(slots)
     size = count + len(piece) + slots
     # of each piece as much as its request is attained
@@ -171,25 +179,25 @@ def long_run(requests: Sequence[Request], hardware: Profile, target: float = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What no scheduler exceeds, in the long run or with these requests, and what a loss system
-    carries: requests per second and GPU."""
+    """What no scheduler exceeds, in the long run or with these requests, by a rule of pace:
+    requests per second and GPU."""
 
     scenario: str
     lengths: str
     profile: str
     replicas: int
     seed: int
+    rule: str
     target: float
     slo_scale: float
     kv_scale: float
     rate: float
-    loss_system: float
     source: str
     status: str = "computed"
 
 
 def bound(case: Search) -> list[Bound]:
-    """The bound of a search's workload, hardware and target, whatever its system."""
+    """The bound of a search's workload, hardware, rule and target, whatever its system."""
     require(case.max_drafts == 0, "max_drafts", case.max_drafts, "0 for a bound")
     require(not case.topology, "topology", case.topology, "'' for a bound")
     require(not case.prefix_cache, "prefix_cache", True, "False for a bound")
@@ -199,68 +207,13 @@ def bound(case: Search) -> list[Bound]:
         return attainable(requests_of(case, rate)[0], hardware, case.replicas)
 
     some, source = requests_of(case, 1.0)
-    lost = loss_system(some, hardware, case.target) * case.replicas
     rate = long_run(some, hardware, case.target) * case.replicas
     if attained_at(rate) < case.target:  # else these few ask for no less
         rate = min(rate, capacity(attained_at, case.target, rate, case.precision)[0])
-    return [row_of(Bound, case, rate=rate / case.gpus, loss_system=lost / case.gpus, source=source)]
+    return [row_of(Bound, case, rate=rate / case.gpus, source=source)]
 
 
 def bound_of(case: Search) -> Search:
     """The one search of those that have the same bound that stands for them."""
-    plain = {"system": "slos-serve", "setting": "", "router": "", "belief": "", "rule": PAPER}
+    plain = {"system": "slos-serve", "setting": "", "router": "", "belief": ""}
     return replace(case, **plain, predictor="oracle", start=0.0)
-
-
-def loss_system(requests: Sequence[Request], hardware: Profile, target: float = 0.9) -> float:
-    """The rate at which Erlang's loss system turns away 1 - `target` of requests like these.
-
-    As many servers as the KV cache holds requests of mean size; each is taken for as long as its
-    answer takes, a step for every token, in steps that carry the prompts and decodes of all that
-    are let in, and no longer than the pace. A request of several rounds is let in at each. Who
-    finds all servers taken is lost. It knows no lengths and does not choose, nor does it wait, and
-    arrivals are Poisson: a scheduler that declines the largest, or lets requests wait for a place,
-    carries more, and in bursts less can be carried.
-    """
-    rounds = [r for request in requests for r in _rounds(request)]
-    prompt, output, tau = (float(np.mean(column)) for column in zip(*rounds, strict=True))
-    each = len(rounds) / len(requests)
-    servers = max(1, int(hardware.kv_blocks * hardware.block_size / (prompt + output)))
-    low, high = 0.0, 1e4
-    while high - low > 1e-4 * high:
-        rate = (low + high) / 2
-        step = max(_step(p, rate * target * each, prompt + output) for p in planes_of(hardware))
-        kept = 0.0
-        if step <= tau:
-            kept = (1 - _erlang_b(servers, rate * each * output * step)) ** each
-        low, high = (rate, high) if kept >= target else (low, rate)
-    return low
-
-
-def _rounds(request: Request) -> Iterator[tuple[int, int, float]]:
-    """Prompt, output and mean TPOT of what holds KV blocks without a break."""
-    prompt = output = context = 0
-    seconds = 0.0
-    for stage in request.stages:
-        if stage.wait:
-            yield prompt, output, seconds / output
-            prompt, output, seconds = context, 0, 0.0
-        prompt += stage.prompt
-        output += stage.output
-        seconds += stage.output * stage.slo.tpot
-        context += stage.prompt + stage.output
-    yield prompt, output, seconds / output
-
-
-def _step(plane: Plane, rate: float, tokens: float) -> float:
-    """Seconds of a step that carries what arrives in that time; infinite where that is too much."""
-    idle = 1 - plane.k1 * rate * tokens
-    return plane.b / idle if idle > 0 else inf
-
-
-def _erlang_b(servers: int, offered: float) -> float:
-    """The share that finds all servers taken."""
-    inverse = 1.0
-    for n in range(1, servers + 1):
-        inverse = 1 + n / offered * inverse if offered else inf
-    return 1 / inverse

@@ -64,7 +64,7 @@ AS_PUBLISHED = {
 }
 """The same, as the paper had them, behind round robin: vLLM 0.5.1 (of July 2024) batches prompts to
 2048 tokens, and its drafts have one fixed length, which was not published; Sarathi-Serve has that
-version's default with chunks, and cannot draft beside them; DistServe has the best ratio."""
+version's default with chunks, and cannot draft with them; DistServe has the best ratio."""
 AUTHORS = {"vllm": [Rival("vllm-authors")], "sarathi": [Rival("sarathi-authors")]}
 """The same in the authors' simulation."""
 AUTHORS_MEMORY = 10e9  # bytes of KV cache there, of every system

@@ -170,7 +170,7 @@ def dots(
     axis: Axes, table: Frame, by: str, palette: Mapping[str, Any], paper: float = 0, of: str = ""
 ) -> None:
     """Ratios by scenario of a table, side by side for each value of its column `by`, which is its
-    label; 1 and the paper's number, unless 0, as lines. of: what that number is of, said beside
+    label; 1 and the paper's number, unless 0, as lines. of: what that number is of, said next to
     it."""
     scenarios, width = unique(table["scenario"]), 0.8 / max(5, len(palette))
     for i, (key, color) in enumerate(palette.items()):

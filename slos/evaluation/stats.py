@@ -1,4 +1,4 @@
-"""Means and intervals; capacities over capacities; and numbers put beside the paper's."""
+"""Means and intervals; capacities over capacities; and numbers put next to the paper's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from slos.core.types import require
 from slos.files import Frame, commit, results_dir, write_whole
 from slos.policies import POLICIES
-from slos.records.claims import Spread, put
+from slos.records.claims import Spread, put, read_claims
 from workloads import SCENARIOS
 
 FINEST = 0.02
@@ -155,11 +155,25 @@ def write(size: str, name: str, table: Frame, **how: Any) -> Path:
 
 
 def save(size: str, best: Frame, notebook: str, numbers: Mapping[str, Spread]) -> Frame:
-    """Put numbers made from `best` beside the paper's, if it has its scenarios and hardware."""
+    """Put numbers made from `best` next to the paper's, if it has its scenarios and hardware; each
+    with the profiles and sources of its scenario, or of all if it is a mean."""
     own = {name: (scenario.profile, scenario.drafting) for name, scenario in SCENARIOS.items()}
     pairs = [*zip(best["scenario"], best["profile"], strict=True)]
     if set(best["scenario"]) != set(own) or any(at not in own[name] for name, at in pairs):
         return pd.DataFrame(columns=["not all six scenarios on their own hardware: nothing is put"])
-    sources = " and ".join(sorted(set(best["source"])))
-    hardware = f"{best['profile'].nunique()} profiles"
-    return put(size, notebook, numbers, "simulated", sources, hardware)
+    rows = []
+    for key, number in numbers.items():
+        name = scenario_of(key)
+        mine = select(best, scenario=name) if name else best
+        profiles = sorted(set(mine["profile"]))
+        hardware = " and ".join(profiles) if name else f"{len(profiles)} profiles"
+        sources = " and ".join(sorted(set(mine["source"])))
+        rows.append(put(size, notebook, {key: number}, "simulated", sources, hardware))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def scenario_of(key: str) -> str:
+    """The scenario that a number of the paper, or of ours by its name, is of; "" for a mean."""
+    known = {c.key: c.scenario for c in read_claims()}
+    named = (name for name in SCENARIOS if f"_{name}_".replace("-", "_") in f"_{key}_")
+    return known.get(key) or next(named, "")

@@ -1,4 +1,4 @@
-"""The paper's numbers (`results/paper.yaml`), ours beside them (`headlines.csv`), the verdict."""
+"""The paper's numbers (`results/paper.yaml`), ours next to them (`headlines.csv`), the verdict."""
 
 from __future__ import annotations
 

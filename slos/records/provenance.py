@@ -54,8 +54,8 @@ class Code:
                 self.policies |= zip(keys, table.values, strict=True)
 
     def behind(self, module: str, function: str, policy: str) -> Iterator[tuple[str, bytes]]:
-        """Names and texts of the modules that a run imports, and of the JSON beside them that they
-        name.
+        """Names and texts of the modules that a run imports, and of the JSON files next to
+        them that they name.
 
         Of two modules only a part counts: of the function's own what it uses, so that a study's
         charts do not, and of the registry all but the entries of other policies.

@@ -40,7 +40,7 @@ _INTRO = """# Paper against reproduced
 of `./run_all.sh` writes its own into its folder. Do not edit it.
 
 - *paper*: the paper's number and how sure it is. A: its own words, or two readings that agree. B:
-  the authors' later code, or one reader's notes. C: a summary that nobody checked.
+  the authors' later code, or one reader's notes. C: an unchecked summary.
 - *quick*: our number from `./run_all.sh`, as it ran here, or else as it came with the repository.
   *reference*: from the full run that came with the repository. Brackets: the 95 % interval over
   seeds, or the range of repeats, where there are several.
@@ -78,8 +78,8 @@ def against_table(claims: Sequence[Claim], rows: Sequence[Headline]) -> str:
 
 
 def rows_of_runs(size: str) -> dict[str, dict[str, Headline]]:
-    """By size and key what stands beside the paper: the rows of `size`, of the reference, and of
-    `quick`; for the reference only what the repository holds."""
+    """By size and key our numbers for the paper's claims: the rows of `size`, of the reference, and
+    of `quick`; for the reference only what the repository holds."""
     reference, quick = results_dir("reference"), results_dir("quick") / "headlines.csv"
     if size == "reference" or not quick.exists():
         quick = reference / "quick.csv"
@@ -181,8 +181,9 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
         head += ["share of the bound: ours / best baseline"] * ("bound" in rows)
         lines.append(["geometric mean", *means, *[""] * (len(head) - len(means))])
         table = _table([*head, "source"], lines)
-        title = f"Capacity, requests per second and GPU, {status}, lengths from the {lengths}"
-        title += ": mean [95 % interval over seeds] token budget, the best of those tried"
+        title = "Capacity by the paper's rule of pace, requests per second and GPU, "
+        title += f"{status}, lengths from the {lengths}: "
+        title += "mean [95 % interval over seeds] token budget, the best of those tried"
         tables.append(f"{title}\n\n{table}")
     return "\n\n".join(tables)
 

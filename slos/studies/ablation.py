@@ -109,7 +109,7 @@ def gains(best: Frame) -> Frame:
 
 
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, of the scenario that it is about: value, low, high by key."""
+    """Our numbers for the paper's claims, each of its own scenario: value, low, high by key."""
     parts, found = gains(best), {}
     for part in ("speculation", "best_effort"):  # `03_scaling` tells what routing brings
         table = select(parts, part=part, how="off alone")
@@ -121,7 +121,7 @@ def numbers(best: Frame) -> dict[str, Spread]:
 
 def ablation_chart(table: Frame, source: str) -> Figure:
     """What each part brings, a panel per part: scenarios, geometric mean last, the paper's. A part
-    that is not known for all scenarios has no mean, which would stand beside those of all."""
+    that is not known for all scenarios has no mean, which would be shown next to those of all."""
     parts = [part for part in PARTS if part in set(table["part"])]
     names = [*unique(table["scenario"]), "geometric mean"]
     counts, most = table.groupby("part")["scenario"].nunique().to_dict(), len(names) - 1

@@ -1,5 +1,5 @@
-"""The arena: schedulers that came after the paper beside it and its baselines, on the same traces,
-roofline and objectives. All simulated.
+"""The arena: schedulers that came after the paper, compared with it and its baselines, on the same
+traces, roofline and objectives. All simulated.
 
 A star: of each system the best setting counts, found on one replica without drafts at 90 % by the
 paper's rule of pace. It is kept where one of these is changed: four replicas, drafts, 98 %, the

@@ -1,8 +1,8 @@
-"""How far from the possible: beside capacities stands what no scheduler exceeds, even one that
-knows the future (`slos.evaluation.bound`).
+"""The upper bound next to capacities: the load that no scheduler exceeds, even one that knows the
+future (`slos.evaluation.bound`), and the share of it that each system carries.
 
-It is of the long run: of few requests many are served after the last has come, so that a short run
-may carry more."""
+The bound is of the long run: of few requests many are served after the last has come, so that a
+short run may carry more."""
 
 from __future__ import annotations
 
@@ -36,20 +36,23 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
 
 def beside(best: Frame, found: Frame) -> Frame:
     """A table of capacities with the bound and the share of it that is carried; without these
-    columns where none is known. A bound is the mean over its seeds."""
+    columns where none is known. Both have the column `rule`: the bound of a row is by its own rule
+    of pace. A bound is the mean over its seeds."""
     if found.empty:
         return best
-    keys = [c for c in ("scenario", "lengths", "profile", "target") if c in best]
+    columns = ("scenario", "lengths", "profile", "rule", "target")
+    keys = [c for c in columns if c == "rule" or c in best]
     means = found.groupby(keys)["rate"].agg(geometric_mean).rename("bound").reset_index()
     best = best.merge(means, "left", keys)
     return best.assign(**{SHARE: best["capacity"] / best["bound"]})
 
 
 def shares(best: Frame, *by: str) -> Frame:
-    """Which share of the bound ours and the best other carry, as means, in words."""
-    ours, cells = best["system"] == OURS, {}
+    """Which share of the bound ours and the best other carry, as means over what agrees in `rule`
+    and `by`, in words."""
+    keys, ours, cells = [*dict.fromkeys(("rule", *by))], best["system"] == OURS, {}
     for name, part in (("ours", best[ours]), ("the best other", best[~ours])):
-        most = strongest(part, *dict.fromkeys(("scenario", *by)))
-        means = most.groupby([*by], sort=False)[SHARE].agg(geometric_mean)
+        most = strongest(part, *dict.fromkeys(("scenario", *keys)))
+        means = most.groupby(keys, sort=False)[SHARE].agg(geometric_mean)
         cells[name] = means.map("{:.0%}".format)
     return pd.DataFrame(cells)

@@ -148,7 +148,7 @@ def save_capacities(size: str, best: Frame) -> Path:
 
 
 def numbers(best: Frame) -> dict[str, Spread]:
-    """What stands beside the paper's, by key of `results/paper.yaml`: value, low, high."""
+    """Our numbers, by key of `results/paper.yaml`: value, low, high."""
     found = {}
     for lengths in dict.fromkeys(best["lengths"]):
         table, suffix = ratios(best, lengths), "" if lengths == "dataset" else f"_{lengths}"

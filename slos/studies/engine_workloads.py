@@ -33,7 +33,7 @@ EASY = SLO(tpot=1.0, ttft=60.0)  # of what is sent to calibrate
 def bursty(
     rate: float, num_requests: int, seed: int, step: float, lengths: Lengths = SMALL
 ) -> list[Request]:
-    """Two tiers: short chats that somebody waits for, and long documents; arrivals of the coding
+    """Two tiers: short interactive chats, and long documents; arrivals of the coding
     trace, in bursts. step: seconds of 16 decodes, the unit of `TIERS`."""
     arrivals = [r.arrival for r in build("coding", rate, num_requests, seed).requests]
     chats = build("chatbot", 1.0, num_requests, seed).requests

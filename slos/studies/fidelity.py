@@ -51,7 +51,7 @@ EXPERIMENTS = {
     ),
     "jan21-llama7b-train-1": Served("llama-2-7b-h100-kernels", 119_008),
 }  # fmt: skip
-"""What eval/ground_truth/<experiment>/{vllm.log,profile.yaml} say beside the requests."""
+"""What eval/ground_truth/<experiment>/{vllm.log,profile.yaml} say besides the requests."""
 FITTED = "jan20-codellama-train-1"
 QUANTITIES = {
     "ttft": "first token (s)",

@@ -60,7 +60,7 @@ def steps_and_rooflines(names: Sequence[str] = MODELS) -> Figure:
     for axis, name in zip(axes, names, strict=True):
         table, known = steps(name), profile(name)
         alone = table["decodes"] == table["requests"]
-        kinds = {"decodes alone": table[alone], "prompts beside them": table[~alone]}
+        kinds = {"decodes alone": table[alone], "prompts with decodes": table[~alone]}
         for (kind, part), marker in zip(kinds.items(), "o^", strict=True):
             axis.plot(part["tokens"], 1e3 * part["seconds"], marker, markersize=4, label=kind)
         tokens = np.geomspace(1, 8192, 80)

@@ -33,12 +33,17 @@ from workloads.files import locate
 SHARE = 0.9  # of the GPU's memory that vLLM takes (gpu_memory_utilization)
 ACTIVATIONS = 1 << 30  # bytes: vLLM 0.11 kept 0.97 GiB for CodeLlama-34B at 4096 tokens a step
 LONGEST = 32768  # tokens of a request: the steps that are fitted have no longer ones
-ROOM = 400_000  # tokens of context of a step at the most
+ROOM = 400_000  # largest context of a step, in tokens
 CHUNKS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 PREFIXES = (0, 2048, 8192)
 DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LENGTHS = (128, 512, 2048, 8192)
-BESIDE = ((8, 2048), (64, 512), (64, 2048), (256, 512))  # decodes and lengths beside chunks
+BESIDE = (
+    (8, 2048),
+    (64, 512),
+    (64, 2048),
+    (256, 512),
+)  # decodes and their lengths in steps with chunks
 DRAFTS = (1, 2, 4, 8)
 ORIGIN = "AIConfigurator's tables of measured kernels (ai-dynamo/aiconfigurator 095f58a, vLLM 0.14)"
 
@@ -63,11 +68,11 @@ class Wanted:
 
 WANTED = (
     *(Wanted(f"llama-3.1-8b-{gpu}", "llama-3.1-8b", gpu) for gpu in ("a100", "h100")),
-    Wanted("llama-3.1-8b-h200-kernels", "llama-3.1-8b", "h200"),  # beside the measured one
+    Wanted("llama-3.1-8b-h200-kernels", "llama-3.1-8b", "h200"),  # next to the measured one
     *(Wanted(f"llama-3.1-70b-{gpu}x4", "llama-3.1-70b", gpu, 4) for gpu in GPUS),
     *(Wanted(f"qwen3-8b-{gpu}", "qwen3-8b", gpu) for gpu in GPUS),
     Wanted("llama-3.1-8b-draft-h100", "llama-3.1-8b", "h100", draft="llama-3.2-1b"),
-    Wanted("llama-2-7b-h100-kernels", "llama-2-7b", "h100"),  # beside that of Vidur's layers
+    Wanted("llama-2-7b-h100-kernels", "llama-2-7b", "h100"),  # next to that of Vidur's layers
     Wanted("codellama-34b-h100", "codellama-34b", "h100"),
 )
 
@@ -80,7 +85,7 @@ def kernels(gpu: str) -> Kernels | None:
 
 
 def compositions(drafts: bool = False) -> Iterator[Composition]:
-    """The steps that are fitted: decodes, with drafts too, and chunks alone and beside decodes."""
+    """The steps that are fitted: decodes, with drafts too, and chunks alone and with decodes."""
     for decodes, length in product(DECODES, LENGTHS):
         if decodes * length <= ROOM:
             yield Composition(decodes=decodes, length=length)
@@ -93,7 +98,7 @@ def compositions(drafts: bool = False) -> Iterator[Composition]:
 
 
 def kv_tokens(wanted: Wanted) -> int:
-    """Tokens of KV cache that are left of the memory beside weights and activations."""
+    """Tokens of KV cache that are left of the memory after weights and activations."""
     models = [name for name in (wanted.model, wanted.draft) if name]
     weights = sum(2 * shape_of(name).weights for name in models)
     left = wanted.gpus * (SHARE * GPUS[wanted.gpu].memory - ACTIVATIONS) - weights

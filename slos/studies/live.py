@@ -34,7 +34,7 @@ EVERY = 0.5  # seconds between two looks
 SETTLED = 1.0  # seconds after which a server shows all that has been
 WINDOW = 5.0  # seconds over which attainment is counted
 OUTCOMES = ("attained", "late", "best_effort", "declined", "aborted")
-CALIBRATION = "calibration"  # the class of requests that are nobody's
+CALIBRATION = "calibration"  # the class of the server's own requests
 SECONDS = {"smoke": 6.0, "quick": 10.0, "full": 60.0}
 """For which a server of one's own is watched, and loaded."""
 LOADS = 0.05, 0.5

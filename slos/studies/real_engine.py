@@ -1,4 +1,4 @@
-"""The kit's promises on a real engine: vLLM's own scheduler and ours, and beside both what the
+"""The kit's promises on a real engine: vLLM's own scheduler and ours, each compared with what the
 simulator says of them.
 
 Nobody tells the servers how long answers will be: ours learns it. As a second series, `TOLD`, it is
@@ -50,7 +50,7 @@ STOCK = "vllm-v1"  # the policy that vLLM's own scheduler is in the simulator
 SIZES = {"smoke": (12, 1, 1), "quick": (45, 1, 3), "full": (100, 3, 4)}
 """Requests per load, seeds, and loads."""
 FRESH = 30.0  # seconds for which a calibration is taken to hold: machines drift
-# tokens of a batch at the most, for both: what vLLM takes by default on most hardware
+# most tokens of a batch, for both: what vLLM takes by default on most hardware
 BUDGET = 2048
 # width and layers of the model that stands in for one: a decode step takes milliseconds, not HTTP
 MODEL = (512, 3)
@@ -145,13 +145,13 @@ def calibrate(url: str, saved: Path) -> Calibrated:
 
 def again(engine: Calibrated, url: str, saved: Path) -> Calibrated:
     """The engine as it is now: what the plug-in has learned at the end of a ramp of load, because a
-    server that streams to a client beside it is slower than one that does not."""
+    server that streams to a client on the same machine is slower than one that does not."""
     _replay(engine_workloads.ramp(engine.profile.roofline.time(16)), url)
     return replace(engine, profile=_learned(saved))
 
 
 def _learned(saved: Path) -> Profile:
-    """The profile that the plug-in writes beside the engine, soon after its last fit."""
+    """The profile that the plug-in writes while the engine runs, soon after its last fit."""
     for _ in range(40):
         time.sleep(0.25)
         with suppress(OSError, ValueError):

@@ -118,8 +118,8 @@ def scaling(best: Frame) -> Frame:
 
 
 def scaling_numbers(best: Frame, replicas: int) -> dict[str, Spread]:
-    """What stands beside the paper's: the gain of our router, as "routing_pooled" the ceiling of
-    all routing, and the load of four replicas over that of one."""
+    """Our numbers for the paper's claims: the gain of our router, as "routing_pooled" the ceiling
+    of all routing, and the load of four replicas over that of one."""
     gains, ladder = select(routing(best, replicas), system=OURS), select(scaling(best), system=OURS)
     ours = select(gains, what=BEST_ROUTER)
     parts = {"ablation_routing": ours, "routing_coding": select(ours, scenario="coding")}

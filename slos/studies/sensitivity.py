@@ -52,7 +52,7 @@ MODELS = ("opt-6.7b-a100", "opt-13b-a100x2", "opt-30b-a100x4", "opt-13b-h100")
 DRAFTING = {"opt-6.7b-a100": "opt-6.7b-draft-a100"}  # the others have their draft model, or none
 KINDS = ("as the paper had them", "at their best today")
 VARIED = (*SENSITIVITY, "profile")
-SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, beside the truth
+SCALES = (0.7, 0.85, 1.15, 1.3, 1.5)  # of batch times, as a policy believes them, besides the truth
 PRECISION = 0.04  # of a capacity, where many are looked for
 FEWER = {"smoke": 3, "quick": 1, "full": 1}  # every third value is enough to see that it runs
 QUICK = 200  # requests of a simulation in a quick search: there are many
@@ -104,7 +104,7 @@ def varied(
 def sensitivity_cases(
     size: str, scenarios: Sequence[str], systems: Sequence[str], profile: str = ""
 ) -> list[Search]:
-    """Each of `VARIED` alone; other hardware only beside a scenario's own."""
+    """Each of `VARIED` alone; other hardware only in addition to a scenario's own."""
     known = {"precision": max(PRECISION, size_of(size).precision)}
     changes = [
         known | {name: v} for name, values in SENSITIVITY.items() for v in values[:: FEWER[size]]

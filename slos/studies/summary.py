@@ -1,4 +1,4 @@
-"""The last word: every number of the paper beside ours, from the rows of a size."""
+"""The summary: every number of the paper next to ours, from the rows of a size."""
 
 from __future__ import annotations
 

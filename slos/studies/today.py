@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,7 +22,7 @@ from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import crossed, fixed_drafts, swept
 from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
-from slos.evaluation.stats import best_settings, geometric_mean, over, select, strongest
+from slos.evaluation.stats import best_settings, geometric_mean, over, rows_of, select, strongest
 from slos.files import Frame
 from slos.policies import OURS
 from slos.studies import bounds
@@ -38,7 +39,7 @@ SETTINGS = {
     OURS: ("",),
 }
 CHANGES = ({}, {"target": 0.98}, {"rule": CLIENT})
-"""What is asked for in turn on `MAIN`, beside 90 % by the paper's rule of pace. Calling tools is
+"""What is asked for in turn on `MAIN`, besides 90 % by the paper's rule of pace. Calling tools is
 asked for with vLLM's prefix cache, too: each call brings its whole context again. Requests of the
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
@@ -83,14 +84,18 @@ def carried(case: Search) -> list[Carried]:
 
 def asked(case: Search) -> str:
     """What of the `CHANGES` is asked for, in words."""
-    words = f"{100 * case.target:g} %" + ", clients' rule" * (case.rule == CLIENT)
-    return words + ", prefix cache" * case.prefix_cache
+    return in_words(case.target, case.rule) + ", prefix cache" * case.prefix_cache
+
+
+def in_words(target: float, rule: str) -> str:
+    """A target and, if it is not the paper's, a rule of pace."""
+    return f"{100 * target:g} %" + ", clients' rule" * (rule == CLIENT)
 
 
 def cases(size: str) -> Iterator[Search]:
     """A star: every scenario, system and setting on `MAIN`, and one thing changed at a time: what
     is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and a draft model:
-    ours picks its drafts, a baseline has each fixed length."""
+    ours picks its drafts, a baseline has each fixed length (or none, see `table`)."""
     s = of_size(size, SIZES)
     tries = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
     plain = [
@@ -119,8 +124,12 @@ BY = [*ASKED, "scenario"]
 
 
 def table(rows: Frame) -> Frame:
-    """Ours and the best other system, each at its best setting, and the gain with its interval."""
-    best = best_settings(rows, [*BY, "system", "setting"])
+    """Ours and the best other system, each at its best setting, and the gain with its interval. A
+    baseline may also leave the draft model out: what it carries on `MAIN` counts."""
+    plain = rows[rows["profile"].eq(MAIN) & rows["drafts"].eq(0) & rows["system"].ne(OURS)]
+    drafted = rows.loc[rows["drafts"] > 0, BY].drop_duplicates()
+    off = drafted.merge(plain.drop(columns=["profile", "drafts"]), on=["asked", "scenario"])
+    best = best_settings(pd.concat([rows, off]), [*BY, "system", "setting"])
     ours = select(best, system=OURS)
     rival = strongest(best[best["system"] != OURS], *BY)
     named = {"capacity": "best other", "system": "which", "ratio": "gain"}
@@ -134,11 +143,9 @@ def table(rows: Frame) -> Frame:
 def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
     """The table with the bound, where there is one, and the shares of it that are carried."""
     known = bounds.run(size, [*cases(size)], workers)
-    known = known.assign(drafts=0, wanted=known["target"].map(lambda t: f"{100 * t:g} %"))
-    by = ["profile", "drafts", "wanted", "scenario"]
-    most = known.groupby(by)["rate"].agg(geometric_mean).rename("bound").reset_index()
-    out = found.assign(wanted=found["asked"].str.removesuffix(", clients' rule"))
-    out = out.merge(most, "left", by).drop(columns="wanted")
+    words = [in_words(r.target, r.rule) for r in rows_of(known)]
+    means = known.assign(drafts=0, asked=words).groupby(BY)["rate"].agg(geometric_mean)
+    out = found.merge(means.rename("bound").reset_index(), "left", BY)
     for name in ("ours", "best other"):
         out[f"{bounds.SHARE}: {name}"] = out[name] / out["bound"]
     return out

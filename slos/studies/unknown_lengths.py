@@ -1,7 +1,8 @@
-"""Lengths that nobody knows: what each predictor carries of the oracle's load, and what is late of
+"""Unknown lengths: what each predictor carries of the oracle's load, and what is late of
 what was admitted. All simulated.
 
-`slos.policies.predictors` has the predictors. The baselines need none, and stand beside them.
+`slos.policies.predictors` has the predictors. The baselines need none; they are shown for
+comparison.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
 
 def shares(rows: Frame) -> Frame:
     """Of the oracle's capacity what ours has with each predictor, and the best of the baselines:
-    ratio with its interval over seeds; beside it the shares that are late, and what is aimed at."""
+    ratio with its interval over seeds; with the shares that are late, and the aims."""
     columns = ["scenario", *WHERE, "system", "predictor", "setting", "profile"]
     counted = ["declined", "late_requests", "late_tokens"]
     late = rows.groupby(columns, as_index=False)[counted]
@@ -194,7 +195,7 @@ def save(size: str, table: Frame, rows: Frame) -> Frame:
 
 
 def aims(table: Frame) -> Frame:
-    """What `LEARNED` comes to beside what is aimed at, per scenario, replicas and rule."""
+    """What `LEARNED` comes to, compared with the aims, per scenario, replicas and rule."""
     mine = select(table, predictor=LEARNED)
     reached = (mine["ratio"] >= mine["aim"]) & (mine["late_requests"] <= LATE)
     columns = ["scenario", *WHERE, "ratio", "low", "high", "aim", "late_requests"]
@@ -207,7 +208,7 @@ def grid(table: Frame, value: str) -> Frame:
 
 
 def chart(table: Frame, source: str) -> Figure:
-    """Share of the oracle's capacity by scenario and predictor, with the best baseline beside: a
+    """Share of the oracle's capacity by scenario and predictor, and that of the best baseline: a
     panel for those that learn, and one for an oracle that is off by a factor, by replicas and rule.
     """
     drawn, known = {}, [p for p in unique(table["predictor"]) if p not in (ORACLE, BASELINE)]

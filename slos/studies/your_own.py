@@ -32,7 +32,7 @@ from workloads import build
 LATENCIES = ["accepted_ttft_p99", "accepted_tpot_p99", "declined", "declined_ttft_p50"]
 FEWEST, MOST = 600, 8000  # requests of a run, per replica, unless more are asked for
 ENOUGH = 3  # times as many as may be in service at once
-LOOKS = 3  # at the most, to find how many that are
+LOOKS = 3  # at most, to find how many that are
 FLOOD = 1e6  # requests per second that nothing can carry, unless a run has too few
 SHARES = [f"attainment_{rule}" for rule in RULES]
 BOUNDS = {
@@ -276,9 +276,9 @@ def in_words(best: Frame, asked: Question) -> str:
     if not others:
         lines.append(f"{first.system} carries {load}.")
     elif len(same) > 1:
-        lines.append(f"{load} at the most; these runs cannot tell {', '.join(same)} apart.")
+        lines.append(f"At most {load}; these runs cannot tell {', '.join(same)} apart.")
     elif caution(best, asked):
-        lines.append(f"{load} at the most, by {first.system}; longer runs tell who carries most.")
+        lines.append(f"At most {load}, by {first.system}; longer runs tell which carries most.")
     else:
         name, (ratio, low, high) = next(iter(leads.items()))
         seed = " in this one seed" if first.seeds == 1 else ""

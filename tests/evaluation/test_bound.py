@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from laws import POLICIES, build, requests, worlds
 
 from slos.core.attainment import attainment
+from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.bound import SLOT, _erlang_b, attainable, bound, long_run, loss_system
+from slos.evaluation.bound import SLOT, attainable, bound, bound_of, long_run
 from slos.evaluation.capacity_search import Search, search
-from slos.evaluation.runs import hardware_of
+from slos.evaluation.runs import by_rule, hardware_of
 from slos.hardware.profiles import Profile
 from slos.sim.simulator import simulate
 from slos.sim.world import World
@@ -28,23 +29,24 @@ def profile_of(roofline: Roofline, kv_tokens: int, block_size: int = 16) -> Prof
 @pytest.mark.parametrize("name", sorted(POLICIES))
 @given(data=st.data())
 def test_no_policy_attains_more(name, data):
-    work = data.draw(requests())
+    work = by_rule(data.draw(requests()), data.draw(st.sampled_from([*RULES])))
     world: World = data.draw(worlds(work, noise=0.0, drafts=0))
     hardware = profile_of(world.roofline, world.kv_blocks * world.block_size, world.block_size)
     outcomes = simulate(work, build(name, work, world), world)
     assert attainment(outcomes) <= attainable(work, hardware)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["slos-serve", "sarathi"])
 @given(data=st.data())
-def test_no_policy_attains_more_where_all_have_to_hurry(name, data):
+def test_no_policy_attains_more_where_all_have_to_hurry(name, rule, data):
     """Many alike at a machine of which one plane falls below 0."""
     steep = Roofline((Plane(0.0005, 0.0, 0.02), Plane(0.001, 0.0, -0.01)))
     world = World(steep, data.draw(st.sampled_from([30, 200])), block_size=4)
     count, prompt = data.draw(st.integers(5, 40)), data.draw(st.integers(5, 60))
     slo = SLO(tpot=data.draw(st.sampled_from([0.03, 0.06])), slowdown=2.0)
     stage = Stage(prompt, data.draw(st.integers(1, 40)), slo)
-    work = [Request(f"r{i}", 0.1 * (i // 5), (stage,)) for i in range(count)]
+    work = by_rule([Request(f"r{i}", 0.1 * (i // 5), (stage,)) for i in range(count)], rule)
     most = attainable(work, profile_of(steep, world.kv_blocks * 4, 4))
     assert attainment(simulate(work, build(name, work, world), world)) <= most
 
@@ -85,6 +87,67 @@ def test_it_is_what_can_be_done_where_prompts_take_a_slot_each(made, replicas):
     assert round(attainable(work, hardware, replicas) * len(work)) == most
 
 
+SLOTWISE = profile_of(Roofline((Plane(SLOT, 0.0, 1e-9),)), 10**6)
+"""A token takes a slot, alone or in a batch: a schedule is an order of tokens."""
+FIRST = 6  # slots until all first tokens are due
+
+
+def asked(prompt: int, output: int, pace: int, rule: str) -> Request:
+    """At time 0, with a pace in slots per token."""
+    slo = SLO(tpot=pace * SLOT, ttft=FIRST * SLOT - 1e-3, rule=rule)
+    return Request(f"{prompt}", 0.0, (Stage(prompt, output, slo),))
+
+
+def in_order(work: tuple[Request, ...], pace: int, rule: str) -> bool:
+    """Whether all can attain: earliest deadline first, for all slots that the first tokens may end
+    in. The pace of so short answers is looked at with their last token."""
+    ends = [range(r.prompt, FIRST + 1) for r in work]
+    for firsts in product(*ends):
+        jobs = []
+        for r, first in zip(work, firsts, strict=True):
+            last = r.output - 1
+            due = (FIRST if rule == PAPER else first) + last * pace
+            jobs += [(0, first - n) for n in range(r.prompt)]
+            jobs += [(first + n, due - last + n + 1) for n in range(last)]
+        if feasible(tuple(jobs)):
+            return True
+    return False
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 4), st.integers(1, 3),
+    st.sampled_from([*RULES]),
+)  # fmt: skip
+def test_it_is_what_can_be_done_with_answers(prompts, output, pace, rule):
+    work = [asked(prompt, output, pace, rule) for prompt in sorted(prompts)]
+    most = next(
+        n
+        for n in range(len(work), -1, -1)
+        if any(in_order(some, pace, rule) for some in combinations(work, n))
+    )
+    assert round(attainable(work, SLOTWISE) * len(work)) == most
+
+
+@pytest.mark.parametrize(("rule", "share"), [(PAPER, 0.5), (CLIENT, 1.0)])
+def test_an_answer_may_stall_and_catch_up_by_the_clients_rule_only(rule, share):
+    """21 tokens at two slots each, while a prompt in between takes 20 slots: the pace is looked at
+    after 10 tokens by one rule, and at the end by the other."""
+    slo = SLO(tpot=1.0, ttft=20 * SLOT, rule=rule)
+    work = [asked(1, 21, 2, rule), Request("urgent", FIRST * SLOT, (Stage(20, 1, slo),))]
+    assert attainable(work, SLOTWISE) == share
+
+
+def test_what_goes_on_has_no_deadline_of_its_own_by_the_clients_rule():
+    """Of the second stage the mean pace is asked for, not when it begins."""
+    for rule, share in (PAPER, 0.5), (CLIENT, 1.0):
+        thinks, slo = asked(1, 11, 1, rule), SLO(SLOT, ttft=12 * SLOT, rule=rule)
+        again = Stage(0, 11, SLO(SLOT, rule=rule))
+        urgent = Request("urgent", 17 * SLOT, (Stage(12, 1, slo),))
+        work = [replace(thinks, stages=(*thinks.stages, again)), urgent]
+        assert attainable(work, SLOTWISE) == share
+
+
 def test_memory_bounds_where_tokens_cost_nothing():
     """Each answer is a hundred steps of 20 ms in a cache that two fill: one a second."""
     hardware = profile_of(Roofline((Plane(1e-9, 0.0, 0.02),)), 2 * 1050)
@@ -98,21 +161,13 @@ def test_memory_bounds_where_tokens_cost_nothing():
     assert long_run(work, hardware, 0.5) == pytest.approx(4.0, rel=0.05)
 
 
-def test_erlang():
-    assert _erlang_b(10, 5.0) == pytest.approx(0.018385, abs=1e-6)
-    assert _erlang_b(1, 1.0) == 0.5 and _erlang_b(3, 0.0) == 0.0
-    # one server, 100 steps of 20 ms: 1 / (1 + 2 rate) = 0.9
-    hardware = profile_of(Roofline((Plane(1e-9, 0.0, 0.02),)), 1100)
-    work = [Request("r", 0.0, (Stage(1000, 100, SLO(tpot=0.1, ttft=1.0)),))]
-    assert loss_system(work, hardware) == pytest.approx(1 / 18, rel=1e-3)
-
-
 def test_a_search_has_a_bound():
     case = Search("coding", "slos-serve", num_requests=60, precision=0.1)
     [row] = bound(case)
     [found] = [p for p in search(case) if p.capacity]
     assert found.rate < row.rate and row.profile == hardware_of("coding").name
-    assert (row.seed, row.target, row.status) == (0, 0.9, "computed")
+    assert (row.seed, row.rule, row.target, row.status) == (0, PAPER, 0.9, "computed")
+    assert bound_of(replace(case, system="vllm", rule=CLIENT)).rule == CLIENT
     with pytest.raises(ValueError, match="max_drafts = 3 must be 0 for a bound"):
         bound(Search("coding", "slos-serve", max_drafts=3))
     with pytest.raises(ValueError, match="topology = '1:1'"):

@@ -427,6 +427,7 @@ def test_what_is_saved_is_what_the_report_reads(
     assert headlines.keys() >= means and {h.status for h in headlines.values()} == {"simulated"}
     assert headlines["capacity_vs_best"].value == pytest.approx(sqrt(sqrt(5)))
     assert headlines["capacity_coding"].value == pytest.approx(1), "against the best baseline"
+    assert headlines["capacity_coding"].profile == "opt-6.7b-a100", "of one scenario"
     assert headlines["capacity_coding"].command == "./run_all.sh (01_capacity)"
     assert "| coding " in report.render("quick")
 

@@ -40,6 +40,23 @@ def test_the_gain_is_over_the_other_that_carries_most() -> None:
     assert mean == found.loc[0, "gain"]
 
 
+@pytest.mark.parametrize(("drafting", "setting"), [(1.5, ""), (2.5, "drafts=1")])
+def test_a_baseline_drafts_only_where_it_carries_more_by_that(
+    drafting: float, setting: str
+) -> None:
+    def row(system: str, setting: str, profile: str, drafts: int, rate: float) -> today.Carried:
+        return today.Carried(
+            "chatbot-8k", "dataset", system, setting, profile, drafts, "90 %", 0, rate
+        )
+
+    rows = [row("slos-serve", "", today.MAIN, 0, 9.0), row("vllm-v1", "", today.MAIN, 0, 2.0)]
+    rows += [row("slos-serve", "", today.DRAFTING, 5, 4.0)]
+    rows += [row("vllm-v1", "drafts=1", today.DRAFTING, 5, drafting)]
+    found = today.table(pd.DataFrame(rows)).set_index("drafts").loc[5]
+    assert (found["setting"], found["best other"]) == (setting, max(drafting, 2.0))
+    assert (found["ours"], found["profile"]) == (4.0, today.DRAFTING)
+
+
 def test_every_case_is_asked_for_once() -> None:
     cases = [*today.cases("full")]
     assert len({str(c) for c in cases}) == len(cases)
