@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -50,7 +49,8 @@ COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 @dataclass(slots=True, eq=False)
 class Asked:
     """A call on its way. route: the replicas to ask, the next one first; among: all that there
-    were; lost: those that it must not be sent to again.
+    were; lost: those that it must not be sent to again; replica: the one that was chosen last, at
+    `chosen` (seconds since the epoch), which works on it until it is `over`.
 
     stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
     num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
@@ -71,6 +71,9 @@ class Asked:
     among: tuple[str, ...] = ()
     lost: set[str] = field(default_factory=set)
     hops: int = 0
+    replica: str = ""
+    chosen: float = 0.0
+    over: bool = False
 
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
@@ -123,22 +126,33 @@ class Fleet:
         self.router: Any = None
         self.fallback, self.failed = LeastLoaded(), False
         self.routed: Any = None  # the call for which the router is asked
-        self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
+        # Requests in flight. Each says itself when it is over: Ray tells a router of no request
+        # that is cancelled between its choice of a replica and the sending.
+        self.open: set[Asked] = set()
 
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
         """The replica to ask, of those that live; None if it has to wait for one."""
+        self.open = {other for other in self.open if not other.over} - {asked}
         reports = {name: report for name, report in reports.items() if name not in asked.lost}
         asked.among = tuple(reports)
         while asked.route and asked.route[0] not in reports:
             asked.route.pop(0)
         if not asked.route and reports:
             asked.route = self.rank(asked, reports, now)[: 1 if asked.stays else None]
-        return asked.route[0] if asked.route else None
+        if not asked.route:
+            return None
+        asked.replica, asked.chosen = asked.route[0], now
+        self.open.add(asked)
+        return asked.replica
+
+    def at(self, name: str) -> list[Asked]:
+        """The requests in flight that were sent to a replica."""
+        return [asked for asked in self.open if asked.replica == name]
 
     def rank(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> list[str]:
         roofline = next((r.roofline for r in reports.values() if r and r.roofline), None)
         if roofline is None or None in reports.values():  # until the engines know themselves
-            return [min(reports, key=lambda name: len(self.open[name]))]
+            return [min(reports, key=lambda name: len(self.at(name)))]
         objectives = parse(asked.fields.get("vllm_xargs"), self.default)
         progress = Tracked.of(asked, objectives, roofline).progress
         loads = [self.load(name, report, now) for name, report in reports.items() if report]
@@ -159,7 +173,7 @@ class Fleet:
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
-        since = [asked for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        since = [asked for asked in self.at(name) if asked.chosen > report.at - HOP]
         tokens = sum(r.num_tokens for r in since)
         claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
         return replace(
@@ -203,7 +217,7 @@ async def relay(
     """The one answer that a call gets: status and headers, then bytes."""
     begun = False
     while True:
-        parts = ask(asked)
+        parts, asked.over = ask(asked), False
         try:
             async with asyncio.timeout(patience):
                 await anext(parts)  # `TAKEN`
@@ -229,6 +243,7 @@ async def relay(
             asked.lost.update(asked.route[:1])
             asked.route.clear()
         finally:
+            asked.over = True
             await parts.aclose()  # type: ignore[attr-defined]
 
 

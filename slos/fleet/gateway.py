@@ -65,17 +65,7 @@ class FleetRouter(RequestRouter):
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
         reports = {name: r.routing_stats.get("report") for name, r in living.items()}
         name = self.fleet.choose(asked, reports, now)
-        if name is None:
-            return []
-        self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
-        return [[living[name]]]
-
-    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        self.fleet.open[replica_id.unique_id].pop(internal_request_id, None)
-
-    def on_replica_actor_died(self, replica_id: Any) -> None:
-        super().on_replica_actor_died(replica_id)
-        self.fleet.open.pop(replica_id.unique_id, None)
+        return [] if name is None else [[living[name]]]
 
 
 class Replica:
