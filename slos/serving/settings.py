@@ -104,10 +104,9 @@ def check_engine(scheduler: Any, settings: Settings) -> None:
     # a chunk that is cut ends where the state is not kept that the prefix cache then looks for
     aligned, cure = scheduler.need_mamba_block_aligned_split, "add --no-enable-prefix-caching"
     require(not aligned, "mamba_cache_mode", "align", "none", cure)
-    # two steps of a request are in flight, of which a synchronous engine does not know the tokens
-    pipeline, bound = parallel.pipeline_parallel_size, "1 without asynchronous scheduling"
-    good = pipeline == 1 or config.async_scheduling
-    require(good, "--pipeline-parallel-size", pipeline, bound, "use --tensor-parallel-size")
+    # a request would get a token in every so many steps, and policies plan for one in each
+    pipeline, cure = parallel.pipeline_parallel_size, "use --tensor-parallel-size"
+    require(pipeline == 1, "--pipeline-parallel-size", pipeline, "1", cure)
     # engines of one server would write it by turns
     engine, cure = parallel.data_parallel_index, "leave --data-parallel-size out"
     one = not (settings.load and engine)

@@ -29,7 +29,7 @@ from slos.policies import OURS
 from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
-from slos.serving.beside import Beside, logger
+from slos.serving.beside import Beside, GuardedLengths, logger
 from slos.serving.cuts import Adapters, cut
 from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
@@ -68,7 +68,7 @@ class SLOScheduler(AsyncScheduler):
         self.classes = Classes()
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
-        self.lengths = make_predictor(self.settings.predictor)
+        self.lengths = GuardedLengths(make_predictor(self.settings.predictor))
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
         self.adapters = Adapters(self.lora_config.max_loras if self.lora_config else 0)
@@ -199,7 +199,10 @@ class SLOScheduler(AsyncScheduler):
             request = self.requests.get(id)  # unless it was declined as well
             if request and request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
-                self._preempt_request(request, time.monotonic())
+                # as vLLM itself does: the KV of tokens that are still to come would be lost, where
+                # another engine is to get it
+                drop = getattr(self, "requires_kv_delivery", False)
+                self._preempt_request(request, time.monotonic(), drop)
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
         with self.beside("holding what is cached"):
@@ -227,9 +230,12 @@ class SLOScheduler(AsyncScheduler):
         """vLLM's last word on a request's tokens in both of its loops: here they are capped."""
         n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self.caps is not None and (t := self.tracked.get(request.request_id)):
-            cap = self.caps.get(request.request_id, 0)
+            ready = request.status in READY
+            # One whose KV a connector has loaded is the first that vLLM looks at; with no token it
+            # would block all that wait, while it holds its blocks.
+            cap = self.caps.get(request.request_id, int(ready and request.num_computed_tokens > 0))
             # one token that starts, padded to a row of drafts: all of the row or none
-            row = request.status in READY and num_computed_tokens + n > request.num_tokens
+            row = ready and num_computed_tokens + n > request.num_tokens
             if not (cap and row):
                 n = cut(t, num_computed_tokens, n, cap, self.scheduler_config)
         return n if n and self.adapters.take(request) else 0
