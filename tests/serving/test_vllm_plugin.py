@@ -16,6 +16,7 @@ import runpy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -306,25 +307,23 @@ def test_a_full_disk_does_not_end_the_engine(build, log, tmp_path, monkeypatch):
     assert path.stat().st_mtime > 0, "a sign of life"
 
 
-class Faulty(Quantile):
-    """The length predictor of a newcomer, whose `method` raises at the third call."""
+def faulty(method: str) -> Quantile:
+    """The length predictor of a newcomer, whose `method` raises from the third call on."""
+    predictor, calls = Quantile(), count(1)
+    right = getattr(predictor, method)
 
-    def __init__(self, method: str) -> None:
-        super().__init__()
-        self.left, right = 3, getattr(self, method)
+    def counted(*args: Any) -> Any:
+        return right(*args) if next(calls) < 3 else {}["a mistake of a newcomer"]
 
-        def counted(*args: Any) -> Any:
-            self.left -= 1
-            return right(*args) if self.left else {}["a mistake of a newcomer"]
-
-        setattr(self, method, counted)
+    setattr(predictor, method, counted)
+    return predictor
 
 
 @pytest.mark.parametrize("method", ["remaining", "began", "ended", "aborted"])
 def test_where_a_length_predictor_raises_the_engine_goes_on_and_says_so_once(
     build, log, monkeypatch, method
 ):
-    monkeypatch.setitem(BLIND, "quantile", lambda: Faulty(method))
+    monkeypatch.setitem(BLIND, "quantile", lambda: faulty(method))
     requests, prompts = workload(seed=3, size=20)
     core, clock = build(blocks=TIGHT)
 
@@ -337,7 +336,7 @@ def test_where_a_length_predictor_raises_the_engine_goes_on_and_says_so_once(
     assert drained(core) and all(expected[id][: len(s)] == s for id, s in said.items())
     assert isinstance(core.scheduler.lengths.predictor, MaxTokens) and not core.scheduler.failed
     [record] = log.records
-    assert "length predictor Faulty failed" in record.getMessage()
+    assert "length predictor Quantile failed" in record.getMessage()
 
 
 def whole(view: View, **more: Any) -> Batch:
