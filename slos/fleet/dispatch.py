@@ -1,4 +1,4 @@
-"""A call on its way through replicas: whom to ask next, what to do where one declines or dies.
+"""A call on its way through replicas: which to ask next, what to do where one declines or dies.
 Hosted by `slos.fleet.gateway`.
 
 A replica that declines a request before it starts passes it on, with its arrival kept; the last of
@@ -35,13 +35,13 @@ from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
 logger = logging.getLogger(__name__)
-GUESS = 64  # tokens of an answer that may stop early, at the most
+GUESS = 64  # the most tokens that are expected of an answer that may stop early
 LETTERS = 4  # of a token, about
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
 TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and instead of an answer
-HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
-TOLD = ("content-type", "retry-after")  # and by it
+HEADERS = ("authorization", "content-type", "x-request-id")  # passed to vLLM
+RETURNED = ("content-type", "retry-after")  # of vLLM's answer
 JSON = {"content-type": "application/json"}
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 
@@ -52,7 +52,7 @@ class Asked:
     were; lost: those that it must not be sent to again; replica: the one that was chosen last, at
     `chosen` (seconds since the epoch), which works on it until it is `over`.
 
-    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
+    stays: the first replica keeps it. fields: of the body, where it asks for a completion.
     num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
     which `Tracked` reads.
     """
@@ -117,7 +117,7 @@ def tokens_of(prompt: Any) -> int:
 
 
 class Fleet:
-    """Who is asked next: a router over the replicas' reports and what was sent to them since."""
+    """Chooses replicas: a router over their reports and what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives
@@ -165,7 +165,7 @@ class Fleet:
             route = list(self.router.rank(progress, loads))
             require(bool(route) and reports.keys() >= set(route), "route", route, "of replicas")
             return route
-        except Exception:  # a request that waits for a router waits for ever
+        except Exception:  # a request would wait for its router without end
             if not self.failed:
                 logger.exception("the router failed: such requests go to the least loaded")
             self.failed = True
@@ -193,7 +193,7 @@ async def answered(
         if response.status == HTTPStatus.TOO_MANY_REQUESTS and len(asked.route) > 1:
             yield PASSED
             return
-        told = {name: response.headers[name] for name in TOLD if name in response.headers}
+        told = {name: response.headers[name] for name in RETURNED if name in response.headers}
         head, rest = (response.status, JSON | told), b""
         if not head[1]["content-type"].startswith("text/event-stream"):
             whole = await response.read()
@@ -260,7 +260,7 @@ async def of_all(
         text = b"".join([part async for part in parts])
         return asked, text.decode() if status == 200 else ""
 
-    first = await asked_of()  # with whose routing it is known who else there is
+    first = await asked_of()  # its routing tells which others there are
     others = set(first[0].among) - set(first[0].route)
     found = [first, *await asyncio.gather(*map(asked_of, others))]
     return {"".join(asked.route): text for asked, text in found}

@@ -1,4 +1,4 @@
-"""What the plug-in may be told in `--additional-config`."""
+"""Settings of the plug-in, in `--additional-config`."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class Settings:
 
 
 def check_engine(scheduler: Any, settings: Settings) -> None:
-    """Raises ValueError where vLLM itself was told what the plug-in cannot do. scheduler: vLLM's,
-    as it made itself."""
+    """Raises ValueError for options of vLLM that the plug-in does not support. scheduler: vLLM's,
+    already constructed."""
     config, parallel = scheduler.scheduler_config, scheduler.parallel_config
     cure = "leave --scheduling-policy out"
     # the only one that can be put into an order

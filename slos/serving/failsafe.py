@@ -15,8 +15,8 @@ from slos.policies.predictors import MaxTokens
 logger = logging.getLogger("vllm.slos")  # a name under vLLM's, so that its log shows it
 
 
-class Beside:
-    """`with beside("learning"):` logs a failure once for each name, and the engine goes on."""
+class Failsafe:
+    """`with failsafe("learning"):` logs the first failure of each name, and the engine goes on."""
 
     def __init__(self) -> None:
         self.warned: set[str] = set()
@@ -32,7 +32,7 @@ class Beside:
 
 
 @final
-class GuardedLengths(LengthPredictor):
+class FailsafeLengths(LengthPredictor):
     """`predictor`, or `MaxTokens` for good from the first call at which it raises or answers with
     something else than a count of tokens: with lengths at their limits no promise fails for memory.
     """

@@ -10,7 +10,7 @@ import pytest
 
 from slos.core.types import Progress
 from slos.policies.predictors import MaxTokens, Quantile
-from slos.serving.beside import GuardedLengths
+from slos.serving.failsafe import FailsafeLengths
 
 ASKED = ("remaining", "after_stage", "at_least")
 ANSWERS = {"a fraction": 0.5, "nothing": None, "below 0": -3, "no number": float("nan")}
@@ -36,7 +36,7 @@ def test_lengths_are_their_limits_once_a_predictor_fails(method: str, fault: Any
     faulty = Quantile()
     setattr(faulty, method, lambda progress: fault())
     logging.getLogger("vllm.slos").addHandler(caplog.handler)
-    lengths = GuardedLengths(faulty)
+    lengths = FailsafeLengths(faulty)
     for _ in range(2):
         assert getattr(lengths, method)(progress()) == getattr(MaxTokens(), method)(progress())
     lengths.began(progress())
@@ -49,7 +49,7 @@ def test_lengths_are_their_limits_once_a_predictor_fails(method: str, fault: Any
 
 
 def test_a_predictor_that_works_is_asked(caplog) -> None:
-    lengths, plain = GuardedLengths(Quantile()), Quantile()
+    lengths, plain = FailsafeLengths(Quantile()), Quantile()
     for method in ASKED:
         assert getattr(lengths, method)(progress()) == getattr(plain, method)(progress())
     assert not caplog.records
