@@ -15,6 +15,7 @@ from slos.core.types import SLO, LengthPredictor, Policy, Progress, Request, Sta
 from slos.hardware.profiles import Profile, profile
 from slos.policies import make_policy
 from slos.policies.predictors import make_predictor
+from slos.serving.lengths import FailsafeLengths
 from slos.serving.objectives import Objectives, Phase, bounded, within
 
 KINDS: dict[str, Any] = {"str": str, "bool": bool, "float": int | float}
@@ -61,7 +62,7 @@ class Settings:
             there, bound = Path(path).parent.is_dir(), "in a folder that exists"
             require(there, f"slos setting {name}", path, bound, "make it")
         # which say what is wrong with them
-        _ = self.objectives, make_predictor(self.predictor), self.start
+        _ = self.objectives, self.lengths(), self.start
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -76,6 +77,9 @@ class Settings:
     def start(self) -> Profile | None:
         """The profile to start from, if there is one."""
         return profile(self.profile) if self.profile else None
+
+    def lengths(self) -> LengthPredictor:
+        return FailsafeLengths(make_predictor(self.predictor))
 
     def policy_for(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
         return make_policy(self.policy, roofline, lengths, **self.options)

@@ -26,11 +26,10 @@ from vllm.v1.request import Request, RequestStatus
 from slos.core.types import Batch, Policy, View, require
 from slos.hardware.profiles import Profile
 from slos.policies import OURS
-from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
 from slos.serving.cuts import Adapters, cut
-from slos.serving.failsafe import Failsafe, FailsafeLengths, logger
+from slos.serving.failsafe import Failsafe, logger
 from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
 from slos.serving.objectives import Classes, parse
@@ -68,7 +67,7 @@ class SLOScheduler(AsyncScheduler):
         self.classes = Classes()
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
-        self.lengths = FailsafeLengths(make_predictor(self.settings.predictor))
+        self.lengths = self.settings.lengths()
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
         self.adapters = Adapters(self.lora_config.max_loras if self.lora_config else 0)

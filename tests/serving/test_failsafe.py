@@ -10,7 +10,7 @@ import pytest
 
 from slos.core.types import Progress
 from slos.policies.predictors import MaxTokens, Quantile
-from slos.serving.failsafe import FailsafeLengths
+from slos.serving.lengths import FailsafeLengths
 
 ASKED = ("remaining", "after_stage", "at_least")
 ANSWERS = {"a fraction": 0.5, "nothing": None, "below 0": -3, "no number": float("nan")}
