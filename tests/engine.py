@@ -29,7 +29,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import FullAttentionSpec
-from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from slos.core.roofline import Roofline
@@ -183,11 +183,23 @@ class Modelless(Executor):
             self.tables[id] += blocks[0] if blocks else []
             start[id] = computed
         self._pass_time(out, start)
+        transfers = self._load(out.kv_connector_metadata)
         sampled, ids = [], list(out.num_scheduled_tokens)
         before, self.drafts = self.drafts, {}
         for id in ids:
             sampled.append(self._tokens(id, out.num_scheduled_tokens[id], out, before.get(id, [])))
-        return ModelRunnerOutput(ids, {id: i for i, id in enumerate(ids)}, sampled)
+        places = {id: i for i, id in enumerate(ids)}
+        return ModelRunnerOutput(ids, places, sampled, kv_connector_output=transfers)
+
+    def _load(self, connector: Any) -> KVConnectorOutput | None:
+        """Put into blocks what a connector of `test_connectors` loads."""
+        if not (loads := getattr(connector, "loads", None)):
+            return None
+        for tokens, blocks in loads.values():
+            for i, block in enumerate(blocks):
+                part = tokens[i * BLOCK : (i + 1) * BLOCK]
+                self.memory[block] = part + [-1] * (BLOCK - len(part))
+        return KVConnectorOutput(finished_recving={*loads})
 
     def _pass_time(self, out, start: dict[str, int]) -> None:
         if start:
@@ -380,6 +392,6 @@ def drained(core: Any) -> bool:
     assert not s.requests and not s.running and not s.waiting, "requests are still there"
     if isinstance(s, SLOScheduler):
         assert not s.tracked and not s.belief.flying, "the plug-in still holds on to some"
-        awaited = [getattr(s.lengths, name, ()) for name in ("_begun", "_ended")]
+        awaited = [getattr(s.lengths.predictor, name, ()) for name in ("_begun", "_ended")]
         assert not any(awaited), "their lengths are still awaited"
     return True

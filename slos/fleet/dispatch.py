@@ -1,4 +1,4 @@
-"""A call on its way through replicas: whom to ask next, what to do where one declines or dies.
+"""A call on its way through replicas: which to ask next, what to do where one declines or dies.
 Hosted by `slos.fleet.gateway`.
 
 A replica that declines a request before it starts passes it on, with its arrival kept; the last of
@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,13 +35,13 @@ from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
 logger = logging.getLogger(__name__)
-GUESS = 64  # tokens of an answer that may stop early, at the most
+GUESS = 64  # the most tokens that are expected of an answer that may stop early
 LETTERS = 4  # of a token, about
 LOSSES = 3  # replicas that a request may lose until it is given up: it may be what kills them
 HOP = 0.02  # seconds on the way to an engine: what was sent so shortly before a report is not in it
 TAKEN, PASSED = b"taken", b"passed"  # what a replica says first, and instead of an answer
-HEADERS = ("authorization", "content-type", "x-request-id")  # handed on to vLLM
-TOLD = ("content-type", "retry-after")  # and by it
+HEADERS = ("authorization", "content-type", "x-request-id")  # passed to vLLM
+RETURNED = ("content-type", "retry-after")  # of vLLM's answer
 JSON = {"content-type": "application/json"}
 COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 
@@ -50,9 +49,10 @@ COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
 @dataclass(slots=True, eq=False)
 class Asked:
     """A call on its way. route: the replicas to ask, the next one first; among: all that there
-    were; lost: those that it must not be sent to again.
+    were; lost: those that it must not be sent to again; replica: the one that was chosen last, at
+    `chosen` (seconds since the epoch), which works on it until it is `over`.
 
-    stays: whoever takes it keeps it. fields: of the body, where it asks for a completion.
+    stays: the first replica keeps it. fields: of the body, where it asks for a completion.
     num_tokens: of the prompt, max_tokens: of the answer, as far as known here; names as in vLLM,
     which `Tracked` reads.
     """
@@ -71,6 +71,9 @@ class Asked:
     among: tuple[str, ...] = ()
     lost: set[str] = field(default_factory=set)
     hops: int = 0
+    replica: str = ""
+    chosen: float = 0.0
+    over: bool = False
 
     @classmethod
     def of(cls, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Asked:
@@ -114,7 +117,7 @@ def tokens_of(prompt: Any) -> int:
 
 
 class Fleet:
-    """Who is asked next: a router over the replicas' reports and what was sent to them since."""
+    """Chooses replicas: a router over their reports and what was sent to them since."""
 
     def __init__(self, router: str, options: Mapping[str, Any], default: Mapping[str, Any]) -> None:
         self.default = Settings(**default).objectives
@@ -123,22 +126,33 @@ class Fleet:
         self.router: Any = None
         self.fallback, self.failed = LeastLoaded(), False
         self.routed: Any = None  # the call for which the router is asked
-        self.open: defaultdict[str, dict[str, tuple[float, Asked]]] = defaultdict(dict)
+        # Requests in flight. Each says itself when it is over: Ray tells a router of no request
+        # that is cancelled between its choice of a replica and the sending.
+        self.open: set[Asked] = set()
 
     def choose(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> str | None:
         """The replica to ask, of those that live; None if it has to wait for one."""
+        self.open = {other for other in self.open if not other.over} - {asked}
         reports = {name: report for name, report in reports.items() if name not in asked.lost}
         asked.among = tuple(reports)
         while asked.route and asked.route[0] not in reports:
             asked.route.pop(0)
         if not asked.route and reports:
             asked.route = self.rank(asked, reports, now)[: 1 if asked.stays else None]
-        return asked.route[0] if asked.route else None
+        if not asked.route:
+            return None
+        asked.replica, asked.chosen = asked.route[0], now
+        self.open.add(asked)
+        return asked.replica
+
+    def at(self, name: str) -> list[Asked]:
+        """The requests in flight that were sent to a replica."""
+        return [asked for asked in self.open if asked.replica == name]
 
     def rank(self, asked: Asked, reports: Mapping[str, Report | None], now: float) -> list[str]:
         roofline = next((r.roofline for r in reports.values() if r and r.roofline), None)
         if roofline is None or None in reports.values():  # until the engines know themselves
-            return [min(reports, key=lambda name: len(self.open[name]))]
+            return [min(reports, key=lambda name: len(self.at(name)))]
         objectives = parse(asked.fields.get("vllm_xargs"), self.default)
         progress = Tracked.of(asked, objectives, roofline).progress
         loads = [self.load(name, report, now) for name, report in reports.items() if report]
@@ -151,7 +165,7 @@ class Fleet:
             route = list(self.router.rank(progress, loads))
             require(bool(route) and reports.keys() >= set(route), "route", route, "of replicas")
             return route
-        except Exception:  # a request that waits for a router waits for ever
+        except Exception:  # a request would wait for its router without end
             if not self.failed:
                 logger.exception("the router failed: such requests go to the least loaded")
             self.failed = True
@@ -159,7 +173,7 @@ class Fleet:
 
     def load(self, name: str, report: Report, now: float) -> Load:
         load = replace(report.load, replica=name, step_end=max(now, report.load.step_end))
-        since = [asked for when, asked in list(self.open[name].values()) if when > report.at - HOP]
+        since = [asked for asked in self.at(name) if asked.chosen > report.at - HOP]
         tokens = sum(r.num_tokens for r in since)
         claimed = sum(-(-(r.num_tokens + r.max_tokens) // load.block_size) for r in since)
         return replace(
@@ -179,7 +193,7 @@ async def answered(
         if response.status == HTTPStatus.TOO_MANY_REQUESTS and len(asked.route) > 1:
             yield PASSED
             return
-        told = {name: response.headers[name] for name in TOLD if name in response.headers}
+        told = {name: response.headers[name] for name in RETURNED if name in response.headers}
         head, rest = (response.status, JSON | told), b""
         if not head[1]["content-type"].startswith("text/event-stream"):
             whole = await response.read()
@@ -203,7 +217,7 @@ async def relay(
     """The one answer that a call gets: status and headers, then bytes."""
     begun = False
     while True:
-        parts = ask(asked)
+        parts, asked.over = ask(asked), False
         try:
             async with asyncio.timeout(patience):
                 await anext(parts)  # `TAKEN`
@@ -229,6 +243,7 @@ async def relay(
             asked.lost.update(asked.route[:1])
             asked.route.clear()
         finally:
+            asked.over = True
             await parts.aclose()  # type: ignore[attr-defined]
 
 
@@ -245,7 +260,7 @@ async def of_all(
         text = b"".join([part async for part in parts])
         return asked, text.decode() if status == 200 else ""
 
-    first = await asked_of()  # with whose routing it is known who else there is
+    first = await asked_of()  # its routing tells which others there are
     others = set(first[0].among) - set(first[0].route)
     found = [first, *await asyncio.gather(*map(asked_of, others))]
     return {"".join(asked.route): text for asked, text in found}

@@ -45,10 +45,10 @@ from slos.serving.load_report import Report
 from slos.serving.metrics import merged
 
 REPORTS = 0.1  # seconds between two looks at a replica's load
-SILENT = 20.0  # seconds without a word to a request that waits, then an engine is taken for hung
+SILENT = 20.0  # seconds without output while requests wait: then an engine counts as hung
 LINES = 15  # the last of an engine that does not start, which are shown
 FAILED = "~~~ engine ~~~"  # before and after them
-MANY = 100_000  # requests sent to a replica at once: to hold some back is its scheduler's affair
+MANY = 100_000  # requests sent to a replica at once: its scheduler does the queueing
 
 
 class FleetRouter(RequestRouter):
@@ -65,17 +65,7 @@ class FleetRouter(RequestRouter):
         living = {r.replica_id.unique_id: r for r in candidate_replicas}
         reports = {name: r.routing_stats.get("report") for name, r in living.items()}
         name = self.fleet.choose(asked, reports, now)
-        if name is None:
-            return []
-        self.fleet.open[name][pending_request.metadata.internal_request_id] = now, asked
-        return [[living[name]]]
-
-    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        self.fleet.open[replica_id.unique_id].pop(internal_request_id, None)
-
-    def on_replica_actor_died(self, replica_id: Any) -> None:
-        super().on_replica_actor_died(replica_id)
-        self.fleet.open.pop(replica_id.unique_id, None)
+        return [] if name is None else [[living[name]]]
 
 
 class Replica:
@@ -103,7 +93,7 @@ class Replica:
         started = launch.arguments(argv)
         if started.calibrates:
             calibrate(self.url, key=started.key, own=True)
-        self.waits: dict[str, float] = {}  # since when a call waits for the engine's next word
+        self.waits: dict[str, float] = {}  # since when a call waits for the engine's next output
 
     @cached_property
     def session(self) -> aiohttp.ClientSession:
@@ -258,7 +248,7 @@ def start_ray(cluster: str) -> None:
     # ms, s: a busy machine takes longer than Ray waits by itself
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # by itself Ray lets everybody else go first
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own default yields to other processes
     ray.init(log_to_driver=False, **({} if cluster else here))  # type: ignore[arg-type]
 
 

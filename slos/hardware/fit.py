@@ -154,7 +154,12 @@ def _nonnegative(
 ) -> np.ndarray:
     """Weighted least squares with coefficients at least 0, but that of column `free`."""
     low = np.where(np.arange(a.shape[1]) == free, -np.inf, 0.0)
-    return lsq_linear(a * weight[:, None], y * weight, (low, np.inf), "bvls").x
+    return _bounded(a * weight[:, None], y * weight, low)
+
+
+def _bounded(a: np.ndarray, y: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Least squares with coefficients of at least `low`, which rounding would go below."""
+    return np.maximum(lsq_linear(a, y, (low, np.inf), "bvls").x, low)
 
 
 def _refitted(
@@ -170,8 +175,7 @@ def _refitted(
     terms = np.column_stack([terms.reshape(len(owner), -1), ctx]) / seconds[:, None]
     low = np.zeros((len(fitted), 3))
     low[fitted > 0, 2] = -inf
-    bounds = np.append(low, 0.0), inf
-    found = lsq_linear(terms[some], np.ones(some.sum()), bounds, "bvls").x
+    found = _bounded(terms[some], np.ones(some.sum()), np.append(low, 0.0))
     planes = planes.copy()
     planes[fitted] = found[:-1].reshape(-1, 3)
     return planes, float(found[-1])

@@ -13,7 +13,7 @@ import aiohttp
 
 from slos.core.types import require
 
-LINE = 1 << 24  # bytes of an event at the most: the first one may have all token ids of the prompt
+LINE = 1 << 24  # most bytes of an event: the first may have all token ids of the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ async def find(url: str, model: str | None = None) -> Server:
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The stream of a call for `asked` tokens: when each came, in seconds, and its id if told."""
+    """The stream of a call for `asked` tokens: when each came, in seconds, and its id if given."""
 
     asked: int
     times: list[float] = field(default_factory=list)

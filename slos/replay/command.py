@@ -1,4 +1,4 @@
-"""The command: a scenario, or requests of one's own, against a server."""
+"""The command: replays a scenario, or a file of requests, against a server."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def in_seconds(given: argparse.Namespace, where: str, slowdown: object) -> None:
 
 
 def of_file(path: Path, given: argparse.Namespace, limit: int | None) -> Asked:
-    """Requests of one's own at their own times, or at the rate that is given."""
+    """Requests of a file at their own times, or at the rate that is given."""
     number = given.num_requests
     with TemporaryDirectory() as folder:
         objectives = published.Objectives(given.tpot, given.ttft, given.slowdown)
@@ -123,7 +123,7 @@ def asked_of(given: argparse.Namespace, most: int | None) -> Asked:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was typed, with `file`, the requests of one's own, if there are any."""
+    """What was typed; `file` is the path of the requests, None for a scenario."""
     said = "Replay a workload against a server."
     parser = argparse.ArgumentParser(prog="python -m slos.replay", description=said)
     for name, kind, metavar, default, text in OPTIONS:
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         roofline = profile(given.profile).roofline if given.profile else None
         limits = limits_of(given.goodput)
-        asked_of(given, None)  # its own faults are told without a server
+        asked_of(given, None)  # faults of the options are found without a server
         server = asyncio.run(find(given.url, given.model))
         asked = asked_of(given, server.max_context)
         span = max(r.arrival for r in asked.requests)

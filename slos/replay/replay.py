@@ -32,7 +32,7 @@ from slos.replay.results import Replayed, by_the_end, judged
 from slos.serving.objectives import NAME, xargs
 
 FIRST_ID = 5  # the lowest token ids are special ones in most vocabularies
-END = 4  # token id that an answer ends with whose length is not told
+END = 4  # token id that ends an answer whose length the server does not know
 BIAS = 100  # of its logit, the most that the API takes: it is sampled as soon as it may be
 LEAD = 0.1  # seconds from the making of a prompt to its sending
 PULSE = 0.01  # seconds between two looks at how late the client is
@@ -44,10 +44,10 @@ class Manner:
 
     seed: of the prompts, with each request's id. vocabulary: token ids are below it. timeout:
     seconds for a call. vllm: whether to send the fields that only vLLM knows: objectives, no early
-    end, usage with every chunk. e2e: seconds from arrival to last token, an objective beside the
-    others, where every request is of one stage. told: whether the server is told how long answers
-    will be; if not, `max_tokens` is all that its context holds, and it learns lengths by the
-    requests' kind.
+    end, usage with every chunk. e2e: seconds from arrival to last token, an additional
+    objective, where every request is of one stage. told: whether the server learns with a request
+    how long its answer will be; if not, `max_tokens` is all that its context holds, and it learns
+    lengths by the requests' kind.
     """
 
     seed: int = 0
@@ -144,7 +144,7 @@ class _Client:
         return rng.integers(FIRST_ID, self.how.vocabulary, count).tolist()
 
     def opening(self, request: Request, count: int) -> list[int]:
-        """What its prompt of `count` tokens shares with others, as far as that is told."""
+        """What its prompt of `count` tokens shares with others, as far as that is known."""
         ids: list[int] = []
         for name, tokens in request.prefix:
             known, wanted = self.said.setdefault(name, []), min(tokens, count - len(ids))
@@ -222,7 +222,7 @@ async def replay(
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     patience = aiohttp.ClientTimeout(manner.timeout)
     async with aiohttp.ClientSession(connector=connector, timeout=patience) as session:
-        # without any slowdown nobody asks for it
+        # not used where no objective is a slowdown
         zero_load = roofline or Roofline((Plane(1e-9, 0.0, 0.0),))
         first = min((r.arrival for r in requests), default=0.0)
         start = asyncio.get_running_loop().time() + LEAD - first

@@ -21,8 +21,8 @@ class Replayed:
     has nan for times.
 
     failures: why requests were not answered in full, by id. lag: the most seconds by which the
-    client itself was late, in sending or in looking at what had come. The server does not tell its
-    clients whom it declined or preempted, so nobody is.
+    client itself was late, in sending or in looking at what had come. Clients do not learn
+    which requests were declined or preempted: none are.
     """
 
     outcomes: list[Outcome]
@@ -106,10 +106,10 @@ def by_kind(run: Replayed) -> Frame:
     def share(column: str) -> Any:
         return groups[column].mean().map("{:.1%}".format)
 
-    beside = other(run.outcomes[0].rule)
+    second = other(run.outcomes[0].rule)
     columns = {
         "requests": groups.size(), "attained": share("attained"),
-        f"{beside}'s rule": share(f"attained_{beside}"), "failed": groups["failed"].sum(),
+        f"{second}'s rule": share(f"attained_{second}"), "failed": groups["failed"].sum(),
     }  # fmt: skip
     for name in ("ttft", "tpot"):
         for share_of, label in ((0.5, "P50"), (0.99, "P99")):

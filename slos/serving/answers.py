@@ -97,8 +97,7 @@ class Answers:
     """The answers that one server gives just now, to be ended when it stops.
 
     On SIGTERM vLLM ends its engine and then waits until every connection is closed. An engine that
-    was killed before it told of its aborted requests would leave them, and the server, open for
-    ever.
+    was killed before it reported its aborted requests would leave them, and the server, open.
     """
 
     def __init__(self) -> None:
@@ -125,7 +124,7 @@ class Answers:
             await app(scope, receive, sent)
         except asyncio.CancelledError:
             if task in self.given or (start and not _streams(start)):
-                raise  # somebody else cancelled it, or a broken connection says it
+                raise  # cancelled from elsewhere, or a broken connection tells the client
             task.uncancel()
             if start:
                 await send({"type": "http.response.body", "body": broken(STOPPED)})

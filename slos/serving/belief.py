@@ -15,7 +15,7 @@ from slos.core.roofline import Roofline
 from slos.core.types import require
 from slos.hardware.fit import OUTLIER, fit
 from slos.hardware.profiles import Profile, save, scaled
-from slos.serving.beside import logger
+from slos.serving.failsafe import logger
 from slos.serving.settings import Settings
 
 FIRST, EVERY = 24, 128  # steps until the first fit, which doubles from fit to fit, and the most

@@ -1,4 +1,4 @@
-"""Calls to a server of one's own: whether it is ready, whether it is one's own, and a calibration.
+"""Calls to a server that this kit started: is it ready, is it the right one, and a calibration.
 
 A secret, made at start, is known to a process and to the servers that it starts. By it a server
 proves whose it is, and a router that a call comes from it.
@@ -37,7 +37,7 @@ def secret() -> str:
 
 
 def proof(secret: str, challenge: str) -> str:
-    """What a server answers to a challenge that has been told the secret."""
+    """The answer to a challenge of a server that knows the secret."""
     return hmac.new(secret.encode(), challenge.encode(), "sha256").hexdigest()
 
 
@@ -65,8 +65,8 @@ def wait(
 
 
 def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) -> None:
-    """Prompts of many sizes, then decodes in batches of many sizes: what a roofline is told from,
-    in seconds.
+    """Prompts of many sizes, then decodes in batches of many sizes, which a roofline is fitted to;
+    takes seconds.
 
     key: the server's, if it has one. own: see `wait`.
     """
@@ -104,7 +104,7 @@ def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) 
 def _open(
     url: str, headers: dict[str, str], body: bytes | None = None, timeout: float = 600
 ) -> Any:
-    """No proxy is on the way to one's own server, and whose certificate it is does not matter."""
+    """No proxy is on the way to a server on this machine, and its certificate is not checked."""
     trusting = HTTPSHandler(context=ssl._create_unverified_context())
     opener = build_opener(ProxyHandler({}), trusting)
     return opener.open(Request(url, body, headers), timeout=timeout)

@@ -1,7 +1,7 @@
-"""What a step may be made of: where vLLM lets a chunk of a prompt end, and who may run together.
+"""What a step may hold: where a chunk of a prompt may end, and which requests may run together.
 
-It applies these rules before the plug-in has its say, and counts on it that everybody who runs is
-in every step and that a chunk is as long as it made it. The plug-in skips some and cuts others.
+vLLM applies these rules before the plug-in sets its caps, and assumes that every running request is
+in the step and every chunk as long as it made it. The plug-in skips some and cuts others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from slos.serving.tracked import Tracked
 
 
 def cut(t: Tracked, computed: int, n: int, cap: int, config: Any) -> int:
-    """How many of the `n` tokens behind `computed` ones that vLLM would give a request it gets.
+    """How many of the `n` tokens after `computed` ones that vLLM would schedule a request gets.
 
     cap: what the policy gave it. It is more where no chunk may end: until the end of the prompt,
     or of an image that has to be whole. config: vLLM's `SchedulerConfig`.
@@ -21,7 +21,7 @@ def cut(t: Tracked, computed: int, n: int, cap: int, config: Any) -> int:
         return 0
     if not config.enable_chunked_prefill and t.request.num_tokens - computed > 1:
         return n
-    # it may find more than the policy was told: what this step computes for others
+    # it may find more in the cache than the policy saw: what this step computes for others
     found = max(0, computed - t.progress.computed - t.progress.cached)
     end = computed + max(1, cap - found)
     for feature in t.request.mm_features if config.disable_chunked_mm_input else ():

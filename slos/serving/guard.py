@@ -32,7 +32,7 @@ def guard(leash: bool = False, grace: float = GRACE) -> None:
     """Returns in a child of this process, the server to be. This process passes signals on to it,
     and exits as it did; `grace` seconds after the first signal, or at the end of standard input if
     that is a `leash`, it kills what is left. Temporary files of the server are in a folder that
-    goes with it, or in the one that `FOLDER` names, which goes with who holds the leash."""
+    is removed with it, or in the one that `FOLDER` names, which the holder of the leash removes."""
     heard, tell = os.pipe()
     os.set_blocking(tell, False)
     # handlers, as a mask would be this thread's alone; what is ignored, as under nohup, stays so

@@ -1,6 +1,6 @@
 """What becomes of requests, for Prometheus: counted in the engine, shown at vLLM's own `/metrics`.
 
-An engine is a process of its own. A thread beside it writes what it has counted to a file, in
+An engine is a process of its own. A thread of it writes what it has counted to a file, in
 Prometheus' text format, and the front-end reads the files whenever it is asked for its metrics. So
 neither waits for the other, and a full disk costs no more than numbers that stand still.
 """
@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from slos.core.pace import TOLERANCE
-from slos.serving.beside import Beside
 from slos.serving.calls import METRICS
+from slos.serving.failsafe import Failsafe
 from slos.serving.tracked import Tracked
 
 EVERY = 0.5  # seconds between two looks at what there is to write
@@ -78,9 +78,9 @@ class Metrics:
             threading.Thread(target=self._write, args=(path,), daemon=True).start()
 
     def _write(self, path: Path) -> None:
-        written, part, beside = b"", path.with_suffix(".part"), Beside()
+        written, part, failsafe = b"", path.with_suffix(".part"), Failsafe()
         while path.parent.is_dir():  # the folder goes with its server
-            with beside("writing metrics"):
+            with failsafe("writing metrics"):
                 if (text := generate_latest(self.registry)) != written:
                     part.write_bytes(text)
                     part.replace(path)

@@ -1,4 +1,4 @@
-"""Objectives in HTTP: bodies, headers and refusals; and who may say what."""
+"""Objectives in HTTP: bodies, headers and refusals; fields that only a router may set."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class CheckObjectives:
 
 
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
-    """HTTP 429 for who cannot be in time; to come again when its first token would be due. A router
-    asks another server (`slo_elsewhere`), a client is told so (`--slo-reject`)."""
+    """HTTP 429 for a request that cannot be in time; to be sent again when its first token would be
+    due. A router asks another server (`slo_elsewhere`), a client gets it (`--slo-reject`)."""
     answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
     answer.headers["retry-after"] = str(ceil(float(fields["vllm_xargs"].get("slo_ttft", 1.0))))
     return answer

@@ -31,8 +31,8 @@ TEXTS = ("slo_rule", "slo_stages", "slo_class")
 NUMBERS = ("slo_ttft", "slo_slowdown", "slo_tpot", "slo_e2e", "slo_value", "slo_output")
 FIELDS = (*NUMBERS, *TEXTS, *ROUTERS)
 LEAST, MOST = 1e-4, 1e6  # of objectives in seconds; with others a planner's sums would overflow
-STAGES = 64  # of one request, at the most
-NAME = 64  # characters of a class, at the most
+STAGES = 64  # the most of one request
+NAME = 64  # the most characters of a class
 CLASSES = 50  # that a server tells apart: clients name them, and may name any number
 REST = "other"  # the class of those that come later
 
@@ -76,7 +76,7 @@ class Objectives:
 
 
 class Classes:
-    """The first `CLASSES` that clients name, as what is known of each is kept for ever."""
+    """The first `CLASSES` that clients name, as what is learned of each is kept."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -103,7 +103,7 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     if "slo_e2e" in given:
         within(PREFIX, "e2e", e2e)
         with_stages = "slo_stages" in given
-        require(not with_stages, "slo_stages", given.get("slo_stages"), "left out beside slo_e2e")
+        require(not with_stages, "slo_stages", given.get("slo_stages"), "left out with slo_e2e")
         first = SLO(cast(float, e2e), ttft=e2e)  # what is not said is free
         phases = (Phase(first),)
     ttft, slowdown = first.ttft, first.slowdown
@@ -112,7 +112,7 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     if "slo_stages" in given:
         e2e = None  # theirs are other objectives than the default's
         pace = given.get("slo_tpot")
-        require("slo_tpot" not in given, "slo_tpot", pace, "left out beside slo_stages")
+        require("slo_tpot" not in given, "slo_tpot", pace, "left out with slo_stages")
         phases = _stages(given["slo_stages"])
     elif "slo_tpot" in given:
         phases = (Phase(bounded(PREFIX, numbers["slo_tpot"])),)

@@ -33,23 +33,23 @@ class PrefixHits:
             p.cached = p.shared = 0
             if found := self._find(t.request, before.get(id)):
                 self.found[id] = found
-                p.cached, p.shared = found[0], self._count(found[1], beside=0)
+                p.cached, p.shared = found[0], self._count(found[1], others=0)
         runs = {(t.request.request_id, t.request.num_preemptions) for t in running}
         if runs == self.runs:
             return
         self.runs = runs
         for t in running:
             blocks = self.manager.get_blocks(t.request.request_id).blocks
-            t.progress.cached, t.progress.shared = 0, self._count(blocks, beside=1)
+            t.progress.cached, t.progress.shared = 0, self._count(blocks, others=1)
 
-    def _count(self, blocks: Sequence[Sequence[Any]], beside: int) -> int:
-        """Blocks that more than `beside` requests hold, of each group."""
-        held = sum(b.ref_cnt > beside and not b.is_null for group in blocks for b in group)
+    def _count(self, blocks: Sequence[Sequence[Any]], others: int) -> int:
+        """Blocks of each group that more than `others` requests hold."""
+        held = sum(b.ref_cnt > others and not b.is_null for group in blocks for b in group)
         return held // max(1, len(blocks))
 
     def _find(self, request: Any, before: Found | None) -> Found | None:
-        """As before, where the last block is still there and the next one is not: whoever holds a
-        block holds those before it, and gives them back later."""
+        """As before, where the last block is still cached and the next one is not: a request that
+        holds a block also holds those before it, and frees them later."""
         hashes, most = request.block_hashes, request.num_tokens - 1
         if getattr(request, "skip_reading_prefix_cache", False) or not hashes:
             return None
@@ -76,7 +76,7 @@ class PrefixHits:
                 self.pool.touch(group)
                 self.held.append(group)
 
-    def let_go(self) -> None:
-        """The step is formed: who started holds them by itself."""
+    def release(self) -> None:
+        """The step is formed: requests that started hold their blocks themselves."""
         while self.held:
             self.pool.free_blocks(reversed(self.held.pop()))

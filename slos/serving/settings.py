@@ -1,4 +1,4 @@
-"""What the plug-in may be told in `--additional-config`."""
+"""Settings of the plug-in, in `--additional-config`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from slos.hardware.profiles import Profile, profile
 from slos.policies import make_policy
 from slos.policies.oracle import Oracle
 from slos.policies.predictors import make_predictor
+from slos.serving.lengths import FailsafeLengths
 from slos.serving.objectives import Objectives, Phase, bounded, within
 
 KINDS: dict[str, Any] = {"str": str, "bool": bool, "float": int | float}
@@ -61,7 +62,7 @@ class Settings:
             there, bound = Path(path).parent.is_dir(), "in a folder that exists"
             require(there, f"slos setting {name}", path, bound, "make it")
         # which say what is wrong with them
-        _ = self.objectives, make_predictor(self.predictor), self.start
+        _ = self.objectives, self.lengths(), self.start
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Settings:
@@ -76,6 +77,9 @@ class Settings:
     def start(self) -> Profile | None:
         """The profile to start from, if there is one."""
         return profile(self.profile) if self.profile else None
+
+    def lengths(self) -> LengthPredictor:
+        return FailsafeLengths(make_predictor(self.predictor))
 
     def policy_for(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
         return make_policy(self.policy, roofline, lengths, **self.options)
@@ -95,8 +99,8 @@ class Settings:
 
 
 def check_engine(scheduler: Any, settings: Settings) -> None:
-    """Raises ValueError where vLLM itself was told what the plug-in cannot do. scheduler: vLLM's,
-    as it made itself."""
+    """Raises ValueError for options of vLLM that the plug-in does not support. scheduler: vLLM's,
+    already constructed."""
     config, parallel = scheduler.scheduler_config, scheduler.parallel_config
     cure = "leave --scheduling-policy out"
     # the only one that can be put into an order
@@ -104,10 +108,9 @@ def check_engine(scheduler: Any, settings: Settings) -> None:
     # a chunk that is cut ends where the state is not kept that the prefix cache then looks for
     aligned, cure = scheduler.need_mamba_block_aligned_split, "add --no-enable-prefix-caching"
     require(not aligned, "mamba_cache_mode", "align", "none", cure)
-    # two steps of a request are in flight, of which a synchronous engine does not know the tokens
-    pipeline, bound = parallel.pipeline_parallel_size, "1 without asynchronous scheduling"
-    good = pipeline == 1 or config.async_scheduling
-    require(good, "--pipeline-parallel-size", pipeline, bound, "use --tensor-parallel-size")
+    # a request would get a token in every so many steps, and policies plan for one in each
+    pipeline, cure = parallel.pipeline_parallel_size, "use --tensor-parallel-size"
+    require(pipeline == 1, "--pipeline-parallel-size", pipeline, "1", cure)
     # engines of one server would write it by turns
     engine, cure = parallel.data_parallel_index, "leave --data-parallel-size out"
     one = not (settings.load and engine)

@@ -3,7 +3,7 @@ slos.serving.vllm_plugin.SLOScheduler`.
 
 vLLM's own scheduler keeps doing the work (KV blocks, prefix cache, drafts, outputs); at every step
 the policy is shown vLLM's state as a `View`, and its `Batch` steers that step: how many tokens each
-request may have, in which order, and who is preempted. What the policy cannot answer is left to
+request may have, in which order, and which are preempted. What the policy cannot answer is left to
 vLLM. Settings are `Settings`, under "slos" in `--additional-config`; objectives per request are in
 `slos.serving.objectives`.
 """
@@ -26,11 +26,10 @@ from vllm.v1.request import Request, RequestStatus
 from slos.core.types import Batch, Policy, View, require
 from slos.hardware.profiles import Profile
 from slos.policies import OURS
-from slos.policies.predictors import make_predictor
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
-from slos.serving.beside import Beside, logger
 from slos.serving.cuts import Adapters, cut
+from slos.serving.failsafe import Failsafe, logger
 from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
 from slos.serving.objectives import Classes, parse
@@ -68,17 +67,16 @@ class SLOScheduler(AsyncScheduler):
         self.classes = Classes()
         self.turns = count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
-        self.lengths = make_predictor(self.settings.predictor)
+        self.lengths = self.settings.lengths()
         # tokens that each request may have in the step being scheduled
         self.caps: Mapping[str, int] | None = None
         self.adapters = Adapters(self.lora_config.max_loras if self.lora_config else 0)
         self.stuck = self.failed = False
-        self.beside = Beside()
+        self.failsafe = Failsafe()
         self.passed: list[Request] = []  # declined before they started, for another replica
         self.belief = Belief(self.settings, self._profile)
         self.slo_policy: Policy | None = None
-        # whether a prompt is started is the policy's to say
-        self.scheduler_reserve_full_isl = False
+        self.scheduler_reserve_full_isl = False  # the policy decides on admission
         self.settings.try_policy()
         if cautious := self.belief.learned.cautious:
             self.slo_policy = self.settings.policy_for(cautious, self.lengths)
@@ -93,7 +91,7 @@ class SLOScheduler(AsyncScheduler):
         super().add_request(request)
         new = self.requests.get(request.request_id) is request and not request.resumable
         if request.sampling_params is None or not new:
-            return  # vLLM's affair: pooling, or a session of several turns, or the end of one
+            return  # vLLM's own: pooling, or a session of several turns, or the end of one
         objectives = self.settings.objectives
         try:
             objectives = parse(request.sampling_params.extra_args, objectives)
@@ -115,10 +113,9 @@ class SLOScheduler(AsyncScheduler):
         finally:
             self.caps = None
             self.adapters.ids.clear()
-            self.prefix_hits.let_go()
+            self.prefix_hits.release()
         self.belief.began(start, out, self.requests)
-        # Where nothing of what was asked for could be done, or nobody was asked to run, vLLM's own
-        # step comes next.
+        # Where nothing of a batch could be scheduled, vLLM's own step comes next.
         idle = not out.num_scheduled_tokens and not self.belief.flying
         self.stuck = batch is not None and idle and bool(self.tracked)
         self._tell(start)
@@ -132,11 +129,11 @@ class SLOScheduler(AsyncScheduler):
             load = load_of(self.tracked.values(), len(self.running), end, *room)
             return Report(load, now, self.belief.learned.cautious)
 
-        with self.beside("the report of the load"):
+        with self.failsafe("the report of the load"):
             self.reporter.tell(now, bool(self.tracked), report)
 
     def _decide(self, now: float) -> Batch | None:
-        """The policy's answer, checked; None where vLLM schedules by itself, or nobody is there."""
+        """The policy's batch, checked; None where vLLM schedules by itself, or has no request."""
         if self.slo_policy is None or self.stuck:
             return None
         try:
@@ -166,7 +163,7 @@ class SLOScheduler(AsyncScheduler):
         return pool.get_num_free_blocks() // groups, (pool.num_gpu_blocks - 1) // groups
 
     def _view(self, now: float) -> View:
-        """vLLM's state as a policy sees it when the step about to be formed will begin."""
+        """vLLM's state as a policy sees it, at the time when the step to be formed will begin."""
         running, waiting = [], []
         # those that began in one step, as vLLM let them in: in the policy's order
         began = [t for r in self.running if (t := self.tracked.get(r.request_id))]
@@ -179,7 +176,7 @@ class SLOScheduler(AsyncScheduler):
             elif r.status in READY:
                 waiting.append(t)
         in_turn = attrgetter("turn")
-        with self.beside("looking into the prefix cache"):
+        with self.failsafe("looking into the prefix cache"):
             self.prefix_hits.show(waiting, running)
         whole = (t for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens)
         waits = [t.sync() for t in whole]
@@ -199,16 +196,17 @@ class SLOScheduler(AsyncScheduler):
             request = self.requests.get(id)  # unless it was declined as well
             if request and request.status == RequestStatus.RUNNING:
                 self.running.remove(request)
-                self._preempt_request(request, time.monotonic())
+                drop = getattr(self, "requires_kv_delivery", False)  # KV for another engine
+                self._preempt_request(request, time.monotonic(), drop)
                 self.prev_step_scheduled_req_ids.discard(id)
         self.caps = batch.tokens
-        with self.beside("holding what is cached"):
+        with self.failsafe("holding what is cached"):
             self.prefix_hits.hold(batch.tokens.keys())
         place, last = {id: i for i, id in enumerate(batch.tokens)}.get, len(batch.tokens)
         best_effort = {id for id, t in self.tracked.items() if t.progress.best_effort}
         ready = {id for id, t in self.tracked.items() if t.request.status in READY}
-        # Short of blocks, vLLM evicts from the tail. It looks no further than at one without a
-        # token, so those that are blocked, or its own affair, stand before it.
+        # Short of blocks, vLLM evicts from the tail; and it admits none behind one without a token:
+        # those that it skips, or that no policy schedules, come before that.
         self.running.sort(key=lambda r: (r.request_id in best_effort, place(r.request_id, last)))
         queue: Any = self.waiting
         some = sorted(queue, key=lambda r: place(r.request_id, last + (r.request_id in ready)))
@@ -224,20 +222,21 @@ class SLOScheduler(AsyncScheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        """vLLM's last word on a request's tokens in both of its loops: here they are capped."""
+        """vLLM's last limit on a request's tokens in both of its loops: here they are capped."""
         n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if self.caps is not None and (t := self.tracked.get(request.request_id)):
-            cap = self.caps.get(request.request_id, 0)
+            ready = request.status in READY
+            # One whose KV was loaded comes first: with no token it would block all that wait.
+            cap = self.caps.get(request.request_id, int(ready and request.num_computed_tokens > 0))
             # one token that starts, padded to a row of drafts: all of the row or none
-            row = request.status in READY and num_computed_tokens + n > request.num_tokens
+            row = ready and num_computed_tokens + n > request.num_tokens
             if not (cap and row):
                 n = cut(t, num_computed_tokens, n, cap, self.scheduler_config)
         return n if n and self.adapters.take(request) else 0
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
         if self.caps is not None and self.num_spec_tokens:
-            # Drafts are proposed for the whole batch: as many as the policy would have verified in
-            # this step.
+            # Drafts are proposed for the whole batch: as many as the policy would verify now.
             known = ((self.tracked.get(id), n) for id, n in self.caps.items())
             longest = max((n for t, n in known if t and t.progress.left == 1), default=1)
             scheduler_output.num_spec_tokens_to_schedule = min(longest - 1, self.num_spec_tokens)
@@ -247,7 +246,7 @@ class SLOScheduler(AsyncScheduler):
         now = self.clock()
         if scheduler_output.num_scheduled_tokens and self.belief.flying:
             step = self.belief.ended(now)
-            with self.beside("learning from steps"):
+            with self.failsafe("learning from steps"):
                 self.metrics.step(step[-1], self.belief.expected(step))
                 self.belief.learn(step)
         out = super().update_from_output(scheduler_output, *args, **kwargs)
@@ -259,7 +258,7 @@ class SLOScheduler(AsyncScheduler):
             r = self.passed.pop()
             end = EngineCoreOutput(r.request_id, [], finish_reason=FinishReason.ABORT)
             out.setdefault(r.client_index, EngineCoreOutputs()).outputs.append(end)
-        with self.beside("planning with what was learned"):
+        with self.failsafe("planning with what was learned"):
             self._believe()
         return out
 
@@ -291,7 +290,7 @@ class SLOScheduler(AsyncScheduler):
                 self.lengths.aborted(finished)
             else:
                 self.lengths.ended(finished, True)
-            with self.beside("counting requests"):
+            with self.failsafe("counting requests"):
                 self.metrics.ended(tracked, aborted, self.clock())
         return super()._free_request(request, *args, **kwargs)
 

@@ -317,14 +317,10 @@ def test_an_image_is_no_text_to_the_router(prompt: Any, tokens: int) -> None:
 
 def test_a_router_sees_what_was_sent_since_the_report() -> None:
     fleet, idle = Fleet("least-loaded", {}, DEFAULT), {name: report(name) for name in "abc"}
-    chosen = []
-    for i in range(6):
-        call = asked()
+    chosen, calls = [], [asked() for _ in range(6)]
+    for call in calls:
         name = fleet.choose(call, idle, 101.0)
-        assert name is not None and fleet.choose(call, idle, 101.0) == name, (
-            "asking again changes nothing"
-        )
-        fleet.open[name][f"{i}"] = 101.0, call
+        assert fleet.choose(call, idle, 101.0) == name, "asking again changes nothing"
         chosen.append(name)
     assert chosen == [*"abcabc"]
     later = {name: report(name, 102.0, running=20) for name in "ab"} | {
@@ -423,10 +419,36 @@ def test_all_replicas_are_asked_and_one_that_fails_says_nothing() -> None:
 
 def test_until_engines_know_themselves_the_fewest_calls_count() -> None:
     fleet = Fleet("cheapest", {}, DEFAULT)
-    fleet.open["a"]["1"] = 100.0, asked()
-    assert fleet.choose(asked(), {"a": None, "b": report("b")}, 100.0) == "b"
-    assert fleet.choose(asked(), {"a": None, "b": None}, 100.0) == "b"
+    first, reports = asked(), {"a": None, "b": report("b")}
+    assert [fleet.choose(call, reports, 100.0) for call in (first, asked())] == ["a", "b"]
+    first.over = True
+    assert fleet.choose(asked(), reports, 100.0) == "a" and first not in fleet.open
     assert fleet.choose(asked(), {}, 100.0) is None
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before its choice", "after it"])
+def test_a_call_that_is_cancelled_before_it_is_sent_is_not_in_flight(late: bool) -> None:
+    """Ray tells its router of no such call; and its choice may come after the end."""
+    fleet, call, reports = Fleet("cheapest", {}, DEFAULT), asked(), {"a": report("a")}
+
+    async def waits(asked: Asked) -> AsyncIterator[Any]:
+        if not late:
+            fleet.choose(asked, reports, 100.0)
+        await asyncio.sleep(60)
+        yield TAKEN
+
+    async def play() -> None:
+        answer = asyncio.ensure_future(anext(relay(call, waits, 60.0)))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        answer.cancel()
+        await asyncio.wait([answer])
+
+    asyncio.run(play())
+    if late:
+        fleet.choose(call, reports, 100.0)
+    other = asked()
+    fleet.choose(other, reports, 101.0)
+    assert fleet.open == {other} and fleet.load("a", reports["a"], 101.0).waiting == 1
 
 
 def test_a_route_leaves_out_who_died() -> None:

@@ -13,7 +13,7 @@ from slos.core.roofline import Roofline, batch_fits, batch_time
 from slos.planning.batching import Engine, form
 from slos.planning.fluid import prefill_rates
 from slos.planning.jobs import JOB, lent_to
-from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead
+from slos.planning.lookahead import LATE, MEMORY, OK, look_ahead, startable
 
 tiles = st.sampled_from([1, 1, 8, 64])
 LONGEST = 0.1
@@ -121,6 +121,22 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
         jobs["opens"][switches] = jobs["reopens"][switches]
         jobs["sure"][switches] = 0
         jobs["due"][spoke] += (jobs["tpot"] + lent_to(jobs))[spoke]
+
+
+@examples(300)
+@given(jobs, st.sampled_from([10, 40, 160]))
+def test_what_may_start_without_a_proof_fits_to_the_end(jobs: np.ndarray, blocks: int) -> None:
+    def most(some: np.ndarray) -> float:
+        """The most KV blocks, of 16 tokens, while all grow to their ends, a token per step."""
+        lives, held = some["remaining"].astype(int), some["computed"] + some["left"] - 1
+        steps = range(1, max(lives, default=0) + 1)
+        return max((np.ceil((held + k)[lives >= k] / 16).sum() for k in steps), default=0.0)
+
+    chosen, holds = startable(jobs, engine(FAST, blocks)), jobs["computed"] > 0
+    assert chosen.any() == (len(jobs) > 0) and chosen[holds].all()
+    assert chosen.sum() in (1, holds.sum()) or most(jobs[chosen]) <= blocks
+    if np.ceil((jobs["computed"] + jobs["left"] + jobs["remaining"]) / 16 + 1).sum() <= blocks:
+        assert chosen.all()
 
 
 def test_verdicts_by_hand() -> None:

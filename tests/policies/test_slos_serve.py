@@ -309,6 +309,27 @@ def test_a_better_roofline_takes_its_place_between_steps() -> None:
     assert policy.step(view).decline == ("a",), "now a prompt of 100 tokens takes a second"
 
 
+def test_promises_keep_their_memory_while_beliefs_about_time_change() -> None:
+    """The engine learns how long steps take, and may be wrong for a while, either way."""
+
+    class Unsure(SLOsServe):
+        def step(self, view: View) -> Batch:
+            wrong = dice.choice([0.3, 1.0, 30.0]) if dice.random() < 0.1 else 0.0
+            if wrong:
+                planes = (Plane(p.k1 * wrong, 0.0, p.b * wrong) for p in FAST.planes)
+                self.roofline = Roofline(tuple(planes))
+            return SLOsServe.step(self, view)
+
+    slo, asked = SLO(tpot=0.5, ttft=100.0), 0
+    for seed in range(20):
+        dice = Random(seed)
+        work = [req(f"r{i}", dice.randint(5, 150), dice.randint(1, 120), slo) for i in range(40)]
+        outcomes = simulate(work, Unsure(FAST, Oracle(work)), World(FAST, 32, max_seqs=8), seed)
+        assert not any(o.preemptions for o in outcomes if not o.declined), f"seed {seed}"
+        asked += sum(not o.declined for o in outcomes)
+    assert asked > 400
+
+
 @pytest.mark.parametrize(("tile", "filled"), [(1, None), (64, 63)])
 def test_best_effort_has_the_rest_of_a_tile(tile: int, filled: int | None) -> None:
     """A decode that is late already leaves no time for others, but they fill its tile for

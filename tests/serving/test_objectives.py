@@ -126,7 +126,7 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_e2e": "soon"}, "slo_e2e = 'soon' must be a finite number"),
         (
             {"slo_e2e": 1, "slo_stages": '[{"tpot": 1}]'},
-            """slo_stages = '[{"tpot": 1}]' must be left out beside slo_e2e""",
+            """slo_stages = '[{"tpot": 1}]' must be left out with slo_e2e""",
         ),
         ({"slo_output": 1.5}, "slo_output = 1.5 must be a whole number of tokens"),
         ({"slo_output": -1}, "slo_output = -1 must be a whole number of tokens"),
@@ -136,7 +136,7 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_stages": "[{}]"}, "slo_stages[0] = {} must be with a tpot"),
         (
             {"slo_stages": '[{"tpot": 1}]', "slo_tpot": 1},
-            "slo_tpot = 1 must be left out beside slo_stages",
+            "slo_tpot = 1 must be left out with slo_stages",
         ),
         ({"slo_stages": '[{"tpot": 1}, {"tpot": 1}]'}, "slo_stages[0] = {'tpot': 1} must be ended"),
         (

@@ -16,6 +16,7 @@ import runpy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Progress, Request, Stage, View
 from slos.hardware.profiles import profile
 from slos.policies import POLICIES, make_policy
+from slos.policies.predictors import BLIND, MaxTokens, Quantile
 from slos.policies.routers import Load
 from slos.serving import vllm_plugin
 from slos.serving.belief import Learned
@@ -306,6 +308,38 @@ def test_a_full_disk_does_not_end_the_engine(build, log, tmp_path, monkeypatch):
     assert path.stat().st_mtime > 0, "a sign of life"
 
 
+def faulty(method: str) -> Quantile:
+    """The length predictor of a newcomer, whose `method` raises from the third call on."""
+    predictor, calls = Quantile(), count(1)
+    right = getattr(predictor, method)
+
+    def counted(*args: Any) -> Any:
+        return right(*args) if next(calls) < 3 else {}["a mistake of a newcomer"]
+
+    setattr(predictor, method, counted)
+    return predictor
+
+
+@pytest.mark.parametrize("method", ["remaining", "began", "ended", "aborted"])
+def test_where_a_length_predictor_raises_the_engine_goes_on_and_says_so_once(
+    build, log, monkeypatch, method
+):
+    monkeypatch.setitem(BLIND, "quantile", lambda: faulty(method))
+    requests, prompts = workload(seed=3, size=20)
+    core, clock = build(blocks=TIGHT)
+
+    def abort(step: int) -> None:
+        if step in (5, 10, 15, 20):
+            core.abort_requests([r.request_id for r in core.scheduler.running[:1]])
+
+    said = serve(core, clock, requests, prompts, between=abort)
+    expected = answers(requests, prompts)
+    assert drained(core) and all(expected[id][: len(s)] == s for id, s in said.items())
+    assert isinstance(core.scheduler.lengths.predictor, MaxTokens) and not core.scheduler.failed
+    [record] = log.records
+    assert "length predictor Quantile failed" in record.getMessage()
+
+
 def whole(view: View, **more: Any) -> Batch:
     return Batch({p.id: p.left for p in (*view.running, *view.waiting)} | more)
 
@@ -485,7 +519,7 @@ def test_one_that_ends_by_an_error_tells_nothing_of_lengths(build):
         core.step_fn()
     s = core.scheduler
     s.finish_requests([r.id for r in requests], RequestStatus.FINISHED_ERROR)
-    assert drained(core) and not s.lengths._all.learned
+    assert drained(core) and not s.lengths.predictor._all.learned
     value = s.metrics.registry.get_sample_value
     assert value("slos_requests_total", {"class": "", "outcome": "aborted"}) == len(requests)
 
@@ -496,7 +530,7 @@ def test_what_is_kept_of_classes_does_not_grow_with_their_names(build):
     for r in requests:
         add(core, r, prompts[r.id], extra_args={"slo_class": f"user {r.id}"})
     serve(core, clock, [], {})
-    kinds = {kind for kind, _ in core.scheduler.lengths._own}
+    kinds = {kind for kind, _ in core.scheduler.lengths.predictor._own}
     assert drained(core) and len(kinds) == CLASSES + 1 and REST in kinds
 
 
@@ -813,7 +847,7 @@ def test_another_queue_than_first_come_first_served_is_refused(build):
         (lambda s: setattr(s.parallel_config, "data_parallel_index", 1), {"load": "load.json"},
          "slos setting load = 'load.json' must be of a server with one engine; leave --data-par"),
         (lambda s: setattr(s.parallel_config, "pipeline_parallel_size", 2), {},
-         "--pipeline-parallel-size = 2 must be 1 without asynchronous scheduling; use --tensor"),
+         "--pipeline-parallel-size = 2 must be 1; use --tensor-parallel-size"),
     ],
 )  # fmt: skip
 def test_what_the_plug_in_cannot_do_is_refused(build, monkeypatch, change, slos, said):

@@ -1,4 +1,4 @@
-"""Around what an engine does beside scheduling: a failure there must not end it."""
+"""A guard around what an engine does besides scheduling: a failure there must not end it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 logger = logging.getLogger("vllm.slos")  # a name under vLLM's, so that its log shows it
 
 
-class Beside:
-    """`with beside("learning"):` logs a failure once for each name, and the engine goes on."""
+class Failsafe:
+    """`with failsafe("learning"):` logs the first failure of each name, and the engine goes on."""
 
     def __init__(self) -> None:
         self.warned: set[str] = set()
