@@ -78,7 +78,7 @@ class Settings:
         """The profile to start from, if there is one."""
         return profile(self.profile) if self.profile else None
 
-    def lengths(self) -> LengthPredictor:
+    def lengths(self) -> FailsafeLengths:
         return FailsafeLengths(make_predictor(self.predictor))
 
     def policy_for(self, roofline: Roofline, lengths: LengthPredictor) -> Policy:
