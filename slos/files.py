@@ -55,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def ray_address() -> str:
-    """The Ray cluster that RAY_ADDRESS names, "" if none. Raises ValueError where nobody listens
+    """The Ray cluster that RAY_ADDRESS names, "" if none. Raises ValueError where nothing listens
     there: Ray itself tries for minutes."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.removeprefix("ray://").rpartition(":")

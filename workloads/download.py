@@ -116,7 +116,7 @@ def estimate_tokens(text: str) -> int:
 
 def hub_rows(hub: Hub) -> Texts:
     """Rows of a data set through the `datasets` library, which keeps its own cache in ours."""
-    from datasets import load_dataset  # seconds that nobody else need wait for
+    from datasets import load_dataset  # seconds that no other source need wait for
 
     more: Any = {"data_files": hub.data_files, "cache_dir": str(cache_folder() / "hub")}
     return cast(Texts, load_dataset(hub.path, split=hub.split, **more))

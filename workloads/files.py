@@ -123,7 +123,7 @@ def _named(path: Path) -> Iterator[None]:
 def open_text(path: Path) -> Iterator[TextIO]:
     """A file as text: plain, .gz or .zst."""
     if path.suffix == ".zst":
-        import pyarrow as pa  # a second that nobody else need wait for
+        import pyarrow as pa  # a second that no other format need wait for
 
         with _named(path), pa.input_stream(str(path), compression="zstd") as raw:
             yield io.TextIOWrapper(cast(io.BufferedReader, raw), "utf-8-sig", newline="")

@@ -33,7 +33,7 @@ OTHERS = {
 TIMES = {"time", "times", "timestamp", "ts", "t", "date", "datetime", "epoch", "created", "sent"}
 TIMES |= {"start", "started", "submit", "submitted", "when"}
 BESIDE = {"request", "at", "s", "sec", "seconds", "ms", "us", "ns", "unix", "utc", "iso"}
-"""Words by which others call `arrival`, and what may stand beside them: no elapsed time is one."""
+"""Words by which others call `arrival`, and what may stand with them: no elapsed time is one."""
 
 
 def column_of(name: str, layout: str) -> str | None:

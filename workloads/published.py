@@ -39,7 +39,7 @@ class Objectives:
     slowdown: float | None = None
 
     def cells(self, path: Path, there: Collection[str]) -> dict[str, float]:
-        """As columns, beside those that are `there`. Raises ValueError naming what is lacking."""
+        """As columns, next to those that are `there`. Raises ValueError naming what is lacking."""
         lacking = [] if self.tpot or "tpot" in there else ["--tpot"]
         first = self.ttft or self.slowdown or {"ttft", "slowdown"} & set(there)
         lacking += [] if first else ["--ttft or --slowdown"]

@@ -118,7 +118,7 @@ LONGER = {
         _longer("mixed", 8192, slos),
     )
 }
-"""Beside the paper's, by name alone: no table or figure of the paper's scenarios has them. The
+"""Besides the paper's, by name alone: no table or figure of the paper's scenarios has them. The
 summaries of arXiv stay below 4,096 tokens, as their lengths were published."""
 
 

@@ -47,7 +47,7 @@ class SLO:
         require(self.tpot > 0, "tpot", self.tpot, "positive", "give seconds per output token")
         require(ttft is None or ttft > 0, "ttft", ttft, "positive", "give seconds, or None")
         require(slow is None or slow >= 1, "slowdown", slow, "at least 1 (times zero load)")
-        require(None in (ttft, slow), "ttft", ttft, "None beside a slowdown", "give only one")
+        require(None in (ttft, slow), "ttft", ttft, "None with a slowdown", "give only one")
         require(self.rule in RULES, "rule", self.rule, f"one of {', '.join(RULES)}")
 
     def first_token(self, zero_load: float) -> float:

@@ -47,7 +47,7 @@ class FirstCome(SLOsServe):
         return by_arrival(candidates)
 
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
-        """Those whose prompts fit, beside a block for each of the others to grow into."""
+        """Those whose prompts fit, with a block left for each of the others to grow into."""
         old, new = len(plan.guaranteed), np.arange(len(candidates))
         jobs, size = plan.jobs, plan.engine.block_size
         claimed = np.ceil((jobs["computed"] + jobs["left"]) / size) - jobs["shared"]
@@ -111,7 +111,7 @@ def in_turn(now, jobs, new, seats, before, engine):
     """Of the last `new` jobs, in order of arrival, those up to the first that the look ahead
     refuses: bool [new].
 
-    One that cannot be in time has its turn when all others can beside it. At least one job runs.
+    One that cannot be in time has its turn when all others still can. At least one job runs.
     before: how many were let in by the last proof, and are likely to pass together.
     """
     old, inside = len(jobs) - new, np.ones(len(jobs), np.bool_)

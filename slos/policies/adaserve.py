@@ -29,7 +29,7 @@ Left = tuple[int, int]  # tokens and blocks
 @final
 @dataclass(slots=True)
 class AdaServe(QoServe):
-    """budget: tokens that decodes have in a step at the most (theirs is profiled for each GPU, and
+    """budget: most tokens that decodes have in a step (theirs is profiled for each GPU, and
     not published)."""
 
     budget: int = 256
@@ -71,7 +71,7 @@ class AdaServe(QoServe):
         return left[1]
 
     def needed(self, p: Progress, end: float, most: int) -> int:
-        """The shortest draft, of `most` at the most, that brings a decode to its pace by `end`."""
+        """The shortest draft, at most `most`, that brings a decode to its pace by `end`."""
         tokens, drafts = (end - p.due) / p.tpot + 1, 0
         while drafts < most and expected_tokens(self._acceptance.alpha, drafts) < tokens:
             drafts += 1

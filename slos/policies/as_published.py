@@ -1,6 +1,6 @@
 """The baselines as the paper had them, where that is no setting of today's policies.
 
-The authors published a simulation beside their engines (one commit of August 2025). There vLLM and
+The authors published a simulation with their engines (one commit of August 2025). There vLLM and
 Sarathi-Serve are simpler than the engines of these names, and so is memory. The settings of all of
 them are `AS_PUBLISHED` of `slos.evaluation.grids`.
 """
@@ -72,7 +72,7 @@ class VLLMAuthors:
 @dataclass(slots=True)
 class SarathiAuthors:
     """Sarathi-Serve in the authors' simulation: what decodes leave of the cap is split equally over
-    all prompts (rounded down); while nobody decodes, all prompts are one batch, whole.
+    all prompts (rounded down); while no request decodes, all prompts are one batch, whole.
 
     paged: whether memory is as in the engine, where a prompt waits until its blocks are free;
     instead of `set_aside`.
@@ -105,7 +105,7 @@ class SarathiAuthors:
 @dataclass(slots=True)
 class SarathiCapped:
     """Sarathi-Serve, the engine, whose chunk is the `cap` of those who decode; of everybody while
-    nobody does."""
+    none does."""
 
     roofline: Roofline
 

@@ -28,9 +28,9 @@ from slos.policies.baselines import admit, decodes_first
 class FairBatching:
     """roofline: seconds of a step (theirs: a + b * tokens + c * context, fitted as it serves).
 
-    most: tokens of a step, which bounds it where nobody decodes; vLLM's default, on which theirs is
-    built. relegate: not theirs but QoServe's rule: a prompt that cannot be in time any more goes
-    behind all others.
+    most: tokens of a step, which bounds it where no request decodes; vLLM's default, on which
+    theirs is built. relegate: not theirs but QoServe's rule: a prompt that cannot be in time any
+    more goes behind all others.
     """
 
     roofline: Roofline

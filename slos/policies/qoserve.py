@@ -120,7 +120,7 @@ class QoServe:
 
 
 def peak(lives: Sequence[tuple[int, int]]) -> int:
-    """KV tokens held at once at the most, by requests of (steps to go, tokens), fewest steps
+    """Most KV tokens held at once, by requests of (steps to go, tokens), fewest steps
     first."""
     most, held, count = 0, sum(tokens for _, tokens in lives), len(lives)
     for steps, tokens in lives:

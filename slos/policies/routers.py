@@ -52,7 +52,7 @@ class Router(Protocol):
 @final
 @dataclass(slots=True)
 class RoundRobin:
-    """Each replica in turn, and nobody is passed on."""
+    """Each replica in turn, and no request is passed on."""
 
     _next: int = field(init=False, repr=False, default=0)
 
@@ -118,7 +118,7 @@ class Cheapest:
     and KV blocks. What a request takes of each is set against what the replica has left, and the
     shares add up. A request with a tighter TPOT than those already there shortens every batch,
     which costs tokens per second: so tiers gather where they fit. longest_step: seconds of a batch
-    where nobody decodes, on usual hardware.
+    where no request decodes, on usual hardware.
     """
 
     roofline: Roofline
@@ -216,7 +216,7 @@ class PolyServe:
         return kind, abs(tpot - request.tpot)
 
     def _can_serve(self, request: Progress, load: Load) -> bool:
-        """Whether its prompt has tokens in time beside all paces, and it has blocks to its end."""
+        """Whether its prompt is in time, all paces are kept, and its blocks last to its end."""
         seconds = min(request.tpot, self._bins.get(load.replica, LONGEST), LONGEST)
         rate = (self.roofline.fits(seconds) - load.waiting - load.running - 1) / seconds
         left = load.prefill_tokens + request.tokens - request.computed

@@ -84,7 +84,7 @@ class Scorpio:
 
     def admitted(self, view: View, waiting: Sequence[Progress]) -> list[Progress]:
         """Those, by deadline, with whom a step of the virtual batch size keeps the tightest TPOT;
-        one at the least where nothing runs."""
+        at least one where nothing runs."""
         tpots, chosen = [p.tpot for p in view.running], []
         context = sum(p.computed for p in view.running)
         for p in waiting:

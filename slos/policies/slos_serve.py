@@ -148,8 +148,8 @@ class SLOsServe:
                 easy.cached, easy.shared = p.cached, p.shared
             if not easy or easy.stage != p.stage or now > easy.due:
                 easy = self._eased(p, now)
-            beside = [*plan.guaranteed, easy]
-            if p.id not in before and not lookahead.proven(now, self.jobs(beside), plan.engine):
+            together = [*plan.guaranteed, easy]
+            if p.id not in before and not lookahead.proven(now, self.jobs(together), plan.engine):
                 continue
             self._aged[p.id] = easy
             plan.guaranteed.append(easy)

@@ -22,7 +22,7 @@ from math import inf
 
 from slos.sim.world import Simulated, World
 
-MAX_LEAP = 64  # steps at the most, so that an arrival cuts little work
+MAX_LEAP = 64  # most steps, so that an arrival cuts little work
 
 
 @dataclass(slots=True)

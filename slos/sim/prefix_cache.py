@@ -75,7 +75,7 @@ class PrefixCache(Ledger):
 
     cached: all runs by piece, in the order in which they were computed; tables: those of each
     request here, in order; shared: how many blocks of a table others hold, too; idle: runs that
-    nobody holds, least recently used first, and how many blocks they have; leaving: the runs of
+    no request holds, least recently used first, and how many blocks they have; leaving: the runs of
     requests that are lent, and how many blocks count as that; waiting: requests that may find
     something, by piece; changed: pieces of which they may find more or less than they were told.
     hits, evicted: tokens and blocks so far.

@@ -99,7 +99,7 @@ class _Run:
         distinct = 0 < len(names) == len(self.index)
         require(distinct, "replicas", names, "at least one, of different names")
         whole = roles >= {"prefill", "decode"} or roles == {""}
-        require(whole, "roles", roles, "prefill beside decode", "add one")
+        require(whole, "roles", roles, "prefill and decode", "add one")
         self.entry = [r for r in replicas if r.role != "decode"]
         self.decode = [r for r in replicas if r.role == "decode"]
         routed = router is not None or max(len(self.entry), len(self.decode)) == 1

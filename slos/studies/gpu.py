@@ -1,6 +1,6 @@
 """What was measured on a GPU by `slos.studies.on_gpu`: steps of models, and vLLM under load.
 
-The rows lie in results/reference/gpu; nothing here needs a GPU. Beside what was measured stands
+The rows lie in results/reference/gpu; nothing here needs a GPU. Next to what was measured stands
 what the simulator says, which was given nothing but the profile; and what planning costs where
 steps wait for it: simulations that charge each step the CPU time of its scheduler, all that vLLM's
 `schedule` took on the host of the H200, as a line of the requests in view. A scheduler that learns

@@ -1,7 +1,7 @@
 """The kit's promises on a real engine: vLLM's own scheduler and ours, each compared with what the
 simulator says of them.
 
-Nobody tells the servers how long answers will be: ours learns it. As a second series, `TOLD`, it is
+The servers are not told how long answers will be: ours learns it. As a second series, `TOLD`, it is
 told, as in the paper; vLLM's own has no use for it.
 Both servers are up on this machine, and one works at a time; the simulator is given nothing but
 what was calibrated on the engine, and the workloads are not those of the calibration.
@@ -107,7 +107,7 @@ def starting(
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """An engine as the simulator is told of it. outside: seconds that a first token takes beside
+    """An engine as the simulator is told of it. outside: seconds that a first token takes besides
     the engine's steps; lengths: of what it is sent."""
 
     profile: Profile

@@ -37,7 +37,7 @@ def scout(case: Search, systems: Sequence[str]) -> Search:
 
 def scouted(case: Search, folder: Path) -> float:
     """What a case of `scout` carries about, in requests per second, by one seed; 0 where it carries
-    nothing. At the most it is sqrt(1 + SCOUTING) times that."""
+    nothing. It is at most sqrt(1 + SCOUTING) times that."""
     rows = carried([case], 1, folder)
     return middle(rows[0].rate * case.gpus, SCOUTING) if rows else 0.0
 

@@ -4,7 +4,7 @@ Each step changes one thing in how ours is compared, from the authors' own simul
 at their best today, judged by the rule of pace that clients have. Ours is the whole system with
 speculation on as many replicas; it changes only where the step is about all systems.
 
-Beside it stand the paper's other claim against baselines as it had them, at 98 % attainment, and
+Next to it stand the paper's other claim against baselines as it had them, at 98 % attainment, and
 what rests on a length of drafts that was not published.
 """
 

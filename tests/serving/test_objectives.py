@@ -120,7 +120,7 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_tpot": [0.1]}, "slo_tpot = [0.1] must be a finite number"),
         ({"slo_ttft": -1}, "slo_ttft = -1.0 must be positive"),
         ({"slo_slowdown": 0.5}, "slo_slowdown = 0.5 must be at least 1"),
-        ({"slo_ttft": 1, "slo_slowdown": 2}, "slo_ttft = 1.0 must be None beside a slowdown"),
+        ({"slo_ttft": 1, "slo_slowdown": 2}, "slo_ttft = 1.0 must be None with a slowdown"),
         ({"slo_value": 0}, "slo_value = 0.0 must be positive"),
         ({"slo_e2e": 0}, "slo_e2e = 0.0 must be positive"),
         ({"slo_e2e": "soon"}, "slo_e2e = 'soon' must be a finite number"),

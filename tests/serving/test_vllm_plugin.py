@@ -809,7 +809,7 @@ def test_an_early_first_token_moves_the_schedule_by_the_clients_rule(build, rule
         ({"profile": "h100"}, r"profile 'h100' is unknown; known: .*, or the path of a JSON file"),
         (
             {"ttft": 1.0, "slowdown": 5.0},
-            r"ttft = 1.0 must be None beside a slowdown; give only one",
+            r"ttft = 1.0 must be None with a slowdown; give only one",
         ),
         ({"tpot": 0}, r"tpot = 0 must be positive"),
         ({"tpot": "fast"}, r"slos setting tpot = 'fast' must be a float"),

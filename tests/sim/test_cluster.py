@@ -258,7 +258,7 @@ def test_a_hand_over_waits_for_memory() -> None:
         (lambda: stream([], [Replica(n, VLLM(), World(SLOW, 1)) for n in "ab"]), "router"),
         (
             lambda: stream([], [Replica("a", VLLM(), World(SLOW, 1), "prefill")]),
-            "prefill beside decode",
+            "prefill and decode",
         ),
         (
             lambda: [
