@@ -171,7 +171,7 @@ class SLOsServe:
         candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
         plan.jobs = self.jobs([*plan.guaranteed, *candidates], new)
-        if self._started:
+        if self._started:  # they lost their blocks: is there room for them again?
             plan.unproven = not lookahead.proven(plan.view.now, plan.jobs[:old], plan.engine)
         if not candidates:
             return
