@@ -209,9 +209,11 @@ class SLOsServe:
     def _form(self, plan: Plan) -> None:
         """Give guaranteed requests tokens by the rule, then drafts, as far as KV blocks allow."""
         view, jobs, guaranteed = plan.view, plan.jobs, plan.guaranteed
-        plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
         if plan.unproven:
-            plan.share[~lookahead.startable(jobs, plan.engine)] = 0
+            plan.share, some = np.zeros(len(jobs)), lookahead.startable(jobs, plan.engine)
+            plan.seconds, plan.share[some] = batching.form(view.now, jobs[some], plan.engine)
+        else:
+            plan.seconds, plan.share = batching.form(view.now, jobs, plan.engine)
         held, plan.context, plan.tightest = totals(jobs, view.block_size)
         plan.spare = BUSY * view.total_blocks * view.block_size - held
         drafts = self._drafts(plan) if self.speculate and view.max_drafts > 0 else ()

@@ -242,7 +242,7 @@ def test_the_simulated_prefix_cache_is_vllms(model, tmp_path, name, blocks):
             core.scheduler.slo_policy, lambda pool=pool: len(pool.cached_block_hash_to_block)
         )
         said = serve(core, clock, requests, prompts)
-        assert not core.scheduler.failed and not core.scheduler.beside.warned
+        assert not core.scheduler.failed and not core.scheduler.failsafe.warned
         for mine, theirs in zip(simulated.steps, served.steps, strict=True):
             assert mine == theirs
         assert cache.hits > 1000 and (blocks == ROOMY or cache.evicted > 100)
