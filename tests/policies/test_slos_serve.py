@@ -434,17 +434,23 @@ def test_a_planning_of_any_size_and_any_paces_has_a_bound(
     distinct: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20,000 candidates: as many of them and of their count vectors as one planning takes, in steps
-    of at most 5 ms of CPU time where no other program is in the way."""
+    of at most three times the CPU time of steps with the first MANY of them. (What that time is,
+    notebook 08 measures; where a step looks at all of them, it is 3.4 to 8 times.)"""
     paces = [0.05 + 0.15 * (i % distinct) / distinct for i in range(20_000)]
     crowd = [req(f"r{i}", 40, 3, SLO(tpot, ttft=60.0)) for i, tpot in enumerate(paces)]
     waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
-    problems, seconds, policy = [], [], SLOsServe(FAST, Oracle(crowd))
+    policy, other = (SLOsServe(FAST, Oracle(crowd)) for _ in range(2))
+    few, problems, seconds, base = waiting[:MANY], [], [], []
     monkeypatch.setattr(
         sys.modules[SLOsServe.__module__],
         "propose",
         lambda *asked: problems.append(fluid(*asked)) or propose(*asked),
     )
     for step in range(8):
+        start = thread_time()
+        served = other.step(View(step / 100, few, (), 9000, 9000)).tokens
+        base.append(thread_time() - start)
+        few = [p for p in few if p.id not in served]
         start = thread_time()
         batch = policy.step(View(step / 100, waiting, (), 9000, 9000))
         seconds.append(thread_time() - start)
@@ -454,7 +460,7 @@ def test_a_planning_of_any_size_and_any_paces_has_a_bound(
         new = problem.tier[~problem.forced]
         assert 20 < len(new) <= MOST and vectors(new.tolist()) <= STATES
         assert len(problem.tau) <= TIERS + 1
-    assert min(seconds) < 0.005, seconds
+    assert min(seconds) < 3 * min(base), (seconds, base)
 
 
 class LooksAtAll(SLOsServe):
