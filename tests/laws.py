@@ -284,14 +284,16 @@ class Lawful:
 
 
 def for_clients(request: Request, place: Place, roofline: Roofline) -> bool:
-    """The clients' rule, from the times of all tokens: the first one in time, then the mean."""
-    ok = True
+    """The clients' rule, from the times of all tokens: the first one in time, then the mean of
+    the gaps, with the one before a stage that goes on."""
+    ok, before = True, 0.0
     for stage, times, (arrived, left) in zip(
         request.stages, place.times, place.arrived, strict=True
     ):
         due = arrived + stage.slo.first_token(roofline.time(left))
         ok = ok and (stage.goes_on or times[0] <= due + 1e-6)
-        gaps = [b - a for a, b in pairwise(times)]
+        gaps = [b - a for a, b in pairwise([before, *times] if stage.goes_on else times)]
+        before = times[-1]
         ok = ok and (not gaps or fsum(gaps) / len(gaps) <= stage.slo.tpot + 1e-6)
     return ok
 

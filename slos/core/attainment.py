@@ -14,7 +14,7 @@ from itertools import takewhile
 from math import inf
 from operator import attrgetter
 
-from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, start
+from slos.core.pace import CLIENT, PAPER, RULES, TOLERANCE, continued, start
 from slos.core.roofline import Roofline
 from slos.core.types import Progress, Request, require
 
@@ -56,13 +56,16 @@ class Outcome:
 class Live:
     """The host's record of a request: the truth that its `progress` does not show, and measurements
     so far. t0: where the schedule starts by the paper's rule, whatever the request's rule is;
-    output: tokens of its stage."""
+    output: tokens of its stage; since: from when its mean pace counts, over `gaps` tokens; last:
+    when the last token came."""
 
     request: Request
     progress: Progress
     t0: float = 0.0
     output: int = 0
-    first: float = 0.0
+    since: float = 0.0
+    gaps: int = 0
+    last: float = 0.0
     ttft: float = 0.0
     ttft_slo: float = 0.0
     lateness: float = -1e9
@@ -78,15 +81,16 @@ class Live:
         spec, p = self.request.stages[stage], self.progress
         p.tokens += spec.prompt
         if spec.goes_on:
-            p.t0, self.t0 = (
-                t0 + (p.generated - 1) * p.tpot + spec.slo.tpot for t0 in (p.t0, self.t0)
-            )
+            before, tau = (p.generated, p.tpot, self.last), spec.slo.tpot
+            p.t0 = continued(p.t0, *before, p.client) + tau
+            self.t0 = continued(self.t0, *before, False) + tau
+            self.since, self.gaps = self.last, spec.output
         else:
             p.arrival = now
             p.t0 = self.t0 = now + spec.slo.first_token(roofline.time(p.tokens - p.computed))
         p.stage, p.generated, self.output = stage, 0, spec.output
         p.tpot, p.client = spec.slo.tpot, spec.slo.rule == CLIENT
-        p.follows = stage > 0 and spec.wait == 0
+        p.follows = spec.goes_on
         following = takewhile(lambda s: s.wait == 0, self.request.stages[stage + 1 :])
         paces = [s.slo.tpot for s in following]
         p.later_tpot, p.stages_left = min(paces, default=inf), len(paces)
@@ -95,11 +99,12 @@ class Live:
         """Record tokens that appeared at `times`; returns True if they end the stage."""
         p, n = self.progress, self.progress.generated
         if n == 0:
-            self.first = first = times[0]
-            goes_on = self.request.stages[p.stage].goes_on
+            first, goes_on = times[0], self.request.stages[p.stage].goes_on
             if p.stage == 0:
                 self.ttft, self.ttft_slo = first - p.arrival, p.t0 - p.arrival
-            self.late_first |= not goes_on and first > self.t0 + TOLERANCE
+            if not goes_on:
+                self.late_first |= first > self.t0 + TOLERANCE
+                self.since, self.gaps = first, self.output - 1
             self.t0 = start(self.t0, first, False, goes_on)
             p.t0 = start(p.t0, first, p.client, goes_on)
         p.generated = end = n + len(times)
@@ -110,14 +115,14 @@ class Live:
             i += CHECK_EVERY
         if end < self.output:
             return False
-        last = times[-1]
+        self.last = last = times[-1]
         self.lateness = max(self.lateness, last - (self.t0 + (end - 1) * p.tpot))
-        self.decode_time += last - self.first
-        self.client_ok &= end == 1 or (last - self.first) / (end - 1) <= p.tpot + TOLERANCE
+        self.decode_time += last - self.since
+        self.client_ok &= last - self.since <= self.gaps * (p.tpot + TOLERANCE)
         return True
 
     def outcome(self, finish: float) -> Outcome:
-        r, gaps = self.request, sum(s.output - 1 for s in self.request.stages)
+        r, gaps = self.request, sum(s.output - (not s.goes_on) for s in self.request.stages)
         in_time = not self.late_first and not self.progress.best_effort
         paper, client = in_time and self.lateness <= TOLERANCE, in_time and self.client_ok
         return Outcome(

@@ -3,7 +3,9 @@
 Token n after a stage's first one is due at t0 + n * TPOT. By the paper's rule t0 is the deadline of
 the first token, or its time if it came later: an early first token buys slack for the tokens after
 it. By the clients' rule (`vllm bench serve --goodput`, GuideLLM and SGLang take the mean time per
-token after the first one) t0 is the time of the first token, early or late.
+token after the first one) t0 is the time of the first token, early or late. A stage that goes on
+where another ends has no deadline for its first token: by the paper's rule it keeps the schedule,
+by the clients' rule its tokens are counted from the last one before it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,12 @@ def other(rule: str) -> str:
 
 def start(t0: float, first: float, client: bool, goes_on: bool = False) -> float:
     """The start (s) of the schedule of a stage whose first token was due at `t0` and came at
-    `first`. goes_on: it continues the stage before it, whose schedule the paper's rule keeps.
-    """
-    if client or (not goes_on and first > t0 + TOLERANCE):
-        return first
-    return t0
+    `first`. goes_on: it continues the stage before it, and `t0` stands."""
+    moves = not goes_on and (client or first > t0 + TOLERANCE)
+    return first if moves else t0
+
+
+def continued(t0: float, generated: int, tpot: float, last: float, client: bool) -> float:
+    """The time (s) from which a stage counts its tokens that goes on after another, whose schedule
+    began at `t0` and whose last of `generated` tokens came at `last`."""
+    return last if client else t0 + (generated - 1) * tpot

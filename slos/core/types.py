@@ -140,7 +140,7 @@ class Progress:
     token: t0 for the first token of a stage, t0 + n * tpot for token n. t0 moves to the time of the
     first token (`slos.core.pace`) if that came late, or also if it came early and `client` is true.
     `later_tpot` is the smallest TPOT of the `stages_left` that follow without a wait, infinite if
-    there are none; `follows`: whether this stage followed without one. `elsewhere`: if it is
+    there are none; `follows`: whether this stage goes on where another ended. `elsewhere`: if it is
     declined before it starts, another replica is asked, so the sooner the better.
 
     With a prefix cache: `cached` tokens of a waiting request are found if it starts in this step,

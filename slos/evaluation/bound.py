@@ -24,19 +24,19 @@ clients' rule all N of them have come by t0 + N * TPOT, since the first one come
 mean is within TPOT; and the last N - n, one a step, take (N - n) T seconds. So the first n are
 charged by t0 + N * TPOT - (N - n) T: no request has less time than by the paper's rule, as T is at
 most TPOT where both can be met. A stage that goes on without a prompt has no deadline for its first
-token: by the paper's rule the pace is first looked at some tokens later, and by the clients' rule,
-which takes each stage by itself, that stage and all after it are due at no time.
+token: by the paper's rule the pace is first looked at some tokens later, and by the clients' rule
+at its end, by which all its tokens have come, one TPOT each after the latest end of the one before.
 
 So the shares x of requests that are attained, with the seconds charged for every piece of them (the
 prompt; the tokens between looks at the pace, joined to `PIECES`) in slots of time, solve the
 program: maximise the sum of x, where each piece has its x-fold charge within the slots that touch
-its window, and each slot is charged at most its length. Pieces that are due at no time are left
-out. Whatever is left out only lets the optimum grow: windows are rounded to whole slots, long ones
-to longer slots, and a stage that follows another one begins somewhere between its earliest and its
-latest. The number attained is whole, so the sum is rounded down. Of few requests many can be served
-after the last has come. So there is a second bound, of a stream of such requests that does not end
-(`long_run`): what is charged for the cheapest of them, as many as the target says, takes no longer
-than they come. It is the same by both rules.
+its window, and each slot is charged at most its length. Whatever is left out only lets the optimum
+grow: windows are rounded to whole slots, long ones to longer slots, and a stage that follows
+another one begins somewhere between its earliest and its latest. The number attained is whole, so
+the sum is rounded down. Of few requests many can be served after the last has come. So there is a
+second bound, of a stream of such requests that does not end (`long_run`): what is charged for the
+cheapest of them, as many as the target says, takes no longer than they come. It is the same by both
+rules.
 
 Neither holds with drafts, whose steps yield several tokens, or with a prefix cache, which spares
 prompts.
@@ -83,8 +83,7 @@ def planes_of(hardware: Profile) -> list[Plane]:
 
 
 def pieces(i: int, request: Request, hardware: Profile, plane: Plane) -> Iterator[Piece]:
-    """The pieces of the i-th request as the plane charges them, with an infinite `due` where there
-    is no deadline."""
+    """The pieces of the i-th request as the plane charges them."""
     step, planes = hardware.roofline.time(1), planes_of(hardware)
     kv = plane.b / (hardware.kv_blocks * hardware.block_size)  # seconds per token of KV cache
     reads = hardware.roofline.k_ctx
@@ -99,8 +98,8 @@ def pieces(i: int, request: Request, hardware: Profile, plane: Plane) -> Iterato
         zero_load = hardware.roofline.time(fresh)
         t0 = due = late + stage.wait + stage.slo.first_token(zero_load) + TOLERANCE
         if stage.goes_on:
-            t0 = inf if client else late + tau
-            due = t0 + min(last, CHECK_EVERY) * tau
+            t0 = late + tau + (TOLERANCE if client else 0.0)
+            due = t0 + (last * (tau + TOLERANCE - step) if client else min(last, CHECK_EVERY) * tau)
         early += stage.wait
         yield Piece(i, early, due, plane.k1 * fresh + kv * tokens + reads * computed)
         first = early + max(p.k1 * fresh + p.b for p in planes)
@@ -123,8 +122,7 @@ def attainable(requests: Sequence[Request], hardware: Profile, replicas: int = 1
     most = float(len(requests))
     for plane in planes_of(hardware):
         made = [p for i, r in enumerate(requests) for p in pieces(i, r, hardware, plane)]
-        due = [p for p in made if p.due < inf]
-        most = min(most, _optimum(due, len(requests), replicas))
+        most = min(most, _optimum(made, len(requests), replicas))
     return int(most + 1e-4) / len(requests)  # the solver is exact to 1e-7 a row
 
 

@@ -17,9 +17,10 @@ JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
 """left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
 output tokens still to come; computed: tokens in the KV cache; new: 1 until admitted; value. For a
 request whose stages follow each other without a prompt, switch: `remaining` when the next stage
-begins; later: the TPOT from then on. opens: how many of the next tokens restart the schedule, 1 at
-the beginning of a stage by the clients' rule (`slos.core.pace`), else 0; reopens: how many when the
-next stage begins, infinite if more stages follow it, because it is not known here when they begin.
+begins; later: the TPOT from then on. opens: how many of the next tokens restart the schedule, by
+the clients' rule (`slos.core.pace`) a stage's first one, else none; reopens: how many do from the
+last token of this stage on: that one, or, if more than one stage follows, all, because it is not
+known here which of them end stages.
 shared: its KV blocks that other requests hold too; the engine's `blocks` do not count them.
 
 By the clients' rule only the mean pace of a stage counts, so a token may come late if the tokens
@@ -48,7 +49,7 @@ def jobs_of(
         goes_on, opens, reopens, sure = p.later_tpot < inf, 0.0, 0.0, 0.0
         switch = lengths.after_stage(p) if goes_on else 0.0
         if p.client:
-            lend, opens = True, p.generated == 0
+            lend, opens = True, p.generated == 0 and not p.follows
             reopens = 0.0 if not goes_on else 1.0 if p.stages_left == 1 else inf
             sure = 0.0 if p.follows else lengths.at_least(p)
         # several times faster than filling an array
@@ -101,7 +102,9 @@ def advance(job, tokens, drafts, now):
     job.due += (said - 1) * job.tpot
     if job.remaining == job.switch:
         job.tpot = job.later
-        job.opens = job.reopens
+        if job.reopens:
+            job.due = now
+            job.opens = job.reopens - 1
         job.switch = job.reopens = job.sure = 0.0
     job.due += job.tpot + lent(job)
     return True

@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 from slos.core.attainment import CHECK_EVERY
-from slos.core.pace import CLIENT, start
+from slos.core.pace import CLIENT, continued, start
 from slos.core.roofline import Roofline
 from slos.core.types import LengthPredictor, Progress
 from slos.serving.objectives import LEAST, Objectives
@@ -118,7 +118,7 @@ class Tracked:
                 if lengths:
                     lengths.ended(p, False)
                 tpot, p.told_stage = phases[p.stage + 1].slo.tpot, phases[p.stage + 1].tokens or 0
-                p.t0 = p.t0 + (generated - 1) * p.tpot + tpot
+                p.t0 = continued(p.t0, generated, p.tpot, now, p.client) + tpot
                 p.stage, p.tpot, p.follows, self.phase_start = p.stage + 1, tpot, True, self.seen
                 p.later_tpot, p.stages_left = self.objectives.later(p.stage)
 

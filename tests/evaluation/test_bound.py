@@ -138,14 +138,15 @@ def test_an_answer_may_stall_and_catch_up_by_the_clients_rule_only(rule, share):
     assert attainable(work, SLOTWISE) == share
 
 
-def test_what_goes_on_has_no_deadline_of_its_own_by_the_clients_rule():
-    """Of the second stage the mean pace is asked for, not when it begins."""
-    for rule, share in (PAPER, 0.5), (CLIENT, 1.0):
-        thinks, slo = asked(1, 11, 1, rule), SLO(SLOT, ttft=12 * SLOT, rule=rule)
-        again = Stage(0, 11, SLO(SLOT, rule=rule))
-        urgent = Request("urgent", 17 * SLOT, (Stage(12, 1, slo),))
-        work = [replace(thinks, stages=(*thinks.stages, again)), urgent]
-        assert attainable(work, SLOTWISE) == share
+@pytest.mark.parametrize("rule", RULES)
+def test_there_is_no_pause_before_a_stage_that_goes_on(rule):
+    """Its tokens are counted from the last one before it: a prompt of 12 slots does not fit in."""
+    thinks, slo = asked(1, 11, 1, rule), SLO(SLOT, ttft=12 * SLOT, rule=rule)
+    again = Stage(0, 11, SLO(SLOT, rule=rule))
+    thinks = replace(thinks, stages=(*thinks.stages, again))
+    urgent = Request("urgent", 17 * SLOT, (Stage(12, 1, slo),))
+    assert attainable([thinks, urgent], SLOTWISE) == 0.5
+    assert attainable([thinks, replace(urgent, arrival=40 * SLOT)], SLOTWISE) == 1.0
 
 
 def test_memory_bounds_where_tokens_cost_nothing():

@@ -118,7 +118,7 @@ def test_what_the_look_ahead_passes_is_in_time_to_the_end(
         jobs["left"][spoke] = 1
         switches = spoke & (jobs["remaining"] == jobs["switch"])
         jobs["tpot"][switches] = jobs["later"][switches]
-        jobs["opens"][switches] = jobs["reopens"][switches]
+        jobs["due"][switches & (jobs["reopens"] > 0)] = now
         jobs["sure"][switches] = 0
         jobs["due"][spoke] += (jobs["tpot"] + lent_to(jobs))[spoke]
 

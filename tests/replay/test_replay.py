@@ -433,7 +433,7 @@ def test_thinking_and_answer_are_one_call_of_two_paces() -> None:
     assert o.attained and not o.attained_client, (
         "the paper's pace starts at the first token's deadline"
     )
-    assert 0.19 / 7 <= o.tpot < 2 / 7
+    assert 0.19 / 8 <= o.tpot < 2 / 8
 
 
 def test_a_slowdown_needs_a_roofline() -> None:
