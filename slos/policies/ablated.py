@@ -82,7 +82,9 @@ class InTurn(SLOsServe):
         self._asked = plan.jobs
         new, seats = len(candidates), plan.view.max_seqs - len(plan.guaranteed)
         before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
-        return in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
+        chosen = in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
+        plan.unproven &= not chosen.any()
+        return chosen
 
     def repeat(self, plan: Plan) -> float:
         steps = plan.steady()
