@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]  # of the repository
 ANSWERS = 10.0  # seconds within which a cluster's address must answer
+STARTS = 3  # times that Ray is started before its error stands
 Frame = Any  # a pandas.DataFrame; its stubs refuse its own idioms
 
 
@@ -67,6 +68,23 @@ def ray_address() -> str:
             bound = f"a cluster that answers ({error})"
             raise ValueError(f"RAY_ADDRESS = {address!r} must be {bound}; {cure}") from None
     return "" if address == "local" else address
+
+
+def ray_here(ray: Any, **options: Any) -> None:
+    """Start Ray on this machine, with these options of `ray.init`. It waits 30 s for its own node,
+    which are too few where other processes keep a machine busy, so it is tried again."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # ms, s
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init("local", include_dashboard=False, **options)
+            return
+        except Exception:  # Ray raises a bare one
+            ray.shutdown()
+            if not left:
+                raise
 
 
 def sources_digest(root: Path | None = None) -> str:

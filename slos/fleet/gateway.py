@@ -33,7 +33,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from slos.core.types import require
-from slos.files import ray_address
+from slos.files import ray_address, ray_here
 from slos.fleet.dispatch import TAKEN, Asked, Fleet, answered, of_all, relay, until
 from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
@@ -243,13 +243,11 @@ def checked(given: argparse.Namespace, rest: Sequence[str]) -> tuple[dict[str, A
 
 def start_ray(cluster: str) -> None:
     """Join the cluster, or start Ray on this machine where none is named."""
-    here = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # ms, s: a busy machine takes longer than Ray waits by itself
-    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own default yields to other processes
-    ray.init(log_to_driver=False, **({} if cluster else here))  # type: ignore[arg-type]
+    if cluster:
+        ray.init(log_to_driver=False)
+    else:
+        ray_here(ray, log_to_driver=False, _node_ip_address="127.0.0.1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

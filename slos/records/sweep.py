@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.files import ROOT, commit, locked, ray_address, sources_digest
+from slos.files import ROOT, commit, locked, ray_address, ray_here, sources_digest
 from slos.records import tidy
 from slos.records.provenance import digests
 from slos.records.tidy import OtherColumns
@@ -171,7 +171,6 @@ def _ray(workers: int | None, digest: str) -> Any:
 
 def _start_here(ray: Any, cores: int, quiet: dict[str, Any]) -> Any:
     """Ray on this machine; None, after a warning, where it does not start."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Of its own: /tmp/ray may be another user's. Not in TMPDIR: the path of a socket has at most
     # 107 characters.
     for left in Path("/tmp").glob("ray-*-*"):  # by one that was killed
@@ -183,15 +182,12 @@ def _start_here(ray: Any, cores: int, quiet: dict[str, Any]) -> Any:
     before = os.environ.get("PYTHONPATH")
     # workers find what is found here
     os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
-    # 30 are too few for a machine with much else to do
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            "local", num_cpus=cores, num_gpus=0, include_dashboard=False,
-            object_store_memory=80 << 20, _temp_dir=temp, **quiet,
-        )  # fmt: skip
-    except Exception as error:  # Ray raises a bare one
+        ray_here(
+            ray, num_cpus=cores, num_gpus=0, object_store_memory=80 << 20, _temp_dir=temp, **quiet
+        )
+    except Exception as error:
         said = f"Ray did not start, so runs are made one at a time: {error}"
         warnings.warn(said, RuntimeWarning, stacklevel=5)
         _end()

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 import slos.files
 import slos.records.sweep
+from slos import files
 from slos.records.sweep import sweep
 
 PATIENCE = 60.0  # seconds that a busy machine may need where an idle one needs one
@@ -551,3 +552,31 @@ def test_progress_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers
     (tmp_path / "progress").unlink()
     sweep(rows_of, CASES[:4], path, Row, workers=workers)
     assert not (tmp_path / "progress").exists(), "nothing to run, nothing to say"
+
+
+class Busy:
+    """A Ray that times out so many times before it starts."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.tried, self.cleared = times, 0, 0
+
+    def init(self, address: str, **options: object) -> None:
+        assert address == "local" and options == {"include_dashboard": False, "num_cpus": 1}
+        self.tried += 1
+        if self.tried <= self.left:
+            raise Exception("The current node timed out during startup.")
+
+    def shutdown(self) -> None:
+        self.cleared += 1
+
+
+@pytest.mark.parametrize("times", [0, 2, 3])
+def test_a_ray_that_times_out_is_started_again(times: int) -> None:
+    busy = Busy(times)
+    if times == files.STARTS:
+        with pytest.raises(Exception, match="timed out during startup"):
+            files.ray_here(busy, num_cpus=1)
+        assert busy.tried == busy.cleared == files.STARTS
+    else:
+        files.ray_here(busy, num_cpus=1)
+        assert busy.tried == times + 1 and busy.cleared == times
