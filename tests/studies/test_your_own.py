@@ -179,6 +179,19 @@ def test_a_conversation_is_found_again_where_that_is_asked_for(
     assert most[1] > 1.2 * most[0]
 
 
+def test_what_only_a_prefix_cache_makes_possible_is_possible_with_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # 400 tokens take 44 ms, the 810 of a second round 61 ms
+    rows = [(i, f"s{i % 5}", 400, 10, 0.1, 0.06) for i in range(60)]
+    path = write(tmp_path / "own.csv", rows, "arrival,session,prompt,output,tpot,ttft")
+    asked = ["--requests", str(path), "--profile", "opt-13b-h100", "--systems", "vllm-v1"]
+    asked += ["--max-context", "2048", "--num-requests", "60", "--seeds", "1", "--target", "0.8"]
+    assert ask.main(asked) == 2
+    assert "alone = " in capsys.readouterr().err
+    assert "vllm-v1 carries " in told(capsys, *asked, "--prefix-cache")
+
+
 def test_objectives_out_of_reach_and_a_run_that_ends_too_soon(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
