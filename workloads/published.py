@@ -207,6 +207,7 @@ def _fitting(path: Path, table: Table, max_context: int | None, most_left_out: f
     table.remarks += [said] * bool(long)
     rows = zip(table.rows, sizes, strict=True)
     table.rows = [row for row, size in rows if not max_context or size <= max_context]
+    require(len(table.rows) > 0, f"{path}: max_context", max_context, "what some requests fit")
 
 
 def _remarks(layout: str, left: set[str], table: Table, count: int) -> list[str]:

@@ -186,6 +186,8 @@ def test_a_share_of_one_in_twenty_may_be_too_long(long: int, fits: bool, tmp_pat
         with pytest.raises(ValueError, match=r"5\.1% are longer"):
             read(path, ASKED, 500)
     assert len(read(path, ASKED, 500, 1.0).rows) == 1000 - long
+    with pytest.raises(ValueError, match="max_context = 8 must be what some requests fit"):
+        read(path, ASKED, 8, 1.0)
 
 
 def test_a_column_twice_or_of_no_layout_is_refused(tmp_path: Path) -> None:
