@@ -117,6 +117,11 @@ def test_disaggregation() -> None:
     assert (row.ratio, row.system, row.what) == (pytest.approx(2.5), "vllm", "2:1")
     itself = scaling.against_itself(best).set_index("system")["ratio"]
     assert itself.to_dict() == pytest.approx({"vllm": 2.0, OURS: 0.8})
+    assert scaling.distserve_numbers(best) == {}, "vLLM V1 may be the better DistServe"
+    other = select(best, system="vllm").assign(system=BASELINE, rate=[[1.0, 1.0]] * 3)
+    both = pd.concat([best, other], ignore_index=True)
+    [(mean, *_)] = scaling.distserve_numbers(both).values()
+    assert mean == pytest.approx(2.5)
     assert save("smoke", best, "04_disaggregation", {}).empty, (
         "two of six scenarios are no headline"
     )
