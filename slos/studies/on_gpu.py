@@ -23,6 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 from slos.core.types import require
+from slos.evaluation.sizes import check_names
 from slos.hardware.measure import NO_ENGINE, loadable
 from slos.hardware.profiles import profile
 from slos.replay import replay
@@ -103,6 +104,10 @@ class Engine:
     model: str = ""
     more: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        check_names("workload", self.loads, WORKLOADS)
+        check_names("system", self.budgets, RECORDED)
+
     @property
     def known(self) -> Calibrated:
         return Calibrated(profile(self.name), 0.0, SMALL if launch.on_cpu() else WHOLE)
@@ -165,7 +170,7 @@ class Engine:
                     told += f", lag {ran.lag:.3f} s"
                     left = f"{end - time.monotonic():.0f} s left"
                     print(f"{workload} {rate:g}/s {system}: {told}, {left}", flush=True)
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def options() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,6 +165,22 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for system in on_gpu.RECORDED:
         recorded: Frame = pd.read_csv(tmp_path / f"steps-{system}.csv")
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
+
+
+def test_what_is_asked_of_an_engine_is_checked_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from slos.studies import on_gpu
+
+    with pytest.raises(ValueError, match="workload = 'burst' must be one of bursty, steady"):
+        on_gpu.Engine("opt-13b-h100", tmp_path, loads={"burst": [10.0]})
+    with pytest.raises(ValueError, match="system = 'vllm' must be one of"):
+        on_gpu.Engine("opt-13b-h100", tmp_path, budgets={"vllm": 512})
+    # no time is left when its servers are up
+    url = {on_gpu.OURS: "http://127.0.0.1:9"}
+    monkeypatch.setattr(on_gpu.Engine, "servers", lambda self: nullcontext(url))
+    asked = ["engine", "--profile", "opt-13b-h100", "--out", str(tmp_path), "--minutes", "0.01"]
+    assert on_gpu.main([*asked, "--loads", '{"steady": [3]}']) == 1
 
 
 def test_the_sample_profile_is_made_of_the_sample_steps(root: Path, tmp_path: Path) -> None:
