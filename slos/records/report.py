@@ -23,7 +23,7 @@ from typing import Any
 from tabulate import tabulate
 
 from slos.core.types import require
-from slos.files import results_dir, write_whole
+from slos.files import ROOT, results_dir, write_whole
 from slos.records.claims import Claim, Headline, read_claims, read_headlines, verdict
 
 AGAINST = {
@@ -81,6 +81,8 @@ def rows_of_runs(size: str) -> dict[str, dict[str, Headline]]:
     """By size and key our numbers for the paper's claims: the rows of `size`, of the reference, and
     of `quick`; for the reference only what the repository holds."""
     reference, quick = results_dir("reference"), results_dir("quick") / "headlines.csv"
+    if size != "reference" and not reference.exists():  # results lie elsewhere
+        reference = ROOT / "results" / "reference"
     if size == "reference" or not quick.exists():
         quick = reference / "quick.csv"
     files = {"quick": quick, "reference": reference / "headlines.csv"}

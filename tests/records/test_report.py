@@ -312,6 +312,15 @@ def test_a_run_writes_into_its_own_folder_and_the_reference_into_the_repository(
     assert text.count("## ") == 1 and "## Capacities, `reference`" in text
 
 
+def test_results_that_lie_elsewhere_stand_next_to_the_reference_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path))
+    kept = files.ROOT / "results" / "reference" / "headlines.csv"
+    assert [*report.rows_of_runs("quick")["reference"].values()] == read_headlines(kept)
+    assert not report.rows_of_runs("reference")["reference"], "as it is written anew"
+
+
 def test_the_system_set_against_the_others_is_ours() -> None:
     assert signature(report.capacity_tables).parameters["ours"].default == OURS
 
