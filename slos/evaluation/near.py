@@ -73,7 +73,9 @@ def capacities(folder: Path) -> Iterator[tuple[str, float]]:
     for path in sorted(folder.glob("*.csv")):
         rows = pd.read_csv(path, usecols=lambda name: name in COLUMNS)
         if {"run", "rate"} <= {*rows}:
-            rows = rows[rows["run"].str.contains(SEARCH) & (rows["rate"] > 0)]
+            runs = rows["run"].str
+            one = runs.contains(SEARCH) & ~runs.contains(" or ")  # not the best of several
+            rows = rows[one & (rows["rate"] > 0)]
             rows = rows[rows["status"] == "simulated"] if "status" in rows else rows  # no bounds
             rows = rows[rows["capacity"]] if "capacity" in rows else rows
             yield from zip(rows["run"], rows["rate"], strict=True)

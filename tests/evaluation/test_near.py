@@ -54,6 +54,8 @@ def test_a_search_begins_at_its_own_capacity_or_at_that_of_the_most_alike(refere
 def test_only_what_was_found_by_simulation_counts(reference: Path) -> None:
     write(reference / "tried.csv", ALIKE, capacity=False)
     write(reference / "bounds.csv", ALIKE, status="computed")
+    choice = " or ".join(str(case) for case, _ in ALIKE[:2])
+    (reference / "choices.csv").write_text(f'run,rate,capacity\n"{choice}",3,True\n')
     (reference / "loads.csv").write_text("run,rate\nsomething else,3\n")
     (reference / "table.csv").write_text("scenario,capacity\ncoding,3\n")
     assert known() == ({}, {}, {})
