@@ -174,7 +174,8 @@ def asked_numbers(table: Frame) -> dict[str, Spread]:
 def capacity_bars(best: Frame, source: str) -> Figure:
     """Capacity by scenario and system, with intervals, the number on the bar, and the bound."""
     scenarios, systems = unique(best["scenario"]), unique(best["system"])
-    figure, axes = plots.panels(scenarios, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
+    titles = [Path(scenario).name for scenario in scenarios]  # one may be a file
+    figure, axes = plots.panels(titles, (2.1, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     for axis, scenario in zip(axes, scenarios, strict=True):
         rows = select(best, scenario=scenario)
         most = rows["capacity"].max()

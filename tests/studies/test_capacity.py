@@ -406,6 +406,12 @@ def test_a_grid_of_ratios_by_scenario(best: pd.DataFrame) -> None:
     assert grid["geometric mean"].round(2).to_dict() == {"vllm": 2.34, "sarathi": 2.51, "best": 1.5}
 
 
+def test_a_panel_of_a_file_has_the_files_name(best: pd.DataFrame) -> None:
+    named = best.replace({"scenario": {"chatbot": "/far/away/mine.csv"}})
+    figure = capacity.capacity_bars(named, "made up")
+    assert {axis.get_title() for axis in figure.axes} == {"mine.csv", "coding"}
+
+
 def test_what_is_saved_is_what_the_report_reads(
     best: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
