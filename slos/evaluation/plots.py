@@ -30,6 +30,7 @@ Inches = tuple[float, float]
 DASHED = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
 ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 3, "fontsize": 8}
 ABOVE |= {"frameon": False}  # a legend of one panel, over it
+ONE_SEED = "one seed, so no interval"
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--") * 4
 
 
@@ -149,7 +150,7 @@ def seeds_said(rows: Frame) -> str:
     `rate`, or their number in `seeds`."""
     values = next((rows[c].map(len) for c in ("each", "rate") if c in rows), None)
     most = int((rows["seeds"] if values is None else values).max())
-    return f"whiskers: 95 % interval over {most} seeds" if most > 1 else "one seed, so no interval"
+    return f"whiskers: 95 % interval over {most} seeds" if most > 1 else ONE_SEED
 
 
 def plain_log(axis: Axis, *subs: float, ticks: Sequence[float] = ()) -> None:

@@ -20,7 +20,7 @@ from slos.core.pace import CLIENT
 from slos.evaluation import capacity_search
 from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import crossed, fixed_drafts, swept
-from slos.evaluation.plots import DASHED, bars, colors, finish, panels, plain_log, unique
+from slos.evaluation.plots import DASHED, ONE_SEED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, geometric_mean, over, rows_of, select, strongest
 from slos.files import Frame
@@ -196,7 +196,8 @@ def chart(found: Frame, source: str) -> Figure:
         _gains(axis, rows, by, {key: palette[key] for key in unique(mine[by])})
         if by == "profile":
             axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    text = f"{source} or as named; whiskers: 95 % over seeds"
-    text += ", cut off at {:g} and {:g}".format(*SHOWN)
+    several = (mine["low"] < mine["high"]).any()
+    said = "whiskers: 95 % over seeds," if several else f"{ONE_SEED};"
+    text = f"{source} or as named; {said} cut off at {SHOWN[0]:g} and {SHOWN[1]:g}"
     text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
     return finish(figure, text, axes[0], ncols=5)

@@ -24,7 +24,7 @@ from slos.core.pace import CLIENT, PAPER
 from slos.evaluation import grids, stats
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import AS_PUBLISHED, PLAIN, RIVAL_ROUTERS, RIVALS, Rival, tries_of
-from slos.evaluation.plots import DASHED, colors, finish, marked
+from slos.evaluation.plots import DASHED, ONE_SEED, colors, finish, marked
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import scale_of
 from slos.evaluation.stats import mean_of, over, over_each, rows_of, select, strongest
@@ -236,7 +236,8 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in totals else "normal")
     axis.set_xlabel("capacity of SLOs-Serve over the best baseline (x)")
-    said = f"{source}; bars: geometric mean of the scenarios (marks); lines: 95 % over seeds"
+    said = f"{source}; bars: geometric mean of the scenarios (marks); "
+    said += "lines: 95 % over seeds" if each["each"].map(len).max() > 1 else ONE_SEED
     return finish(figure, said, axis, ncols=4, fontsize=8)
 
 

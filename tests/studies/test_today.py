@@ -97,9 +97,13 @@ def test_a_key_has_one_colour_in_all_panels() -> None:
     found = pd.DataFrame(
         rows, columns=["profile", "drafts", "asked", "scenario", "gain", "low", "high"]
     )
-    paper, mlperf, profiles = today.chart(found, "made up").axes
+    figure = today.chart(found, "made up")
+    paper, mlperf, profiles = figure.axes
     colors = [c[0].get_facecolor() for c in paper.containers[1::2]]
     [one] = [c[0] for c in mlperf.containers if len(c) == 1 and hasattr(c[0], "get_height")]
     assert one.get_facecolor() == colors[2] and one.get_height() == -0.5
+    single = today.chart(found.assign(low=found["gain"], high=found["gain"]), "made up")
+    for drawn, said in (figure, "95 % over seeds, cut off"), (single, "so no interval; cut off"):
+        assert said in " ".join(drawn.get_supxlabel().split())
     legend = profiles.get_legend()
     assert legend is not None and len(legend.get_texts()) == 2

@@ -117,6 +117,10 @@ def test_what_is_made_of_the_rows() -> None:
     assert (found["published_coding"], found["published_reasoning"]) == (2, 4)
     falls = waterfall.falls(levels)
     assert list(falls["times"])[1:] == pytest.approx([1, 1, 1])
+    single = levels.assign(each=levels["each"].str[:1])
+    for table, said in (levels, "lines: 95 % over seeds"), (single, "one seed, so no interval"):
+        label = waterfall.waterfall_chart(table, "made up").get_supxlabel()
+        assert said in " ".join(label.split())
     [axis] = waterfall.waterfall_chart(levels, "made up").axes
     names = [tick.get_text() for tick in axis.get_yticklabels()]
     assert [n.split(":")[0] for n in names if ":" in n] == list(TOTALS.values())
