@@ -2,11 +2,13 @@
 settings; and which tests are slow.
 
 Slow is what starts an engine, Ray, a browser or a notebook. Of engines that is told here: a file
-that is skipped without vLLM, or a test that asks for a `model`; of the rest a mark tells.
+that is skipped without vLLM, or a test that asks for a `model`; of the rest a mark tells. What
+takes longest starts first, so that no process is left alone with it while the others have ended.
 """
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,13 +28,25 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """The quick loop does not even import the files that import an engine."""
     if config.option.markexpr != QUICK or collection_path.suffix != ".py":
         return None
-    return bool(ENGINE.search(collection_path.read_text())) or None
+    return needs_engine(collection_path) or None
+
+
+@cache
+def needs_engine(path: Path) -> bool:
+    return bool(ENGINE.search(path.read_text()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "model" in getattr(item, "fixturenames", ()) or ENGINE.search(item.path.read_text()):
+        if "model" in getattr(item, "fixturenames", ()) or needs_engine(item.path):
             item.add_marker("slow")
+    items.sort(key=minutes, reverse=True)  # those that are equal keep their order
+
+
+def minutes(item: pytest.Item) -> float:
+    """How long a test takes, as far as its mark tells."""
+    marks = [*item.iter_markers("slow")]
+    return max((mark.kwargs.get("minutes", 0.1) for mark in marks), default=0.0)
 
 
 @pytest.fixture

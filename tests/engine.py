@@ -310,11 +310,22 @@ def engine(
     config.scheduler_config.async_scheduling = asynchronous  # the CPU platform has switched it off
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(v2)))
+        # it would walk all objects of this process, for half a second
+        patch.setattr("vllm.v1.engine.core.freeze_gc_heap", lambda: None, raising=False)
         core = EngineCore(config, executor, log_stats=False)
     assert (
         core.batch_queue is not None
     ) == asynchronous and core.scheduler.use_v2_model_runner == v2  # type: ignore[attr-defined]
     return core, clock
+
+
+def stop(core: Any) -> None:
+    """Shut an engine core down that has no model, and hence no memory of a device to give back."""
+    with pytest.MonkeyPatch.context() as patch:
+        name = "vllm.v1.engine.core.cleanup_dist_env_and_memory"
+        patch.setattr(name, lambda: None, raising=False)
+        core.shutdown()
+    disable_envs_cache()
 
 
 def profile_file(folder: Path, roofline: Roofline) -> str:

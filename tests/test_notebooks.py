@@ -157,7 +157,7 @@ def reproduce(results: Path, cache: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_all_run_at_the_smoke_size_and_are_done_then(tmp_path: Path) -> None:
     """One test, so that they run once however the tests are spread over processes."""
     results, made = tmp_path / "results", tmp_path / "results" / "smoke"

@@ -30,7 +30,7 @@ import slos.records.sweep
 from slos import files
 from slos.records.sweep import sweep
 
-PATIENCE = 60.0  # seconds that a busy machine may need where an idle one needs one
+PATIENCE = 600.0  # seconds that a busy machine may need where an idle one needs one
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,8 @@ def test_without_ray_it_runs_in_this_process(
 
 CLUSTER = """
 import ray, sys
-quiet = {"include_dashboard": False, "object_store_memory": 80 << 20}
-ray.init("local", num_cpus=2, _temp_dir=sys.argv[1], **quiet)
+from slos.files import ray_here
+ray_here(ray, num_cpus=2, object_store_memory=80 << 20, _temp_dir=sys.argv[1])
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -212,7 +212,7 @@ def test_a_cluster_is_used_and_left_alone(tmp_path: Path, root: Path) -> None:
             for part in ("once", "again"):
                 path.unlink(missing_ok=True)
                 subprocess.run(
-                    command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=2 * PATIENCE,
+                    command, env=env | {"RAY_ADDRESS": address}, check=True, timeout=PATIENCE,
                     cwd=tmp_path,
                 )  # fmt: skip
                 assert sorted(called(calls)) == sorted(case.name for case in MANY), part

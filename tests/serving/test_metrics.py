@@ -98,7 +98,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def shown(folder: Path, done: Callable[[dict], bool]) -> dict[tuple, float]:
     """Samples by name and labels, when they are as they should be."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while True:
         families = list(text_string_to_metric_families(of_engines(folder).decode()))
         found = {

@@ -42,7 +42,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *first: Any, whole: bool = False) ->
         await asyncio.sleep(0.05)
         assert call.done() == whole and bool(answers.given) != whole
         server.should_exit = True
-        await asyncio.wait_for(call, 5.0)
+        await asyncio.wait_for(call, 60.0)
         assert not answers.given
 
     asyncio.run(run())

@@ -31,7 +31,7 @@ from slos.sim.prefix_cache import PrefixCache
 from slos.sim.replica import Replica, World
 from slos.sim.simulator import simulate, stream
 
-pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e-7)
 Names = list[tuple[str, int]]  # of a prefix

@@ -29,7 +29,7 @@ pytest.importorskip(
     "vllm", reason="vLLM is not installed: SLOS_EXTRA=cpu ./run_all.sh test installs it"
 )
 import vllm
-from engine import BLOCK, add, answer, drained, engine, profile_file, serve
+from engine import BLOCK, add, answer, drained, engine, profile_file, serve, stop
 from laws import PATHOLOGICAL
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -49,7 +49,7 @@ from slos.serving.load_report import Report
 from slos.serving.objectives import CLASSES, REST, xargs
 from slos.serving.vllm_plugin import HOOKS, NEWEST, OLDEST, SLOScheduler
 
-pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROOFLINE = Roofline((Plane(1e-4, 0.0, 5e-3), Plane(1.2e-4, 0.0, 2e-3)), k_ctx=1e-7)
 TIGHT, ROOMY = 40, 200  # KV blocks: one preempts, the other does not
@@ -95,7 +95,7 @@ def build(model: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     ):
         settings = {"profile": profile_file(tmp_path, ROOFLINE), "learn": False} | (slos or {})
         while cores:
-            cores.pop().shutdown()
+            stop(cores.pop())
         core, clock = engine(model, roofline, settings, **options)
         cores.append(core)
         if policy is not None:
@@ -104,7 +104,7 @@ def build(model: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     yield made
     for core in cores:
-        core.shutdown()
+        stop(core)
 
 
 class Log(logging.Handler):
