@@ -81,6 +81,12 @@ class Tracked:
         """Whether it has not started."""
         return not (self.request.num_computed_tokens or self.request.num_output_tokens)
 
+    @property
+    def stops(self) -> bool:
+        """Whether an abort is taken for its end: the front-end, which alone looks for stop strings,
+        aborts a request at one. It does the same where a client leaves."""
+        return bool(self.request.sampling_params.stop) and self.request.num_output_tokens > 0
+
     def sync(self) -> Progress:
         """Bring the record up to date; tokens in flight count as done, as vLLM itself counts."""
         r, p = self.request, self.progress

@@ -50,7 +50,7 @@ if _lacking := [name for name in HOOKS if not callable(getattr(AsyncScheduler, n
     raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_lacking[0]} to rest on")
 
 READY = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-CUT_OFF = (RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR)
+ABORTED, ERROR = RequestStatus.FINISHED_ABORTED, RequestStatus.FINISHED_ERROR
 
 
 class SLOScheduler(AsyncScheduler):
@@ -64,8 +64,7 @@ class SLOScheduler(AsyncScheduler):
         self.settings = Settings.of(config.get("slos", {}))
         check_engine(self, self.settings)
         self.tracked: dict[str, Tracked] = {}
-        self.classes = Classes()
-        self.turns = count(1)
+        self.classes, self.turns = Classes(), count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
         self.lengths = self.settings.lengths()
         # tokens that each request may have in the step being scheduled
@@ -191,7 +190,7 @@ class SLOScheduler(AsyncScheduler):
             t.declined = t.progress.elsewhere or (self.settings.reject and t.untouched)
             t.progress.best_effort = not t.declined
         leave = {id for id in batch.decline if self.tracked[id].declined}
-        self.passed += self.finish_requests(leave, RequestStatus.FINISHED_ABORTED) if leave else []
+        self.passed += self.finish_requests(leave, ABORTED) if leave else []
         for id in batch.preempt:
             request = self.requests.get(id)  # unless it was declined as well
             if request and request.status == RequestStatus.RUNNING:
@@ -285,7 +284,8 @@ class SLOScheduler(AsyncScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         """Every request ends here, finished or aborted."""
         if tracked := self.tracked.pop(request.request_id, None):
-            finished, aborted = tracked.finished(), request.status in CUT_OFF
+            finished, status = tracked.finished(), request.status
+            aborted = status == ERROR or (status == ABORTED and not tracked.stops)
             if aborted:
                 self.lengths.aborted(finished)
             else:

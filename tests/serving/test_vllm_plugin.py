@@ -582,6 +582,24 @@ def test_malformed_objectives_are_the_defaults_with_a_warning_and_kill_nobody(bu
         assert f"request {r.id} gets the default objectives" in log.records[-1].getMessage()
     assert len(log.records) == len(MALFORMED)
     assert serve(core, clock, [], {}) == answers(requests, prompts) and drained(core)
+def test_one_that_is_aborted_at_a_stop_string_has_ended(build):
+    """The front-end finds it, and aborts the request in the engine."""
+    core, _ = build(Odd(whole), max_seqs=2)
+    requests, prompts = workload(seed=26, size=3, rate=1e6)
+    for r in requests:
+        stop = [] if r.id == "r1" else ["a word"]
+        add(core, r, prompts[r.id], max_tokens=40, stop=stop, extra_args={"slo_ttft": 9})
+    for _ in range(3):
+        core.step_fn()
+    s = core.scheduler
+    assert [s.requests[r.id].num_output_tokens > 0 for r in requests] == [True, True, False]
+    core.abort_requests([r.id for r in requests])
+    value = s.metrics.registry.get_sample_value
+    for outcome, number in {"attained": 1, "aborted": 2}.items():
+        assert value("slos_requests_total", {"class": "", "outcome": outcome}) == number
+    assert drained(core) and s.lengths.predictor._all.learned
+
+
 
 
 def test_extreme_objectives_fail_no_policy(build, log):
