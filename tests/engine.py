@@ -195,11 +195,12 @@ class Modelless(Executor):
         """Put into blocks what a connector of `test_connectors` loads."""
         if not (loads := getattr(connector, "loads", None)):
             return None
-        for tokens, blocks in loads.values():
-            for i, block in enumerate(blocks):
+        failed = {"failed_recving": connector.failed} if connector.failed else {}
+        for id, (tokens, blocks) in loads.items():
+            for i, block in enumerate(blocks if id not in connector.failed else ()):
                 part = tokens[i * BLOCK : (i + 1) * BLOCK]
                 self.memory[block] = part + [-1] * (BLOCK - len(part))
-        return KVConnectorOutput(finished_recving={*loads})
+        return KVConnectorOutput(finished_recving={*loads}, **failed)
 
     def _pass_time(self, out, start: dict[str, int]) -> None:
         if start:

@@ -1,4 +1,5 @@
-"""What a step may hold: where a chunk of a prompt may end, and which requests may run together.
+"""What a step may hold: where a chunk of a prompt may end, which requests may run together, and in
+which order they start.
 
 vLLM applies these rules before the plug-in sets its caps, and assumes that every running request is
 in the step and every chunk as long as it made it. The plug-in skips some and cuts others.
@@ -6,9 +7,12 @@ in the step and every chunk as long as it made it. The plug-in skips some and cu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 from slos.serving.tracked import Tracked
+
+FIRST = ("kv_holding_waiting", "skipped_waiting")  # vLLM's queues: from 0.32 on, and before
 
 
 def cut(t: Tracked, computed: int, n: int, cap: int, config: Any) -> int:
@@ -29,6 +33,25 @@ def cut(t: Tracked, computed: int, n: int, cap: int, config: Any) -> int:
         if place.offset < end < place.offset + place.length:
             end = place.offset + place.length
     return min(n, end - computed)
+
+
+def sort_waiting(scheduler: Any, ready: Collection[str], place: Callable[[str], int]) -> None:
+    """Put vLLM's waiting requests into the order of their places, by id. ready: those that could
+    start.
+
+    It serves another queue first, of those that it skipped or whose KV blocks were loaded. One that
+    is ready there and holds no block, as its grammar was compiled only now or its blocks could not
+    be loaded, goes to the others: without a token it would block them all.
+    """
+    waiting, moved = scheduler.waiting, list[Any]()
+    for name in FIRST:
+        queue = getattr(scheduler, name, ())
+        if some := [r for r in queue if r.request_id in ready and not r.num_computed_tokens]:
+            queue.remove_requests(some)
+            moved += some
+    moved += waiting
+    waiting.clear()
+    waiting.extend(sorted(moved, key=lambda r: place(r.request_id)))
 
 
 class Adapters:

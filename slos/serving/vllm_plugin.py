@@ -28,7 +28,7 @@ from slos.hardware.profiles import Profile
 from slos.policies import OURS
 from slos.policies.warm_up import warm_up
 from slos.serving.belief import Belief, Learned
-from slos.serving.cuts import Adapters, cut
+from slos.serving.cuts import Adapters, cut, sort_waiting
 from slos.serving.failsafe import Failsafe, logger
 from slos.serving.load_report import Report, Reporter, load_of
 from slos.serving.metrics import Metrics
@@ -207,10 +207,7 @@ class SLOScheduler(AsyncScheduler):
         # Short of blocks, vLLM evicts from the tail; and it admits none behind one without a token:
         # those that it skips, or that no policy schedules, come before that.
         self.running.sort(key=lambda r: (r.request_id in best_effort, place(r.request_id, last)))
-        queue: Any = self.waiting
-        some = sorted(queue, key=lambda r: place(r.request_id, last + (r.request_id in ready)))
-        queue.clear()
-        queue.extend(some)
+        sort_waiting(self, ready, lambda id: place(id, last + (id in ready)))
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """By the policy or by vLLM: in both cases it is the first of those that wait."""

@@ -27,9 +27,10 @@ __all__ = ["build"]  # a fixture
 
 @dataclass
 class Loads(KVConnectorMetadata):
-    """By request: its tokens, and the blocks that they go to."""
+    """By request: its tokens, and the blocks that they go to. failed: those that get there not."""
 
     loads: dict[str, tuple[list[int], list[int]]] = field(default_factory=dict)
+    failed: set[str] = field(default_factory=set)
 
 
 class Prefilled(KVConnectorBase_V1):
@@ -66,9 +67,27 @@ class Prefilled(KVConnectorBase_V1):
     def wait_for_save(self) -> None: ...
 
 
-CONNECTOR = KVTransferConfig(
-    kv_connector="Prefilled", kv_connector_module_path=__name__, kv_role="kv_both"
-)
+class Lossy(Prefilled):
+    """Nothing comes, and each is asked for once."""
+
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        if request.request_id in self.loaded:
+            return 0, False
+        return super().get_num_new_matched_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+        self.next.failed |= {request.request_id} & self.next.loads.keys()
+
+
+def of(connector: type[Prefilled], **more: Any) -> KVTransferConfig:
+    where = {"kv_connector": connector.__name__, "kv_connector_module_path": __name__}
+    return KVTransferConfig(kv_role="kv_both", **where, **more)
+
+
+CONNECTOR, LOSSY = of(Prefilled), of(Lossy, kv_load_failure_policy="recompute")
 
 
 class Spurns(Chaos):
@@ -110,13 +129,23 @@ class Without:
         return Batch({p.id: p.left for p in (*view.running, *view.waiting) if p.id != self.id})
 
 
-def test_one_that_was_loaded_and_gets_nothing_does_not_block_those_that_wait(build):
+@pytest.mark.parametrize("policy", [None, Chaos(1, 0.1)])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_could_not_be_loaded_is_computed_and_no_token_changes(build, loop, policy):
+    requests, prompts = workload(seed=31, size=30)
+    core, clock = build(policy, blocks=TIGHT, kv_transfer_config=LOSSY, **LOOPS[loop])
+    assert serve(core, clock, requests, prompts) == answers(requests, prompts)
+    assert drained(core) and len(core.scheduler.connector.loaded) > 15
+
+
+@pytest.mark.parametrize("connector", [CONNECTOR, LOSSY], ids=["loaded", "lost"])
+def test_one_that_gets_nothing_does_not_block_those_that_wait(build, connector):
     lengths = {"first": (10, 60), "spurned": (100, 5), "later": (10, 5)}
     requests = [
         Request(id, 0.02 * i, (Stage(*lengths[id], SLO(0.1)),)) for i, id in enumerate(lengths)
     ]
     prompts = {r.id: [7] * r.stages[0].prompt for r in requests}
-    core, clock = build(Without("spurned"), kv_transfer_config=CONNECTOR)
+    core, clock = build(Without("spurned"), kv_transfer_config=connector)
     living: list[set[str]] = []
     present = core.scheduler.requests
     serve(core, clock, requests, prompts, between=lambda step: living.append({*present}))

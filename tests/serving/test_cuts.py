@@ -1,4 +1,5 @@
-"""Where a chunk may end, and whose adapters go together: vLLM's rules, without vLLM."""
+"""Where a chunk may end, whose adapters go together, and who starts first: vLLM's rules, without
+vLLM."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slos.serving.cuts import Adapters, cut
+from slos.serving.cuts import FIRST, Adapters, cut, sort_waiting
 
 Places = Sequence[tuple[int, int]]
 
@@ -52,6 +53,21 @@ def test_no_chunk_ends_within_an_image_that_has_to_be_whole() -> None:
     # vLLM itself ended before the third one, for which it has no room
     assert gets(95, n=90, images=images, disable_chunked_mm_input=True) == 90
     assert gets(5, n=60, computed=30, cached=30, images=images, disable_chunked_mm_input=True) == 20
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_one_that_holds_no_blocks_goes_to_those_that_wait(name: str) -> None:
+    class Queue(list):
+        def remove_requests(self, requests: Any) -> None:
+            self[:] = [r for r in self if r not in requests]
+
+    waits = {id: SimpleNamespace(request_id=id, num_computed_tokens=0) for id in "abcd"}
+    holds = SimpleNamespace(request_id="e", num_computed_tokens=9)
+    waiting, first = Queue([waits["a"], waits["b"]]), Queue([waits["c"], holds, waits["d"]])
+    scheduler = SimpleNamespace(waiting=waiting, **{name: first})
+    sort_waiting(scheduler, {*"abce"}, {"c": 0, "b": 1, "a": 2}.__getitem__)
+    assert [r.request_id for r in waiting] == ["c", "b", "a"]
+    assert [r.request_id for r in first] == ["e", "d"], "d is not ready: it is loading"
 
 
 def test_a_step_has_no_more_adapters_than_there_is_room_for() -> None:
