@@ -44,7 +44,7 @@ if not Version(OLDEST) <= Version(Version(vllm.__version__).base_version) < Vers
 HOOKS = (
     "schedule", "add_request", "update_from_output", "_reserve_prefill_lookahead",
     "_update_after_schedule", "_preempt_request", "_free_request", "_update_request_with_output",
-    "finish_requests", "shutdown",
+    "finish_requests", "set_pause_state", "shutdown",
 )  # fmt: skip
 if _lacking := [name for name in HOOKS if not callable(getattr(AsyncScheduler, name, None))]:
     raise ImportError(f"vllm {vllm.__version__} has no AsyncScheduler.{_lacking[0]} to rest on")
@@ -67,8 +67,7 @@ class SLOScheduler(AsyncScheduler):
         self.classes, self.turns = Classes(), count(1)
         self.prefix_hits = PrefixHits(self.kv_cache_manager)
         self.lengths = self.settings.lengths()
-        # tokens that each request may have in the step being scheduled
-        self.caps: Mapping[str, int] | None = None
+        self.caps: Mapping[str, int] | None = None  # tokens by id, of the step being scheduled
         self.adapters = Adapters(self.lora_config.max_loras if self.lora_config else 0)
         self.stuck = self.failed = False
         self.failsafe = Failsafe()
@@ -94,8 +93,7 @@ class SLOScheduler(AsyncScheduler):
         objectives = self.settings.objectives
         try:
             objectives = parse(request.sampling_params.extra_args, objectives)
-        # the front-end refuses it with HTTP 400; an engine must not die of it
-        except Exception as error:
+        except Exception as error:  # the front-end refuses it; an engine must not die of it
             logger.warning("request %s gets the default objectives: %s", request.request_id, error)
         objectives = replace(objectives, kind=self.classes.of(objectives.kind))
         t = Tracked.of(request, objectives, self.belief.roofline, self.lengths)
@@ -132,8 +130,8 @@ class SLOScheduler(AsyncScheduler):
             self.reporter.tell(now, bool(self.tracked), report)
 
     def _decide(self, now: float) -> Batch | None:
-        """The policy's batch, checked; None where vLLM schedules by itself, or has no request."""
-        if self.slo_policy is None or self.stuck:
+        """The policy's batch, checked; None where vLLM goes by itself, pauses or has no request."""
+        if self.slo_policy is None or self.stuck or self.pause_state:
             return None
         try:
             view = self._view(now)
@@ -292,5 +290,10 @@ class SLOScheduler(AsyncScheduler):
         return super()._free_request(request, *args, **kwargs)
 
     def shutdown(self) -> None:
+    def set_pause_state(self, *args: Any, **kwargs: Any) -> None:
+        """By vLLM: the next step does not begin with the end of the last one."""
+        super().set_pause_state(*args, **kwargs)
+        self.belief.busy = False
+
         self.belief.fitter.shutdown()
         super().shutdown()

@@ -33,6 +33,7 @@ from engine import BLOCK, add, answer, drained, engine, profile_file, serve, sto
 from laws import PATHOLOGICAL
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import Request as Asked
 from vllm.v1.request import RequestStatus
@@ -522,6 +523,49 @@ def test_one_that_ends_by_an_error_tells_nothing_of_lengths(build):
     assert drained(core) and not s.lengths.predictor._all.learned
     value = s.metrics.registry.get_sample_value
     assert value("slos_requests_total", {"class": "", "outcome": "aborted"}) == len(requests)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_pause_is_no_step_and_nothing_is_decided_in_it(build, loop):
+    requests, prompts = workload(seed=23, size=20, rate=1e6)
+    core, clock = build(blocks=ROOMY, **LOOPS[loop])
+    s, gone = core.scheduler, requests.pop().id
+    for r in requests:
+        add(core, r, prompts[r.id])
+    add(core, Request(gone, 0.0, (Stage(9, 900, SLO(0.1)),)), [7] * 9)
+    for _ in range(4):
+        core.step_fn()
+    core.pause_scheduler("keep", clear_cache=False)
+    policy, s.slo_policy = s.slo_policy, Odd(lambda view: 1 / 0)
+    core.abort_requests([gone])
+    while core.scheduler.has_requests() or core.batch_queue:
+        core.step_fn()
+    assert not s.failed, "no policy is asked"
+    clock.now += 3600.0
+    s.slo_policy = policy
+    core.resume_scheduler()
+    assert serve(core, clock, [], {}).keys() <= {r.id for r in requests}
+    assert drained(core) and not s.failed
+    assert s.metrics.registry.get_sample_value("slos_step_seconds_sum") < 60.0
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_who_runs_when_vllm_is_to_run_dry_is_served(build, loop):
+    """A policy would make room for those that vLLM does not let in."""
+    requests, prompts = workload(seed=24, size=20, rate=1e6)
+    core, _ = build(Odd(whole), blocks=ROOMY, max_seqs=8, **LOOPS[loop])
+    s = core.scheduler
+    for r in requests:
+        add(core, r, prompts[r.id])
+    core.step_fn()
+    s.slo_policy = Odd(
+        lambda v: Batch({p.id: p.left for p in v.waiting}, tuple(p.id for p in v.running))
+    )
+    s.set_pause_state(PauseState.PAUSED_NEW)
+    started = {r.request_id for r in s.running}
+    while core.scheduler.has_requests() or core.batch_queue:
+        core.step_fn()
+    assert started and not started & s.requests.keys() and len(s.waiting) == len(s.requests) > 0
 
 
 def test_what_is_kept_of_classes_does_not_grow_with_their_names(build):
