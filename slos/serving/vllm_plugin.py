@@ -217,7 +217,7 @@ class SLOScheduler(AsyncScheduler):
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         """vLLM's last limit on a request's tokens in both of its loops: here they are capped."""
-        n = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        n = num_new_tokens
         if self.caps is not None and (t := self.tracked.get(request.request_id)):
             ready = request.status in READY
             # One whose KV was loaded comes first: with no token it would block all that wait.
@@ -226,6 +226,7 @@ class SLOScheduler(AsyncScheduler):
             row = ready and num_computed_tokens + n > request.num_tokens
             if not (cap and row):
                 n = cut(t, num_computed_tokens, n, cap, self.scheduler_config)
+        n = super()._reserve_prefill_lookahead(request, num_computed_tokens, n)
         return n if n and self.adapters.take(request) else 0
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:

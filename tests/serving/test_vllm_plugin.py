@@ -439,6 +439,20 @@ def test_no_step_has_more_adapters_than_vllm_has_room_for(build, loop, most):
     assert seen[most + 1] > 0, "they run side by side, and take turns"
 
 
+def test_no_chunk_ends_where_drafters_that_read_ahead_would_lack_the_prompt(build):
+    requests, prompts = workload(seed=25)
+    core, clock = build(Chaos(25), blocks=TIGHT, max_seqs=12)
+    core.scheduler.num_prefill_lookahead, seen = 4, Counter()
+
+    def look(step: int) -> None:
+        for r in core.scheduler.running:
+            if r.is_prefill_chunk:
+                seen[min(4, r.num_tokens - r.num_computed_tokens)] += 1
+
+    assert serve(core, clock, requests, prompts, between=look) == answers(requests, prompts)
+    assert drained(core) and {*seen} == {4}
+
+
 # Clients that leave
 
 
