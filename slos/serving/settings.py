@@ -108,6 +108,10 @@ def check_engine(scheduler: Any, settings: Settings) -> None:
     # a chunk that is cut ends where the state is not kept that the prefix cache then looks for
     aligned, cure = scheduler.need_mamba_block_aligned_split, "add --no-enable-prefix-caching"
     require(not aligned, "mamba_cache_mode", "align", "none", cure)
+    # a step computes a canvas of tokens again and again, of which no policy knows
+    model = scheduler.vllm_config.model_config
+    diffusion = getattr(model, "is_diffusion", False)
+    require(not diffusion, "model", model.model, "one that does not diffuse", "add --stock")
     # a request would get a token in every so many steps, and policies plan for one in each
     pipeline, cure = parallel.pipeline_parallel_size, "use --tensor-parallel-size"
     require(pipeline == 1, "--pipeline-parallel-size", pipeline, "1", cure)

@@ -922,6 +922,9 @@ def test_another_queue_than_first_come_first_served_is_refused(build):
          "mamba_cache_mode = 'align' must be none; add --no-enable-prefix-caching"),
         (lambda s: setattr(s.parallel_config, "data_parallel_index", 1), {"load": "load.json"},
          "slos setting load = 'load.json' must be of a server with one engine; leave --data-par"),
+        (lambda s: setattr(s, "vllm_config", SimpleNamespace(
+            additional_config={}, model_config=SimpleNamespace(is_diffusion=True, model="m"))), {},
+         "model = 'm' must be one that does not diffuse; add --stock"),
         (lambda s: setattr(s.parallel_config, "pipeline_parallel_size", 2), {},
          "--pipeline-parallel-size = 2 must be 1; use --tensor-parallel-size"),
     ],
