@@ -72,8 +72,9 @@ class PrefixHits:
     def hold(self, ids: Collection[str]) -> None:
         """Keep what these find from being evicted by others in the step about to be formed."""
         for id in [id for id in self.found if id in ids]:
-            for group in self.found[id][1]:
-                self.pool.touch(group)
+            for group in filter(None, self.found[id][1]):
+                # a group may have a pool of its own, which vLLM looks for only to free blocks
+                (getattr(group[0], "pool", None) or self.pool).touch(group)
                 self.held.append(group)
 
     def release(self) -> None:
