@@ -37,6 +37,7 @@ def guard(leash: bool = False, grace: float = GRACE) -> None:
     os.set_blocking(tell, False)
     # handlers, as a mask would be this thread's alone; what is ignored, as under nohup, stays so
     before = {s: h for s in SIGNALS if (h := signal.getsignal(s)) != signal.SIG_IGN}
+    before[signal.SIGCHLD] = signal.SIG_DFL  # ignored, it would not tell of the server's end
     signal.set_wakeup_fd(tell)
     for s in before:
         signal.signal(s, lambda *_: None)

@@ -95,6 +95,17 @@ def test_the_folder_of_who_holds_the_leash_goes_with_him(tmp_path: Path) -> None
             assert guard.wait(60) and folder.exists() == holds
 
 
+def test_the_end_of_a_server_is_noticed_where_children_are_ignored(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SERVER.format(leash=False) + "sys.exit(3)"]
+    env = os.environ | {"SAYS": str(tmp_path / "says"), "TMPDIR": str(tmp_path)}
+    ignores = partial(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
+    with Guarded(command, env=env, stdin=subprocess.DEVNULL, preexec_fn=ignores) as guard:
+        try:
+            assert guard.wait(30) == 3
+        finally:
+            guard.kill()
+
+
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
     says = tmp_path / "says"
     command = ["nohup", sys.executable, "-c", SERVER.format(leash=False) + "time.sleep(1.5)"]
