@@ -39,7 +39,7 @@ from slos.hardware.profiles import profile
 from slos.policies.routers import ROUTERS
 from slos.serving import launch
 from slos.serving.answers import refusal
-from slos.serving.calls import SECRET, calibrate, secret, wait
+from slos.serving.calls import SECRET, secret, wait
 from slos.serving.guard import FOLDER
 from slos.serving.load_report import Report
 from slos.serving.metrics import merged
@@ -92,7 +92,7 @@ class Replica:
         threading.Thread(target=self._end_with_engine, daemon=True).start()
         started = launch.arguments(argv)
         if started.calibrates:
-            calibrate(self.url, key=started.key, own=True)
+            launch.when_ready(started._replace(url=self.url))
         self.waits: dict[str, float] = {}  # since when a call waits for the engine's next output
 
     @cached_property
@@ -283,5 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     finally:
         serve.delete("slos")
+        # it would keep its address, whatever --port says the next time
+        if cluster and not serve.status().applications:
+            serve.shutdown()
         ray.shutdown()
     return 1

@@ -16,11 +16,14 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
-READY = 600.0  # seconds that a server may take to start
+SLOW = "VLLM_ENGINE_READY_TIMEOUT_S"  # environment variable of vLLM's
+READY, REST = 600.0, 60.0  # seconds that an engine may take to start by default, and all else
 PROMPTS = (8, 16, 32, 64, 128, 256, 512)  # tokens, as far as they fit, alone and four at once
 TOGETHER = (1, 4, 16, 48)  # requests that decode at the same time, with contexts as in practice
 ROUNDS = 4
@@ -49,7 +52,8 @@ def wait(
 
     Raises RuntimeError with the end of its log if it ends, takes too long, or is another one.
     """
-    deadline, challenge = time.monotonic() + READY, secrets.token_hex(16)
+    patience, challenge = REST + float(os.environ.get(SLOW, READY)), secrets.token_hex(16)
+    deadline = time.monotonic() + patience
     expected = proof(secret(), challenge) if own else None
     while True:
         with suppress(OSError), _open(f"{url}/health", {PROVE: challenge}, timeout=5) as answer:
@@ -58,7 +62,7 @@ def wait(
             return
         ended = process and process.poll()
         if ended is not None or time.monotonic() > deadline:
-            why = f"was not ready after {READY:g} s" if ended is None else f"ended with {ended}"
+            why = f"was not ready after {patience:g} s" if ended is None else f"ended with {ended}"
             last = log.read_text()[-3000:] if log else ""
             raise RuntimeError(f"the server at {url} {why}; {log}:\n{last}")
         time.sleep(0.25)
@@ -88,7 +92,12 @@ def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) 
         tokens = [rng.randint(5, 200) for _ in range(count)]
         fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
         fields["vllm_xargs"] = {"slo_class": "calibration"}  # as metrics call it
-        fetch("/v1/completions", fields)
+        try:
+            fetch("/v1/completions", fields)
+        except HTTPError as error:
+            error.close()
+            if error.code != HTTPStatus.TOO_MANY_REQUESTS:  # by --slo-reject: others go on
+                raise
 
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
         for _ in range(rounds):

