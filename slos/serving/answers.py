@@ -14,6 +14,7 @@ Send = Callable[[Any], Awaitable[None]]
 OFTEN: Final = 0.25  # seconds between two looks at the server
 GRACE: Final = 1.0  # seconds in which what the engine said last is still sent
 STOPPED = "the server stopped"
+EVENTS: Final = b"text/event-stream"
 
 
 def refusal(message: str, status: int = 400, kind: str = "BadRequestError") -> JSONResponse:
@@ -54,7 +55,7 @@ def unserved(messages: list[Any]) -> bool | None:
     """Whether the engine left a request unserved whose answer begins so; None while that is
     open."""
     start, *parts = messages
-    if start.get("status") != 200:
+    if start.get("status") != 200 or not _kind(start).startswith((EVENTS, b"application/json")):
         return False
     text = b"".join(m.get("body", b"") for m in parts)
     whole = bool(parts) and not parts[-1].get("more_body")
@@ -144,5 +145,10 @@ class Answers:
 
 def _streams(start: Any) -> bool:
     """Whether an answer that starts so is a stream of events, which may end with an error."""
-    kinds = [v for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
-    return bool(kinds) and kinds[0].startswith(b"text/event-stream")
+    return _kind(start).startswith(EVENTS)
+
+
+def _kind(start: Any) -> bytes:
+    """The content type of an answer."""
+    kinds = (v for k, v in start.get("headers", ()) if k.lower() == b"content-type")
+    return next(kinds, b"")

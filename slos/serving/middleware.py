@@ -50,6 +50,10 @@ def fields_of(body: bytes, headers: Mapping[str, str], router: bool = False) -> 
         for name in () if router else ROUTERS:
             require(name not in some, name, some.get(name), "left out", "it is a router's to say")
         parse(some, DEFAULT)
+    beams = fields.get("use_beam_search") and set(given) & set(FIELDS) - set(ROUTERS)
+    why = "vLLM makes requests of its own for every token, without objectives"
+    bound = f"left out with {', '.join(sorted(beams or ()))}"
+    require(not beams, "use_beam_search", True, bound, why)
     return fields | {"vllm_xargs": given}
 
 
@@ -120,7 +124,8 @@ class CheckObjectives:
 def _too_late(fields: Mapping[str, Any]) -> JSONResponse:
     """HTTP 429 for a request that cannot be in time; to be sent again when its first token would be
     due. A router asks another server (`slo_elsewhere`), a client gets it (`--slo-reject`)."""
-    answer = refusal("it cannot be served in time now (--slo-reject)", 429, "RateLimitError")
+    said = "it cannot be served in time now (--slo-reject), or the server pauses or stops"
+    answer = refusal(said, 429, "RateLimitError")
     answer.headers["retry-after"] = str(ceil(float(fields["vllm_xargs"].get("slo_ttft", 1.0))))
     return answer
 

@@ -293,6 +293,7 @@ ESCAPED = b'{"vllm_xargs": {"\\u0073lo_ttft": -1}}'
         (b'{"sampling_params": {"extra_args": {"slo_ttft": -1}}}', {}, "/inference/v1/generate"),
         (b'{"vllm_xargs": {"slo_tpot": 1e308}}', {}, "/v1/completions"),
         (b'{"vllm_xargs": {"slo_ttft": 1e-9}}', {}, "/v1/completions"),
+        (b'{"use_beam_search": true}', {"x-slo-ttft": "2"}, "/v1/completions"),
     ],
 )
 def test_objectives_that_would_be_overlooked_are_refused(
@@ -325,6 +326,8 @@ def test_only_its_router_may_date_a_request(monkeypatch: pytest.MonkeyPatch) -> 
             status, error = through(body, headers)
             assert status == 400 and "it is a router's to say" in error["message"]
         assert through(body, {FROM: "made at start"}) == (0, body)
+        beams = json.dumps({"use_beam_search": True, "vllm_xargs": fields}).encode()
+        assert through(beams, {FROM: "made at start"}) == (0, beams)
     assert through(b"{}", {"x-slo-arrival": "0"})[0] == 400
 
 

@@ -67,7 +67,8 @@ def answered(
 def test_who_is_let_go_gets_429_and_when_to_come_again(kind: bytes, parts: list[bytes]) -> None:
     start, body = answered(kind, parts)
     assert start["status"] == 429 and (b"retry-after", b"3") in start["headers"]
-    assert "in time" in json.loads(body["body"])["error"]["message"]
+    said = json.loads(body["body"])["error"]["message"]
+    assert "in time" in said and "pauses or stops" in said, "it ends them in the same way"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,12 @@ def test_a_stream_of_any_api_is_not_held_back(first: bytes) -> None:
     assert unserved([start]) is None
     assert unserved([start, {"body": first, "more_body": True}]) is False
     assert answered(STREAM, [first, DONE])[0]["status"] == 200
+
+
+def test_bytes_are_sent_on_as_they_come() -> None:
+    kind = [(b"content-type", b"application/octet-stream")]
+    start = {"type": "http.response.start", "status": 200, "headers": kind}
+    assert unserved([start]) is False
 
 
 @pytest.mark.parametrize("elsewhere", [0, 1])
