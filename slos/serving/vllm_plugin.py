@@ -290,11 +290,11 @@ class SLOScheduler(AsyncScheduler):
                 self.metrics.ended(tracked, aborted, self.clock())
         return super()._free_request(request, *args, **kwargs)
 
-    def shutdown(self) -> None:
     def set_pause_state(self, *args: Any, **kwargs: Any) -> None:
         """By vLLM: the next step does not begin with the end of the last one."""
         super().set_pause_state(*args, **kwargs)
         self.belief.busy = False
 
+    def shutdown(self) -> None:
         self.belief.fitter.shutdown()
         super().shutdown()
