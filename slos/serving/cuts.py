@@ -45,7 +45,7 @@ def sort_waiting(scheduler: Any, ready: Collection[str], place: Callable[[str], 
     """
     waiting, moved = scheduler.waiting, list[Any]()
     for name in FIRST:
-        queue = getattr(scheduler, name, ())
+        queue: Any = getattr(scheduler, name, ())
         if some := [r for r in queue if r.request_id in ready and not r.num_computed_tokens]:
             queue.remove_requests(some)
             moved += some

@@ -640,6 +640,8 @@ def test_malformed_objectives_are_the_defaults_with_a_warning_and_kill_nobody(bu
         assert f"request {r.id} gets the default objectives" in log.records[-1].getMessage()
     assert len(log.records) == len(MALFORMED)
     assert serve(core, clock, [], {}) == answers(requests, prompts) and drained(core)
+
+
 def test_one_that_is_aborted_at_a_stop_string_has_ended(build):
     """The front-end finds it, and aborts the request in the engine."""
     core, _ = build(Odd(whole), max_seqs=2)
@@ -656,8 +658,6 @@ def test_one_that_is_aborted_at_a_stop_string_has_ended(build):
     for outcome, number in {"attained": 1, "aborted": 2}.items():
         assert value("slos_requests_total", {"class": "", "outcome": outcome}) == number
     assert drained(core) and s.lengths.predictor._all.learned
-
-
 
 
 def test_extreme_objectives_fail_no_policy(build, log):
