@@ -49,6 +49,8 @@ with warnings.catch_warnings():
 pytestmark = [pytest.mark.xdist_group("servers"), pytest.mark.filterwarnings("ignore")]
 LONG = 600.0  # seconds that a busy machine may take to start an engine
 SMALL = "--num-gpu-blocks-override", "1024"  # a KV cache of a GiB takes seconds to make
+# what the fleet says of an answer that ends too early, or vLLM itself, if it has the time
+LOST = "lost in the middle of this answer", "EngineCore encountered an issue"
 SOON = 10.0  # seconds in which a fleet ends; with Ray Serve's own defaults it would take longer
 
 
@@ -249,7 +251,7 @@ def test_a_killed_replica_costs_at_most_the_answers_begun_there_and_is_replaced(
     run = replayed(requests, served.url)
     assert not process.is_running()
     for why in run.failures.values():
-        assert "lost in the middle of this answer" in why
+        assert any(said in why for said in LOST)
     assert len(run.failures) < len(requests) / 2
     assert all(
         o.output == r.output
