@@ -73,11 +73,12 @@ def alone() -> list[Request]:
     return [Request(f"c{i}", 0.15 * i, (Stage(64, 4, EASY),)) for i in range(16)]
 
 
-def ramp(step: float, count: int = 60) -> list[Request]:
-    """Requests of random lengths that come faster and faster, from one in 16 steps to one in 2."""
+def ramp(step: float, count: int = 60, longest: int = 600) -> list[Request]:
+    """Requests of random lengths that come faster and faster, from one in 16 steps to one in 2.
+    longest: tokens of a prompt."""
     rng = np.random.default_rng(0)
     arrivals = np.cumsum(np.linspace(16, 2, count) * step).tolist()
-    sizes = rng.integers(8, (600, 64), (count, 2)).tolist()
+    sizes = rng.integers(8, (longest, 64), (count, 2)).tolist()
     stages = [Stage(prompt, output, EASY) for prompt, output in sizes]
     each = enumerate(zip(arrivals, stages, strict=True))
     return [Request(f"r{i}", t, (stage,)) for i, (t, stage) in each]

@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -25,12 +26,20 @@ import pandas as pd
 from slos.core.types import require
 from slos.evaluation.sizes import check_names
 from slos.hardware.measure import NO_ENGINE, loadable
-from slos.hardware.profiles import profile
+from slos.hardware.profiles import profile, save
 from slos.replay import replay
 from slos.replay.results import Labels, rows
 from slos.serving import launch
 from slos.studies.engine_workloads import SMALL, WHOLE, WORKLOADS, ramp
-from slos.studies.real_engine import BUDGET, OURS, STOCK, Calibrated, starting
+from slos.studies.real_engine import (
+    BUDGET,
+    OURS,
+    STOCK,
+    Calibrated,
+    first_token,
+    learned_by,
+    starting,
+)
 
 MODELS = ("opt-13b", "llama-3.1-8b", "opt-6.7b", "opt-6.7b:opt-125m")  # the last with drafts
 WAYS: tuple[dict[str, object], ...] = (
@@ -43,6 +52,7 @@ TOGETHER = 3  # engines on the device at a time
 STARTING = 90.0  # seconds that engines may take to start before measuring has to begin
 HOPELESS: list[str] = []  # of a model whose engine started in no way: others are not tried then
 RECORDED = {STOCK: "slos.hardware.recorder.Stock", OURS: "slos.serving.recorded.Recorded"}
+WARMING = 80  # requests
 PATIENCE = 20.0  # seconds from its arrival in which a request that could still attain is answered
 
 
@@ -92,8 +102,9 @@ class Engine:
     """The real engine under load, of both schedulers.
 
     name: a profile, that ours plans with from the start; its model is served unless `model` is
-    another. seconds: of arrivals in a run. loads: requests per second by workload, found by
-    simulation where there are none. budgets: tokens of a step by system. more: arguments for vLLM.
+    another. seconds: of arrivals in a run. loads: requests per second by workload, those that tell
+    most first, found by simulation where there are none. budgets: tokens of a step by system.
+    more: arguments for vLLM.
     """
 
     name: str
@@ -113,25 +124,24 @@ class Engine:
         return Calibrated(profile(self.name), 0.0, SMALL if launch.on_cpu() else WHOLE)
 
     def plan(self) -> list[tuple[str, float]]:
-        """The loads in the order in which they tell most: the middle ones first, workloads by
-        turns."""
-        loads = self.loads or {w: self.known.loads(w, 60, 1, 4, 0.9) for w in WORKLOADS}
-        order = {
-            w: sorted(rates, key=lambda r, rates=rates: abs(rates.index(r) - len(rates) / 2))
-            for w, rates in loads.items()
-        }
-        most = max(map(len, order.values()))
-        return [(w, rates[i]) for i in range(most) for w, rates in order.items() if i < len(rates)]
+        """Workloads and their loads by turns; of loads that are found the middle ones first."""
+        order = self.loads
+        if not order:
+            found = {w: self.known.loads(w, 60, 1, 4, 0.9) for w in WORKLOADS}
+            order = {w: [rates[i] for i in (2, 1, 3, 0)] for w, rates in found.items()}
+        turns = zip_longest(*order.values())
+        return [(w, rate) for each in turns for w, rate in zip(order, each, strict=True) if rate]
 
     @contextmanager
     def servers(self) -> Iterator[dict[str, str]]:
-        """The URL of each system's server; both are up and warm."""
+        """The URL of each system's server; both are up and warm. What ours has learned of its
+        steps by then is the profile calibrated.json."""
         known = self.known
         model = self.model or known.profile.model.split(" +")[0]
         served, arguments = loadable(model, self.out)
         arguments |= {"max_model_len": known.profile.max_context}
         flags = [f for k, v in arguments.items() for f in ("--" + k.replace("_", "-"), str(v))]
-        learned = str((self.out / "learned.json").absolute())
+        learned = self.out / "learned.json"
         with ExitStack() as stack:
             ready = {}
             for system, scheduler in RECORDED.items():
@@ -140,13 +150,16 @@ class Engine:
                 mine += ["--additional-config", json.dumps({"steps": str(steps)})]
                 mine += ["--max-num-batched-tokens", str(self.budgets.get(system, BUDGET))]
                 if system == OURS:
-                    mine += ["--profile", self.name, "--save-profile", learned]
+                    mine += ["--profile", self.name, "--save-profile", str(learned.absolute())]
                 ready[system] = stack.enter_context(starting(served, system, self.out, *mine))
                 if not launch.on_cpu() and "--kv-cache-memory-bytes" not in self.more:
                     ready[system]()  # it measures the GPU's free memory, which must not change
             urls = {system: wait() for system, wait in ready.items()}
             for url in urls.values():
-                replay.run(ramp(known.step, 40), url, vocabulary=500, timeout=60)
+                asked = ramp(known.step, WARMING, known.lengths.prompt)
+                replay.run(asked, url, vocabulary=500, timeout=60)
+            with suppress(RuntimeError):  # too few steps to learn from
+                save(learned_by(learned), self.out / "calibrated.json")
             yield urls
 
     def run(self, minutes: float) -> pd.DataFrame:
@@ -154,6 +167,7 @@ class Engine:
         end = time.monotonic() + 60 * minutes
         known, tables = self.known, []
         with self.servers() as urls:
+            outside = {system: first_token(url, known.profile) for system, url in urls.items()}
             print(f"both servers are warm, {end - time.monotonic():.0f} s left", flush=True)
             for workload, rate in self.plan():
                 count = max(5, int(rate * self.seconds))
@@ -163,7 +177,7 @@ class Engine:
                         continue
                     ran = replay.run(requests, url, vocabulary=500, timeout=PATIENCE)
                     labels = Labels(workload, system, known.profile.name, rate)
-                    tables.append(rows(labels, ran).assign(lag=ran.lag))
+                    tables.append(rows(labels, ran).assign(lag=ran.lag, outside=outside[system]))
                     pd.concat(tables).to_csv(self.out / "measured.csv", index=False)
                     shares = tables[-1][["attained", "attained_paper"]].mean().tolist()
                     told = f"attained {shares[0]:.1%}, by the paper's rule {shares[1]:.1%}"

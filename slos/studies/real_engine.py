@@ -138,19 +138,24 @@ class Calibrated:
 def calibrate(url: str, saved: Path) -> Calibrated:
     """By short prompts and decodes; single requests tell what HTTP adds; then `again`."""
     calls.calibrate(url, rounds=2)
-    first = _learned(saved)
+    first = learned_by(saved)
+    return again(Calibrated(first, first_token(url, first)), url, saved)
+
+
+def first_token(url: str, known: Profile) -> float:
+    """Seconds that the first token of a request takes besides the engine's step."""
     took = np.median([o.ttft for o in _replay(engine_workloads.alone(), url).outcomes])
-    return again(Calibrated(first, max(0.0, float(took) - first.roofline.time(64))), url, saved)
+    return max(0.0, float(took) - known.roofline.time(64))
 
 
 def again(engine: Calibrated, url: str, saved: Path) -> Calibrated:
     """The engine as it is now: what the plug-in has learned at the end of a ramp of load, because a
     server that streams to a client on the same machine is slower than one that does not."""
     _replay(engine_workloads.ramp(engine.profile.roofline.time(16)), url)
-    return replace(engine, profile=_learned(saved))
+    return replace(engine, profile=learned_by(saved))
 
 
-def _learned(saved: Path) -> Profile:
+def learned_by(saved: Path) -> Profile:
     """The profile that the plug-in writes while the engine runs, soon after its last fit."""
     for _ in range(40):
         time.sleep(0.25)

@@ -166,6 +166,8 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert on_gpu.main(["engine", "--profile", name, "--out", str(tmp_path), *loads]) == 0
     measured: Frame = pd.read_csv(tmp_path / "measured.csv")
     assert set(measured["system"]) == set(on_gpu.RECORDED)
+    assert (measured["outside"] < 1).all()
+    assert "vllm_plugin" in profile(str(tmp_path / "calibrated.json")).source
     for system in on_gpu.RECORDED:
         recorded: Frame = pd.read_csv(tmp_path / f"steps-{system}.csv")
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
