@@ -25,7 +25,8 @@ def warm_up() -> None:
     policy.admit(plan)
     plan.guaranteed, plan.jobs = [decode, prompt], policy.jobs([decode, prompt])
     proven(0.0, plan.jobs, plan.engine)
-    policy._form(plan)
+    for plan.unproven in (True, False):
+        policy._form(plan)
     policy._latest_end(plan)
     longest_step(plan.engine, 0.0)
     drafting = Drafting(view, roofline, Acceptance(), plan.engine, short=False)

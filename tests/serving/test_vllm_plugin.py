@@ -1081,7 +1081,7 @@ def test_the_steps_learned_from_are_those_that_were_executed(build):
     assert len(seen) == core.model_executor.steps
     for tokens, drafts, context, seconds in seen:
         assert seconds == pytest.approx(ROOFLINE.time(tokens, drafts, context), rel=1e-6)
-    assert observe(1, 0, 0, 0.0) is False  # no time passed: no step
+    assert observe((1, 0, 0, 0.0)) is False  # no time passed: no step
 
 
 class Spy:
@@ -1090,7 +1090,7 @@ class Spy:
     def __init__(self, seen: list) -> None:
         self.seen = seen
 
-    def observe(self, *step: Any) -> bool:
+    def observe(self, step: Any, idle: bool) -> bool:
         self.seen.append(step)
         return False
 
