@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from scipy.optimize import lsq_linear
 
 from slos.core.attainment import attainment
-from slos.core.pace import PAPER
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search, capacity
 from slos.evaluation.grids import searches
@@ -33,13 +32,13 @@ from slos.policies import OURS
 from slos.replay.results import Labels, Replayed, rows
 from slos.studies.capacity import ratios
 from slos.studies.engine_tables import by_load, errors
-from slos.studies.real_engine import STOCK
+from slos.studies.real_engine import STOCK, seen
 from workloads import build
 
 FOLDER = ROOT / "results" / "reference" / "gpu"
 MODELS = ("opt-6.7b-h200", "opt-13b-h200", "llama-3.1-8b-h200")
 SERVED, KV_TOKENS = "opt-13b-h200", 48_800  # with 40 GB of cache: two servers shared the GPU
-SETTINGS = {STOCK: "max_batched_tokens=512", OURS: ""}  # of vLLM's the best one in simulation
+SETTINGS = {STOCK: "max_batched_tokens=768", OURS: ""}  # of vLLM's the best one in simulation
 STEPS = {STOCK: "steps-vllm-v1.csv.gz", OURS: "steps-slos-serve.csv.gz"}
 CHARGED, CHARGED_ON = "chatbot-8k", "llama-3.1-8b-h100"  # the scenario whose steps are charged
 BUDGETS = {STOCK: "max_batched_tokens=2048", OURS: ""}
@@ -76,25 +75,24 @@ def simulated(labels: Labels, sent: Frame) -> Frame:
     requests as they were measured."""
     requests = []
     for r in sent.sort_values("arrival").itertuples():
-        stage = Stage(r.prompt, r.output, SLO(tpot=r.tpot_slo, ttft=r.ttft_slo))
-        requests.append(Request(r.id, r.arrival, (stage,), kind=r.kind))
+        slo = SLO(tpot=r.tpot_slo, ttft=r.ttft_slo, rule=r.rule)
+        requests.append(Request(r.id, r.arrival, (Stage(r.prompt, r.output, slo),), kind=r.kind))
     known = replace(profile(SERVED), kv_tokens=KV_TOKENS)
     belief = scaled(known.roofline, known.margin)
     outcomes = serve(requests, labels.system, known, SETTINGS[labels.system], belief=belief)
-    return rows(labels, Replayed(outcomes))
+    return rows(labels, Replayed([seen(o, sent["outside"].iloc[0]) for o in outcomes]))
 
 
 def engine() -> tuple[Frame, Frame]:
     """vLLM under load, a row per load, scheduler and status; and how far the simulator is off."""
-    measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv", keep_default_na=False)
-    asked = {"rule": PAPER, "attained_paper": measured["attained"]}  # then there was no other
-    tables: list[Frame] = [measured.assign(status="measured", **asked)]
+    measured: Frame = pd.read_csv(FOLDER / "engine_requests.csv.gz", keep_default_na=False)
+    times = ["ttft", "tpot"]
+    measured[times] = measured[times].apply(pd.to_numeric)
+    tables: list[Frame] = [measured.assign(status="measured")]
     for (workload, rate, system), sent in measured.groupby(["scenario", "rate", "system"]):
         labels = Labels(str(workload), str(system), SERVED, float(rate), status="simulated")
-        tables.append(simulated(labels, sent))
-    both: Frame = pd.concat(tables, ignore_index=True).assign(lag=0.0)
-    both[["ttft", "tpot"]] = both[["ttft", "tpot"]].astype(float)
-    table = by_load(both).drop(columns="lag")
+        tables.append(simulated(labels, sent).assign(lag=0.0))
+    table = by_load(pd.concat(tables, ignore_index=True)).drop(columns="lag")
     order = ["scenario", "rate", "system", "status"]
     return table.sort_values(order).reset_index(drop=True), errors(table)
 

@@ -180,10 +180,10 @@ def predict(requests: Sequence[Request], series: str, engine: Calibrated) -> Rep
     setting = f"max_batched_tokens={BUDGET}" if system == STOCK else ""
     belief = scaled(p.roofline, p.margin)
     outcomes = serve(requests, system, p, setting, belief=belief, predictor=predictor)
-    return Replayed([_seen(o, engine.outside) for o in outcomes])
+    return Replayed([seen(o, engine.outside) for o in outcomes])
 
 
-def _seen(o: Outcome, later: float) -> Outcome:
+def seen(o: Outcome, later: float) -> Outcome:
     """The same, `later` seconds later: so far is a client from the engine."""
     ttft, lateness = o.ttft + later, o.lateness + later
     in_time = ttft <= o.ttft_slo + TOLERANCE
