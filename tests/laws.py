@@ -79,6 +79,9 @@ class Lawful:
     gone: dict[str, Place] = field(default_factory=dict)
     pool: Pool | None = None
     within: int = 0  # tokens that are found in the batch that computes them
+    last: tuple[float, float] = (-1.0, -1.0)  # when the last step began and ended
+    freed: int = 0  # KV blocks of those that left with it
+    asked: float = -1.0  # when the policy was asked last
     by_id: dict[str, Request] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,9 @@ class Lawful:
             view.running,
             view.free_blocks,
             self.world.kv_blocks - view.total_blocks,
+            self.world.asynchronous and view.now == self.last[1] != self.asked,
         )
+        self.asked = view.now
         everybody = [*view.waiting, *view.running]
         for p in everybody:
             assert (p.cached, p.shared) == self.shown(p), f"{p.id}: what it would find or shares"
@@ -165,7 +170,9 @@ class Lawful:
         running: Sequence[Progress],
         free: int,
         lent: int,
+        ahead: bool = False,
     ) -> None:
+        """ahead: what is shown is what was known when the step began that has just ended."""
         assert now >= self.clock, "the clock went back"
         self.clock = now
         for id in [id for id, (back, _) in self.away.items() if back <= now]:
@@ -175,7 +182,10 @@ class Lawful:
         for id in self.fetched.keys() & {p.id for p in running}:
             earliest, self.here[id] = self.fetched.pop(id)
             assert now >= earliest, "it came before its KV cache could"
-        assert sorted(shown) == sorted(self.here), "a request was lost or is here twice"
+        came = {id: p.arrived[-1][0] for id, p in self.here.items() if not p.computed}
+        known = self.here.keys() - {id for id in came if ahead and came[id] > self.last[0]}
+        ahead, known = ahead and bool(known), known or self.here.keys()  # else it looks again
+        assert sorted(shown) == sorted(known), "a request was lost or is here twice"
         for p in (*waiting, *running):
             assert WHERE(p) == WHERE(self.here[p.id]), f"{p.id} is not where its tokens brought it"
         assert all(p.computed == 0 for p in waiting), "a waiting request holds KV"
@@ -183,7 +193,7 @@ class Lawful:
         held = sum(-(-p.computed // self.world.block_size) for p in running)
         if self.pool:
             held = self.pool.held
-        assert free == self.world.kv_blocks - held - lent >= 0 <= lent, (
+        assert free == self.world.kv_blocks - held - lent - self.freed * ahead >= 0 <= lent, (
             "the KV ledger does not add up"
         )
         assert len(running) <= self.world.max_seqs
@@ -198,6 +208,15 @@ class Lawful:
         place.generated = 0
         place.times.append([])
         place.arrived.append((now, place.tokens - place.computed))
+
+    def release(self, leave: dict[str, int]) -> int:
+        """Requests leave, with the blocks that each holds; how many blocks are free by that."""
+        if not self.pool:
+            return sum(leave.values())
+        before = self.pool.held
+        for id in leave:
+            self.pool.release(id)
+        return before - self.pool.held
 
     def ends(self, step: Step, tokens: dict[str, int]) -> list[float]:
         """Of each of the steps that were taken at once."""
@@ -217,7 +236,8 @@ class Lawful:
         assert step.start == self.clock < step.end and 1 <= step.count <= max(1, self.batch.repeat)
         tokens = self.cache(step.count)
         ends = self.ends(step, tokens)
-        finished, spoke, leave = set(), [], []
+        finished, spoke, leave = set(), [], {}
+        size = self.world.block_size
         for id, n in tokens.items():
             place, stages, left = self.here[id], self.by_id[id].stages, self.left(id)
             assert 1 <= n <= (left if left > 1 else 1 + self.world.max_drafts)
@@ -243,10 +263,10 @@ class Lawful:
                 continue
             if place.stage + 1 == len(stages):
                 finished.add(id)
-                leave.append(id)
+                leave[id] = -(-place.computed // size)
                 self.gone[id] = self.here.pop(id)
             elif wait := stages[place.stage + 1].wait:
-                leave.append(id)
+                leave[id] = -(-place.computed // size)
                 del self.here[id]
                 place.stage, place.computed = place.stage + 1, 0
                 if self.leaves:
@@ -260,8 +280,8 @@ class Lawful:
             for id in [id for id in spoke if id in self.here and self.left(id) == 1]:
                 self.sends(id, step.end, self.here.pop(id))
         assert {o.id for o in done} == finished and len(done) == len(finished)
-        for id in leave if self.pool else ():
-            self.pool.release(id)  # type: ignore[union-attr]
+        self.last = [step.start, *ends][-2], step.end
+        self.freed = self.release(leave)
         if self.pool and isinstance(replica.kv, PrefixCache):
             assert replica.kv.evicted == self.pool.evicted
         self.check(step.end, replica.waiting, replica.running, replica.kv.free, replica.kv.lent)
@@ -493,9 +513,10 @@ def worlds(
     noise: float = 0.3,
     drafts: int = 3,
     caching: bool = False,
+    ahead: bool = False,
 ) -> World:
     """A world whose KV cache just holds the longest request, or a few times that; caching: with a
-    prefix cache or without."""
+    prefix cache or without; ahead: with asynchronous scheduling or without."""
     size = draw(st.sampled_from([4, 16]))
     blocks = max(-(-r.context // size) for r in requests) + draw(st.sampled_from([1, 3, 20]))
     roofline = replace(
@@ -503,5 +524,8 @@ def worlds(
     )
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
-    cache = caching and draw(st.booleans())
-    return World(roofline, blocks, size, seqs, sigma, drafts, accepted, prefix_cache=cache)
+    more = {
+        "prefix_cache": caching and draw(st.booleans()),
+        "asynchronous": ahead and draw(st.booleans()),
+    }
+    return World(roofline, blocks, size, seqs, sigma, drafts, accepted, **more)

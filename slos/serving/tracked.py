@@ -39,6 +39,7 @@ class Tracked:
     lateness: float = -inf  # of the latest of its tokens that were looked at, in seconds
     first: float = 0.0  # when its first token appeared
     first_due: float = 0.0  # by the objective on it alone
+    due: float | None = None  # of a phase's first token, while that is in flight
 
     @classmethod
     def of(
@@ -87,12 +88,16 @@ class Tracked:
         aborts a request at one. It does the same where a client leaves."""
         return bool(self.request.sampling_params.stop) and self.request.num_output_tokens > 0
 
-    def sync(self) -> Progress:
-        """Bring the record up to date; tokens in flight count as done, as vLLM itself counts."""
+    def sync(self, now: float | None = None) -> Progress:
+        """Bring the record up to date; tokens in flight count as done, as vLLM itself counts. now:
+        when they will have appeared; a first token among them begins the schedule then."""
         r, p = self.request, self.progress
         p.tokens = r.num_tokens + r.num_output_placeholders
         p.computed = r.num_computed_tokens
         p.generated = r.num_output_tokens + r.num_output_placeholders - self.phase_start
+        if now is not None and p.generated and self.seen == self.phase_start and self.due is None:
+            self.due = p.t0
+            p.t0 = start(p.t0, now, p.client, p.stage > 0)
         # only before it starts
         p.elsewhere = p.elsewhere and self.untouched
         return p
@@ -131,6 +136,8 @@ class Tracked:
     def _first(self, now: float) -> None:
         """A phase's first token has appeared."""
         p = self.progress
+        if self.due is not None:
+            p.t0, self.due = self.due, None
         if not p.stage:
             self.lateness, self.first = now - p.t0, now
         p.t0 = start(p.t0, now, p.client, p.stage > 0)

@@ -161,7 +161,7 @@ class SLOScheduler(AsyncScheduler):
 
     def _view(self, now: float) -> View:
         """vLLM's state as a policy sees it, at the time when the step to be formed will begin."""
-        running, waiting = [], []
+        running, waiting, now = [], [], self.belief.flown(now)
         # those that began in one step, as vLLM let them in: in the policy's order
         began = [t for r in self.running if (t := self.tracked.get(r.request_id))]
         for t in dict.fromkeys([*began, *self.tracked.values()]):
@@ -176,11 +176,11 @@ class SLOScheduler(AsyncScheduler):
         with self.failsafe("looking into the prefix cache"):
             self.prefix_hits.show(waiting, running)
         whole = (t for t in sorted(waiting, key=in_turn) if not t.request.num_stale_output_tokens)
-        waits = [t.sync() for t in whole]
-        runs = [t.sync() for t in sorted(running, key=in_turn) if not t.done]
+        waits = [t.sync(now) for t in whole]
+        runs = [t.sync(now) for t in sorted(running, key=in_turn) if not t.done]
         seats = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)  # from 0.32 on
         limits = self.block_size, seats, self.num_spec_tokens
-        return View(self.belief.flown(now), waits, runs, *self._blocks(), *limits)
+        return View(now, waits, runs, *self._blocks(), *limits)
 
     def _apply(self, batch: Batch) -> None:
         """Preempt, decline, and set the order and the caps that vLLM's own `schedule` goes by."""

@@ -28,13 +28,16 @@ MAX_LEAP = 64  # most steps, so that an arrival cuts little work
 @dataclass(slots=True)
 class Flight:
     """batch: its requests; tokens: of each, by id and in that order; need: KV blocks that its first
-    step takes; ends: of each step, none while the engine is idle."""
+    step takes; ends: of each step, none while the engine is idle; last: when the last step that
+    ended began and ended; freed: KV blocks of requests that ended with it."""
 
     batch: Sequence[Simulated] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)
     start: float = 0.0
     need: int = 0
     ends: list[float] = field(default_factory=list)
+    last: tuple[float, float] = (-inf, -inf)
+    freed: int = 0
 
     @property
     def end(self) -> float:
@@ -49,6 +52,11 @@ class Flight:
         """Whether one step of a leap ends now and others are to follow."""
         ends = self.ends
         return len(ends) > 1 and ends[-1] > now == ends[bisect_left(ends, now)]
+
+    def land(self) -> None:
+        """All its steps have ended."""
+        self.last, self.freed = ([self.start, *self.ends][-2], self.end), 0
+        self.ends = []
 
     def cut(self, now: float) -> None:
         """Forget the steps that have not begun before `now`."""

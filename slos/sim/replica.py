@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 import numpy as np
@@ -64,7 +64,7 @@ class Replica:
     def arrive(self, live: Simulated, now: float) -> None:
         """Queue a request, or let one run that brings its KV cache along."""
         p = live.progress
-        self.live[p.id], live.replica = live, self.name
+        self.live[p.id], live.replica, live.came = live, self.name, now
         if p.generated and self.lengths:
             self.lengths.began(p)
         live.claim = self.kv.blocks(p.tokens + (self.lengths.remaining(p) if self.lengths else 0))
@@ -76,7 +76,9 @@ class Replica:
     def release(self, live: Simulated) -> None:
         """Take a request off this replica and its blocks with it."""
         del self.live[live.request.id]
+        free = self.kv.free
         self._stop(live)
+        self.flight.freed += self.kv.free - free
 
     def _stop(self, live: Simulated) -> None:
         p = live.progress
@@ -128,12 +130,25 @@ class Replica:
     def begin(self, now: float) -> list[Simulated]:
         """Ask the policy for a step and start it, if it runs anything; the requests that leave for
         another replica."""
+        decided, ended = self.flight.last
+        if not self.world.asynchronous or ended < now:
+            return self._step(now, self.waiting)
+        # as it was when the step that has just ended began
+        seen = [p for p in self.waiting if self.live[p.id].came <= decided]
+        passed = self._step(now, seen, self.flight.freed) if seen or self.running else []
+        # an engine that runs nothing meanwhile looks again
+        return passed if self.flight.ends else passed + self._step(now, self.waiting)
+
+    def _step(self, now: float, waiting: list[Progress], held: int = 0) -> list[Simulated]:
+        """Of `begin`. held: blocks that are free, and not yet known to be."""
         w, kv, passed = self.world, self.kv, []
         kv.show(self.running)
         batch = self.policy.step(
-            View(now, self.waiting, self.running, kv.free, kv.total - kv.lent, kv.block_size,
+            View(now, waiting, self.running, kv.free - held, kv.total - kv.lent, kv.block_size,
                  w.max_seqs, w.max_drafts)
         )  # fmt: skip
+        if held or len(waiting) < len(self.waiting):
+            batch = replace(batch, repeat=1)  # more is known of the next step
         for id in batch.decline:
             p = self._find(id).progress
             if p.elsewhere:
@@ -253,7 +268,7 @@ class Replica:
         for _, live, tokens in sorted(filled, key=itemgetter(0)):
             kv.fill(live, tokens)
         kv.take(taken)
-        flight.ends = []
+        flight.land()
         return ended
 
     # What others see

@@ -22,9 +22,9 @@ class World:
     those before it were. zero_load: by which objectives that are slowdowns become seconds, its own
     roofline unless given. max_context: tokens to which a request may grow. prefix_cache: whether KV
     blocks are kept and found again, as in `slos.sim.prefix_cache`. planning: seconds that a policy
-    takes to decide on a step, and more for each request that it sees; a step waits for it, or where
-    planning is `overlapped`, as by asynchronous scheduling, for what the step before it does not
-    hide.
+    takes to decide on a step, and more for each request that it sees; a step waits for it.
+    asynchronous: a step is decided while the one before it runs, as vLLM does: it waits only for
+    what that does not hide of the planning, and requests that came meanwhile are not in view.
     """
 
     roofline: Roofline
@@ -38,7 +38,7 @@ class World:
     prefix_cache: bool = False
     max_context: float = inf
     planning: tuple[float, float] = (0.0, 0.0)
-    overlapped: bool = False
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         require(self.kv_blocks >= 1, "kv_blocks", self.kv_blocks, "at least 1")
@@ -53,7 +53,7 @@ class World:
         """Of a step with its planning; step: without it; seen: requests in view."""
         first, each = self.planning
         planning = first + each * seen
-        return max(step, planning) if self.overlapped else step + planning
+        return max(step, planning) if self.asynchronous else step + planning
 
     @classmethod
     def of(cls, profile: Profile, **changes: Any) -> World:
@@ -66,12 +66,13 @@ class World:
 class Simulated(Live):
     """A request in service, and what only the simulator knows of it.
 
-    claim: KV blocks that it will have held at its end, by its replica's predictor; route: replicas
-    still to ask; seed: of what becomes of its drafts; content: names of its KV blocks, where there
-    is a prefix cache.
+    claim: KV blocks that it will have held at its end, by its replica's predictor; came: when it
+    was queued there; route: replicas still to ask; seed: of what becomes of its drafts; content:
+    names of its KV blocks, where there is a prefix cache.
     """
 
     claim: int = 0
+    came: float = 0.0
     route: list[str] = field(default_factory=list)
     seed: str = ""
     dice: Random | None = None

@@ -42,7 +42,7 @@ SETTINGS = {STOCK: "max_batched_tokens=768", OURS: ""}  # of vLLM's the best one
 STEPS = {STOCK: "steps-vllm-v1.csv.gz", OURS: "steps-slos-serve.csv.gz"}
 CHARGED, CHARGED_ON = "chatbot-8k", "llama-3.1-8b-h100"  # the scenario whose steps are charged
 BUDGETS = {STOCK: "max_batched_tokens=2048", OURS: ""}
-WAYS = {"free": {}, "synchronous": {}, "asynchronous": {"overlapped": True}}
+WAYS = {"free": {}, "synchronous": {}, "asynchronous": {"asynchronous": True}}
 SEEDS = {"smoke": 1, "quick": 1, "full": 5}  # of the capacity searches
 REQUESTS = {"smoke": 40, "quick": 300, "full": 600}
 START, PRECISION = 6.0, 0.08  # requests per second where a search begins
@@ -78,8 +78,8 @@ def simulated(labels: Labels, sent: Frame) -> Frame:
         slo = SLO(tpot=r.tpot_slo, ttft=r.ttft_slo, rule=r.rule)
         requests.append(Request(r.id, r.arrival, (Stage(r.prompt, r.output, slo),), kind=r.kind))
     known = replace(profile(SERVED), kv_tokens=KV_TOKENS)
-    belief = scaled(known.roofline, known.margin)
-    outcomes = serve(requests, labels.system, known, SETTINGS[labels.system], belief=belief)
+    world = {"belief": scaled(known.roofline, known.margin), "asynchronous": True}
+    outcomes = serve(requests, labels.system, known, SETTINGS[labels.system], **world)
     return rows(labels, Replayed([seen(o, sent["outside"].iloc[0]) for o in outcomes]))
 
 

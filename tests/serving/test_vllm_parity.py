@@ -60,17 +60,24 @@ def workload(
 RULED = [(name, PAPER) for name in sorted(POLICIES)] + [(OURS, CLIENT)]
 
 
-@pytest.mark.parametrize("thinks", [False, True], ids=["one-pace", "thinks"])
+# where a stage goes on after another, an asynchronous vLLM learns of it a step later
+@pytest.mark.parametrize(
+    ("thinks", "ahead"), [(False, False), (True, False), (False, True)],
+    ids=["one-pace", "thinks", "asynchronous"],
+)  # fmt: skip
 @pytest.mark.parametrize("blocks", [TIGHT, ROOMY])
 @pytest.mark.parametrize(("name", "rule"), RULED)
-def test_the_simulator_and_vllm_take_the_same_steps(model, tmp_path, name, rule, blocks, thinks):
+def test_the_simulator_and_vllm_take_the_same_steps(
+    model, tmp_path, name, rule, blocks, thinks, ahead
+):
     requests, prompts = workload(seed=blocks + thinks, rate=14, thinks=thinks, rule=rule)
     simulated = Recorder(make_policy(name, ROOFLINE, Oracle(requests)))
-    simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24))
+    simulate(requests, simulated, World(ROOFLINE, blocks, max_seqs=24, asynchronous=ahead))
     slos = {"policy": name, "profile": profile_file(tmp_path, ROOFLINE), "learn": False}
     core, clock = engine(
-        model, ROOFLINE, slos, blocks=blocks, max_seqs=24, max_num_batched_tokens=8192
-    )
+        model, ROOFLINE, slos, blocks=blocks, max_seqs=24, max_num_batched_tokens=8192,
+        asynchronous=ahead,
+    )  # fmt: skip
     served = core.scheduler.slo_policy = Recorder(core.scheduler.slo_policy)
     said = serve(core, clock, requests, prompts)
     executed = [[s for s in host.steps if s.tokens] for host in (simulated, served)]

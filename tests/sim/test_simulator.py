@@ -30,7 +30,7 @@ def req(id: str, *stages: tuple[int, int], arrival: float = 0.0, wait: float = 0
 @given(data=st.data())
 def test_laws(name: str, data: st.DataObject) -> None:
     work = data.draw(requests())
-    world, seed = data.draw(worlds(work, caching=True)), data.draw(st.integers(0, 3))
+    world, seed = data.draw(worlds(work, caching=True, ahead=True)), data.draw(st.integers(0, 3))
     outcomes = run(name, work, world, seed)
     assert run(name, work, world, seed) == outcomes, "not the same for the same seed"
 
@@ -41,7 +41,7 @@ def test_laws(name: str, data: st.DataObject) -> None:
 def test_leaps_change_nothing(name: str, data: st.DataObject) -> None:
     """To the last bit; only the order of requests that finish in the same instant may differ."""
     work = data.draw(requests())
-    world = data.draw(worlds(work, noise=0.0, caching=True))
+    world = data.draw(worlds(work, noise=0.0, caching=True, ahead=True))
     leaps = run(name, work, world)
     steps = run(name, work, world, repeats=False)
     assert sorted(leaps, key=lambda o: o.id) == sorted(steps, key=lambda o: o.id)
@@ -64,6 +64,17 @@ def test_leaps_where_slack_grows_until_drafts_pay() -> None:
     ]
     world = World(FAST, 13, block_size=4, max_seqs=2, max_drafts=3, acceptance=0.0)
     assert run("in-turn", work, world) == run("in-turn", work, world, repeats=False)
+
+
+def test_a_step_that_is_decided_ahead_knows_nothing_of_what_came_meanwhile() -> None:
+    """The prompt of a ends at 0.14; b comes during it, c while the engine runs nothing."""
+    work = [req("a", (4, 3)), req("b", (4, 1), arrival=0.1), req("c", (4, 1), arrival=9.0)]
+    world = World(SLOW, 20)
+    for ahead, first in ((False, 0.14), (True, 0.14 + 0.11)):
+        ends = {o.id: o for o in simulate(work, VLLMV1(), replace(world, asynchronous=ahead))}
+        # its own step has b's prompt and a decode of a
+        assert ends["b"].finish == pytest.approx(first + 0.15)
+        assert ends["c"].finish == pytest.approx(9.14)
 
 
 def test_leaps_are_taken() -> None:

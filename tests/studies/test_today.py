@@ -76,8 +76,8 @@ def test_a_step_waits_for_its_planning() -> None:
 
     free = end()
     assert end(planning=(0.002, 0.001)) == pytest.approx(free + 5 * (0.002 + 2 * 0.001))
-    assert end(planning=(0.002, 0.001), overlapped=True) == free
-    long = end(planning=(0.02, 0.0), overlapped=True)
+    assert end(planning=(0.002, 0.001), asynchronous=True) == free
+    long = end(planning=(0.02, 0.0), asynchronous=True)
     assert long == pytest.approx(5 * 0.02)
     with pytest.raises(ValueError, match="planning"):
         replace(world, planning=(-1.0, 0.0))
