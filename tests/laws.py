@@ -524,8 +524,6 @@ def worlds(
     )
     drafts, accepted = draw(st.sampled_from([0, drafts])), draw(st.sampled_from([0.0, 0.7, 1.0]))
     seqs, sigma = draw(st.sampled_from([2, 256])), draw(st.sampled_from([0.0, noise]))
-    more = {
-        "prefix_cache": caching and draw(st.booleans()),
-        "asynchronous": ahead and draw(st.booleans()),
-    }
-    return World(roofline, blocks, size, seqs, sigma, drafts, accepted, **more)
+    cache, ahead = caching and draw(st.booleans()), ahead and draw(st.booleans())
+    plain = World(roofline, blocks, size, seqs, sigma, drafts, accepted)
+    return replace(plain, prefix_cache=cache, asynchronous=ahead)
