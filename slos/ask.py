@@ -31,6 +31,7 @@ HELP = {
     "the deadline of the first",
     "max_context": "leave out requests with more tokens (what the profile allows)",
     "prefix_cache": "simulate a prefix cache: prompts share rounds of a session, or hash_ids",
+    "asynchronous": "decide on a step while the one before it runs, as vLLM does today",
 }
 
 OWN = {

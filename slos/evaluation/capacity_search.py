@@ -37,7 +37,8 @@ class Search:
     cache; belief: of the policy about the roofline, see `believed`; rule: of pace, by which
     requests are served and judged, see `slos.core.pace`; predictor: of output lengths, see
     `slos.policies.predictors`.
-    prefix_cache: whether what was computed is found again, which in the paper's setting it is not.
+    prefix_cache: whether what was computed is found again, which in the paper's setting it is not;
+    asynchronous: whether a step is decided while the one before it runs, as vLLM does today.
     max_context: tokens of the longest request, if less than the scenario's. start: requests per
     second near which the capacity is supposed, 0 where nothing is known. near: the same, for a
     search that is to find what it finds without (see `capacity`), so that it is no part of the key.
@@ -62,6 +63,7 @@ class Search:
     belief: str = ""
     rule: str = PAPER
     prefix_cache: bool = False
+    asynchronous: bool = False
     predictor: str = "oracle"
     max_context: int = 0
     start: float = 0.0
@@ -83,6 +85,7 @@ class Search:
             f"belief {self.belief}" * bool(self.belief),
             f"{self.rule}'s rule" * (self.rule != PAPER),
             "prefix cache" * self.prefix_cache,
+            "asynchronous" * self.asynchronous,
             f"lengths by {self.predictor}" * (self.predictor != "oracle"),
             f"to {self.max_context} tokens" * bool(self.max_context),
             f"from {self.start:g}/s" * bool(self.start),
@@ -160,6 +163,7 @@ def outcomes_at(
         asked, case.system, hardware, case.setting, observe, replicas=case.replicas,
         router=case.router, topology=case.topology, belief=belief, predictor=case.predictor,
         max_drafts=case.max_drafts, acceptance=case.acceptance, prefix_cache=case.prefix_cache,
+        asynchronous=case.asynchronous,
     )  # fmt: skip
     return outcomes, source
 

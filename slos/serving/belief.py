@@ -179,12 +179,12 @@ class Belief:
 
     def learn(self, step: Measured) -> None:
         """Take the step that has just ended into account, once it is told apart from the next."""
+        if not self.settings.learn:
+            return
         self.together.append(step)
         if self.flying and self.flying[0].prompts and len(self.together) < TOGETHER:
             return
         steps, self.together = shared_out(self.together, self.roofline), []
-        if not self.settings.learn:
-            return
         due = [self.learned.observe(s, self.idle and i == 0) for i, s in enumerate(steps)]
         if any(due):
             self.fitter.submit(self._refit, self.learned.steps)

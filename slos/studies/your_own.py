@@ -64,6 +64,7 @@ class Question:
     rule: str = CLIENT
     max_context: int = 0
     prefix_cache: bool = False
+    asynchronous: bool = False
     start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -81,7 +82,8 @@ class Question:
             self.workload, "", profile=self.profile, num_requests=self.num_requests * self.replicas,
             target=self.target, replicas=self.replicas, max_drafts=self.drafts,
             acceptance=self.acceptance, slo_scale=self.slo_scale, rule=self.rule,
-            max_context=self.max_context, prefix_cache=self.prefix_cache, start=self.start,
+            max_context=self.max_context, prefix_cache=self.prefix_cache,
+            asynchronous=self.asynchronous, start=self.start,
         )  # fmt: skip
 
     def requests(self) -> list[Request]:

@@ -15,7 +15,7 @@ import pytest
 
 from slos import files
 from slos.evaluation import grids, stats
-from slos.evaluation.capacity_search import Probe, Search, search
+from slos.evaluation.capacity_search import Probe, Search, outcomes_at, search
 from slos.evaluation.grids import SETTINGS, searches
 from slos.evaluation.runs import hardware_of, parse_setting, serve
 from slos.evaluation.sizes import SIZES, Size, size_of
@@ -121,8 +121,8 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
         "profile": "opt-13b-a100x2", "lengths": "trace", "seed": 1, "num_requests": 61,
         "target": 0.95, "precision": 0.1, "replicas": 2, "router": "sequential", "topology": "2:1",
         "max_drafts": 4, "acceptance": 0.5, "slo_scale": 0.7, "kv_scale": 0.5,
-        "belief": "scale=0.9", "rule": "client", "prefix_cache": True, "predictor": "mean",
-        "max_context": 600, "start": 2.0,
+        "belief": "scale=0.9", "rule": "client", "prefix_cache": True, "asynchronous": True,
+        "predictor": "mean", "max_context": 600, "start": 2.0,
     }  # fmt: skip
     base = replace(SMALL, max_drafts=3)
     assert changes.keys() == {f.name for f in fields(SMALL) if f.compare}
@@ -132,6 +132,12 @@ def test_the_key_of_a_case_is_everything_that_its_rows_depend_on() -> None:
     assert str(replace(SMALL, profile=SCENARIOS["chatbot"].profile)) == str(SMALL), (
         "the same hardware, the same run"
     )
+
+
+def test_where_steps_are_decided_ahead_first_tokens_come_later() -> None:
+    ahead = (outcomes_at(replace(SMALL, asynchronous=a), 2.0)[0] for a in (False, True))
+    at_once, later = (sum(o.ttft for o in outcomes) for outcomes in ahead)
+    assert at_once < later < 2 * at_once
 
 
 def test_every_size_is_known_everywhere() -> None:
