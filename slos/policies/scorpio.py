@@ -49,7 +49,9 @@ class Scorpio:
         if not (there or waiting):
             again = [p for p in view.waiting if not (p.elsewhere and p.id in late)]
             return replace(self.batch(view, again), decline=late)
-        free = view.free_blocks + sum(view.blocks(p.computed) for p in gone)
+        if gone:  # who waits may share blocks with them
+            waiting = [replace(p, shared=0) for p in waiting]
+        free = view.free_blocks + view.frees(*gone)
         batch = self.batch(replace(view, running=there, waiting=waiting, free_blocks=free), waiting)
         preempt = (*batch.preempt, *(p.id for p in gone))
         return replace(batch, preempt=preempt, decline=late, repeat=1 if gone else batch.repeat)

@@ -167,7 +167,7 @@ class Engine:
         end = time.monotonic() + 60 * minutes
         known, tables = self.known, []
         with self.servers() as urls:
-            outside = {system: first_token(url, known.profile) for system, url in urls.items()}
+            outside: dict[str, float] = {}
             print(f"both servers are warm, {end - time.monotonic():.0f} s left", flush=True)
             for workload, rate in self.plan():
                 count = max(5, int(rate * self.seconds))
@@ -175,6 +175,8 @@ class Engine:
                 for system, url in urls.items():
                     if end - time.monotonic() < self.seconds + 10:
                         continue
+                    if system not in outside:
+                        outside[system] = first_token(url, known.profile)
                     ran = replay.run(requests, url, vocabulary=500, timeout=PATIENCE)
                     labels = Labels(workload, system, known.profile.name, rate)
                     paces = {r.id: r.stages[0].slo.tpot for r in requests}

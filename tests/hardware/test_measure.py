@@ -17,7 +17,8 @@ from slos.files import Frame
 from slos.hardware import fit
 from slos.hardware.profiles import profile
 from slos.hardware.shapes import SHAPES, write
-from slos.studies import gpu
+from slos.policies import OURS
+from slos.studies import engine_tables, gpu
 
 ROWS = ["tokens", "draft_steps", "context", "seconds"]
 
@@ -83,15 +84,20 @@ def test_shapes_are_configurations_that_are_known(shape: str, tmp_path: Path) ->
 
 
 def test_the_rows_of_the_gpu_say_what_the_readme_does(root: Path) -> None:
-    table, _ = gpu.engine()
-    measured = table[table["status"] == "measured"].set_index(["scenario", "rate", "system"])
+    table, off = gpu.engine()
+    carried = engine_tables.capacities(table)
+    said = engine_tables.gains(carried).set_index(["scenario", "status"]).iloc[:, 0]
+    most = carried[carried["system"] == OURS].set_index(["scenario", "status"])["capacity"]
     text = " ".join((root / "README.md").read_text().split())
-    for workload, rate in (("steady", 10), ("steady", 12), ("bursty", 7)):
-        shares = (
-            measured.loc[(workload, rate, s), "attainment"] for s in ("slos-serve", "vllm-v1")
-        )
-        ours, stock = (f"{100 * share:.0f} %" for share in shares)
-        assert f"{ours} against {stock} at {rate}" in text
+    for workload, where in (
+        ("bursty", "in bursts of two tiers"),
+        ("steady", "under a steady load"),
+    ):
+        told = f"{where} ({most[workload, 'measured']:.1f}"
+        assert told in text and f"{said[workload, 'measured']} " in text
+    assert "simulator says {} and {};".format(*said.xs("simulated", level="status")) in text
+    median, worst = off["attainment"].abs().median(), off["attainment"].abs().max()
+    assert f"off by {median:.0f} points in the median, by {worst:.0f} at most" in text
 
 
 def test_the_cache_of_several_gpus_is_what_the_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ seconds, and against what their authors report of them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,6 +158,14 @@ def test_scorpio_admits_while_the_virtual_batch_keeps_the_tightest_pace() -> Non
     running = [decode(f"{i}", 9.0, 0.2) for i in range(9)]
     several = [prompt(id, 1, 9.0, 0.4) for id in "abc"]
     assert [p.id for p in Scorpio(ROOFLINE).admitted(view(running), several)] == ["a", "b"]
+
+
+def test_scorpio_counts_no_block_twice_that_the_rejected_share() -> None:
+    """`found` is to have 4 of the 5 blocks that `gone` gives back; none is left for `more`."""
+    gone = replace(decode("gone", 9.0, computed=20), best_effort=True)
+    found = replace(prompt("found", 24, 9.0), cached=16, shared=4)
+    batch = Scorpio(ROOFLINE).step(view([gone], [found, prompt("more", 16, 9.5)], free=1))
+    assert (batch.tokens, batch.preempt) == ({"found": 8}, ("gone",))
 
 
 def test_scorpio_serves_the_rejected_when_there_is_no_other() -> None:
