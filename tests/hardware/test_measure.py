@@ -42,6 +42,28 @@ def test_shipped_profiles_are_the_fits_of_the_measured_steps(name: str) -> None:
     assert profile(str(gpu.FOLDER / f"{name}.json")) == known, "the file that the run left"
 
 
+def decodes(steps: Frame) -> Frame:
+    """Means over decodes of one batch in a row, without the last before a prompt and the first
+    after one; steps: of a server, the warm-up of which ends with its second pause."""
+    warm = steps[: np.flatnonzero(steps["end"].diff() > 2)[1]]
+    alone = warm["tokens"] == warm["decodes"]
+    known = (warm["end"].diff() - warm["seconds"]).abs() < 1e-4
+    known &= alone & alone.shift(1, fill_value=False) & alone.shift(-1, fill_value=False)
+    rows = ((warm["decodes"].diff() != 0) | ~known).cumsum()[known]
+    each = warm[known].groupby(rows)
+    means = each[["decodes", "context", "seconds"]].mean().assign(steps=each.size())
+    return means[(means["steps"] >= 3) & (each["seconds"].std() < 0.1 * means["seconds"])]
+
+
+def test_long_contexts_of_the_13b_are_decodes_of_the_servers_warm_up() -> None:
+    tables = [decodes(pd.read_csv(gpu.FOLDER / name)) for name in gpu.STEPS.values()]
+    found = pd.concat(tables).sort_values(["decodes", "context"])
+    known = gpu.steps("opt-13b-h200")
+    known = known[known["call"] == 4].sort_values(["decodes", "context"])
+    for name in found:
+        assert known[name].tolist() == pytest.approx(found[name].tolist(), rel=1e-4), name
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 1000), st.floats(1e-5, 1e-4), st.floats(0.002, 0.02))
 def test_pauses_and_differences_of_a_busy_machine_are_left_out(
