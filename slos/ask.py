@@ -66,17 +66,13 @@ def options() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the answer; returns 0, or 2 after a message where the question is wrong."""
     given = options().parse_args(argv)
-    mine, out = given.requests, given.csv
+    out = given.csv
     try:
         require(not (out and out.is_dir()), "csv", str(out), "a file, not a folder")
         rest = {name: getattr(given, name) for name in (*HELP, "systems")}
-        work, said = given.mix, ""
-        if mine:
-            names = [f.name for f in fields(Mine) if f.name != "path"]
-            work, said = Mine(mine, **{n: getattr(given, n) for n in names}).workload()
-        for name in () if mine else OWN:
-            cure = "a mix has its own objectives, slo_scale changes them"
-            require(not getattr(given, name), name, getattr(given, name), "of --requests", cure)
+        names = [f.name for f in fields(Mine) if f.name != "path"]
+        mine = Mine(given.requests, **{name: getattr(given, name) for name in names})
+        work, said = mine.workload(given.mix)
         asked = your_own.settled(your_own.Question(work, **rest), "ask")
         print(your_own.described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
         best = your_own.answer(asked, "ask")

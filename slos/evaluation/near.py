@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from slos.core.types import require
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.stats import geometric_mean
 from slos.files import ROOT, results_dir, write_whole
@@ -83,6 +84,7 @@ def capacities(folder: Path) -> Iterator[tuple[str, float]]:
 
 def main(sizes: Sequence[str] = ()) -> None:
     """Write what runs of these sizes found and no other file of the reference holds."""
+    require(len(sizes) > 0, "sizes", list(sizes), "at least one", "name them: quick full")
     path = REFERENCE / "near.csv"
     path.unlink(missing_ok=True)
     held = dict(capacities(REFERENCE))

@@ -14,8 +14,9 @@ from workloads import published
 
 @dataclass(frozen=True, slots=True)
 class Mine:
-    """Requests of one's own, in any layout of `workloads.published`: a file, objectives for those
-    that have none (seconds; 0: none), and the most tokens of one (0: what the hardware takes)."""
+    """Requests of one's own, in any layout of `workloads.published`: a file ("" for a mix),
+    objectives for those that have none (seconds; 0: none), and the most tokens of one (0: what the
+    hardware takes)."""
 
     path: str
     profile: str
@@ -29,9 +30,16 @@ class Mine:
     def __post_init__(self) -> None:
         require(isinstance(self.path, str), "requests", self.path, "the name of a file")
 
-    def workload(self) -> tuple[str, str]:
+    def workload(self, mix: str = "") -> tuple[str, str]:
         """The same as a CSV that can be simulated, and what there is to say: where arrivals come
-        from, what was passed over, what was left out. Raises ValueError as `published.read`."""
+        from, what was passed over, what was left out. Without a file, the `mix`. Raises ValueError
+        as `published.read`, and for objectives of a mix."""
+        asked = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
+        for name, value in asked.items() if not self.path else ():
+            cure = "a mix has its own objectives, slo_scale changes them"
+            require(not value, name, value, "of a file of requests", cure)
+        if not self.path:
+            return mix, ""
         limit, path = self.max_context, Path(self.path)
         if self.profile and not limit:
             limit = most_tokens(profile(self.profile), self.drafts)
@@ -42,7 +50,6 @@ class Mine:
         table = published.read(path, objectives, limit or None, left_out)
         key = crc32(repr((path.resolve(), self)).encode())
         out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
-        asked = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
         unused = [name for name, x in asked.items() if x and table.rows[0].get(name) != x]
         own = f"passed over: {', '.join(unused)} given, since the file has its own"
         anew = "what prompts share is computed anew, unless prefix_cache is given"

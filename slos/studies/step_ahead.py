@@ -71,18 +71,19 @@ def run(size: str, workers: int | None = None) -> Frame:
 
 def best(probes: Frame) -> Frame:
     """What each system carries at its best setting, by scenario and way of deciding."""
-    found = stats.capacities(probes, "decided")
+    found = stats.capacities(probes, "decided", "rule", "target")
     whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf's", "the paper's")
     found["objectives"] = found["profile"] + ", " + whose + " objectives"
     return found.sort_values("profile", kind="stable")
 
 
 def gains(found: Frame) -> Frame:
-    """Ours over the best other one, both deciding in the same way; a row per scenario and way."""
+    """Ours over the best other one, both deciding in the same way; a row per scenario and way.
+    found: with the bound (`bounds.beside`), which is put over the best other one as `most`."""
     others = stats.strongest(found[found["system"] != OURS], *WHERE)
+    others = others.assign(against=others["system"], most=others["bound"] / others["capacity"])
     ours = found.loc[found["system"] == OURS, [*WHERE, "capacity", "rate"]]
-    named = others[[*WHERE, "rate", "system", "setting"]].rename(columns={"system": "against"})
-    return stats.over(ours, named)
+    return stats.over(ours, others[[*WHERE, "rate", "against", "setting", "most"]])
 
 
 def kept(found: Frame) -> Frame:
@@ -100,7 +101,7 @@ def means(table: Frame) -> Frame:
 
 def save(size: str, found: Frame) -> None:
     """Write the capacities to step_ahead.csv of a size."""
-    columns = ["scenario", "lengths", "system", "setting", "profile", "decided"]
+    columns = ["scenario", "lengths", "system", "setting", "profile", "rule", "target", "decided"]
     columns += ["capacity", "low", "high", "seeds", "source", "status"]
     stats.write(size, "step_ahead", found[columns], float_format="%.6g")
 
@@ -118,9 +119,11 @@ def chart(table: Frame, source: str) -> Figure:
             group = stats.select(rows, decided=way).set_index("scenario").reindex(names)
             at = plots.beside(len(names), i, len(palette), 0.4)
             plots.bars(axis, at, group, i, "ratio", width=0.4, bottom=1, color=color, label=way)
+            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else "bound")
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_yscale("log")
-        plots.plain_log(axis.yaxis, ticks=(0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20))
+        plots.plain_log(axis.yaxis, ticks=(0.7, 1, 1.5, 2, 3, 5, 10, 20, 50))
         shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
         axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
-    return plots.finish(figure, f"{source}; {plots.seeds_said(table)}", axes[0], ncols=2)
+    text = f"{source}; {plots.seeds_said(table)}; bound: in the long run no scheduler carries more"
+    return plots.finish(figure, text, axes[0], ncols=3)

@@ -91,3 +91,10 @@ def test_grids_begin_there(reference: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(reference / "a.csv", [(case, best.rate)])
     rows = grids.run_searches("smoke", [case], workers=1)
     assert len(rows) == 2 and rows.loc[rows["capacity"], "rate"].tolist() == [best.rate]
+
+
+def test_what_is_known_is_not_forgotten_without_a_size(reference: Path) -> None:
+    write(reference / "near.csv", ALIKE)
+    with pytest.raises(ValueError, match=r"sizes = \[\] must be at least one; name them: quick"):
+        near.main()
+    assert len(pd.read_csv(reference / "near.csv")) == len(ALIKE)

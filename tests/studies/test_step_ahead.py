@@ -21,7 +21,8 @@ def rows(*carried: tuple[str, str, str, float]) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "scenario": "mixed", "lengths": "dataset", "system": system, "setting": setting,
-            "profile": step_ahead.MEASURED, "decided": decided, "seed": seed,
+            "profile": step_ahead.MEASURED, "rule": CLIENT, "target": 0.9,
+            "decided": decided, "seed": seed,
             "rate": rate * (1 + seed), "capacity": True, "source": "s", "status": "simulated",
         }
         for system, setting, decided, rate in carried
@@ -46,7 +47,11 @@ def test_gains_compare_the_same_way_of_deciding() -> None:
         ("vllm-v1", "a", END, 3.0), ("vllm-v1", "a", AHEAD, 1.0), ("vllm-v1", "b", AHEAD, 2.5),
         ("scorpio", "", END, 4.0), ("scorpio", "", AHEAD, 2.0),
     ))  # fmt: skip
+    found = found.assign(bound=8.0)
     gains = step_ahead.gains(found).set_index("decided")
+    assert gains["most"].to_dict() == pytest.approx(
+        {END: 8 / (4 * 2**0.5), AHEAD: 8 / (2.5 * 2**0.5)}
+    )
     assert gains["ratio"].to_dict() == pytest.approx({END: 1.5, AHEAD: 1.6})
     assert gains["against"].to_dict() == {END: "scorpio", AHEAD: "vllm-v1"}
     kept = step_ahead.kept(found).set_index("system")["ratio"]

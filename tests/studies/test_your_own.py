@@ -23,6 +23,7 @@ from slos.evaluation.stats import rows_of
 from slos.hardware.profiles import profile
 from slos.policies import ordinary
 from slos.studies import trials, your_own
+from slos.studies.own_requests import Mine
 from slos.studies.your_own import Question
 from workloads import SCENARIOS, build
 
@@ -439,6 +440,12 @@ def test_a_wrong_mix_is_refused(mix: str, message: str, capsys: pytest.CaptureFi
 # A file
 
 
+def test_a_mix_has_its_own_objectives() -> None:
+    assert Mine("", "").workload("chatbot=2,coding") == ("chatbot=2,coding", "")
+    with pytest.raises(ValueError, match=r"ttft = 0\.3 must be of a file of requests; a mix has"):
+        Mine("", "", ttft=0.3).workload("chatbot")
+
+
 def test_requests_of_a_file_come_in_its_order_at_the_rate_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", ROWS)
     made = build(str(path), 2.0, 6, seed=1)
@@ -592,7 +599,10 @@ def test_a_wrong_file_is_refused(
     [
         (["--replicas", "0"], "replicas = 0 must be of 1 to 1000"),
         (["--num-requests", "-1"], "num_requests = -1 must be of 0 to 1e+06"),
-        (["--tpot", "0.05"], "tpot = 0.05 must be of --requests; a mix has its own objectives"),
+        (
+            ["--tpot", "0.05"],
+            "tpot = 0.05 must be of a file of requests; a mix has its own objectives",
+        ),
         (["--max-context", "-1"], "max_context = -1 must be of 0 to"),
         (["--seeds", "0"], "seeds = 0 must be of 1 to 100"),
         (["--target", "1.5"], "target = 1.5 must be of 0.01 to 1"),
