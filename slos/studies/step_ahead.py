@@ -74,7 +74,8 @@ def best(probes: Frame) -> Frame:
     found = stats.capacities(probes, "decided", "rule", "target")
     whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf's", "the paper's")
     found["objectives"] = found["profile"] + ", " + whose + " objectives"
-    return found.sort_values("profile", kind="stable")
+    order = SIZES["full"].scenarios
+    return found.sort_values("scenario", key=lambda c: c.map(order.index), kind="stable")
 
 
 def gains(found: Frame) -> Frame:
