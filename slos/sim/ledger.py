@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import maxsize
 
 from slos.core.types import Progress
 from slos.sim.world import Simulated
@@ -61,6 +62,11 @@ class Ledger:
         self.lent -= self.blocks(live.progress.computed)
 
     # What a cache would do; nothing is found here
+
+    def unnoticed(self, batch: Sequence[Simulated]) -> tuple[int, int]:
+        """How many decodes of each request of a batch, and how many blocks that are taken, change
+        nothing that requests which wait would find."""
+        return maxsize, self.free
 
     def expect(self, live: Simulated) -> None:
         """A request waits, and may find something when it starts."""

@@ -142,6 +142,19 @@ class PrefixCache(Ledger):
             for p in running:
                 p.shared = self.shared[p.id]
 
+    def unnoticed(self, batch: Sequence[Simulated]) -> tuple[int, int]:
+        if not self.waiting:
+            return maxsize, self.free
+        size, steps, blocks = self.block_size, maxsize, self.free - self.idle_blocks
+        for live in batch:
+            if live.content.shared and not self.waiting.keys().isdisjoint(live.content.pieces):
+                steps = min(steps, size - live.progress.computed % size)
+        for run in self.idle:
+            if run.piece in self.waiting:
+                break
+            blocks += run.blocks
+        return steps, blocks
+
     def start(self, live: Simulated) -> None:
         """Hold what is found for a request that starts, beyond what it holds already."""
         p, id = live.progress, live.request.id

@@ -198,8 +198,11 @@ class Replica:
         flight.tokens, flight.start, flight.need = tokens, now, need
         sigma = self.world.noise
         steps = 1 if sigma or self.role == "prefill" else int(min(leap, MAX_LEAP))
-        while steps > 1 and self._growth(steps) > kv.free:
-            steps //= 2
+        if steps > 1:
+            most, blocks = kv.unnoticed(flight.batch)
+            steps = min(steps, most)
+            while steps > 1 and self._growth(steps) > blocks:
+                steps //= 2
         work, seen = (sum(tokens.values()), drafts, context), len(self.waiting) + len(self.running)
         noise = self.rng.lognormal(-0.5 * sigma**2, sigma) if sigma else 1.0
         flight.ends = ends_of(now, self.world, work, seen, steps, noise)

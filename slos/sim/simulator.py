@@ -11,7 +11,6 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from math import inf
 
 from slos.core.attainment import Outcome
@@ -115,8 +114,8 @@ class _Run:
         self.limit = min(most, *(blocks * size for blocks, size in self.caches))
         # a heap; an entry holds while that replica's flight still ends then
         self.ends: list[tuple[float, int]] = []
-        self.later: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
-        self.order = count()
+        # a heap; each request has one entry at most, so that ids say who is first at one instant
+        self.later: list[tuple[float, str, Callable[[float], None]]] = []
         self.touched: set[int] = set()  # replicas whose policy has something new to see
         self.ids: set[str] = set()
         self.done: list[Outcome] = []
@@ -167,8 +166,8 @@ class _Run:
         if replica.flight.ends:
             heapq.heappush(self.ends, (replica.flight.end, i))
 
-    def _at(self, time: float, action: Callable[[float], None]) -> None:
-        heapq.heappush(self.later, (time, next(self.order), action))
+    def _at(self, time: float, live: Simulated, action: Callable[[float], None]) -> None:
+        heapq.heappush(self.later, (time, live.request.id, action))
 
     # Steps
 
@@ -206,7 +205,7 @@ class _Run:
             self.done.append(live.outcome(now))
         elif stages[following].wait:
             replica.release(live)
-            self._at(now + stages[following].wait, partial(self._arrive, live, following))
+            self._at(now + stages[following].wait, live, partial(self._arrive, live, following))
         else:
             live.start_stage(following, now, self.zero_load)
 
@@ -219,7 +218,7 @@ class _Run:
                 continue
             for live, source in r.fetch() if r.offered else ():
                 sent = source.send(self.link.seconds(live.progress.computed), now)
-                self._at(sent, partial(self._land, live, source, r))
+                self._at(sent, live, partial(self._land, live, source, r))
             for live in r.begin(now) if r.live else ():
                 live.hops += 1
                 self._ask(live, now)

@@ -66,6 +66,17 @@ def test_leaps_where_slack_grows_until_drafts_pay() -> None:
     assert run("in-turn", work, world) == run("in-turn", work, world, repeats=False)
 
 
+def test_leaps_while_a_prefix_that_a_candidate_shares_grows() -> None:
+    """What a and b have filled of it, c need not hold again."""
+    sizes = {"a": (4, 6), "b": (7, 6), "c": (10, 2)}
+    work = [
+        Request(id, 0.03 * i, (Stage(*size, PACE),), prefix=(("talk", 20),))
+        for i, (id, size) in enumerate(sizes.items())
+    ]
+    world = World(FAST, 4, block_size=4, prefix_cache=True)
+    assert run("vllm", work, world) == run("vllm", work, world, repeats=False)
+
+
 def test_a_step_that_is_decided_ahead_knows_nothing_of_what_came_meanwhile() -> None:
     """The prompt of a ends at 0.14; b comes during it, c while the engine runs nothing."""
     work = [req("a", (4, 3)), req("b", (4, 1), arrival=0.1), req("c", (4, 1), arrival=9.0)]
