@@ -234,10 +234,10 @@ def test_qoserve_attains_more_than_sarathi_under_load(scenario: str, rate: float
 def test_fair_batching_cuts_the_tail_of_first_tokens_and_keeps_the_pace() -> None:
     """Against stall-free batches of as many tokens as take a TPOT (up to 2.29 times)."""
     budget = hardware_of("coding").roofline.fits(0.05)
-    theirs = served("sarathi", f"chunk={budget}", "coding", 12.0)
-    fair = served("fair-batching", "", "coding", 12.0)
+    theirs = served("sarathi", f"chunk={budget}", "coding", 8.0)
+    fair = served("fair-batching", "", "coding", 8.0)
     tails = [float(np.quantile([o.ttft for o in each], 0.99)) for each in (theirs, fair)]
-    assert tails[0] > 1.2 * tails[1]
+    assert tails[0] > 1.4 * tails[1]
     assert sum(o.lateness <= 0 for o in fair) >= sum(o.lateness <= 0 for o in theirs)
 
 
