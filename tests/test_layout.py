@@ -88,6 +88,11 @@ def test_imports_point_down_only(root: Path) -> None:
             assert not wrong, f"{name} imports {wrong}, and may import {sorted(below)} only"
 
 
+def test_no_module_is_long(root: Path) -> None:
+    lines = {name: len(path.read_text().splitlines()) for name, path in modules(root).items()}
+    assert {name: n for name, n in lines.items() if n > 300} == {}
+
+
 def test_no_modules_import_each_other_in_a_circle(root: Path) -> None:
     TopologicalSorter(arrows(root)).prepare()  # which raises CycleError
 

@@ -4,7 +4,8 @@ While every request of a batch decodes, one step is like the one before it. A po
 answer the same for the next `Batch.repeat` steps is asked once, and the ends of all of them are
 computed at once: a leap. It spares two thirds of the time of a simulation and changes no outcome:
 
-- it ends with the first stage that ends, and when the free KV blocks do (`Replica` sees to both);
+- it ends with the first stage that ends (`Replica` sees to that), when the free KV blocks do, and
+  when a request that waits would find more or less of its prefix (`leap`);
 - there is none with prompts or drafts in the batch, with noise, and on a prefill replica, which
   every request leaves with its first token;
 - what is new cuts it: steps that have not begun by then are forgotten (`cut`), and the policy is
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 from math import inf
 
+from slos.sim.ledger import Ledger
 from slos.sim.world import Simulated, World
 
 MAX_LEAP = 64  # most steps, so that an arrival cuts little work
@@ -52,6 +54,24 @@ class Flight:
         """Whether one step of a leap ends now and others are to follow."""
         ends = self.ends
         return len(ends) > 1 and ends[-1] > now == ends[bisect_left(ends, now)]
+
+    def growth(self, steps: int, size: int) -> int:
+        """KV blocks of `size` tokens that `steps` decodes of each request of the batch take."""
+        blocks = 0
+        for live in self.batch:
+            computed = live.progress.computed
+            blocks += -(-(computed + steps) // size) + -computed // size
+        return blocks
+
+    def leap(self, steps: float, kv: Ledger) -> int:
+        """As many of `steps` decodes of the batch as change nothing for anybody else."""
+        if steps <= 1:
+            return 1
+        most, blocks = kv.unnoticed(self.batch)
+        steps = int(min(steps, most, MAX_LEAP))
+        while steps > 1 and self.growth(steps, kv.block_size) > blocks:
+            steps //= 2
+        return steps
 
     def land(self) -> None:
         """All its steps have ended."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 from sys import maxsize
 
 from slos.core.types import Progress, Request
@@ -145,15 +145,11 @@ class PrefixCache(Ledger):
     def unnoticed(self, batch: Sequence[Simulated]) -> tuple[int, int]:
         if not self.waiting:
             return maxsize, self.free
-        size, steps, blocks = self.block_size, maxsize, self.free - self.idle_blocks
-        for live in batch:
-            if live.content.shared and not self.waiting.keys().isdisjoint(live.content.pieces):
-                steps = min(steps, size - live.progress.computed % size)
-        for run in self.idle:
-            if run.piece in self.waiting:
-                break
-            blocks += run.blocks
-        return steps, blocks
+        size, asked = self.block_size, self.waiting.keys()
+        last = [p.progress.computed % size for p in batch if not asked.isdisjoint(p.content.pieces)]
+        steps = min((size - tokens for tokens in last), default=maxsize)
+        kept = takewhile(lambda run: run.piece not in asked, self.idle)
+        return steps, self.free - self.idle_blocks + sum(run.blocks for run in kept)
 
     def start(self, live: Simulated) -> None:
         """Hold what is found for a request that starts, beyond what it holds already."""

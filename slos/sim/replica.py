@@ -16,7 +16,7 @@ import numpy as np
 
 from slos.core.types import Batch, LengthPredictor, Policy, Progress, View, require
 from slos.policies.routers import Load
-from slos.sim.flight import MAX_LEAP, Flight, ends_of
+from slos.sim.flight import Flight, ends_of
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import PrefixCache
 from slos.sim.world import Simulated, Step, World
@@ -87,8 +87,7 @@ class Replica:
         p.computed = p.shared = 0
 
     def lend(self, live: Simulated) -> None:
-        """Take a request off this replica; its blocks stay occupied until its KV cache is
-        fetched."""
+        """Take a request off; its blocks stay occupied until its KV cache is fetched."""
         del self.live[live.request.id]
         self.running.remove(live.progress)
         self.kv.lend(live)
@@ -197,12 +196,7 @@ class Replica:
             self._admit([live.progress for live in starts])
         flight.tokens, flight.start, flight.need = tokens, now, need
         sigma = self.world.noise
-        steps = 1 if sigma or self.role == "prefill" else int(min(leap, MAX_LEAP))
-        if steps > 1:
-            most, blocks = kv.unnoticed(flight.batch)
-            steps = min(steps, most)
-            while steps > 1 and self._growth(steps) > blocks:
-                steps //= 2
+        steps = 1 if sigma or self.role == "prefill" else flight.leap(leap, kv)
         work, seen = (sum(tokens.values()), drafts, context), len(self.waiting) + len(self.running)
         noise = self.rng.lognormal(-0.5 * sigma**2, sigma) if sigma else 1.0
         flight.ends = ends_of(now, self.world, work, seen, steps, noise)
@@ -231,14 +225,6 @@ class Replica:
             many, bound = len(self.running), f"max_seqs = {self.world.max_seqs}"
             raise ValueError(f"batch runs {many} requests; bound: {bound}")
 
-    def _growth(self, steps: int) -> int:
-        """KV blocks that `steps` decodes of each request in flight take."""
-        size, blocks = self.world.block_size, 0
-        for live in self.flight.batch:
-            computed = live.progress.computed
-            blocks += -(-(computed + steps) // size) + -computed // size
-        return blocks
-
     def finish(self) -> list[Simulated]:
         """Account for the steps that just ended; the requests whose stage ended with them."""
         ended: list[Simulated] = []
@@ -246,7 +232,7 @@ class Replica:
         filled: list[tuple[int, Simulated, int]] = []
         kv, flight, lengths = self.kv, self.flight, self.lengths
         ends, count, size = flight.ends, len(flight.ends), kv.block_size
-        taken = flight.need if count == 1 else self._growth(count)
+        taken = flight.need if count == 1 else flight.growth(count, size)
         for live, n in zip(flight.batch, flight.tokens.values(), strict=True):
             p = live.progress
             before, said = p.computed, p.generated
@@ -282,7 +268,10 @@ class Replica:
         at, tokens, step_end, taken = 0, {}, now, 0
         if flight.ends:
             at, tokens = flight.under_way(now), flight.tokens
-            step_end, taken = flight.ends[at], self._growth(at + 1) if at else flight.need
+            step_end, taken = (
+                flight.ends[at],
+                flight.growth(at + 1, kv.block_size) if at else flight.need,
+            )
         tiers: dict[float, int] = {}
         prefill = claimed = 0
         for id, live in self.live.items():
