@@ -77,7 +77,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
         arrival, value = seconds.pop("arrival", None), seconds.pop("value", 1.0)
         require(value > 0, f"{here}: value", value, "positive")
         both = len(seconds) == 2 and "tpot" in seconds
-        require(both, f"{here}: objectives", seconds, "tpot, and ttft or slowdown")
+        bound, cure = "tpot, and ttft or slowdown", "--tpot, --ttft, --slowdown are for blank cells"
+        require(both, f"{here}: objectives", seconds, bound, cure)
         given = arrival is not None or "arrival" not in cell
         require(given, f"{here}: arrival", "", "given", "or drop the column")
         ascends = arrival is None or arrival >= ((rows[-1].arrival if rows else None) or 0)

@@ -39,7 +39,7 @@ class Objectives:
     slowdown: float | None = None
 
     def cells(self, path: Path, there: Collection[str]) -> dict[str, float]:
-        """As columns, next to those that are `there`. Raises ValueError naming what is lacking."""
+        """Those given, by column. Raises ValueError naming what is neither given nor `there`."""
         lacking = [] if self.tpot or "tpot" in there else ["--tpot"]
         first = self.ttft or self.slowdown or {"ttft", "slowdown"} & set(there)
         lacking += [] if first else ["--ttft or --slowdown"]
@@ -48,8 +48,7 @@ class Objectives:
         cells = {"tpot": self.tpot, "ttft": self.ttft, "slowdown": self.slowdown}
         SLO(self.tpot or 1.0, self.ttft, self.slowdown)  # refuses what is out of bounds
         _pace("tpot", self.tpot or 0.0)
-        taken = {*there, *(("ttft", "slowdown") if {"ttft", "slowdown"} & set(there) else ())}
-        return {name: x for name, x in cells.items() if x is not None and name not in taken}
+        return {name: x for name, x in cells.items() if x is not None}
 
 
 @dataclass(slots=True)
@@ -68,7 +67,8 @@ def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     if plain.endswith(".jsonl"):
         with open_text(path) as f:
             found = [(n, _object(path, n, t)) for n, t in enumerate(f, start=1) if t.strip()]
-        return layout_of(path, list(found[0][1]) if found else []), found
+        blank = dict.fromkeys((c for _, cells in found for c in cells), "")
+        return layout_of(path, list(blank)), [(n, blank | cells) for n, cells in found]
     if plain.endswith(".json"):
         with open_text(path) as f:
             return "ShareGPT", list(_conversations(path, json.load(f)))
@@ -79,13 +79,12 @@ def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
 
 
 def _object(path: Path, n: int, text: str) -> dict[str, str]:
+    """The fields of a line that are not null."""
     raw = None
     with suppress(json.JSONDecodeError):
         raw = json.loads(text)
     require(isinstance(raw, dict), f"{path}, row {n}", text.strip()[:60], "a JSON object")
-    cells = cast(dict, raw)
-    hashes = cells.get("hash_ids", [])
-    require(isinstance(hashes, list), f"{path}, row {n}: hash_ids", hashes, "a list of blocks")
+    cells = {c: x for c, x in cast(dict, raw).items() if x is not None}
     written = {c: json.dumps(x) if isinstance(x, list) else str(x) for c, x in cells.items()}
     return {c.strip(): text for c, text in written.items()}
 
@@ -130,6 +129,13 @@ def _pace(name: str, tpot: object) -> None:
     require(not seconds > SLOWEST, name, tpot, bound, "divide milliseconds by 1000")
 
 
+def _hashes(name: str, text: str) -> None:
+    found = None
+    with suppress(json.JSONDecodeError):
+        found = json.loads(text or "[]")
+    require(isinstance(found, list), name, text, "a JSON list of blocks")
+
+
 def read(
     path: Path | str, objectives: Objectives, max_context: int | None = None,
     most_left_out: float = TOO_MANY,
@@ -153,21 +159,27 @@ def read(
     default = objectives.cells(path, used.values())
     table = Table(path, [*(c for c in KNOWN if c in {*used.values(), *default}), "row"])
     for n, cells in records:
-        lacking = ", ".join(used.keys() - cells.keys())
-        require(not lacking, f"{path}, row {n}: fields", [*cells], "complete", f"add {lacking}")
         row: dict[str, Any] = {used[c]: text for c, text in cells.items() if c in used}
         for c in ("prompt", "output"):  # as a spreadsheet writes whole numbers
             row[c] = tokens(path, n, c, row[c].removesuffix(".0"), low=0)
         if "arrival" in row:
             row["arrival"] = _seconds(path, n, row["arrival"], layout)
         _pace(f"{path}, row {n}: tpot", row.get("tpot"))
-        table.rows.append(row | default | {"row": n})
+        _hashes(f"{path}, row {n}: hash_ids", row.get("hash_ids", ""))
+        table.rows.append(_filled(row, default) | {"row": n})
     passed = records[0][1].keys() - used.keys()
     table.remarks += _remarks(layout, passed, table, len(records))
     _in_order(table)
     _shared(table)
     _fitting(path, table, max_context, most_left_out)
     return table
+
+
+def _filled(row: dict[str, Any], objectives: dict[str, float]) -> dict[str, Any]:
+    """A row with these objectives where it has none of its own."""
+    first = ("ttft", "slowdown") if row.get("ttft") or row.get("slowdown") else ()
+    given = {c: x for c, x in objectives.items() if not row.get(c) and c not in first}
+    return row | given
 
 
 def _in_order(table: Table) -> None:
@@ -187,7 +199,7 @@ def _shared(table: Table) -> None:
     said = ""
     if "session" in table.columns:
         said = sessions.grow(table.rows)
-    elif table.rows and all("hash_ids" in row for row in table.rows):
+    elif any(row.get("hash_ids") for row in table.rows):
         said = sessions.hashed(table.rows)
     if said:
         table.remarks.append(said)

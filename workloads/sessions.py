@@ -44,6 +44,7 @@ def grow(rows: Sequence[Cells]) -> str:
 
 def hashed(rows: Sequence[Cells]) -> str:
     """Give every row the `prefix` that its `hash_ids` tell; returns what there is to say."""
+    rows = [row for row in rows if row["hash_ids"]]  # others are alone
     ids = [json.loads(row["hash_ids"]) for row in rows]
     counted = [(row["prompt"], len(each)) for row, each in zip(rows, ids, strict=True)]
     fits = (b for b in BLOCKS if all(-(-prompt // b) == n for prompt, n in counted))

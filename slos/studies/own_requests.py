@@ -50,7 +50,7 @@ class Mine:
         table = published.read(path, objectives, limit or None, left_out)
         key = crc32(repr((path.resolve(), self)).encode())
         out = results_dir("ask") / f"requests-{key:08x}" / f"{path.name.split('.')[0]}.csv"
-        unused = [name for name, x in asked.items() if x and table.rows[0].get(name) != x]
+        unused = [n for n, x in asked.items() if x and all(r.get(n) != x for r in table.rows)]
         own = f"passed over: {', '.join(unused)} given, since the file has its own"
         anew = "what prompts share is computed anew, unless prefix_cache is given"
         shared = "prefix" in table.columns and not self.prefix_cache

@@ -159,7 +159,9 @@ def test_times_are_seconds_or_dates(
         ("a.csv.gz", "prompt,output\n9,5\n", "a.csv.gz: content must be UTF-8 text"),
         ("a.csv.zst", "prompt,output\n9,5\n", "a.csv.zst: content must be UTF-8 text"),
         ("a.jsonl", '{"prompt": 9, "output": 5}\n[9, 5]\n', "row 2 = '[9, 5]' must be a JSON"),
-        ("a.jsonl", '{"prompt": 9, "output": 5}\n{"prompt": 9}\n', "row 2: fields = ['prompt']"),
+        ("a.jsonl", '{"prompt": 9, "output": 5}\n{"prompt": 9}\n', "row 2, output = '' must be"),
+        ("a.csv", "timestamp,input_length,output_length,hash_ids\n0,9,5,1 2\n", "hash_ids = '1 2'"),
+        ("a.csv", "timestamp,input_length,output_length,hash_ids\n0,9,5,12\n", "hash_ids = '12'"),
         ("a.json", '[{"prompt": 9, "output": 5}]', "a list of requests is a .jsonl file"),
         ("a.json", '[{"conversations": "none"}]', "item 1"),
         ("a.json", "{}", "content = 'dict' must be a list of"),
@@ -207,7 +209,7 @@ def test_a_column_twice_or_of_no_layout_is_refused(tmp_path: Path) -> None:
         ("mine.jsonl", f'{MOONCAKE}\n{{"timest', "row 3 = '{\"timest' must be a JSON object"),
         ("mine.jsonl", "[1, 2]", r"row 1 = '\[1, 2\]' must be a JSON object"),
         ("mine.json", MOONCAKE, "content must be JSON; a file with an object a line is a .jsonl"),
-        ("mine.jsonl", MOONCAKE.replace("[1, 2]", "null"), "row 1: hash_ids = None must be a list"),
+        ("mine.jsonl", MOONCAKE.replace("[1, 2]", '"x"'), "row 1: hash_ids = 'x' must be a JSON"),
     ],
 )
 def test_what_is_no_json_is_refused_with_file_and_row(
@@ -224,6 +226,29 @@ def test_hash_ids_may_be_text(tmp_path: Path) -> None:
     path.write_text(MOONCAKE.replace("[1, 2]", '["a", "b"]').replace("1300", "1000"))
     [_, said] = read(path, ASKED).remarks
     assert said == "hash_ids taken for blocks of 512 tokens"
+
+
+def test_what_a_row_lacks_is_blank(tmp_path: Path) -> None:
+    """A null, a field of other lines only, an empty cell: the objectives that are given fill it."""
+    path = tmp_path / "mine.jsonl"
+    lines = [
+        {"prompt": 9, "output": 5, "tpot": 0.2, "ttft": 2, "session": None, "kind": None},
+        {"prompt": 8, "output": 5, "tpot": None, "slowdown": 3, "session": None},
+        {"prompt": 7, "output": 5, "kind": "gold", "session": "a"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    rows = own.load(write(read(path, ASKED), tmp_path / "plain.csv"))
+    slos = [(r.stage.slo.tpot, r.stage.slo.ttft, r.stage.slo.slowdown) for r in rows]
+    assert slos == [(0.2, 2.0, None), (0.1, None, 3.0), (0.1, 1.0, None)]
+    assert [(r.kind, r.session, len(r.prefix)) for r in rows] == [
+        ("", "", 0), ("", "", 0), ("gold", "a", 1)
+    ]  # fmt: skip
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,output,tpot,ttft\n9,5,0.2,\n8,5,,2\n")
+    assert [(r["tpot"], r["ttft"]) for r in read(path, ASKED).rows] == [("0.2", 1.0), (0.1, "2")]
+    path = tmp_path / "mooncake.jsonl"
+    path.write_text(MOONCAKE.replace("[1, 2]", "null", 1).replace("1300", "1000"))
+    assert ["prefix" in row for row in read(path, ASKED).rows] == [False, True]
 
 
 def test_kind_and_value_are_honoured(tmp_path: Path) -> None:
