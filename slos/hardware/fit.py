@@ -11,9 +11,10 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
@@ -72,25 +73,32 @@ def fit(
 
 def _read(path: Path) -> list[tuple[float, float, float, float]]:
     rows = []
-    with path.open(newline="", encoding="utf-8-sig") as f:  # spreadsheets put a mark in front
-        reader = csv.reader(f, skipinitialspace=True)
-        header = [c.strip().lower() for c in next(reader, [])]
-        for column in ("tokens", "seconds"):
-            require(column in header, f"{path}: columns", header, f"with {column!r}")
-        for n, cells in enumerate(reader, start=2):
-            if not cells:
-                continue
-            here = f"{path}, row {n}"
-            require(len(cells) == len(header), here, cells, f"of {len(header)} fields")
-            row = dict(zip(header, cells, strict=True))
-            try:
-                tokens, drafts, context, seconds = (float(row.get(c) or 0) for c in COLUMNS)
-            except ValueError as error:
-                raise ValueError(f"{here}: {error}") from None
-            known, both = 0 <= tokens < inf and 0 <= seconds < inf, (tokens, seconds)
-            require(known, f"{here}: tokens, seconds", both, "at least 0 and finite")
-            rows.append((tokens, drafts, context, seconds))
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets put a mark in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: content must be UTF-8 text, not packed: {error}") from None
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    header = [c.strip().lower() for c in next(reader, [])]
+    for column in ("tokens", "seconds"):
+        require(column in header, f"{path}: columns", header, f"comma-separated, with {column!r}")
+    for n, cells in enumerate(reader, start=2):
+        if not cells:
+            continue
+        here = f"{path}, row {n}"
+        require(len(cells) == len(header), here, cells, f"of {len(header)} fields")
+        row = dict(zip(header, cells, strict=True))
+        row |= {c: row.get(c) or "0" for c in ("draft_steps", "context")}
+        tokens, drafts, context, seconds = (_number(f"{here}: {c}", row[c]) for c in COLUMNS)
+        rows.append((tokens, drafts, context, seconds))
     return rows
+
+
+def _number(name: str, text: str) -> float:
+    value = nan
+    with suppress(ValueError):
+        value = float(text)
+    require(0 <= value < inf, name, text, "a finite number of at least 0")
+    return value
 
 
 def _alternate(data: np.ndarray, owner: np.ndarray, tile: int, quick: bool) -> Fit | None:
@@ -106,7 +114,8 @@ def _alternate(data: np.ndarray, owner: np.ndarray, tile: int, quick: bool) -> F
     roofline = Roofline(tuple(used), k_ctx, tile)
     predicted = np.array([roofline.time(*row) for row in zip(tokens, drafts, ctx, strict=True)])
     off, whole = (((seconds - x) ** 2).sum() for x in (predicted, seconds.mean()))
-    return Fit(roofline, float(1 - off / max(whole, 1e-300)), np.abs(predicted / seconds - 1))
+    whole = max(whole, 1e-12 * (seconds**2).sum())  # less is rounding, if all take equally long
+    return Fit(roofline, float(1 - off / whole), np.abs(predicted / seconds - 1))
 
 
 def _in_turn(
@@ -204,7 +213,8 @@ def fitted(rows: Steps, planes: int = 3) -> Judged:
     few = sorted(rows)[: -(-len(rows) // 4)]
     least = 0.6 * float(np.median([row[3] for row in few])) if few else 0.0
     steps = [row for row in rows if row[3] > least]
-    require(len(steps) >= 4, "measured steps", len(steps), "at least 4", "measure more steps")
+    name = "measured steps, without those far faster than the smallest"
+    require(len(steps) >= 4, name, len(steps), "at least 4", "measure more steps")
     usual = steps
     for _ in range(3):
         first = fit(usual, 1, context=True).roofline
@@ -234,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         rows = [row for path in given.steps for row in _read(path)]
-        require(len({row[0] for row in rows}) > 1, "batch sizes", 1, "several", "measure more")
+        sizes = {row[0] for row in rows}
+        require(len(sizes) > 1, "batch sizes", len(sizes), "several", "measure more")
         found = fitted(rows)
         step, cure = found.fit.roofline.time(1), "divide milliseconds by 1000"
         require(step <= SLOWEST, "the step of one token", step, f"at most {SLOWEST:g} s", cure)

@@ -53,6 +53,7 @@ class Profile:
         require(self.max_seqs >= 1, "max_seqs", self.max_seqs, "at least 1")
         require(self.gpus >= 1, "gpus", self.gpus, "at least 1")
         require(self.block_size >= 1, "block_size", self.block_size, "at least 1 token")
+        require(self.max_context >= 1, "max_context", self.max_context, "at least 1 token")
         least = f"at least a block of {self.block_size}"
         require(self.kv_tokens >= self.block_size, "kv_tokens", self.kv_tokens, least)
         cure = "say where the figures come from"
@@ -133,13 +134,13 @@ def _of_file(path: Path) -> Profile:
 
 def profile(name: str) -> Profile:
     """The shipped profile `name`, or that of a JSON file of the same layout at the path `name`."""
-    if name.endswith(".json") and Path(name).is_file():
-        return _of_file(Path(name))
     known = profiles()
-    if name not in known:
-        names = ", ".join(sorted(known))
-        raise ValueError(f"profile {name!r} is unknown; known: {names}, or the path of a JSON file")
-    return known[name]
+    if name in known:
+        return known[name]
+    if Path(name).is_file():
+        return _of_file(Path(name))
+    names = ", ".join(sorted(known))
+    raise ValueError(f"profile {name!r} is unknown; known: {names}, or the path of a JSON file")
 
 
 def entry_of(profile: Profile) -> dict[str, Any]:

@@ -233,13 +233,13 @@ FIVE = "1,0.02\n64,0.021\n256,0.028\n512,0.045\n1024,0.08\n"
     ("text", "said"),
     [
         ("\ufeffTokens, Seconds \r\n" + FIVE.replace("\n", "\r\n"), ""),
-        ("tokens;seconds\n1;0.02\n", "must be with 'tokens'"),
+        ("tokens;seconds\n1;0.02\n", "must be comma-separated, with 'tokens'"),
         (
             "tokens,seconds\n" + FIVE.replace(".", ","),
             "row 2 = ['1', '0', '02'] must be of 2 fields",
         ),
-        ("tokens,seconds\n-1,0.02\n" + FIVE, "row 2: tokens, seconds = (-1.0, 0.02) must be"),
-        ("tokens,seconds\n1,nan\n" + FIVE, "row 2: tokens, seconds = (1.0, nan) must be"),
+        ("tokens,seconds\n-1,0.02\n" + FIVE, "row 2: tokens = '-1' must be"),
+        ("tokens,seconds\n1,nan\n" + FIVE, "row 2: seconds = 'nan' must be"),
         ("tokens,seconds\n" + FIVE.replace("0.0", ""), "divide milliseconds by 1000"),
         ("tokens,seconds\n" + "64,0.02\n" * 5, "batch sizes = 1 must be several"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos.core.roofline import Plane, Roofline
-from slos.hardware.fit import fit
+from slos.hardware.fit import fit, main
 from slos.hardware.profiles import Profile, profile, profiles
 
 planes = st.builds(Plane, st.floats(1e-6, 0.01), st.floats(0, 0.01), st.floats(0, 0.1))
@@ -109,7 +109,10 @@ def test_fit_reads_a_csv_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     assert fit(str(path), planes=1).r2 == pytest.approx(1)
     for text, message in (
         ("tokens,time\n1,1\n", "steps.csv: columns .* with 'seconds'"),
-        ("tokens,seconds\n1,0.1\n2,fast\n", "steps.csv, row 3: .*'fast'"),
+        ("tokens,seconds\n1,0.1\n2,fast\n", "steps.csv, row 3: seconds = 'fast'"),
+        ("tokens,seconds\n1,0.1\n2,\n", "steps.csv, row 3: seconds = '' must be a finite"),
+        ("tokens,seconds,context\n1,0.1,\n2,1,nan\n", "row 3: context = 'nan' must be a finite"),
+        ("tokens,seconds,draft_steps\n1,1,-1\n", "row 2: draft_steps = '-1' must be a finite"),
         (
             "tokens,seconds\n" + "1,0.1\n" * 8 + "2,0\n",
             "seconds = 0.0 must be positive in every row",
@@ -119,8 +122,31 @@ def test_fit_reads_a_csv_and_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             fit(path)
+    path.write_text("tokens,seconds\n1,0.1\n", "utf-16")
+    with pytest.raises(ValueError, match=r"steps\.csv: content must be UTF-8 text"):
+        fit(path)
     with pytest.raises(ValueError, match="planes = 0"):
         fit([(1, 0, 0, 1.0)] * 4, planes=0)
+
+
+def test_equal_times_are_explained() -> None:
+    assert fit([(n, 0, 0, 0.01) for n in (1, 10, 100, 1000)], planes=1).r2 > 0.99
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine"])
+def test_the_command_makes_a_profile_whatever_its_file_is_called(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps, out = tmp_path / "steps.csv", str(tmp_path / name)
+    given = [str(steps), "--model", "m", "--gpu", "g", "--kv-tokens", "4096", "-o", out]
+    steps.write_text("tokens,seconds\n")
+    assert main(given) == 2
+    assert "batch sizes = 0 must be several" in capsys.readouterr().err
+    steps.write_text("tokens,seconds\n" + "".join(f"{n},{0.01 + n / 1e4}\n" for n in range(1, 9)))
+    assert main(given) == 0
+    assert profile(out).name == "mine"
+    assert main([*given, "--max-context", "0"]) == 2
+    assert "max_context = 0 must be at least 1 token" in capsys.readouterr().err
 
 
 def test_profiles(tmp_path: Path) -> None:
@@ -145,7 +171,7 @@ def test_profiles(tmp_path: Path) -> None:
         and mine.kv_blocks == 4
         and mine.roofline == Roofline((Plane(1e-4, 0, 0.01),), 1e-7, 64)
     )
-    for wrong in ({"gpus": 0}, {"kv_tokens": 3}, {"source": ""}):
+    for wrong in ({"gpus": 0}, {"kv_tokens": 3}, {"max_context": 0}, {"source": ""}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Profile(**({"name": "x", "roofline": mine.roofline, **fields} | wrong))  # type: ignore[arg-type]
 
