@@ -91,7 +91,8 @@ def _load(path: Path, _: tuple[int, int]) -> tuple[Row, ...]:
             raise ValueError(f"{here}: {error}") from None
     require(len(rows) > 0, f"{path}: rows", 0, "at least 1")
     start, end = rows[0].arrival, rows[-1].arrival
-    require(start is None or start != end, f"{path}: arrivals", start, "of two times at least")
+    two, cure = "of two times at least", "drop the column for Poisson arrivals"
+    require(start is None or start != end, f"{path}: arrivals", start, two, cure)
     return tuple(rows)
 
 

@@ -96,12 +96,14 @@ def _conversations(path: Path, raw: object) -> Iterator[tuple[int, dict[str, str
     require(isinstance(raw, list), f"{path}: content", type(raw).__name__, shape, other)
     for n, talk in enumerate(cast(list, raw), start=1):
         turns = talk.get("conversations") if isinstance(talk, dict) else None
-        good = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+        good = isinstance(turns, list) and all(
+            isinstance(turn, dict) and {"from", "value"} <= turn.keys() for turn in turns
+        )
         require(good, f"{path}, item {n}", str(talk)[:60], f"in {shape}", other)
         before = 0.0
         for turn in cast(list, turns):
-            size = len(str(turn.get("value", ""))) / CHARACTERS
-            if turn.get("from") in ("gpt", "assistant", "chatgpt"):
+            size = len(str(turn["value"] or "")) / CHARACTERS
+            if turn["from"] in ("gpt", "assistant", "chatgpt"):
                 counts = {"prompt": str(round(before)), "output": str(round(size))}
                 yield n, counts | {"session": str(n)}
             before += size
@@ -116,7 +118,7 @@ def _seconds(path: Path, n: int, text: str, layout: str) -> float:
         seconds = float(text) * (1e-3 if layout == "Mooncake" else 1.0)
     good = seconds is not None and isfinite(seconds) and seconds < LATEST
     bound = f"seconds below {LATEST:g}, or a date as 2023-11-16 18:15:46"
-    require(good, f"{path}, row {n}: arrival", text, bound)
+    require(good, f"{path}, row {n}: arrival", text, bound, "divide milliseconds by 1000")
     return cast(float, seconds)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from slos.core.attainment import Outcome
@@ -31,7 +32,7 @@ def hardware_of(scenario: str, name: str = "", drafts: bool = False) -> Profile:
     own = by_name(scenario)
     name = name or (own.drafting if drafts else "") or own.profile
     cure = f"one of {', '.join(profiles())}, or a JSON file"
-    require(bool(name), "profile", name, f"given for {own.name}", cure)
+    require(bool(name), "profile", name, f"given for {Path(own.name).name}", cure)
     return profile(name)
 
 

@@ -111,6 +111,8 @@ def asked_of(given: argparse.Namespace, most: int | None) -> Asked:
 
     Raises ValueError for what cannot be replayed, naming the request.
     """
+    bound, cure = "of a file of requests", "a scenario has its own objectives, --ttft changes them"
+    require(bool(given.file or not given.slowdown), "slowdown", given.slowdown, bound, cure)
     scenario = None if given.file else by_name(given.scenario)
     limits = (given.max_context, most, scenario and scenario.max_context)
     limit = min((n for n in limits if n), default=None)
@@ -148,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Replay and print; returns 0, 1 where all requests failed, 2 where what is asked is wrong."""
     given = options(argv)
     try:
+        folder = bool(given.output) and Path(given.output).is_dir()
+        require(not folder, "output", given.output, "a file, not a folder")
         roofline = profile(given.profile).roofline if given.profile else None
         limits = limits_of(given.goodput)
         asked_of(given, None)  # faults of the options are found without a server

@@ -53,8 +53,11 @@ class Mine:
         unused = [n for n, x in asked.items() if x and all(r.get(n) != x for r in table.rows)]
         own = f"passed over: {', '.join(unused)} given, since the file has its own"
         anew = "what prompts share is computed anew, unless prefix_cache is given"
-        shared = "prefix" in table.columns and not self.prefix_cache
-        said = [*table.remarks, *([anew] if shared else ()), *([own] if unused else ())]
+        alone = "prompts share nothing that prefix_cache could keep: no session, no hash_ids"
+        shared = "prefix" in table.columns
+        said = [*table.remarks, *([own] if unused else ())]
+        if shared != self.prefix_cache:
+            said.append(anew if shared else alone)
         return str(published.write(table, out)), "; ".join(said)
 
 

@@ -699,6 +699,8 @@ def test_the_command_with_a_profile_and_failures(
         (["--ttft", "1", "--max-context", "1"], "max_context = 1 must be"),
         (["--ttft", "1", "--lengths", "short"], "lengths = 'short' must be"),
         (["--ttft", "1", "--timeout", "0"], "timeout = 0.0 must be positive"),
+        (["--ttft", "1", "--slowdown", "5"], "slowdown = 5.0 must be of a file of requests"),
+        (["--ttft", "1", "--output", "/"], "output = '/' must be a file, not a folder"),
         (["--ttft", "1", "--model", "big"], "model = 'big' must be one that"),
         (["--profile", "abacus"], "profile 'abacus' is unknown"),
         (["--ttft", "1", "--url", "ftp://x"], "url = 'ftp://x' must be an address"),

@@ -153,9 +153,19 @@ def test_what_is_given_and_not_used_is_said(
 ) -> None:
     path = write(tmp_path / "own.csv", [(1000, 200, 0.1, 1)], "prompt,output,tpot,ttft")
     asked = ["--requests", str(path), "--profile", "opt-13b-h100", *TINY, "--systems", "vllm-v1"]
-    text = told(capsys, *asked, "--tpot", "0.05", "--slowdown", "5")
+    text = told(capsys, *asked, "--tpot", "0.05", "--slowdown", "5", "--prefix-cache")
     assert "passed over: tpot, slowdown given, since the file has its own" in text
-    assert "given, since" not in told(capsys, *asked)
+    assert "prompts share nothing that prefix_cache could keep" in text
+    plain = told(capsys, *asked)
+    assert "given, since" not in plain and "prompts share" not in plain
+
+
+def test_a_file_without_hardware_is_named_as_it_was_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "own.csv", [(1000, 200, 0.1, 1)], "prompt,output,tpot,ttft")
+    assert ask.main(["--requests", str(path)]) == 2
+    assert "profile = '' must be given for own.csv; one of" in capsys.readouterr().err
 
 
 def test_the_longest_requests_of_a_mix_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def test_times_are_seconds_or_dates(
     [
         ("a.csv", "prompt,output,tpot,ttft\n9,5,50,1000\n", "row 2: tpot = '50' must be at"),
         ("a.csv", "arrival,prompt,output\nnan,9,5\n", "row 2: arrival = 'nan' must be seconds"),
-        ("a.csv", "arrival,prompt,output\n1700000000000,9,5\n", "must be seconds below 1e"),
+        ("a.csv", "arrival,prompt,output\n1700000000000,9,5\n", "2023-11-16 18:15:46; divide"),
         ("a.csv", "prompt;output\n9;5\n", "must be comma-separated"),
         ("a.csv", "prompt,output,tpot,ttft,slowdown\n9,5,1,1,2\n", "a.csv, row 2: objectives"),
         ("a.csv", "prompt,output,value\n9,5,high\n", "a.csv, row 2: value = 'high'"),
@@ -164,6 +164,8 @@ def test_times_are_seconds_or_dates(
         ("a.csv", "timestamp,input_length,output_length,hash_ids\n0,9,5,12\n", "hash_ids = '12'"),
         ("a.json", '[{"prompt": 9, "output": 5}]', "a list of requests is a .jsonl file"),
         ("a.json", '[{"conversations": "none"}]', "item 1"),
+        ("a.json", '[{"conversations": [{"role": "user", "content": "x"}]}]', "item 1"),
+        ("a.csv", "arrival,prompt,output\n3,9,5\n", "at least; drop the column"),
         ("a.json", "{}", "content = 'dict' must be a list of"),
     ],
 )  # fmt: skip
