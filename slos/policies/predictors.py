@@ -48,10 +48,14 @@ class Noisy(Oracle):
         said = self._factor[progress.id] * self._stages[progress.id][progress.stage][0]
         while said < progress.generated + 1:
             said = 1.5 * said + 1
-        left = round(said) - progress.generated + self.after_stage(progress)
+        left = round(said) - progress.generated + self._later(progress)
         return int(max(1, min(left, progress.limit - progress.tokens)))
 
     def after_stage(self, progress: Progress) -> int:
+        return min(self._later(progress), self.remaining(progress) - 1)
+
+    def _later(self, progress: Progress) -> int:
+        """What would follow this stage if there were no limit."""
         after = super().after_stage(progress)
         return max(1, round(self._factor[progress.id] * after)) if after else 0
 

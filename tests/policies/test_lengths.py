@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from math import ceil, log
 
 import pytest
@@ -185,6 +186,14 @@ def test_what_is_sure():
 def test_max_tokens_takes_the_limit():
     assert MaxTokens().remaining(asked(3, limit=100)) == 47
     assert MaxTokens().remaining(asked(3)) == 3 + UNKNOWN
+
+
+def test_a_noisy_oracle_sees_no_more_after_a_stage_than_the_limit_leaves():
+    work = [Request("r", 0.0, (Stage(50, 20, PACE), Stage(0, 80, PACE)))]
+    noisy = Noisy(work, 1.0)
+    for generated, limit in product(range(0, 30, 3), range(81, 200)):
+        p = asked(generated, limit=limit, later_tpot=0.1)
+        assert 0 <= noisy.after_stage(p) < noisy.remaining(p) <= limit - p.tokens
 
 
 @given(
