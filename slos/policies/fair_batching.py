@@ -51,7 +51,9 @@ class FairBatching:
         size, _ = admit(view, tokens, queue, (size - len(tokens), free))
         others = sorted((p for p in decoding if p.due >= until), key=lambda p: p.due)
         tokens |= {p.id: 1 for p in others[: max(0, size)]}
-        steady = not (prompts or preempted or view.waiting) and len(tokens) == len(decoding)
+        # of more decodes than a step has tokens, others sit out in the next one
+        every_one = len(decoding) <= self.most
+        steady = every_one and not (prompts or preempted or view.waiting)
         return Batch(tokens, tuple(preempted), repeat=NEVER if steady else 1)
 
     def capacity(self, view: View, decoding: Sequence[Progress]) -> tuple[int, float]:

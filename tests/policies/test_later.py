@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -126,6 +127,15 @@ def test_fair_batching_does_not_hurry_for_who_is_late() -> None:
     z = prompt("z", 200, 9.0)
     assert FairBatching(ROOFLINE).step(view([late, x], [z])).tokens == {"late": 1, "x": 1, "z": 88}
     assert FairBatching(ROOFLINE).step(view([late], [z])).tokens == {"late": 1, "z": 89}
+
+
+def test_fair_batching_repeats_no_step_that_has_not_a_token_for_everybody() -> None:
+    """All three are urgent; with the token that it gets, z is ahead, and can sit out."""
+    running = [decode("x", 0.2, 0.1), decode("y", 0.2, 0.1), decode("z", 0.25)]
+    policy = FairBatching(ROOFLINE, most=2)
+    assert policy.step(view(running)).tokens == {"x": 1, "y": 1, "z": 1}
+    assert policy.step(view(running)).repeat == 1
+    assert FairBatching(ROOFLINE, most=3).step(view(running)).repeat == inf
 
 
 def test_fair_batching_serves_in_order_of_arrival_unless_it_relegates() -> None:
