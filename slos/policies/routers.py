@@ -52,28 +52,33 @@ class Router(Protocol):
 @final
 @dataclass(slots=True)
 class RoundRobin:
-    """Each replica in turn, and no request is passed on."""
+    """Each replica in turn, and no request is passed on. Those that take KV caches have turns of
+    their own: of one counter for both, each would see every second number only."""
 
-    _next: int = field(init=False, repr=False, default=0)
+    _next: dict[bool, int] = field(init=False, repr=False, default_factory=dict)
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        self._next += 1
-        return [loads[(self._next - 1) % len(loads)].replica]
+        apart = request.computed > 0
+        turn = self._next.get(apart, 0)
+        self._next[apart] = turn + 1
+        return [loads[turn % len(loads)].replica]
 
 
 @dataclass(slots=True)
 class Least:
-    """The replica with the least work; equal ones in turn."""
+    """The replica with the least work; equal ones in turn, as in `RoundRobin`."""
 
-    _next: int = field(init=False, repr=False, default=0)
+    _next: dict[bool, int] = field(init=False, repr=False, default_factory=dict)
 
     def work(self, request: Progress, load: Load) -> Any:
         raise NotImplementedError
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
         n, work = len(loads), [self.work(request, load) for load in loads]
-        chosen = min(range(n), key=lambda i: (work[i], (i - self._next) % n))
-        self._next = chosen + 1
+        apart = request.computed > 0
+        turn = self._next.get(apart, 0)
+        chosen = min(range(n), key=lambda i: (work[i], (i - turn) % n))
+        self._next[apart] = chosen + 1
         return [loads[chosen].replica]
 
 
