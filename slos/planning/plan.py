@@ -27,7 +27,8 @@ class Plan:
     jobs: of the guaranteed and the candidates, after `admit` of the guaranteed only. share: their
     tokens without drafts; seconds: of the step with these; draft: the longest draft. context,
     tightest: their KV tokens and TPOT; spare: KV tokens until memory is short; repeat: steps for
-    which best effort stays the same.
+    which best effort stays the same; ages: from when on the oldest of it asks to be promised its
+    end, infinite if none is to ask.
     """
 
     view: View
@@ -46,6 +47,7 @@ class Plan:
     tightest: float = inf
     spare: float = 0.0
     repeat: float = REPEAT
+    ages: float = inf
     room: Room = field(init=False)
     tokens: dict[str, int] = field(default_factory=dict)
 
@@ -55,6 +57,9 @@ class Plan:
         if self.repeat <= 1 or sum(self.tokens.values()) != running or len(self.tokens) != running:
             return 1
         if self.room.victims or self.declined or (jobs["left"] != 1).any():
+            return 1
+        # twice as long as these steps take, for they may read more, or take longer than is believed
+        if self.ages < self.view.now + 2 * REPEAT * self.seconds:
             return 1
         # a job whose schedule restarts loses its slack in this step
         steady = not jobs["opens"].any() and keeps_pace(self.view.now, jobs, self.engine)

@@ -8,6 +8,7 @@ class and a line in `ROUTERS`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
@@ -55,20 +56,19 @@ class RoundRobin:
     """Each replica in turn, and no request is passed on. Those that take KV caches have turns of
     their own: of one counter for both, each would see every second number only."""
 
-    _next: dict[bool, int] = field(init=False, repr=False, default_factory=dict)
+    _next: Counter[bool] = field(init=False, repr=False, default_factory=Counter)
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
         apart = request.computed > 0
-        turn = self._next.get(apart, 0)
-        self._next[apart] = turn + 1
-        return [loads[turn % len(loads)].replica]
+        first, self._next[apart] = self._next[apart], self._next[apart] + 1
+        return [loads[first % len(loads)].replica]
 
 
 @dataclass(slots=True)
 class Least:
     """The replica with the least work; equal ones in turn, as in `RoundRobin`."""
 
-    _next: dict[bool, int] = field(init=False, repr=False, default_factory=dict)
+    _next: Counter[bool] = field(init=False, repr=False, default_factory=Counter)
 
     def work(self, request: Progress, load: Load) -> Any:
         raise NotImplementedError
@@ -76,8 +76,7 @@ class Least:
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
         n, work = len(loads), [self.work(request, load) for load in loads]
         apart = request.computed > 0
-        turn = self._next.get(apart, 0)
-        chosen = min(range(n), key=lambda i: (work[i], (i - turn) % n))
+        chosen = min(range(n), key=lambda i: (work[i], (i - self._next[apart]) % n))
         self._next[apart] = chosen + 1
         return [loads[chosen].replica]
 
@@ -98,18 +97,18 @@ class LeastLoaded(Least):
 @final
 @dataclass(slots=True)
 class Sequential:
-    """The paper's: each in turn, and from one to the next until it is admitted, `hops` times at
-    most."""
+    """The paper's: each in turn, as in `RoundRobin`, and from one to the next until it is admitted,
+    `hops` times at most."""
 
     hops: int = 3
-    _next: int = field(init=False, repr=False, default=0)
+    _next: Counter[bool] = field(init=False, repr=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         require(self.hops >= 0, "hops", self.hops, "at least 0")
 
     def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
-        n, first = len(loads), self._next
-        self._next = (first + 1) % n
+        n, apart = len(loads), request.computed > 0
+        first, self._next[apart] = self._next[apart], self._next[apart] + 1
         return [loads[(first + i) % n].replica for i in range(min(n, self.hops + 1))]
 
 

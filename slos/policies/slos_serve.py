@@ -139,7 +139,8 @@ class SLOsServe:
         old = [p for p in queue if p.id in self._aged] if self._aged else []
         if not old and queue and len(plan.guaranteed) < plan.view.max_seqs:
             oldest = min(queue, key=attrgetter("arrival"))
-            old = [oldest] if now - oldest.arrival > AGE * self.roofline.slowness else []
+            plan.ages = oldest.arrival + AGE * self.roofline.slowness
+            old = [oldest] if now > plan.ages else []
         before, self._aged = self._aged, {}
         for p in old:
             easy = before.get(p.id)

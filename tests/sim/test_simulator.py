@@ -77,6 +77,18 @@ def test_leaps_while_a_prefix_that_a_candidate_shares_grows() -> None:
     assert run("vllm", work, world) == run("vllm", work, world, repeats=False)
 
 
+def test_leaps_while_best_effort_comes_of_age() -> None:
+    """b has no room but what is kept in reserve, until it is promised its end after 30 seconds."""
+    work = [
+        Request("a", 0.0, (Stage(4000, 2500, SLO(0.1, ttft=20.0)),)),
+        Request("b", 3.0, (Stage(2424, 3, SLO(0.1, ttft=0.01)),)),
+    ]
+    world = World(FAST, 500)
+    leaps = run("slos-serve", work, world)
+    assert leaps[0].id == "b" and 33 < leaps[0].finish < 36
+    assert leaps == run("slos-serve", work, world, repeats=False)
+
+
 def test_a_step_that_is_decided_ahead_knows_nothing_of_what_came_meanwhile() -> None:
     """The prompt of a ends at 0.14; b comes during it, c while the engine runs nothing."""
     work = [req("a", (4, 3)), req("b", (4, 1), arrival=0.1), req("c", (4, 1), arrival=9.0)]
