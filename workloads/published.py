@@ -63,7 +63,7 @@ class Table:
 
 def _records(path: Path) -> tuple[str, list[tuple[int, dict[str, str]]]]:
     """The layout's name, and (row number, cells by column)."""
-    plain = path.name.removesuffix(".gz").removesuffix(".zst")
+    plain = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if plain.endswith(".jsonl"):
         with open_text(path) as f:
             found = [(n, _object(path, n, t)) for n, t in enumerate(f, start=1) if t.strip()]

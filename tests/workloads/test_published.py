@@ -43,7 +43,7 @@ SHAREGPT = json.dumps(
     [
         ("azure.csv", AZURE, [(374, 44), (396, 109)], [0.0, 4.314579]),
         ("burstgpt.csv", BURST, [(472, 18), (87, 230)], [0.0, 40.0]),
-        ("mooncake.jsonl", MOONCAKE, [(900, 20), (1300, 20)], [0.0, 0.4]),
+        ("mooncake.JSONL", MOONCAKE, [(900, 20), (1300, 20)], [0.0, 0.4]),
         ("sharegpt.json", SHAREGPT, [(100, 10), (120, 20)], None),
     ],
 )
