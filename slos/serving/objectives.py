@@ -123,8 +123,10 @@ def parse(xargs: Mapping[str, Any] | None, default: Objectives) -> Objectives:
     phases = tuple(replace(p, slo=replace(p.slo, rule=rule)) for p in phases)
     value, elsewhere = numbers.get("slo_value", default.value), bool(numbers.get("slo_elsewhere"))
     kind, output = given.get("slo_class", ""), numbers.get("slo_output", 0)
-    named = isinstance(kind, str) and len(kind) <= NAME
-    require(named, "slo_class", kind, f"a name of at most {NAME} characters")
+    # others, such as a carriage return, no text of metrics could be read with
+    named = isinstance(kind, str) and len(kind) <= NAME and kind.isprintable()
+    bound = f"a name of at most {NAME} characters that can be printed"
+    require(named, "slo_class", kind, bound)
     whole = output == int(output) and 0 <= output <= MOST
     require(whole, "slo_output", given.get("slo_output"), "a whole number of tokens, at least 0")
     return Objectives(phases, value, numbers.get("slo_arrival"), elsewhere, kind, int(output), e2e)

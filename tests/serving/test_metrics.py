@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,7 +24,7 @@ from slos.core.types import SLO, Progress, Request, Stage
 from slos.serving import metrics as module
 from slos.serving.calls import METRICS
 from slos.serving.metrics import Metrics, merged, of_engines, totals
-from slos.serving.objectives import CLASSES, REST, Classes, Objectives, Phase
+from slos.serving.objectives import CLASSES, NAME, REST, Classes, Objectives, Phase, parse
 from slos.serving.tracked import Tracked
 
 NO_TIME = Roofline((Plane(1e-9, 0.0, 0.0),))
@@ -195,6 +196,23 @@ def test_classes_are_clients_to_name_and_yet_bounded() -> None:
     known = [classes.of(name) for name in names]
     assert known == names[:CLASSES] + [REST] * 2 * CLASSES
     assert classes.of(names[0]) == names[0] and len(classes.names) == CLASSES
+
+
+@given(st.text(max_size=NAME))
+@example("\r")
+@example("\ud800")
+@example('} 1"\\n')
+def test_no_class_that_a_client_may_name_spoils_the_metrics(name: str) -> None:
+    try:
+        kind = parse({"slo_class": name}, Objectives((Phase(SLO(0.1)),))).kind
+    except ValueError:
+        return
+    metrics = Metrics(list)
+    metrics.requests.labels(kind, "attained").inc()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "0.prom").write_bytes(generate_latest(metrics.registry))
+        text = merged("replica", [("a", of_engines(folder).decode())]).decode()
+    assert totals(text)["slos_requests_total", name, "attained"] == 1
 
 
 def test_servers_are_shown_as_one() -> None:

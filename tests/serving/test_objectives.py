@@ -131,6 +131,10 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
         ({"slo_output": 1.5}, "slo_output = 1.5 must be a whole number of tokens"),
         ({"slo_output": -1}, "slo_output = -1 must be a whole number of tokens"),
         ({"slo_class": 7}, "slo_class = 7 must be a name of at most 64 characters"),
+        (
+            {"slo_class": "a\rb"},
+            "slo_class = 'a\\rb' must be a name of at most 64 characters that can",
+        ),
         ({"slo_stages": "[]"}, "slo_stages = '[]' must be a JSON list of at least one object"),
         ({"slo_stages": "{"}, "slo_stages = '{' must be JSON"),
         ({"slo_stages": "[{}]"}, "slo_stages[0] = {} must be with a tpot"),
