@@ -199,8 +199,8 @@ def _phase(name: str, fields: dict[str, Any], last: bool) -> Phase:
     require("tpot" in fields, name, fields, "with a tpot", 'write {"tpot": SECONDS, ...}')
     for end, least in (("until", 0), ("tokens", 1)):
         whole = fields.get(end, 1)
-        good = type(whole) is int and whole >= least
-        require(good, f"{name}.{end}", whole, f"a whole number, at least {least}")
+        good = type(whole) is int and least <= whole <= MOST
+        require(good, f"{name}.{end}", whole, f"a whole number, {least} to {MOST:g}")
     open_ended = "without until and tokens, as the last is"
     bound = open_ended if last else "ended by until or tokens, as all but the last are"
     require(last == (len(fields) == 1), name, fields, bound)

@@ -148,6 +148,10 @@ def test_any_stages_are_read_or_refused_by_name(raw: Any) -> None:
             "slo_stages[0].tokens = 0 must be a whole",
         ),
         (
+            {"slo_stages": f'[{{"tpot": 1, "tokens": {10**400}}}, {{"tpot": 1}}]'},
+            "... must be a whole number, 1 to 1e+06",
+        ),
+        (
             {"slo_stages": '[{"tpot": 1, "until": 2}]'},
             "slo_stages[0] = {'tpot': 1, 'until': 2} must be without",
         ),

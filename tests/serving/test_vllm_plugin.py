@@ -667,6 +667,7 @@ def test_extreme_objectives_fail_no_policy(build, log):
     extreme += [
         {"slo_slowdown": 1e6},
         {"slo_tpot": 1e6, "slo_ttft": 1e-4, "slo_value": 1e6},
+        {"slo_stages": '[{"tpot": 0.1, "tokens": 1000000}, {"tpot": 0.1}]', "slo_output": 1e6},
     ]
     core, clock = build(blocks=TIGHT)
     requests, prompts = workload(seed=10, size=2 * len(extreme), rate=100)
