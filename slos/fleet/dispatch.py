@@ -30,7 +30,7 @@ from slos.serving.answers import broken, unavailable
 from slos.serving.calls import FROM
 from slos.serving.load_report import Report
 from slos.serving.middleware import NEAR, fields_of
-from slos.serving.objectives import parse
+from slos.serving.objectives import MOST, parse
 from slos.serving.settings import Settings
 from slos.serving.tracked import Tracked
 
@@ -86,7 +86,8 @@ class Asked:
         alone = given.get("n") in (None, 1) and not given.get("use_beam_search")
         most = given.get("max_completion_tokens") or given.get("max_tokens")
         most = most if isinstance(most, int) and most > 0 else 256
-        most = most if given.get("ignore_eos") else min(most, GUESS)
+        # an engine refuses more than its context; a router's sums would overflow
+        most = min(most, int(MOST) if given.get("ignore_eos") else GUESS)
         kept = {k: v for k, v in headers.items() if k in HEADERS or NEAR.fullmatch(k)}
         one = bool(given) and single and alone
         return cls(method, path, kept, body, given, not one, tokens_of(prompt), most)

@@ -376,6 +376,14 @@ def test_no_objective_and_no_roofline_is_too_much_for_the_router(xargs: Any, slo
     assert fleet.choose(asked(vllm_xargs=xargs), engines, 100.0) in ("a", "b") and not fleet.failed
 
 
+def test_no_max_tokens_are_too_many_for_the_router() -> None:
+    fleet, reports = Fleet("cheapest", {}, DEFAULT), {n: report(n) for n in "ab"}
+    for xargs in ({}, {"slo_e2e": 5}):
+        call = asked(max_tokens=10**400, vllm_xargs=xargs)
+        assert fleet.choose(call, reports, 100.0) in ("a", "b") and not fleet.failed
+        assert str(10**400).encode() in call.sent(), "the engine says what is wrong with them"
+
+
 def test_a_client_cannot_date_itself() -> None:
     for xargs in ({"slo_arrival": 0}, {"slo_elsewhere": 1}):
         with pytest.raises(ValueError, match="it is a router's to say"):
