@@ -79,6 +79,7 @@ class Replica:
         self.url = f"http://127.0.0.1:{port}"
         own = ["--load", str(self.report), "--port", port, "--host", "127.0.0.1"]
         own += ["--no-calibrate", "--leash"]
+        own += ["--disable-uvicorn-access-log"]  # a line for each call would fill the disk in time
         command = [sys.executable, "-m", "slos.serving.launch", "serve", *argv, *own]
         with log.open("w") as out:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": out, "stderr": out}

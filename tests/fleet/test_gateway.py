@@ -352,6 +352,16 @@ def test_silence_is_ill_only_while_a_request_waits_for_the_engine(tmp_path: Path
     replica.hears_from_engine()
 
 
+def test_a_replica_writes_down_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(command: list[str], **how: Any) -> None:
+        given = launch.arguments(command[command.index("serve") + 1 :])
+        raise InterruptedError("--disable-uvicorn-access-log" in given.argv)
+
+    monkeypatch.setattr(gateway.subprocess, "Popen", started)
+    with pytest.raises(InterruptedError, match="True"):
+        gateway.Replica(["model"])
+
+
 @pytest.mark.parametrize("status", [200, 503])
 def test_answers_go_on_while_the_engine_says_how_it_is(tmp_path: Path, status: int) -> None:
     """The engine here answers in the event loop of the replica: one that waited would wait for
