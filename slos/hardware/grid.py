@@ -73,6 +73,7 @@ class Bench:
         self.made, self.deadline = 0, time.monotonic() + 3600
         self.open: list[str] = []  # requests that were not aborted and have not ended
         self.rows: list[Row] = []
+        self.missing: list[int] = []  # contexts, in tokens, at which not all was measured
         self.rng = np.random.default_rng(0)
 
     @property
@@ -220,15 +221,18 @@ def measure(bench: Bench, seconds: float, keep: Callable[[list[Row]], None]) -> 
     least = max(1, min(longest, bench.kv_tokens) // 4)
     levels = [c for c in levels if 2 * c < bench.kv_tokens] or [least]
     bench.deadline = time.monotonic() + seconds
+    order = [*dict.fromkeys([levels[0], levels[-1], *levels])]
+    bench.missing = order
     try:
         level(bench, levels[0], 32)
         bench.rows.clear()
         while True:
-            for context in dict.fromkeys([levels[0], levels[-1], *levels]):
+            for context in order:
                 if bench.drafts:
                     drafted(bench, context // 2, min(128, bench.kv_tokens // longest))
                 else:
                     level(bench, context, every=context == levels[0])
+                bench.missing = [c for c in bench.missing if c != context]
                 keep(bench.rows)
     except TimeUp:
         return bench.rows

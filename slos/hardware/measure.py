@@ -90,6 +90,9 @@ def profile_of(name: str, label: str, bench: Bench, rows: Sequence[Row], how: st
     versions = f"vLLM {vllm.__version__}, PyTorch {torch.__version__}"
     steps = sum(r.steps for r in rows)
     told = f"measured by slos.hardware.measure: {versions}, {how}, {steps} steps; {found.told}"
+    if bench.missing:  # the time was up, and such a fit may be far off
+        contexts = ", ".join(map(str, bench.missing))
+        told += f"; not all was measured at contexts of {contexts} tokens: give more --minutes"
     gpus = bench.config.parallel_config.world_size
     return Profile(
         name, label, device()[0], gpus, found.fit.roofline, kv_room(bench), bench.max_context,

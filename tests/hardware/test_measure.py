@@ -5,6 +5,7 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,37 @@ def test_the_cache_of_several_gpus_is_what_the_engine_has(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=2))
     assert kv_room(SimpleNamespace(kv_tokens=1600, config=config)) == 1600  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("complete", "missing"), [(0, [64, 768, 512]), (1, [768, 512]), (3, [])])
+def test_a_profile_says_what_there_was_no_time_for(
+    monkeypatch: pytest.MonkeyPatch, complete: int, missing: list[int]
+) -> None:
+    pytest.importorskip("vllm")
+    from slos.hardware import grid
+    from slos.hardware.measure import profile_of
+
+    config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=2))
+    bench: Any = SimpleNamespace(
+        max_context=1024, kv_tokens=8192, drafts=0, rows=[], config=config,
+        scheduler=SimpleNamespace(block_size=16),
+    )  # fmt: skip
+
+    def level(bench: Any, context: int, *args: Any, **kwargs: Any) -> None:
+        bench.rows += [
+            grid.Row("", n, n, n, 0, n * context, 0.01 + n * 1e-4, 6) for n in (8, 4, 2, 1)
+        ]
+        if len(bench.rows) > 4 * complete:
+            raise grid.TimeUp
+
+    def first(bench: Any, *args: Any) -> None:  # warms up
+        monkeypatch.setattr(grid, "level", level)
+
+    monkeypatch.setattr(grid, "level", first)
+    rows = grid.measure(bench, 60.0, lambda rows: None)
+    source = profile_of("x", "x", bench, rows, "").source
+    assert bench.missing == missing
+    assert ("give more --minutes" in source) == bool(missing)
 
 
 @pytest.mark.slow
