@@ -31,13 +31,16 @@ def fields_of(body: bytes, headers: Mapping[str, str], router: bool = False) -> 
 
     router: whether it comes from the router that started this server. Raises ValueError for
     objectives that are malformed or out of place; of what is no JSON object there are no fields,
-    and the server says what is wrong.
+    and the server says what is wrong, but for a form, with a sound.
     """
     try:
         fields = json.loads(body)
         xargs = fields.get("vllm_xargs") or {}
         given = xargs | _of_headers(headers)
     except (AttributeError, TypeError, RecursionError, UnicodeError, json.JSONDecodeError):
+        form = headers.get("content-type", "").lower().startswith("multipart/")
+        named = [name for name in headers if form and NEAR.fullmatch(name)]
+        require(not named, "headers", named, "left out with a form", "only JSON takes objectives")
         return {}
     inner = fields.get("sampling_params")
     inner = inner.get("extra_args") if isinstance(inner, dict) else None

@@ -281,6 +281,7 @@ def test_the_middleware_reads_headers_refuses_what_is_malformed_and_leaves_the_r
 
 
 BAD = {"vllm_xargs": {"slo_ttft": -1}}
+FORM = "multipart/form-data; boundary=x"
 ESCAPED = b'{"vllm_xargs": {"\\u0073lo_ttft": -1}}'
 
 
@@ -302,6 +303,7 @@ ESCAPED = b'{"vllm_xargs": {"\\u0073lo_ttft": -1}}'
         (b'{"vllm_xargs": {"slo_tpot": 1e308}}', {}, "/v1/completions"),
         (b'{"vllm_xargs": {"slo_ttft": 1e-9}}', {}, "/v1/completions"),
         (b'{"use_beam_search": true}', {"x-slo-ttft": "2"}, "/v1/completions"),
+        (b"--x--", {"x-slo-ttft": "2", "content-type": FORM}, "/v1/audio/transcriptions"),
     ],
 )
 def test_objectives_that_would_be_overlooked_are_refused(
@@ -309,6 +311,10 @@ def test_objectives_that_would_be_overlooked_are_refused(
 ) -> None:
     status, error = through(body, headers, path)
     assert status == 400 and "slo" in error["message"].lower()
+
+
+def test_a_form_without_objectives_is_the_servers() -> None:
+    assert through(b"--x--", {"content-type": FORM}, "/v1/audio/transcriptions") == (0, b"--x--")
 
 
 def test_a_refusal_is_short_and_stages_are_few() -> None:
