@@ -229,8 +229,8 @@ class Batch:
 
     `preempt` ids lose their KV blocks before the step and keep their tokens; `decline` ids become
     best effort, or leave for another replica (`Progress.elsewhere`). `repeat`: the policy would
-    answer the same for so many steps in a row, as long as no request arrives or ends a stage; a
-    host may skip those calls, but accounts for every step.
+    answer the same for so many steps in a row, as long as no request arrives or ends a stage, and
+    `cached` and `shared` stay; a host may skip those calls, but accounts for every step.
     """
 
     tokens: Mapping[str, int] = field(default_factory=dict)
