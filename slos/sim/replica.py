@@ -268,10 +268,8 @@ class Replica:
         at, tokens, step_end, taken = 0, {}, now, 0
         if flight.ends:
             at, tokens = flight.under_way(now), flight.tokens
-            step_end, taken = (
-                flight.ends[at],
-                flight.growth(at + 1, kv.block_size) if at else flight.need,
-            )
+            taken = flight.growth(at + 1, kv.block_size) if at else flight.need
+            step_end = flight.ends[at]
         tiers: dict[float, int] = {}
         prefill = claimed = 0
         for id, live in self.live.items():
