@@ -7,8 +7,8 @@ usage() {
     cat <<'END'
 usage: ./run_all.sh [quick | full | smoke | test [pytest arguments] | --help]
 
-  quick   small runs of every notebook: twelve minutes on two cores (the default)
-  full    the paper's sizes: an hour and a half on two cores
+  quick   small runs of every notebook: seventeen minutes on two cores (the default)
+  full    the paper's sizes: three hours on two cores
   smoke   the smallest runs that still use every part; their numbers mean nothing
   test    lint, types and all tests; further words go to pytest: with -m "not slow" it takes about three minutes
 

@@ -30,8 +30,8 @@ def fields_of(body: bytes, headers: Mapping[str, str], router: bool = False) -> 
     """The fields of a call, with the objectives of its `x-slo-*` headers among its `vllm_xargs`.
 
     router: whether it comes from the router that started this server. Raises ValueError for
-    objectives that are malformed or out of place; of what is no JSON object there are no fields,
-    and the server says what is wrong, but for a form, with a sound.
+    objectives that are malformed or out of place. Of what is no JSON object there are no fields,
+    and the server says what is wrong; a form is right for it, so its headers are looked at here.
     """
     try:
         fields = json.loads(body)
