@@ -207,7 +207,8 @@ def bound(case: Search) -> list[Bound]:
     some, source = requests_of(case, 1.0)
     rate = long_run(some, hardware, case.target) * case.replicas
     if attained_at(rate) < case.target:  # else these few ask for no less
-        rate = min(rate, capacity(attained_at, case.target, rate, case.precision)[0])
+        _, tried = capacity(attained_at, case.target, rate, case.precision)
+        rate = min(t.rate for t in tried if t.attainment < case.target)
     return [row_of(Bound, case, rate=rate / case.gpus, source=source)]
 
 

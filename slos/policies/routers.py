@@ -26,9 +26,10 @@ ALIKE = 10  # requests more or less make no replica the busier one
 class Load:
     """What a router may know of one replica, as it will be when the step in flight ends.
 
-    step_end: the end of that step, now if none is in flight. waiting, running: requests. The others
-    leave out best effort, which gives way: `prefill_tokens` left to compute; `decodes` as (TPOT,
-    requests), ascending; `claimed_blocks`, the KV blocks that these requests hold at their ends.
+    step_end: the end of that step, now if none is in flight. waiting, running: requests; those
+    whose KV caches are on their way wait. The others leave out best effort, which gives way:
+    `prefill_tokens` left to compute; `decodes` as (TPOT, requests), ascending; `claimed_blocks`,
+    the KV blocks that these requests hold at their ends.
     """
 
     replica: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import itemgetter
 
 import numpy as np
@@ -47,7 +48,7 @@ class Replica:
     rng: np.random.Generator = field(init=False)
     # requests to come from prefill replicas, and who has their KV caches
     offered: deque[tuple[Simulated, Replica]] = field(init=False, default_factory=deque)
-    coming: int = field(init=False, default=0)  # KV caches on their way here
+    coming: list[Simulated] = field(init=False, default_factory=list)  # whose KV caches set out
     sends: float = field(init=False, default=0.0)  # until when its link is busy
 
     def __post_init__(self) -> None:
@@ -102,12 +103,12 @@ class Replica:
         """The requests whose KV caches set out for here now, and from where: in turn, as far as
         memory and seats go. Those that were preempted here come first."""
         kv, seats = self.kv, self.world.max_seqs - len(self.running)
-        while self.offered and not self.waiting and self.coming < seats:
+        while self.offered and not self.waiting and len(self.coming) < seats:
             live, source = self.offered[0]
             if kv.blocks(live.progress.computed) > kv.free:
                 return
             self.offered.popleft()
-            self.coming += 1
+            self.coming.append(live)
             kv.reserve(live.progress.computed)
             yield live, source
 
@@ -121,7 +122,7 @@ class Replica:
         source.kv.fetched(live)
         source.flight.cut(now)
         self.kv.landed(live)
-        self.coming -= 1
+        self.coming.remove(live)
         self.arrive(live, now)
 
     # A step
@@ -263,7 +264,7 @@ class Replica:
     # What others see
 
     def load(self, now: float) -> Load:
-        """What a router is shown: a leap looks as if its steps were taken one by one."""
+        """For a router: leaps as if their steps were taken one by one, what is to come waiting."""
         kv, flight = self.kv, self.flight
         at, tokens, step_end, taken = 0, {}, now, 0
         if flight.ends:
@@ -272,8 +273,8 @@ class Replica:
             step_end = flight.ends[at]
         tiers: dict[float, int] = {}
         prefill = claimed = 0
-        for id, live in self.live.items():
-            p = live.progress
+        for live in chain(self.live.values(), self.coming, (live for live, _ in self.offered)):
+            id, p = live.request.id, live.progress
             if not p.best_effort:
                 claimed += live.claim
                 left = p.tokens - p.computed
@@ -282,8 +283,9 @@ class Replica:
                 if not left:
                     tiers[p.tpot] = tiers.get(p.tpot, 0) + 1
         return Load(
-            self.name, step_end, len(self.waiting), len(self.running), kv.free - taken,
-            kv.total - kv.lent, kv.block_size, prefill, tuple(sorted(tiers.items())), claimed,
+            self.name, step_end, len(self.waiting) + len(self.coming) + len(self.offered),
+            len(self.running), kv.free - taken, kv.total - kv.lent, kv.block_size, prefill,
+            tuple(sorted(tiers.items())), claimed,
         )  # fmt: skip
 
     def describe(self) -> Step:

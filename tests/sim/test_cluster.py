@@ -235,6 +235,28 @@ def test_a_kv_cache_takes_its_time() -> None:
     assert [o.ttft for o in outcomes] == pytest.approx([0.22] * 3)
 
 
+def test_a_router_is_shown_what_is_on_its_way() -> None:
+    """x and z are handed over at 0.22 s and w at 0.44 s, when the cache of x still travels and that
+    of z has no room."""
+    seen = {}
+
+    class Watches:
+        def rank(self, request: Progress, loads: Sequence[Load]) -> list[str]:
+            if request.computed:
+                seen[request.id] = loads[0]
+            return [loads[0].replica]
+
+    nodes = [
+        Replica("p", VLLM(), World(SLOW, 10), "prefill"),
+        *(Replica(name, VLLM(), World(SLOW, 1), "decode") for name in "de"),
+    ]
+    work = [req("x", 4, 2), req("z", 4, 2), req("w", 4, 2, arrival=0.3)]
+    list(stream(work, nodes, Watches(), link=Link(2.0, 16.0)))
+    shown = {id: (load.waiting, load.running, load.claimed_blocks) for id, load in seen.items()}
+    assert shown == {"x": (0, 0, 0), "z": (1, 0, 1), "w": (2, 0, 2)}
+    assert [load.decodes for load in seen.values()] == [(), ((1.0, 1),), ((1.0, 2),)]
+
+
 def test_a_hand_over_waits_for_memory() -> None:
     """The decode replica holds one of the two, so the prefill replica keeps the other's cache until
     then."""
