@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -185,6 +187,11 @@ class Bursts:
     width: float
     span: float
     seed: int
+
+    def __str__(self) -> str:
+        """The key of its rows: files of one's own may change."""
+        own = [Path(name) for name in (self.scenario, self.profile) if Path(name).is_file()]
+        return f"{self!r}" + "".join(f"#{crc32(path.read_bytes()):08x}" for path in own)
 
     @property
     def hardware(self) -> Profile:

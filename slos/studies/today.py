@@ -35,7 +35,7 @@ DRAFTED = ("chatbot-8k", "mixed-8k-mlperf")  # tried with a draft model, too
 IN_SECONDS = "mlperf"  # how names of scenarios end whose objectives do not depend on the hardware
 SETTINGS = {
     "vllm-v1": ("max_batched_tokens=2048", "max_batched_tokens=8192"),
-    "sarathi": ("chunk=1024",),
+    "sarathi": ("chunk=512", "chunk=1024"),
     OURS: ("",),
 }
 CHANGES = ({}, {"target": 0.98}, {"rule": CLIENT})

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
 from slos.evaluation.capacity_search import Search
+from slos.evaluation.near import REFERENCE
 from slos.evaluation.runs import believed, scaled_slos
 from slos.records.claims import Headline, upsert_headlines
 from slos.studies import performance, sensitivity, summary, timeline
@@ -43,6 +44,24 @@ def test_objectives_and_memory_are_scaled() -> None:
     assert all(word in str(case) for word in ("KV x0.5", "SLOs x2", "belief scale=0.7"))
     with pytest.raises(ValueError, match="slo_scale = 0"):
         scaled_slos([request], 0)
+
+
+def test_the_settings_of_the_baselines_are_as_good_as_any() -> None:
+    rows = pd.read_csv(REFERENCE / "probes.csv", keep_default_na=False)
+    for system, kept in sensitivity.SETTINGS.items():
+        known = rows[rows["capacity"] & rows["system"].eq(system)]
+        rates = known.pivot_table("rate", ["lengths", "scenario"], "setting")
+        assert (rates[[*kept]].max(axis=1) >= 0.99 * rates.max(axis=1)).all()
+
+
+def test_the_key_of_a_run_changes_with_a_file_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.json"
+    run = timeline.Bursts("coding", "vllm", str(mine), 1.0, 2.0, (5.0,), 1.0, 1.0, 20.0, 0)
+    keys = {str(run)}
+    for text in "ab":
+        mine.write_text(text)
+        keys.add(str(run))
+    assert len(keys) == 3
 
 
 def test_relative_capacity_and_the_best_setting() -> None:
