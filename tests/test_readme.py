@@ -17,7 +17,8 @@ import pytest
 
 import slos
 from slos import ask
-from slos.evaluation.stats import geometric_mean
+from slos.core.pace import CLIENT, PAPER
+from slos.evaluation.stats import geometric_mean, select
 from slos.hardware import fit
 from slos.policies import OURS, POLICIES
 from slos.records.claims import read_claims, read_headlines
@@ -225,6 +226,40 @@ def test_todays_gains_are_those_of_the_reference_run() -> None:
         each = [gains[name + end] for name in (*order, "mixed-8k")]
         cells = [f"{x:.3g}x" if x >= 10 else f"{x:.2f}x" for x in (*each, geometric_mean(each))]
         assert f"| {whose} | {' | '.join(cells)} |" in README
+
+
+def test_the_lead_over_later_schedulers_is_that_of_the_reference_run() -> None:
+    found = pd.read_csv(REFERENCE / "arena.csv", keep_default_na=False)
+    drafted = set(found.loc[found["drafts"] > 0, "scenario"])
+
+    def lead(names: set[str], **where: object) -> str:
+        place = {"target": 0.9, "drafts": 0, "replicas": 1, "rule": PAPER} | where
+        rows = select(found[found["scenario"].isin(names)], **place)
+        best = rows.groupby([rows["system"] == OURS, "scenario"])["capacity"].max()
+        assert len(best) == 2 * len(names)
+        return f"{geometric_mean(best[True] / best[False]):.2f}x"
+
+    text, every = " ".join(README.split()), set(found["scenario"])
+    strict = lead(every, rule=CLIENT), lead(every, target=0.98)
+    assert "ours has {} by the clients' rule, {} at 98 %".format(*strict) in text
+    changed = lead(drafted), lead(drafted, replicas=4), lead(drafted, drafts=10)
+    assert "of OPT models {}, {} on 4 replicas, {} with drafts".format(*changed) in text
+
+
+def test_the_loads_with_learned_lengths_are_those_of_the_reference_run() -> None:
+    found = pd.read_csv(REFERENCE / "unknown_lengths.csv", keep_default_na=False)
+    learned = select(found, predictor="quantile")
+    ratios = 100 * select(learned, rule=PAPER)["ratio"]
+    strict = 100 * select(learned, rule=CLIENT).set_index("scenario")["ratio"]
+    others = strict.drop("tool-calling")
+    text = " ".join(README.split())
+    assert f"ours carries {ratios.min():.0f} to {ratios.max():.0f} % of that load" in text
+    rival = select(found, predictor="best baseline", rule=CLIENT, scenario="tool-calling").iloc[0]
+    over = strict["tool-calling"] / (100 * rival["ratio"])
+    whose = {"vllm-v1": "vLLM V1", "sarathi": "Sarathi-Serve"}[rival["system"]]
+    tools = f"but in tool calling {strict['tool-calling']:.0f} %, {over:.2f}x of {whose}"
+    assert f"{others.min():.0f} to {others.max():.0f} %, {tools}" in text
+    assert f"At most {100 * learned['late_requests'].max():.1f} % are late" in text
 
 
 def test_what_deciding_a_step_ahead_costs_is_that_of_the_reference_run() -> None:

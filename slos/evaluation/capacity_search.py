@@ -195,7 +195,17 @@ def row_of(kind: Any, case: Search, **found: Any) -> Any:
 
 
 def search(case: Search) -> list[Probe]:
-    """Capacity of one case: every load that was tried, the capacity marked."""
+    """Capacity of one case: every load that was tried, the capacity marked. Raises NoCapacity."""
+    rows = tried(case)
+    if not any(row.capacity for row in rows):
+        least = min(row.rate for row in rows)
+        said = f"not even {least:.3g} requests per second and GPU attain it"
+        raise NoCapacity(f"{case}: {said}; check SLOs and profile, or leave this one out")
+    return rows
+
+
+def tried(case: Search) -> list[Probe]:
+    """The same; no load is marked where none attains the target. Raises ValueError if all do."""
     require(case.replicas >= 1, "replicas", case.replicas, "at least 1")
     known = case.system in POLICIES or case.system in AS_PUBLISHED
     require(known, "system", case.system, f"one of {', '.join(POLICIES)}")
@@ -208,16 +218,13 @@ def search(case: Search) -> list[Probe]:
     stride = (1 + case.precision) ** 3.9 if case.start else STRIDE  # then two bisections suffice
     usual = {"reasoning": 0.5, "tool-calling": 0.4, "coding": 10.0}.get(case.scenario, 3.0)
     start = case.start or usual * case.gpus
-    best, probes = capacity(attained_at, case.target, start, case.precision, stride, case.near)
-    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
-
-
-def tried(case: Search) -> list[Probe]:
-    """The same; nothing where no load attains the target."""
     try:
-        return search(case)
+        best, probes = capacity(attained_at, case.target, start, case.precision, stride, case.near)
     except NoCapacity:
-        return []
+        return rows
+    except ValueError as error:
+        raise ValueError(f"{case}: {error}") from None
+    return [replace(r, capacity=p.rate == best) for r, p in zip(rows, probes, strict=True)]
 
 
 def carried(case: Search) -> Probe | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -129,7 +129,8 @@ def swept(
 ) -> Frame:
     """The rows of `sweep` as a table, from results/<size>/<name>.csv where they lie already."""
     path = results_dir(size) / f"{name}.csv"
-    return pd.DataFrame(sweep(function, near.begun(cases), path, row, workers))
+    rows = sweep(function, near.begun(cases), path, row, workers)
+    return pd.DataFrame(rows, columns=[f.name for f in fields(row)])
 
 
 def run_searches(

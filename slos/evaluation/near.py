@@ -3,9 +3,10 @@ two of the capacity and of the next load among them.
 
 Known are those of the reference, its `near.csv` included: what other runs found, written by `python
 -m slos.evaluation.near quick full` of results/quick and results/full. What a search finds does not
-depend on them (see `capacity_search.capacity`). One that is not there begins at what was found with
-the nearest number of requests by searches that differ in effort alone, or in the number of
-replicas.
+depend on them where attainment falls as the load grows (see `capacity_search.capacity`); where it
+wavers at the target, they choose among loads that are no further apart than it wavers. One that is
+not there begins at what was found with the nearest number of requests by searches that differ in
+effort alone, or in the number of replicas.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ def capacities(folder: Path) -> Iterator[tuple[str, float]]:
 def main(sizes: Sequence[str] = ()) -> None:
     """Write what runs of these sizes found and no other file of the reference holds."""
     require(len(sizes) > 0, "sizes", list(sizes), "at least one", "name them: quick full")
+    for size in sizes:
+        there, bound = results_dir(size).is_dir(), f"one that has run ({results_dir(size)})"
+        require(there, "size", size, bound, f"./run_all.sh {size} makes it")
     path = REFERENCE / "near.csv"
     path.unlink(missing_ok=True)
     held = dict(capacities(REFERENCE))

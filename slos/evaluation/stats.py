@@ -66,8 +66,11 @@ def capacities(probes: Frame, *also: str, precision: float = 0.0) -> Frame:
     """One row per scenario and system: the best setting's capacity, its `interval`, and each
     seed's.
 
-    also: further columns to tell apart, as "replicas" and "router".
+    also: further columns to tell apart, as "replicas" and "router". Raises ValueError where there
+    is no capacity at all.
     """
+    cure = "check objectives, target and profile"
+    require(probes["capacity"].any(), "capacities", "none", "of one system at least", cure)
     columns = ["scenario", "lengths", "system", "setting", "profile", "source", "status", *also]
     best = best_settings(probes[probes.capacity], columns, precision)
     # one order, so one colour, in every figure
@@ -118,8 +121,10 @@ def over_each(mine: Frame, theirs: Frame, by: str, *also: str) -> Frame:
 
 
 def mean_of(table: Frame) -> Spread:
-    """Geometric mean over the scenarios of a table, with its interval over seeds."""
-    return interval([geometric_mean(seed) for seed in zip(*table["each"], strict=True)])
+    """Geometric mean over the scenarios of a table, with its interval over seeds; 0 where one has
+    nothing at some seed."""
+    seeds = [*zip(*table["each"], strict=True)]
+    return spread([geometric_mean(each) if min(each) > 0 else 0.0 for each in seeds])
 
 
 def geometric_means(table: Frame, *by: str) -> Frame:

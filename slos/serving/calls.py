@@ -86,12 +86,12 @@ def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) 
     served = fetch("/v1/models")["data"][0]
     rng, longest = random.Random(0), min(served.get("max_model_len") or 1024, LONGEST)
 
-    def ask(prompt: int, output: int) -> None:
+    def ask(prompt: int, output: int, **more: int) -> None:
         output = min(output, longest // 2)
         count = max(1, min(prompt, longest - output - 1))
         tokens = [rng.randint(5, 200) for _ in range(count)]
         fields = {"model": served["id"], "prompt": tokens, "max_tokens": output, "ignore_eos": True}
-        fields["vllm_xargs"] = {"slo_class": "calibration"}  # as metrics call it
+        fields |= {"vllm_xargs": {"slo_class": "calibration"}, **more}  # as metrics call it
         try:
             fetch("/v1/completions", fields)
         except HTTPError as error:
@@ -99,6 +99,8 @@ def calibrate(url: str, rounds: int = ROUNDS, key: str = "", own: bool = False) 
             if error.code != HTTPStatus.TOO_MANY_REQUESTS:  # by --slo-reject: others go on
                 raise
 
+    with suppress(HTTPError):  # a server may refuse it
+        ask(8, 3, logprobs=1)  # vLLM compiles what the first one needs, for which all others wait
     with ThreadPoolExecutor(max(TOGETHER)) as pool:
         for _ in range(rounds):
             for n in TOGETHER:

@@ -122,7 +122,7 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
     probes = swept(size, "asked", tried, cases, Probe, workers)
     by = ("scenario", "system", "setting", *ASKED)
     whole = of_every_seed(probes, len({c.seed for c in cases}), *by)
-    return capacities(whole, *ASKED)
+    return capacities(whole, *ASKED) if len(whole) else pd.DataFrame()
 
 
 def alike(best: Frame) -> Frame:

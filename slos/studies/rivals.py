@@ -63,7 +63,8 @@ def rivals(
     profile: str = "",
     rule: str = PAPER,
 ) -> Cases:
-    """By scenario and name: each baseline at its best on as many GPUs, by a rule of pace.
+    """By scenario and name: each baseline at its best on as many GPUs, by a rule of pace. (Of four,
+    a topology of three uses three.)
 
     First the token budget or the topology is chosen, and the router, drafting as is `typical` where
     there is a draft model; then the draft length, none among them.

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
-from slos.evaluation import capacity_search
+from slos.evaluation import capacity_search, stats
 from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import crossed, fixed_drafts, swept
 from slos.evaluation.plots import DASHED, ONE_SEED, bars, colors, finish, panels, plain_log, unique
@@ -135,7 +135,7 @@ def table(rows: Frame) -> Frame:
     named = {"capacity": "best other", "system": "which", "ratio": "gain"}
     carried = ours[[*BY, "capacity"]].rename(columns={"capacity": "ours"})
     mine = ours.loc[ours["capacity"] > 0, [*BY, "rate"]]
-    gains = over(mine, rival[[*BY, "rate"]]).drop(columns="each")
+    gains = over(mine, rival[[*BY, "rate"]])
     rates = rival[[*BY, "capacity", "system", "setting"]]
     return carried.merge(rates, on=BY).merge(gains, "left", BY).rename(columns=named)
 
@@ -152,11 +152,11 @@ def bounded(size: str, found: Frame, workers: int | None = None) -> Frame:
 
 
 def means(found: Frame) -> Frame:
-    """The mean gain over scenarios where both carry something, by what was asked for."""
+    """The mean gain over scenarios where both carry something, by what was asked for, with its
+    interval."""
     whose = np.where(found["scenario"].str.endswith(IN_SECONDS), "MLPerf", "paper")
-    by = [*ASKED, "objectives"]
     kept = found.assign(objectives=whose).dropna(subset=["gain"])
-    return kept.groupby(by, sort=False)["gain"].agg(gain=geometric_mean, scenarios="size")
+    return stats.geometric_means(kept, *ASKED, "objectives").rename(columns={"ratio": "gain"})
 
 
 def _gains(axis: Axes, rows: Frame, by: str, palette: Mapping[str, Any]) -> None:

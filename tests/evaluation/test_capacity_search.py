@@ -12,7 +12,7 @@ from slos.core.attainment import attainment
 from slos.core.pace import CLIENT
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Request, Stage
-from slos.evaluation.capacity_search import STRIDE, NoCapacity, Search, capacity, search
+from slos.evaluation.capacity_search import STRIDE, NoCapacity, Search, capacity, search, tried
 from slos.evaluation.stats import FINEST, geometric_mean, interval
 from slos.policies.baselines import VLLM
 from slos.sim.replica import World
@@ -96,6 +96,14 @@ def test_a_search_that_begins_near_its_capacity_finds_it_in_two_runs(system: str
     [plain] = [row for row in search(case) if row.capacity]
     rows = search(replace(case, near=float(f"{plain.rate:.4g}")))
     assert len(rows) == 2 and [row for row in rows if row.capacity] == [plain]
+
+
+def test_a_case_that_no_load_attains_is_named_and_its_loads_are_kept() -> None:
+    case = Search("chatbot", "vllm", num_requests=20, precision=0.5, slo_scale=0.2)
+    rows = tried(case)
+    assert len(rows) > 30 and not any(row.capacity or row.attainment for row in rows)
+    with pytest.raises(NoCapacity, match=r"chatbot .* vllm SLOs x0\.2, .*: not even .* attain"):
+        search(case)
 
 
 @pytest.mark.parametrize("attained_at", [lambda rate: 1.0, lambda rate: 0.0, lambda rate: nan])

@@ -93,8 +93,13 @@ def test_grids_begin_there(reference: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(rows) == 2 and rows.loc[rows["capacity"], "rate"].tolist() == [best.rate]
 
 
-def test_what_is_known_is_not_forgotten_without_a_size(reference: Path) -> None:
+def test_what_is_known_is_not_forgotten_without_a_size(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOS_RESULTS", str(tmp_path / "results"))
     write(reference / "near.csv", ALIKE)
     with pytest.raises(ValueError, match=r"sizes = \[\] must be at least one; name them: quick"):
         near.main()
+    with pytest.raises(ValueError, match="size = 'full' must be one that has run"):
+        near.main(["full"])
     assert len(pd.read_csv(reference / "near.csv")) == len(ALIKE)
