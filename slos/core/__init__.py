@@ -1,2 +1,1 @@
-"""The contracts that all other packages use: requests, views and batches, the time of a batch,
-attainment."""
+"""The contracts that all packages share: requests, views, batches, step times, attainment."""

@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 # finds in any module, and numba's binding to LLVM takes that for a function of the library.
 getattr(ffi.lib, "_fntab", {})["__dict__"] = {}
 
-shared = register_jitable  # a function for kernels; Python runs it as ordinary Python
+jitable = register_jitable  # a function for kernels; Python runs it as ordinary Python
 
 FOLDERS = ("core", "planning", "policies")  # those with kernels
 _FILES = [p for name in FOLDERS for p in sorted((Path(__file__).parents[1] / name).glob("*.py"))]

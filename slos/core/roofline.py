@@ -13,7 +13,7 @@ from math import ceil, inf
 
 import numpy as np
 
-from slos.core.kernels import shared
+from slos.core.kernels import jitable
 from slos.core.types import require
 
 EPS = 1e-9  # seconds that count as rounding when times are compared, or turned into tokens
@@ -38,7 +38,7 @@ PLANE = np.dtype([("k1", np.float64), ("k2", np.float64), ("b", np.float64)])
 """A `Plane` as a record for kernels."""
 
 
-@shared
+@jitable
 def batch_time(hardware, tokens: float, draft_steps: float = 0, context: float = 0) -> float:
     """Seconds of a batch. hardware: a `Roofline`, or for kernels a record with its planes as a
     `PLANE` array, its tile, k_ctx and chunk."""
@@ -47,7 +47,7 @@ def batch_time(hardware, tokens: float, draft_steps: float = 0, context: float =
     return _highest(hardware.planes, tokens, draft_steps) + hardware.k_ctx * context
 
 
-@shared
+@jitable
 def _highest(planes, tokens: float, draft_steps: float) -> float:
     longest = 0.0
     for plane in planes:
@@ -55,7 +55,7 @@ def _highest(planes, tokens: float, draft_steps: float) -> float:
     return longest
 
 
-@shared
+@jitable
 def least_time(hardware, tokens: float) -> float:
     """The least seconds in which so many tokens can be computed, in one batch or in several: where
     a plane is steep (b < 0) chunks are faster than the whole."""
@@ -64,7 +64,7 @@ def least_time(hardware, tokens: float) -> float:
     return tokens * _highest(hardware.planes, hardware.chunk, 0) / hardware.chunk
 
 
-@shared
+@jitable
 def tokens_in(planes, seconds: float, draft_steps: float = 0) -> float:
     """How many tokens take that long if fractions of tokens were possible and no context is read;
     below 0 if not even an empty batch fits."""
@@ -74,7 +74,7 @@ def tokens_in(planes, seconds: float, draft_steps: float = 0) -> float:
     return most
 
 
-@shared
+@jitable
 def batch_fits(
     hardware, seconds: float, draft_steps: float = 0, context: float = 0, slack: float = EPS
 ) -> int:
@@ -104,8 +104,7 @@ class Roofline:
         require(least >= 0, "b", least, "at least 0 (seconds per batch) in one of the planes")
         require(self.k_ctx >= 0, "k_ctx", self.k_ctx, "at least 0 (seconds per context token)")
         require(self.tile >= 1, "tile", self.tile, "at least 1 token")
-        array = np.array([(p.k1, p.k2, p.b) for p in self.planes], PLANE)
-        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "array", np.array([(p.k1, p.k2, p.b) for p in self.planes], PLANE))
         object.__setattr__(self, "chunk", _cheapest(self.planes))
         object.__setattr__(self, "slowness", max(1.0, self.time(1) / USUAL))
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from slos.core.pace import PAPER, RULES
 
 QUOTED = 200  # characters of a value in a message, at most
-NEVER = inf  # a time that never comes
+FOREVER = inf  # `Batch.repeat` until a request arrives or ends a stage
 
 
 def require(ok: bool, name: str, value: object, bound: str, cure: str = "") -> None:

@@ -1,2 +1,1 @@
-"""The algorithm of SLOs-Serve: which requests are admitted, how batches are formed, and the proof
-that promises hold."""
+"""The algorithm of SLOs-Serve: admission, batch formation, and the proof of promises."""

@@ -53,11 +53,13 @@ def form(now, jobs, engine):
     decodes, prefills = np.flatnonzero(jobs.left == 1), np.flatnonzero(jobs.left > 1)
     sort(prefills, jobs)
     context = jobs.computed.sum()
+    # how long, in seconds: until the earliest deadline that can still be met
     limit = _limit(now, jobs, decodes, prefills, context, engine)
-    # whole tiles: the rest of a tile costs nothing
+    # how many tokens: as many as take that long, in whole tiles, since the rest of one is free
     budget = max(engine.tile, batch_fits(engine, limit, 0, context))
     if engine.fixed:
         budget = max(len(decodes), engine.fixed)
+    # in which order: decodes, then prefills, at a rate of tokens per second that decodes leave
     first, rate = len(decodes), (budget - len(decodes)) / limit
     if rate < 0 or (not engine.fixed and _too_slow(now, jobs, prefills, rate)):
         # only decodes that are due before the end of the next such step go before prefills

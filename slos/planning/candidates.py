@@ -14,36 +14,32 @@ from slos.core.roofline import Roofline
 from slos.core.types import Progress, View
 
 STATES = 1 << 14  # most count vectors of a planning; further candidates wait for the next one
-MOST = 256  # most candidates of a planning
-MANY = 1024  # waiting requests; if there are more, a step does not look at all of them
-TIERS = 8  # up to so many TPOTs are planned with as they are;
-FEW = 4  # more of them are rounded down to so many tiers
-FEWEST = 40  # so many candidates have at most STATES count vectors in any spread over FEW tiers
-
-
-def vectors(tpots: Sequence[float]) -> int:
-    """The number of count vectors of requests with these TPOTs."""
-    return prod(n + 1 for n in Counter(tpots).values())
+MOST_PLANNED = 256  # most candidates of a planning
+MOST_SCANNED = 1024  # waiting requests; if there are more, a step does not look at all of them
+TIERS = 8  # most TPOTs that are planned with as they are
+ROUNDED_TIERS = 4  # more TPOTs than that are rounded down to so many
+ALWAYS_PLANNED = 40  # in any spread over ROUNDED_TIERS so many have at most STATES count vectors
 
 
 def too_many(tpots: Sequence[float]) -> bool:
-    """Whether there are more than STATES count vectors; n requests have at most 2^n."""
-    return 1 << len(tpots) > STATES and vectors(tpots) > STATES
+    """Whether requests with these TPOTs have more than STATES count vectors."""
+    # n requests have at most 2^n
+    return 1 << len(tpots) > STATES and prod(n + 1 for n in Counter(tpots).values()) > STATES
 
 
 def due_first(view: View, roofline: Roofline) -> tuple[Sequence[Progress], set[Progress]]:
     """The waiting requests to consider, in order: all; or, of very many, the first to be due, also
     returned as a set, and those that are best effort or may be too late even alone."""
     waiting, first = view.waiting, set[Progress]()
-    if len(waiting) <= MANY:
+    if len(waiting) <= MOST_SCANNED:
         return waiting, first
     # none is due before t0; twice as many as a planning takes, since some may be declined
     t0 = np.array([inf if p.best_effort else p.t0 for p in waiting])
-    until = float(np.partition(t0, 2 * MOST)[2 * MOST])
+    until = float(np.partition(t0, 2 * MOST_PLANNED)[2 * MOST_PLANNED])
     if until == inf:
         return waiting, first
     some = np.flatnonzero(t0 <= until)  # all of them, if all came at once
-    some = some[np.argsort(t0[some], kind="stable")[: 2 * MOST]]
+    some = some[np.argsort(t0[some], kind="stable")[: 2 * MOST_PLANNED]]
     first.update(waiting[i] for i in some.tolist())
     most = roofline.fits(until - view.now - 1e-3)  # a millisecond for rounding
     return [p for p in waiting if p in first or p.tokens > most or p.best_effort], first
@@ -54,19 +50,19 @@ def planned(
 ) -> tuple[list[Progress], list[Progress]]:
     """The candidates that one planning takes, `admitted` ones first, then by deadline; and the
     others."""
-    if len(candidates) <= MOST and not too_many([p.tpot for p in candidates]):
+    if len(candidates) <= MOST_PLANNED and not too_many([p.tpot for p in candidates]):
         return candidates, []
     new = np.array([p.id not in admitted for p in candidates])
     due = np.array([p.due for p in candidates])
     candidates = [candidates[i] for i in np.lexsort((due, new)).tolist()]
-    tpots = [p.tpot for p in candidates[:MOST]]
+    tpots = [p.tpot for p in candidates[:MOST_PLANNED]]
 
     def crowded(n: int) -> bool:
         """Whether the first n have too many tiers or count vectors."""
         return len(set(tpots[:n])) > TIERS or too_many(tpots[:n])
 
     last = bisect_left(range(len(tpots) + 1), True, key=crowded) - 1
-    last = min(max(last, FEWEST), len(tpots))
+    last = min(max(last, ALWAYS_PLANNED), len(tpots))
     return candidates[:last], candidates[last:]
 
 
@@ -77,6 +73,6 @@ def rounded(jobs: np.ndarray, new: int) -> np.ndarray:
     if len(set(tpots)) <= TIERS and not too_many(tpots[len(tpots) - new :]):
         return jobs
     jobs = jobs.copy()
-    tau = np.unique(np.quantile(tpots, np.arange(FEW) / FEW, method="lower"))
+    tau = np.unique(np.quantile(tpots, np.arange(ROUNDED_TIERS) / ROUNDED_TIERS, method="lower"))
     jobs["tpot"] = tau[np.searchsorted(tau, tpots, side="right") - 1]
     return jobs

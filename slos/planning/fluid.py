@@ -3,39 +3,15 @@ flow at a rate, and single steps do not show."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from slos.core.kernels import kernel, shared
+from slos.core.kernels import jitable, kernel
 from slos.core.roofline import batch_time, tokens_in
 from slos.planning.jobs import blocks_of, slack_per_token
-from slos.planning.planner import sweep
+from slos.planning.planner import Problem, sweep
 
 
-class Problem(NamedTuple):
-    """One planning, in seconds, tokens and blocks: floats, except tier, forced and seats.
-
-    Per tier: tau; rates (see `prefill_rates`); n, the requests that decode already. Per request: D
-    (absolute time), p, m, v, tier, and forced (admitted already). seats: the most new requests of a
-    tier that can be accepted.
-    """
-
-    now: float
-    tau: np.ndarray
-    rates: np.ndarray
-    n: np.ndarray
-    D: np.ndarray
-    p: np.ndarray
-    m: np.ndarray
-    v: np.ndarray
-    tier: np.ndarray
-    forced: np.ndarray
-    M: float
-    seats: int
-
-
-@shared
+@jitable
 def prefill_rates(tau, hardware, context=0.0):
     """Tokens per second of full batches that last each tier's TPOT, while decodes read `context`:
     [tiers]. rho(n) = rates[tightest] - sum n/tau."""

@@ -14,8 +14,10 @@ from slos.core.types import LengthPredictor, Progress
 
 FIELDS = "left due tpot remaining computed new switch later value opens reopens shared sure gain"
 JOB = np.dtype([(name, np.float64) for name in FIELDS.split()])
-"""left: tokens to compute until the next one appears; due: its deadline (s); tpot (s); remaining:
-output tokens still to come; computed: tokens in the KV cache; new: 1 until admitted; value. For a
+"""left: tokens to compute until the next one appears; due: until when it may come (s): its deadline
+and, by the clients' rule, the time lent to it; tpot (s); remaining: output tokens still to come;
+computed: tokens in the KV cache; new: 1 where it must be in time for certain, as it asks to be
+admitted, 0 where it is promised: if it cannot be in time even alone it is not checked; value. For a
 request whose stages follow each other without a prompt, switch: `remaining` when the next stage
 begins; later: the TPOT from then on. opens: how many of the next tokens restart the schedule, by
 the clients' rule (`slos.core.pace`) a stage's first one, else none; reopens: how many do from the

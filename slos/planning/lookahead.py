@@ -30,7 +30,7 @@ def choose(now, jobs, proposed, seats, engine):
     """
     inside = np.ones(len(jobs), np.bool_)
     mine, ours = inside[len(jobs) - len(proposed) :], jobs[len(jobs) - len(proposed) :]
-    mine[:] = proposed
+    mine[:] = proposed  # and so in `inside`, of which it is a part
     while mine.any():
         verdict, until = OK, np.inf
         if mine.sum() <= seats:
@@ -69,12 +69,15 @@ def proven(now, jobs, engine):
 
 @kernel
 def look_ahead(now, jobs, engine):
-    """Run the rule forward until an argument covers the rest. Returns OK, LATE or MEMORY, and the
-    present deadline of the job that would be late, else infinity.
+    """Form and take steps, one by one, until a deadline or the KV cache is missed or the rest is
+    proven. Returns OK, LATE or MEMORY, and the present deadline of the job that would be late, else
+    infinity.
 
-    Once all jobs decode in every step, and a step takes at most the tightest TPOT, none loses
-    slack, and memory is checked at each finish. An admitted job that cannot be in time even alone
-    is not checked, so that it does not block others.
+    Once no prefill is left there are two proofs. Either all jobs can decode in every step to their
+    ends without losing slack (`_steady`): then memory has to do at its peak (`_peak`). Or, if that
+    has not come true in SETTLE steps, each can wait for steps of all jobs with the slack it has
+    (`_in_the_long_run`). A promised job that cannot be in time even alone is not checked, so that
+    it does not block others.
     """
     jobs, due, strict = jobs.copy(), jobs.due.copy(), np.ones(len(jobs), np.bool_)
     for j in range(len(jobs)):
@@ -125,7 +128,7 @@ def _tightest(job):
 
 @kernel
 def _steady(now, jobs, strict, engine):
-    """Whether all can decode in every step from now to the end without losing slack."""
+    """`keeps_pace`, but only the next tokens of `strict` jobs must be in time."""
     seconds, _ = _at_the_end(jobs, engine)
     for j in range(len(jobs)):
         wait = _tightest(jobs[j]) + min(0.0, slack_per_token(jobs[j], now))
@@ -136,7 +139,7 @@ def _steady(now, jobs, strict, engine):
 
 @kernel
 def keeps_pace(now, jobs, engine):
-    """Whether all can decode in every step from now to the end without losing slack."""
+    """Whether all can decode in every step from now to the end in time, without losing slack."""
     return _steady(now, jobs, np.ones(len(jobs), np.bool_), engine)
 
 

@@ -30,6 +30,29 @@ EPS = 1e-9  # relative slack for sums of floats
 # Pareto points kept per count vector; of more, those of least value, then least budget, are cut
 WIDTH = 64
 
+
+class Problem(NamedTuple):
+    """One planning, in seconds, tokens and blocks, in the symbols above.
+
+    Per tier: tau; rates (`slos.planning.fluid.prefill_rates`), rho(n) + sum n / tau of the tightest
+    tier; n: those that decode already. Per request: D (absolute time), p, m, v, its tier, and
+    forced: admitted already. seats: the most new requests of a tier that can be accepted.
+    """
+
+    now: float
+    tau: np.ndarray
+    rates: np.ndarray
+    n: np.ndarray
+    D: np.ndarray
+    p: np.ndarray
+    m: np.ndarray
+    v: np.ndarray
+    tier: np.ndarray
+    forced: np.ndarray
+    M: float
+    seats: int
+
+
 POINT = np.dtype([("v", np.float64), ("b", np.float64), ("m", np.float64), ("node", np.int64)])
 """Value, prefill budget left and memory used of a set of accepted requests; its trace node."""
 
@@ -79,12 +102,14 @@ def sweep(problem):
             tightest = min(tightest, tier[i])
             rho = _rho(problem, table, owed, tightest)
             continue
-        trace = _grown(trace, table.size[live].sum())
+        more = table.size[live].sum()
+        if trace[0, 0] + more > len(trace):
+            trace = np.concatenate((trace, np.empty((len(trace) + more, 2), np.int64)))
         accept(problem, table, rho, i, live, trace)
         top = live[-1] + table.stride[tier[i]] + 1
     best, at = _best(problem, table, rho[:top])
     if best < 0:
-        return forced & False, 0.0, False
+        return np.zeros_like(forced), 0.0, False
     return forced | traced(trace, at, len(forced)), best, True
 
 
@@ -229,14 +254,6 @@ def _insert(points, s, size, point):
 @kernel
 def _worse(point, than):
     return point.v < than.v or (point.v == than.v and point.b < than.b)
-
-
-@kernel
-def _grown(trace, more):
-    """The trace, with space for `more` further nodes."""
-    if trace[0, 0] + more > len(trace):
-        trace = np.concatenate((trace, np.empty((len(trace) + more, 2), np.int64)))
-    return trace
 
 
 @kernel

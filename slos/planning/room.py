@@ -6,8 +6,7 @@ from slos.core.types import Progress, View
 
 
 class Room:
-    """KV blocks and seats while a batch is formed. If they run out, the requests at the tail of
-    `evictable` are preempted."""
+    """If blocks or seats run out, the requests at the tail of `evictable` are preempted."""
 
     def __init__(self, view: View, best_effort: list[Progress]) -> None:
         self.view, self.evictable = view, list(best_effort)

@@ -19,13 +19,14 @@ import numpy as np
 
 from slos.core.kernels import kernel
 from slos.core.roofline import Roofline, batch_fits, batch_time
-from slos.core.types import Progress, View, require
+from slos.core.types import Progress, View
 from slos.planning.batching import Engine, form, latest_end
 from slos.planning.jobs import advanced, lent_to, needed
 from slos.planning.lookahead import keeps_pace, proven
 
 # tokens: a request further ahead of its pace needs no drafts while prefill is left over
 AHEAD = 2.0
+PRIOR, WEIGHT = 0.7, 50.0  # alpha at first, which counts as so many draft tokens
 
 
 @kernel
@@ -101,8 +102,7 @@ def tier_lengths(engine, context, alpha, tpots, counts, most):
         for s in range(most + 1):
             seconds = min(engine.longest, tpots[tier] * expected_tokens(alpha, s))
             mine, cost, possible = _shortest(seconds, alpha, tpots, counts, most)
-            longest_draft = mine[counts > 0].max() if (counts > 0).any() else 0
-            rate = (batch_fits(engine, seconds, longest_draft, context, 0.0) - cost) / seconds
+            rate = (batch_fits(engine, seconds, mine.max(), context, 0.0) - cost) / seconds
             if possible and rate > best:
                 lengths, best = mine, rate
     return lengths, best
@@ -127,24 +127,19 @@ def _shortest(seconds, alpha, tpots, counts, most):
 
 @dataclass(slots=True)
 class Acceptance:
-    """alpha, learned from the drafts that were verified; `prior` counts as `weight` draft tokens.
+    """alpha, learned from the drafts that were verified.
 
     ahead: by id, accepted tokens that no proof has counted on yet.
     """
 
-    prior: float = 0.7
-    weight: float = 50.0
     ahead: dict[str, int] = field(init=False, repr=False, default_factory=dict)
     _tried: float = field(init=False, repr=False, default=0.0)
     _accepted: float = field(init=False, repr=False, default=0.0)
     _given: dict[str, tuple[int, int, int]] = field(init=False, repr=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        require(0 <= self.prior <= 1, "acceptance", self.prior, "in [0, 1]")
-
     @property
     def alpha(self) -> float:
-        return (self._accepted + self.prior * self.weight) / (self._tried + self.weight)
+        return (self._accepted + PRIOR * WEIGHT) / (self._tried + WEIGHT)
 
     def give(self, p: Progress, drafts: int) -> None:
         """Remember that `p` verifies `drafts` draft tokens in this step."""

@@ -37,7 +37,7 @@ class FirstCome(SLOsServe):
     best_effort: bool = field(default=True, kw_only=True)
 
     def sort(self, view: View) -> Plan:
-        self._started.clear()  # nothing is promised
+        self._preempted.clear()  # nothing is promised
         return self.told_apart(view, view.waiting)
 
     def hopeless(self, due: float, end: float) -> bool:
@@ -81,7 +81,7 @@ class InTurn(SLOsServe):
     def choose(self, plan: Plan, candidates: Sequence[Progress]) -> np.ndarray:
         self._asked = plan.jobs
         new, seats = len(candidates), plan.view.max_seqs - len(plan.guaranteed)
-        before = next((i for i, p in enumerate(candidates) if p.id not in self._admitted), new)
+        before = next((i for i, p in enumerate(candidates) if p.id not in self._chosen), new)
         chosen = in_turn(plan.view.now, plan.jobs, new, seats, before, plan.engine)
         plan.unproven &= not chosen.any()
         return chosen

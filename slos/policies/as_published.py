@@ -13,7 +13,7 @@ from sys import maxsize
 from typing import final
 
 from slos.core.roofline import Roofline
-from slos.core.types import NEVER, Batch, LengthPredictor, Progress, View
+from slos.core.types import FOREVER, Batch, LengthPredictor, Progress, View
 from slos.policies.baselines import VLLM, Sarathi, admit, decodes_first
 
 ONE_BY_ONE = VLLM(max_batched_tokens=1, watermark=0.0)  # each prompt is a batch of its own
@@ -98,7 +98,7 @@ class SarathiAuthors:
             share = max(0, room) // len(prompts)
         tokens |= {p.id: min(p.left, share) for p in prompts if share}
         steady = not (prompts or preempted)
-        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
+        return Batch(tokens, preempt=tuple(preempted), repeat=FOREVER if steady else 1)
 
 
 @final

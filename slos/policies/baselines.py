@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sys import maxsize
 from typing import final
 
-from slos.core.types import NEVER, Batch, Progress, View, require
+from slos.core.types import FOREVER, Batch, Progress, View, require
 
 
 def _evict(
@@ -128,13 +128,12 @@ class VLLM:
         require(0 <= self.watermark < 1, "watermark", self.watermark, "in [0, 1)")
 
     def step(self, view: View) -> Batch:
-        tokens: dict[str, int] = {}
-        most, free = self.max_batched_tokens, view.free_blocks
-        admit(view, tokens, view.waiting, (most, free), self.watermark, whole=True)
+        tokens, left = dict[str, int](), (self.max_batched_tokens, view.free_blocks)
+        admit(view, tokens, view.waiting, left, self.watermark, whole=True)
         if tokens:
             return Batch(tokens)
         tokens, preempted, _ = _serve(view, view.running, (), view.free_blocks, self.drafts)
-        return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else NEVER)
+        return Batch(tokens, preempt=tuple(preempted), repeat=1 if preempted else FOREVER)
 
 
 @final
@@ -161,7 +160,7 @@ class VLLMV1:
             _, left = admit(view, tokens, view.waiting, (most - total, free))
         # a token each, so all decode
         steady = not preempted and left == free and total == len(view.running) < most
-        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
+        return Batch(tokens, preempt=tuple(preempted), repeat=FOREVER if steady else 1)
 
 
 @final
@@ -186,4 +185,4 @@ class Sarathi:
         budget = self.chunk - sum(tokens.values())
         _, left = admit(view, tokens, queue, (budget, free), self.watermark)
         steady = not (prompts or preempted) and left == free
-        return Batch(tokens, preempt=tuple(preempted), repeat=NEVER if steady else 1)
+        return Batch(tokens, preempt=tuple(preempted), repeat=FOREVER if steady else 1)

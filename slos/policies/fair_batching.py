@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import final
 
 from slos.core.roofline import Roofline
-from slos.core.types import NEVER, Batch, Progress, View, require
+from slos.core.types import FOREVER, Batch, Progress, View, require
 from slos.policies.baselines import admit, decodes_first
 
 
@@ -54,7 +54,7 @@ class FairBatching:
         # of more decodes than a step has tokens, others sit out in the next one
         every_one = len(decoding) <= self.most
         steady = every_one and not (prompts or preempted or view.waiting)
-        return Batch(tokens, tuple(preempted), repeat=NEVER if steady else 1)
+        return Batch(tokens, tuple(preempted), repeat=FOREVER if steady else 1)
 
     def capacity(self, view: View, decoding: Sequence[Progress]) -> tuple[int, float]:
         """Tokens of the step; and until when a decode must be due to be urgent: it could not wait

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from slos.core.roofline import Roofline
-from slos.core.types import NEVER, Batch, LengthPredictor, Progress, View, require
+from slos.core.types import FOREVER, Batch, LengthPredictor, Progress, View, require
 from slos.policies.baselines import admit, decodes_first
 
 # tokens that a step may take, decodes included: the first where none fits
@@ -72,7 +72,7 @@ class QoServe:
         left = self.fill(view, tokens, queue, (size - len(tokens), free))
         self._last = view.now, sum(tokens.get(p.id, 0) for p in queue)
         steady = not (prompts or preempted or view.waiting) and left == free
-        return Batch(tokens, tuple(preempted), repeat=NEVER if steady else 1)
+        return Batch(tokens, tuple(preempted), repeat=FOREVER if steady else 1)
 
     def size(self, view: View, decoding: Sequence[Progress], queue: Sequence[Progress]) -> int:
         """Tokens of the step, those of the decodes included."""

@@ -19,7 +19,7 @@ from math import inf
 from typing import final
 
 from slos.core.roofline import Roofline
-from slos.core.types import NEVER, Batch, Progress, View, require
+from slos.core.types import FOREVER, Batch, Progress, View, require
 from slos.policies.baselines import admit, decodes_first
 
 
@@ -82,7 +82,7 @@ class Scorpio:
         _, left = admit(view, tokens, queue, (self.chunk - len(tokens), free))
         paced = all(p.tpot == tightest for p in decoding)
         steady = paced and not (prompts or preempted or view.waiting)
-        return Batch(tokens, tuple(preempted), repeat=NEVER if steady and left == free else 1)
+        return Batch(tokens, tuple(preempted), repeat=FOREVER if steady and left == free else 1)
 
     def admitted(self, view: View, waiting: Sequence[Progress]) -> list[Progress]:
         """Those, by deadline, with whom a step of the virtual batch size keeps the tightest TPOT;

@@ -11,6 +11,9 @@ are sure to come can make up for it (`slos.planning.jobs.lent`).
 
 A round that comes back from a tool is a candidate of its own, because the time that a tool takes
 is unknown: a promise covers a request up to its next wait for a tool.
+
+Of the candidates the planner *proposes* some, the look-ahead *chooses* among these, and the chosen
+ones are *guaranteed*, with the *forced* ones, which were so before.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from slos.core.roofline import EPS, Roofline
 from slos.core.types import Batch, LengthPredictor, Progress, View, require
 from slos.planning import batching, lookahead
 from slos.planning.batching import engine_of
-from slos.planning.candidates import MOST, due_first, planned, rounded
+from slos.planning.candidates import MOST_PLANNED, due_first, planned, rounded
 from slos.planning.fluid import propose
 from slos.planning.jobs import jobs_of, needed, totals
 from slos.planning.plan import Plan
@@ -37,11 +40,11 @@ from slos.planning.speculation import Acceptance, Drafting
 # Seconds are those of usual hardware: `Roofline.slowness` multiplies them on slower hardware. Best
 # effort gets what is left, but time and memory that look idle are also what the next burst needs.
 CUSHION = 0.05  # seconds by which guaranteed requests stay ahead of their pace
-BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, above which best effort
-STRETCH = 0.1  # lengthens a step by at most this share
+BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, above which all is short
+STRETCH = 0.1  # largest share by which best effort lengthens a step then
 RESERVE = 0.2  # share of the KV cache that it leaves free when it starts next to guaranteed ones
-AGE = 30.0  # seconds after which the oldest best-effort request is promised its end,
-PATIENCE = 10.0  # at this many times its TPOT, with its first token in this many seconds
+AGE = 30.0  # seconds after which the oldest best-effort request is promised its end
+PATIENCE = 10.0  # what it is promised: so many times its TPOT, its first token in so many seconds
 
 
 @dataclass(slots=True)
@@ -61,10 +64,10 @@ class SLOsServe:
     speculate: bool = True
     batch_tokens: int = 0
     _acceptance: Acceptance = field(init=False, repr=False, default_factory=Acceptance)
-    # promised for good but not running
-    _started: set[str] = field(init=False, repr=False, default_factory=set)
-    # promised until another proof is found
-    _admitted: set[str] = field(init=False, repr=False, default_factory=set)
+    # guaranteed, but without KV blocks again: served before any candidate is decided on
+    _preempted: set[str] = field(init=False, repr=False, default_factory=set)
+    # by the last proof, and not begun yet: still candidates, and that proof is fallen back on
+    _chosen: set[str] = field(init=False, repr=False, default_factory=set)
     # best effort that is promised its end, by id, with the easier objectives
     _aged: dict[str, Progress] = field(init=False, repr=False, default_factory=dict)
 
@@ -81,9 +84,9 @@ class SLOsServe:
         self._form(plan)
         self._fill(plan)
         preempted = tuple(p.id for p in plan.room.victims)
-        lost = self._started.difference(plan.tokens).union(preempted)
-        self._started = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
-        self._admitted.difference_update(plan.tokens)
+        lost = self._preempted.difference(plan.tokens).union(preempted)
+        self._preempted = {p.id for p in plan.guaranteed if p.id in lost} if lost else set()
+        self._chosen.difference_update(plan.tokens)
         return Batch(plan.tokens, preempted, tuple(p.id for p in plan.declined), self.repeat(plan))
 
     def sort(self, view: View) -> Plan:
@@ -94,7 +97,7 @@ class SLOsServe:
             return plan
         # more than one planning takes are due before all others, none of which was promised
         sure = sum(p in first and not p.generated for p in plan.candidates)
-        if sure > MOST and {p.id for p in waiting} >= self._started | self._admitted:
+        if sure > MOST_PLANNED and {p.id for p in waiting} >= self._preempted | self._chosen:
             return plan
         return self.told_apart(view, view.waiting)
 
@@ -121,7 +124,7 @@ class SLOsServe:
                 plan.declined.append(p)
                 plan.waiting += () if p.elsewhere else (p,)
             else:
-                (plan.guaranteed if p.id in self._started else plan.candidates).append(p)
+                (plan.guaranteed if p.id in self._preempted else plan.candidates).append(p)
         return plan
 
     def hopeless(self, due: float, end: float) -> bool:
@@ -130,7 +133,7 @@ class SLOsServe:
 
     def planned(self, candidates: list[Progress]) -> tuple[list[Progress], list[Progress]]:
         """The candidates that one planning takes; and the others."""
-        return planned(candidates, self._admitted)
+        return planned(candidates, self._chosen)
 
     def _age(self, plan: Plan) -> None:
         """Move the oldest best-effort request to the guaranteed ones, at an easy pace, if all
@@ -172,7 +175,7 @@ class SLOsServe:
         candidates, unplanned = self.planned(plan.candidates)
         old, new = len(plan.guaranteed), len(candidates)
         plan.jobs = self.jobs([*plan.guaranteed, *candidates], new)
-        if self._started:  # they lost their blocks: is there room for them again?
+        if self._preempted:  # they lost their blocks: is there room for them again?
             plan.unproven = not lookahead.proven(plan.view.now, plan.jobs[:old], plan.engine)
         if not candidates:
             return
@@ -184,7 +187,7 @@ class SLOsServe:
         for p, yes in zip(candidates, chosen, strict=True):
             # another replica may have room for it
             (plan.guaranteed if yes else plan.declined if p.elsewhere else left_out).append(p)
-        self._admitted = {p.id for p in plan.guaranteed[old:]}
+        self._chosen = {p.id for p in plan.guaranteed[old:]}
         plan.candidates = left_out + unplanned
         if not plan.guaranteed and not plan.best_effort:  # there is nothing to wait for
             plan.declined += left_out
@@ -199,8 +202,8 @@ class SLOsServe:
         chosen = lookahead.choose(now, jobs, proposed, seats, engine)
         if chosen.any():
             plan.unproven = False
-        elif self._admitted:
-            before = np.array([p.id in self._admitted for p in candidates])
+        elif self._chosen:
+            before = np.array([p.id in self._chosen for p in candidates])
             # the last proof included them; without them a new proof is needed
             if before.any() and not lookahead.proven(now, jobs[:old], engine):
                 plan.unproven = True
@@ -279,7 +282,7 @@ class SLOsServe:
         """The latest end to which best effort may stretch the step."""
         now, jobs = plan.view.now, plan.jobs
         if not len(jobs):
-            first = next(iter((*plan.room.evictable, *plan.waiting)))
+            first = (plan.room.evictable or plan.waiting)[0]
             return now + batching.longest_step(plan.engine, float(first.computed))
         cushion = CUSHION * self.roofline.slowness
         if not lookahead.keeps_pace(now, jobs, plan.engine):  # the proof counts on all slack

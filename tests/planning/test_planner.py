@@ -20,7 +20,8 @@ from laws import examples
 
 from slos.core.roofline import Plane, Roofline
 from slos.planning import planner
-from slos.planning.fluid import Problem, prefill_rates
+from slos.planning.fluid import prefill_rates
+from slos.planning.planner import Problem
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from slos.core.types import SLO, Batch, Progress, Request, Stage, View
 from slos.evaluation.runs import by_rule
 from slos.hardware.profiles import profile
 from slos.planning import candidates
-from slos.planning.candidates import MANY, MOST, STATES, TIERS, due_first, vectors
+from slos.planning.candidates import MOST_PLANNED, MOST_SCANNED, TIERS, due_first, too_many
 from slos.planning.fluid import fluid, propose
 from slos.planning.plan import Plan
 from slos.policies.oracle import Oracle
@@ -434,13 +434,13 @@ def test_a_planning_of_any_size_and_any_paces_has_a_bound(
     distinct: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20,000 candidates: as many of them and of their count vectors as one planning takes, in steps
-    of at most three times the CPU time of steps with the first MANY of them. (What that time is,
-    notebook 08 measures; where a step looks at all of them, it is 3.4 to 8 times.)"""
+    of at most three times the CPU time of steps with the first MOST_SCANNED of them. (What that
+    time is, notebook 08 measures; where a step looks at all of them, it is 3.4 to 8 times.)"""
     paces = [0.05 + 0.15 * (i % distinct) / distinct for i in range(20_000)]
     crowd = [req(f"r{i}", 40, 3, SLO(tpot, ttft=60.0)) for i, tpot in enumerate(paces)]
     waiting = [Progress(r.id, 0.0, 40, 60.0, p) for r, p in zip(crowd, paces, strict=True)]
     policy, other = (SLOsServe(FAST, Oracle(crowd)) for _ in range(2))
-    few, problems, seconds, base = waiting[:MANY], [], [], []
+    few, problems, seconds, base = waiting[:MOST_SCANNED], [], [], []
     monkeypatch.setattr(
         sys.modules[SLOsServe.__module__],
         "propose",
@@ -458,7 +458,7 @@ def test_a_planning_of_any_size_and_any_paces_has_a_bound(
         waiting = [p for p in waiting if p.id not in batch.tokens]
         problem = problems.pop()
         new = problem.tier[~problem.forced]
-        assert 20 < len(new) <= MOST and vectors(new.tolist()) <= STATES
+        assert 20 < len(new) <= MOST_PLANNED and not too_many(new.tolist())
         assert len(problem.tau) <= TIERS + 1
     assert min(seconds) < 3 * min(base), (seconds, base)
 
@@ -488,9 +488,9 @@ def test_where_many_wait_the_plan_is_that_of_all(data: st.DataObject) -> None:
             return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "MANY", 4)
+        patch.setattr(candidates, "MOST_SCANNED", 4)
         for module in (candidates, sys.modules[SLOsServe.__module__]):
-            patch.setattr(module, "MOST", 2)
+            patch.setattr(module, "MOST_PLANNED", 2)
         simulate(work, Both(), world)
 
 
@@ -500,7 +500,7 @@ def test_those_that_a_step_is_about_are_due_first_late_or_best_effort() -> None:
         dues = dice.choice([[9.0], [2.0, 7.0, 8.0], [dice.uniform(0.5, 30.0) for _ in range(2000)]])
         crowd = [
             Progress(f"r{i}", 0.0, dice.choice([9, 900, 9900]), dice.choice(dues), 0.1)
-            for i in range(MANY + dice.randint(1, 400))
+            for i in range(MOST_SCANNED + dice.randint(1, 400))
         ]
         for p in dice.sample(crowd, 40):
             p.best_effort, p.generated = dice.choice([(True, 0), (False, 9)])
@@ -508,10 +508,11 @@ def test_those_that_a_step_is_about_are_due_first_late_or_best_effort() -> None:
         others, place = set(crowd).difference(seen), {p: i for i, p in enumerate(crowd)}
         assert seen == [p for p in crowd if p not in others] and len(others) > 100
         latest = max((p.t0, place[p]) for p in first)
-        assert MOST < len(first) < MANY and not any(p.best_effort for p in first | others)
+        assert MOST_PLANNED < len(first) < MOST_SCANNED
+        assert not any(p.best_effort for p in first | others)
         assert all((p.due, place[p]) > latest for p in others)
         assert all(roofline.time(p.tokens) < p.due for p in others)
-    view = View(0.0, crowd[:MANY], (), 9000, 9000)
+    view = View(0.0, crowd[:MOST_SCANNED], (), 9000, 9000)
     assert due_first(view, roofline) == (view.waiting, set())
 
 
