@@ -234,7 +234,7 @@ def test_the_lead_over_later_schedulers_is_that_of_the_reference_run() -> None:
 
     def lead(names: set[str], **where: object) -> str:
         place = {"target": 0.9, "drafts": 0, "replicas": 1, "rule": PAPER} | where
-        rows = select(found[found["scenario"].isin(names)], **place)
+        rows = select(found[found["scenario"].isin([*names])], **place)
         best = rows.groupby([rows["system"] == OURS, "scenario"])["capacity"].max()
         assert len(best) == 2 * len(names)
         return f"{geometric_mean(best[True] / best[False]):.2f}x"
