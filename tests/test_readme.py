@@ -24,7 +24,7 @@ from slos.policies import OURS, POLICIES
 from slos.records.claims import read_claims, read_headlines
 from slos.records.report import against_table
 from slos.studies import step_ahead, today
-from slos.studies.engine_tables import capacities
+from slos.studies.engine_tables import capacities, errors
 from workloads import SCENARIOS
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,10 @@ def test_what_was_measured_is_what_the_reference_run_measured() -> None:
     )["capacity"]
     for workload, phrase in (("bursty", "{}x on a bursty"), ("steady", "{}x on a steady")):
         ratio = found[workload, "measured", "slos-serve"] / found[workload, "measured", "vllm-v1"]
-        assert phrase.format(f"{ratio:.2f}") in README
+        assert phrase.format(f"{ratio:.2f}") in " ".join(README.split())
+    off = errors(pd.read_csv(REFERENCE / "engine.csv"))["attainment"].abs()
+    said = f"off by {off.median():.0f} point in the median, by {off.max():.0f} at most"
+    assert said in " ".join(README.split())
 
 
 # Your own
@@ -219,13 +222,29 @@ def test_the_gains_by_both_rules_are_those_of_the_reference_run() -> None:
 
 def test_todays_gains_are_those_of_the_reference_run() -> None:
     found = today.table(pd.read_csv(REFERENCE / "today.csv", keep_default_na=False))
-    found = found[(found["profile"] == today.MAIN) & (found["drafts"] == 0)]
+    found, text = found[found["drafts"] == 0], " ".join(README.split())
+    others = today.means(found[found["asked"] == "90 %"]).set_index(["profile", "objectives"])
+    names = ("8b-a100", "8b-h200", "70b-h100x4")
+    a100, h200, large = (others.loc[(f"llama-3.1-{n}", "paper"), "gain"] for n in names)
+    qwen = others.loc[("qwen3-8b-h100", "paper"), "gain"]
+    said = f"{a100:.2f}x on an A100, {h200:.2f}x on the H200 below, {qwen:.2f}x with Qwen3-8B"
+    assert f"The paper's mean is {said}, {large:.2f}x with Llama-3.1-70B" in text
+    found = found[found["profile"] == today.MAIN]
     gains = found[found["asked"] == "90 %"].set_index("scenario")["gain"]
+    means = today.means(found).set_index(["asked", "objectives"])
     order = ("chatbot-8k", "coding-8k", "summarization-8k", "tool-calling-8k", "reasoning-32k")
-    for whose, end in (("MLPerf's", "-mlperf"), ("the paper's", "")):
+    for whose, end in (("MLPerf", "-mlperf"), ("paper", "")):
         each = [gains[name + end] for name in (*order, "mixed-8k")]
-        cells = [f"{x:.3g}x" if x >= 10 else f"{x:.2f}x" for x in (*each, geometric_mean(each))]
-        assert f"| {whose} | {' | '.join(cells)} |" in README
+        cells = [f"{x:.3g}x" if x >= 10 else f"{x:.2f}x" for x in each]
+        mean = means.loc["90 %", whose]
+        cells.append(f"{mean['gain']:.2f}x [{mean['low']:.2f}, {mean['high']:.2f}]")
+        assert f"{whose}'s | {' | '.join(cells)} |" in README
+    mlperf, paper = (means.loc["98 %", whose] for whose in ("MLPerf", "paper"))
+    spread = f"[{paper['low']:.2g}, {paper['high']:.2g}]"
+    said = f"At 98 % the means are {mlperf['gain']:.2f}x and {paper['gain']:.1f}x {spread}"
+    assert said in text
+    mlperf, paper = (means.loc["90 %, clients' rule", whose] for whose in ("MLPerf", "paper"))
+    assert f"by the clients' rule {mlperf['gain']:.2f}x and {paper['gain']:.2f}x" in text
 
 
 def test_the_lead_over_later_schedulers_is_that_of_the_reference_run() -> None:
