@@ -32,13 +32,10 @@ EXACT = [name for name in LONGER if not name.startswith("reasoning")]
 without a wait, vLLM learns of that a step later."""
 ON_IT = ("chatbot", "coding", "summarization", "mixed")  # the paper's scenarios
 TRIES = [
-    *(("vllm-v1", text) for text in SETTINGS["vllm-v1"]),
-    *(("qoserve", text) for text in ("", "margin=1,free=1")),
-    *(("scorpio", text) for text in ("", "chunk=1024")),
+    *((name, text) for name in ("vllm-v1", "qoserve", "scorpio") for text in SETTINGS[name]),
     (OURS, ""),
 ]
-"""The baseline that is an engine of today and the best of the later ones, with settings of
-`14_arena`, where those that are left out carry 2 % more at most."""
+"""The baseline that is an engine of today and the best of the later ones, with all settings."""
 WAYS = {"at its end": False, "a step ahead": True}
 """When a step is decided: at the end of the one before it, or while that runs."""
 SIZES = {
