@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from slos.core.pace import PAPER, RULES
+from slos.core.types import require
 from slos.evaluation import near
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
 from slos.evaluation.sizes import check_names, size_of
-from slos.files import Frame, results_dir
+from slos.files import ROOT, Frame, results_dir
 from slos.policies import POLICIES, ordinary
 from slos.policies.routers import ROUTERS
+from slos.records.provenance import Code
 from slos.records.sweep import sweep
 from slos.sim.cluster import roles
 from workloads import SCENARIOS
@@ -127,7 +129,12 @@ def swept(
     row: type,
     workers: int | None = None,
 ) -> Frame:
-    """The rows of `sweep` as a table, from results/<size>/<name>.csv where they lie already."""
+    """The rows of `sweep` as a table, from results/<size>/<name>.csv where they lie already. Raises
+    ValueError for a policy that only this process knows."""
+    written, cure = Code(ROOT).policies, "runs are made in other processes"
+    for system in {getattr(case, "system", "") for case in cases} & POLICIES.keys():
+        bound = "a policy with a line in slos/policies/__init__.py"
+        require(system in written, "system", system, bound, cure)
     path = results_dir(size) / f"{name}.csv"
     rows = sweep(function, near.begun(cases), path, row, workers)
     return pd.DataFrame(rows, columns=[f.name for f in fields(row)])

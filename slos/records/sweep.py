@@ -34,9 +34,7 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.core.types import require
 from slos.files import ROOT, commit, locked, ray_address, ray_here, sources_digest
-from slos.policies import POLICIES
 from slos.records import tidy
 from slos.records.provenance import digests
 from slos.records.tidy import OtherColumns
@@ -55,14 +53,11 @@ def sweep(
     function: importable (it runs in other processes), from a case to its rows. cases: distinct,
     their `str` is the key in the file, their `system`, if there is one, a policy. row: the frozen
     dataclass of a row, of str, int, float and bool fields. workers: runs at a time, by default one
-    per core. Raises ValueError for a policy that other processes do not know. One at a time, a
-    single run, or no Ray installed: all in this process. An error of one run stops the sweep; what
-    was finished stays in the file. A run whose worker died is run again, three times at most.
+    per core. One at a time, a single run, or no Ray installed: all in this process. An error of one
+    run stops the sweep; what was finished stays in the file. A run whose worker died is run again,
+    three times at most.
     """
     path, made_from = Path(path), digests(function)
-    for name in {getattr(case, "system", "") for case in cases}:
-        kept, cure = name in made_from or name not in POLICIES, "runs are made in other processes"
-        require(kept, "system", name, "a policy with a line in slos/policies/__init__.py", cure)
     by_key = {str(case): case for case in cases}
     wanted = {k: made_from.get(getattr(c, "system", ""), made_from[""]) for k, c in by_key.items()}
 

@@ -11,7 +11,7 @@ from slos.evaluation import near
 from slos.evaluation.capacity_search import Search, search
 from slos.evaluation.grids import searches
 from slos.evaluation.near import begun, known, rate
-from slos.policies import OURS
+from slos.policies import OURS, POLICIES
 
 CASE = Search("coding", "sarathi", "chunk=512", seed=2, replicas=4, router="sequential")
 ALIKE = [
@@ -91,6 +91,14 @@ def test_grids_begin_there(reference: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(reference / "a.csv", [(case, best.rate)])
     rows = grids.run_searches("smoke", [case], workers=1)
     assert len(rows) == 2 and rows.loc[rows["capacity"], "rate"].tolist() == [best.rate]
+
+
+def test_a_policy_that_only_this_process_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from slos.evaluation import grids
+
+    monkeypatch.setitem(POLICIES, "mine", POLICIES["vllm"])
+    with pytest.raises(ValueError, match="system = 'mine' must be a policy with a line in slos/"):
+        grids.run_searches("smoke", [Search("coding", "mine")])
 
 
 def test_what_is_known_is_not_forgotten_without_a_size(

@@ -28,8 +28,6 @@ from hypothesis import strategies as st
 import slos.files
 import slos.records.sweep
 from slos import files
-from slos.evaluation.capacity_search import Probe, Search, search
-from slos.policies import POLICIES
 from slos.records.sweep import sweep
 
 PATIENCE = 600.0  # seconds that a busy machine may need where an idle one needs one
@@ -282,14 +280,6 @@ def never(case: Case) -> list[Row]:
 
 
 # What is run again and what is not
-
-
-def test_a_policy_that_only_this_process_knows_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(POLICIES, "mine", POLICIES["vllm"])
-    with pytest.raises(ValueError, match="system = 'mine' must be a policy with a line in slos/"):
-        sweep(search, [Search("coding", "mine")], tmp_path / "rows.csv", Probe)
 
 
 @pytest.mark.slow
