@@ -228,7 +228,7 @@ def test_todays_gains_are_those_of_the_reference_run() -> None:
     a100, h200, large = (others.loc[(f"llama-3.1-{n}", "paper"), "gain"] for n in names)
     qwen = others.loc[("qwen3-8b-h100", "paper"), "gain"]
     said = f"{a100:.2f}x on an A100, {h200:.2f}x on the H200 below, {qwen:.2f}x with Qwen3-8B"
-    assert f"The paper's mean is {said}, {large:.2f}x with Llama-3.1-70B" in text
+    assert f"Under the paper's the mean is {said}, {large:.2f}x with Llama-3.1-70B" in text
     found = found[found["profile"] == today.MAIN]
     gains = found[found["asked"] == "90 %"].set_index("scenario")["gain"]
     means = today.means(found).set_index(["asked", "objectives"])

@@ -40,8 +40,8 @@ from slos.planning.speculation import Acceptance, Drafting
 # Seconds are those of usual hardware: `Roofline.slowness` multiplies them on slower hardware. Best
 # effort gets what is left, but time and memory that look idle are also what the next burst needs.
 CUSHION = 0.05  # seconds by which guaranteed requests stay ahead of their pace
-BUSY = 0.6  # share of the KV cache held, or of the tightest TPOT used, above which all is short
-STRETCH = 0.1  # largest share by which best effort lengthens a step then
+BUSY = 0.6  # share of the KV cache or of the tightest TPOT in use, above which best effort yields
+STRETCH = 0.1  # largest share by which it lengthens a step then
 RESERVE = 0.2  # share of the KV cache that it leaves free when it starts next to guaranteed ones
 AGE = 30.0  # seconds after which the oldest best-effort request is promised its end
 PATIENCE = 10.0  # what it is promised: so many times its TPOT, its first token in so many seconds
