@@ -14,7 +14,6 @@ from slos.core.types import require
 from slos.files import write_whole
 from slos.policies import POLICIES, ordinary
 from slos.studies import your_own
-from slos.studies.own_requests import Mine
 from workloads import SCENARIOS
 
 HELP = {
@@ -69,11 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = given.csv
     try:
         require(not (out and out.is_dir()), "csv", str(out), "a file, not a folder")
-        rest = {name: getattr(given, name) for name in (*HELP, "systems")}
-        names = [f.name for f in fields(Mine) if f.name != "path"]
-        mine = Mine(given.requests, **{name: getattr(given, name) for name in names})
-        work, said = mine.workload(given.mix)
-        asked = your_own.settled(your_own.Question(work, **rest), "ask")
+        more = {name: getattr(given, name) for name in (*HELP, *OWN, "systems")}
+        asked, said = your_own.question(given.mix, given.requests, **more)
+        asked = your_own.settled(asked, "ask")
         print(your_own.described(asked) + f"\nRequests: {said}" * bool(said), flush=True)
         best = your_own.answer(asked, "ask")
         shown = your_own.table(best, asked.rate).to_string(index=False)

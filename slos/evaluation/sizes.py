@@ -82,14 +82,14 @@ LISTS = dict.fromkeys(
     ("scenarios", "systems", "opponents", "profiles", "routers", "workloads", "arguments", "rules"),
     (str, LIST),
 ) | {"bursts_at": (int | float, "a list of seconds"), "targets": (float, "a list of shares")}
-WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests")
+WHOLE = ("workers", "replicas", "drafts", "seed", "burst_requests", "max_context")
 NUMBERS = (
-    "target", "rate", "slo_scale", "tpot", "ttft", "width",
+    "target", "rate", "slo_scale", "tpot", "ttft", "slowdown", "acceptance", "width",
     "burst_at", "burst_rate", "burst_seconds", "seconds",
 )  # fmt: skip
 
 
-def check(parameters: Mapping[str, object]) -> None:
+def check(parameters: Mapping[str, Any]) -> None:
     """Refuse a notebook's parameter of a wrong type, as papermill hands it over: `-p scenarios
     chatbot` is text, where a list was meant. Names that are no parameters are passed over."""
     for name, value in parameters.items():
@@ -105,3 +105,7 @@ def check(parameters: Mapping[str, object]) -> None:
             require(good, name, value, "a whole number of at least 0")
         elif name in NUMBERS:
             require(number, name, value, "a number")
+        elif name == "more":
+            cure = "for papermill: -y 'more: {drafts: 3}'"
+            require(isinstance(value, dict), name, value, "options by name", cure)
+            check(value)

@@ -19,7 +19,7 @@ class Mine:
     hardware takes)."""
 
     path: str
-    profile: str
+    profile: str = ""
     tpot: float = 0.0
     ttft: float = 0.0
     slowdown: float = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, nan
 from typing import Any
 
@@ -25,7 +25,7 @@ from slos.evaluation.sizes import check_names
 from slos.evaluation.stats import capacities, interval, rows_of, strongest
 from slos.files import Frame, commit, results_dir
 from slos.policies import OURS, POLICIES, ordinary
-from slos.studies.own_requests import most_tokens
+from slos.studies.own_requests import Mine, most_tokens
 from slos.studies.trials import SCOUTING, probed, scout, scouted
 from workloads import build
 
@@ -47,8 +47,7 @@ class Question:
     """workload: a mix of scenarios, or a CSV of requests. profile: a name or a JSON file, "" for
     the scenarios' own. rate: requests per second for which replicas are counted, 0 for none.
     num_requests: per replica and simulation, 0 for as many as it takes (see `settled`). The others:
-    see `Search`; the rule of pace is that of the tools that one's own load is measured with. Raises
-    ValueError for unknown systems and rules, and for values out of bounds."""
+    see `Search`. Raises ValueError for unknown systems and rules, and for values out of bounds."""
 
     workload: str = "mixed"
     profile: str = ""
@@ -90,6 +89,15 @@ class Question:
         """Of all seeds, the first one's first, at 1 request per second."""
         cases = (replace(self.case, seed=seed) for seed in range(self.seeds))
         return [r for case in cases for r in requests_of(case, 1.0)[0]]
+
+
+def question(mix: str, path: str = "", **given: Any) -> tuple[Question, str]:
+    """The question about a mix or a file of requests, by fields of `Question` and `Mine`, and what
+    there is to say of the file. Raises ValueError for unknown fields, and as those two."""
+    own, plain = ([f.name for f in fields(kind)] for kind in (Mine, Question))
+    check_names("option", given, dict.fromkeys(own[1:] + plain[1:]))
+    work, said = Mine(path, **{name: given[name] for name in own if name in given}).workload(mix)
+    return Question(work, **{name: given[name] for name in plain if name in given}), said
 
 
 def described(asked: Question) -> str:
@@ -174,9 +182,8 @@ def answer(asked: Question, size: str) -> Frame:
 
     capacity, low, high: requests per second and GPU, with the interval over seeds, no narrower than
     the search's precision; each: of the seeds. LATENCIES and SHARES of `Probe`: at that load, mean
-    over seeds.
-    to_ours: over ours, NaN where that has no row. needed: replicas for `rate` requests per second,
-    estimated from the capacity per GPU. at_once: requests that may be in service at once.
+    over seeds. to_ours: over ours, NaN where that has no row. needed: replicas for `rate` requests
+    per second, by the capacity per GPU. at_once: requests that may be in service at once.
     """
     seconds, case = in_service(asked), asked.case
     rows = probed(case, asked.systems, asked.seeds, results_dir(size))

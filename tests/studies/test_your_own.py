@@ -17,6 +17,7 @@ from slos import ask
 from slos.core.attainment import attainment
 from slos.core.pace import CLIENT, PAPER, RULES
 from slos.core.types import SLO, Request, Stage
+from slos.evaluation import sizes
 from slos.evaluation.capacity_search import Probe, Search, capacity, probe, search
 from slos.evaluation.runs import hardware_of, scaled_slos, serve
 from slos.evaluation.stats import rows_of
@@ -448,6 +449,23 @@ def test_a_wrong_mix_is_refused(mix: str, message: str, capsys: pytest.CaptureFi
 
 
 # A file
+
+
+def test_options_by_name_are_those_of_the_command(tmp_path: Path) -> None:
+    """As the notebook's `more` hands them over."""
+    rows = [(0.0, 500, 40), (1.0, 9000, 20), (2.0, 500, 40)]
+    path = write(tmp_path / "own.csv", rows, "arrival,prompt,output")
+    of_file = {"tpot": 0.1, "slowdown": 3.0, "max_context": 8192}
+    more = {"asynchronous": True, "drafts": 2, "num_requests": 2, "profile": "opt-6.7b-a100"}
+    asked, said = your_own.question("", str(path), **of_file, **more)
+    stages = {r.stages for r in asked.requests()}
+    assert stages == {(Stage(500, 40, SLO(0.1, slowdown=3.0)),)}
+    assert asked.case.asynchronous and (asked.drafts, asked.max_context) == (2, 8192)
+    assert "1 of 3 longer than 8192 tokens: left out" in said
+    with pytest.raises(ValueError, match=r"option = 'draft' must be one of .*slowdown.* drafts"):
+        your_own.question("mixed", draft=2)
+    with pytest.raises(ValueError, match=r"drafts = '3' must be a whole number"):
+        sizes.check({"more": {"drafts": "3"}})
 
 
 def test_a_mix_has_its_own_objectives() -> None:
