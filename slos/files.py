@@ -89,7 +89,12 @@ def ray_here(ray: Any, **options: Any) -> None:
 
 def sources_digest(root: Path | None = None) -> str:
     """What results are made from: the Python and JSON of slos and workloads, and the data."""
-    root, sha = root or ROOT, hashlib.sha256(data_digest().encode())
+    return hashlib.sha256((data_digest() + code_digest(root)).encode()).hexdigest()[:12]
+
+
+def code_digest(root: Path | None = None) -> str:
+    """The Python and JSON of slos and workloads."""
+    root, sha = root or ROOT, hashlib.sha256()
     for package in ("slos", "workloads"):
         for path in sorted(p for p in (root / package).rglob("*") if p.suffix in (".py", ".json")):
             sha.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
@@ -99,9 +104,11 @@ def sources_digest(root: Path | None = None) -> str:
 def data_digest() -> str:
     """The data's names and sizes."""
     sha = hashlib.sha256()
-    cached = os.environ.get("SLOS_CACHE", "~/.cache/slos-serve")
+    cached = os.environ.get("SLOS_CACHE") or "~/.cache/slos-serve"
     for folder in filter(None, (os.environ.get("SLOS_DATA"), cached)):
-        for path in sorted(Path(folder).expanduser().rglob("*")):
+        # of files alone: a folder's size depends on the file system; .part files come and go
+        every = sorted(Path(folder).expanduser().rglob("[!.]*"))
+        for path in (p for p in every if p.is_file()):
             sha.update(f"\0{path.name}\0{path.stat().st_size}".encode())
     return sha.hexdigest()[:12]
 

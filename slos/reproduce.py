@@ -23,12 +23,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psutil
 
 from slos.files import commit, results_dir, sources_digest, write_whole
 from slos.records import report
+from slos.records.claims import PAPER
 
 SIZES = ("smoke", "quick", "full")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -39,9 +40,19 @@ class Failed(Exception):
 
 
 def digest(notebook: Path, size: str) -> str:
-    """Of the notebook, its parameters, the sources, and the data's names and sizes."""
+    """Of the notebook, its parameters, the sources, the data's names and sizes, and, where its
+    metadata say `"slos": {"reads": ["rows"]}`, the rows of the size and the paper's numbers."""
     made_from = json.dumps([notebook.name, size, sources_digest(Path())]).encode()
-    return hashlib.sha256(made_from + notebook.read_bytes()).hexdigest()
+    sha = hashlib.sha256(made_from + notebook.read_bytes())
+    if "reads" in told(notebook):
+        for path in (PAPER, *sorted(results_dir(size).glob("*.csv"))):
+            sha.update(f"\0{path.name}\0".encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+def told(notebook: Path) -> dict[str, Any]:
+    """What its metadata say of it: `needs`, packages; `reads`: what others made."""
+    return json.loads(notebook.read_text())["metadata"].get("slos", {})
 
 
 def rows_present(size: str) -> dict[str, int]:
@@ -173,9 +184,8 @@ def stop(signum: int, frame: object) -> NoReturn:
 
 
 def missing(notebook: Path) -> list[str]:
-    """Packages that its metadata name, `"slos": {"needs": [...]}`, and that are not installed."""
-    needs = json.loads(notebook.read_text())["metadata"].get("slos", {}).get("needs", [])
-    return [package for package in needs if find_spec(package) is None]
+    """The packages that it needs and that are not installed."""
+    return [package for package in told(notebook).get("needs", []) if find_spec(package) is None]
 
 
 def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
@@ -184,7 +194,7 @@ def reproduce(notebooks: Sequence[Path], size: str) -> Iterator[str]:
         title = f"notebook {k} of {len(notebooks)}, {notebook.stem}"
         stamp = results_dir(size) / "notebooks" / f"{notebook.stem}.json"
         if lacks := " and ".join(missing(notebook)):
-            cure = "SLOS_EXTRA=cpu ./run_all.sh installs it"
+            cure = f"SLOS_EXTRA=cpu (or gpu) ./run_all.sh {size} installs it"
             yield f"{title}: skipped, {lacks} not installed; {cure}"
         elif is_done(stamp, digest(notebook, size), size):
             yield f"{title}: done already"
@@ -202,7 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     os.environ.update(SLOS_RESULTS=str(args.results.resolve()), JUPYTER_PREFER_ENV_PATH="1")
     for s in SIGNALS:
-        signal.signal(s, stop)
+        if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN:  # ignored under nohup
+            signal.signal(s, stop)
     notebooks = sorted(args.notebooks.glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         cure = "start it in the repository's root, or give --notebooks"

@@ -165,6 +165,19 @@ def test_ctrl_c_ends_the_kernel_leaves_no_stamp_and_the_next_call_goes_on(
 
 
 @pytest.mark.slow
+def test_nohup_outlives_its_terminal(root: Path, kit: Path) -> None:
+    wait = "import os, signal\nos.kill(os.getppid(), signal.SIGHUP)"
+    notebook(kit / "notebooks" / "01_slow.ipynb", HEADLINE, wait)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(root, kit)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    status, out, err = finish(process)
+    assert (status, "01_slow: done (" in out) == (0, True), out + err
+
+
+@pytest.mark.slow
 def test_a_notebook_without_the_parameter_and_a_folder_without_notebooks_are_refused(
     root: Path, kit: Path
 ) -> None:
@@ -207,6 +220,14 @@ def test_done_means_made_from_the_same_and_the_rows_still_there(
         change()
         assert digest(path, "quick") not in seen
         seen.add(digest(path, "quick"))
+
+    notebook(path)
+    told = json.loads(path.read_text())
+    told["metadata"]["slos"] = {"reads": ["rows"]}
+    path.write_text(json.dumps(told))
+    last = digest(path, "quick")
+    rows.write_text("head\none\nthree\n")
+    assert digest(path, "quick") != last, "a summary is made anew when rows are"
 
     assert is_done(stamp, first, "quick")
     rows.write_text("head\none\n")

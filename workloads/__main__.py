@@ -72,7 +72,8 @@ def _window_count(chosen: Scenario, source: str) -> int:
     if source == REAL:
         return len(window(chosen.arrivals).fitting(chosen.max_context or inf).times)
     rng = np.random.default_rng(0)
-    return len(synthetic_window(chosen.arrivals, chosen.max_context, rng).times)
+    made = synthetic_window(chosen.arrivals, chosen.max_context, rng)
+    return len(made.fitting(chosen.max_context or inf).times)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

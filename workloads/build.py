@@ -124,6 +124,8 @@ def _of_file(
             which, laps = rng.integers(count, size=n), np.arange(n)
     else:
         at = np.array([r.arrival for r in rows], dtype=float)
+        several = "one that leaves in requests of two times at least"
+        require(at[-1] > at[0], f"{path}: max_context", limit, several)
         # what follows the last one is a mean gap
         span = (at[-1] - at[0]) * count / max(1, count - 1)
         nothing = np.zeros(count, np.int64)

@@ -50,7 +50,7 @@ def data_folder() -> Path | None:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "slos-serve")
+    return Path(os.environ.get(CACHE) or "~/.cache/slos-serve").expanduser()
 
 
 def locate(names: Sequence[str]) -> Path | None:

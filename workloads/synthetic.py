@@ -37,8 +37,9 @@ def lengths(name: str) -> Quantiles:
 
 def window(name: str, limit: int | None, rng: np.random.Generator) -> Trace:
     """A window like the paper's of a trace; limit: only requests of at most so many tokens."""
-    table = name if limit is None else f"{name}/{limit}"
-    raw = _profiles()["arrivals"][table]
+    known, table = _profiles()["arrivals"], f"{name}/{limit}"
+    table = table if table in known else name  # longer ones are left out by the caller
+    raw = known[table]
     counts = np.array(raw["per_second"])
     times = np.sort(np.repeat(np.arange(len(counts)), counts) + rng.random(counts.sum()))
     prompt, output = lengths(table).draw(rng, len(times)).T

@@ -107,5 +107,6 @@ def check(parameters: Mapping[str, Any]) -> None:
             require(number, name, value, "a number")
         elif name == "more":
             cure = "for papermill: -y 'more: {drafts: 3}'"
-            require(isinstance(value, dict), name, value, "options by name", cure)
-            check(value)
+            named: Any = value
+            require(isinstance(named, dict), name, named, "options by name", cure)
+            check(named)

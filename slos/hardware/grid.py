@@ -20,6 +20,7 @@ MOST_CONTEXT = 65536  # tokens of all requests: filling more takes longer than i
 CHUNKS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8000)
 BESIDE = 2  # chunks, drawn at random, that are tried beside each number of decodes
 STEPS = 6  # steps of decodes alone that are averaged
+LASTS = 60  # steps, at most, for which a number of decodes is needed
 SETTLE = 2  # steps of decodes before and after those that are asked for
 
 
@@ -85,6 +86,12 @@ class Bench:
     def prefilling(self) -> bool:
         """Whether there are requests without a token."""
         return any(not r.num_output_tokens for r in self.scheduler.requests.values())
+
+    @property
+    def left(self) -> int:
+        """Tokens until the first of the requests ends."""
+        live = [self.scheduler.requests.get(id) for id in self.open]
+        return min((r.max_tokens - r.num_output_tokens if r else 0 for r in live), default=0)
 
     def add(self, count: int, prompt: int, output: int) -> None:
         from vllm import SamplingParams
@@ -186,6 +193,9 @@ def level(bench: Bench, context: int, most: int = MOST_SEQS, every: bool = False
     bench.fill(many, context)
     for count in sizes(many):
         bench.keep(count)
+        if bench.left < LASTS:
+            bench.keep(0)
+            bench.fill(count, context)
         alone = bench.decodes(f"{count} decodes at {context}")
         budget, free = bench.batched - count, room - count * each
         fitting = [c for c in CHUNKS if c <= budget and min(6 * c, 3 * MOST_TOKENS) < free]

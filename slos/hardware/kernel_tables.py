@@ -131,6 +131,7 @@ class Kernels:
         return _at(batch, batches[rows], np.array(times))
 
     def all_reduce(self, gpus: int, size: float) -> float:
+        """Of so many numbers: `message_size` counts elements, not bytes."""
         table = self.wire[self.wire["num_gpus"] == gpus]
         return _at(size, table["message_size"].to_numpy(float), 1e-3 * table["latency"].to_numpy())
 
@@ -149,7 +150,7 @@ class Kernels:
         if of.decodes:
             layer += self.decode_attention(q, kv, of.decodes, of.length)
         if gpus > 1:
-            layer += 2 * self.all_reduce(gpus, m * h * BYTES)
+            layer += 2 * self.all_reduce(gpus, m * h)
         answers = of.decodes * (1 + of.drafts) + (of.chunk > 0)
         return s.layers * layer + self.product(answers, s.vocabulary // gpus, h)
 

@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 
-from slos.core.types import require
 from slos.files import write_whole
 from slos.hardware.fit import fitted
 from slos.hardware.grid import Bench, Row, TimeUp, measure
@@ -141,8 +140,12 @@ def loadable(model: str, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = options().parse_args(argv)
-    require(given.minutes > 0, "--minutes", given.minutes, "positive")
+    parser = options()
+    given = parser.parse_args(argv)
+    if not given.minutes > 0:
+        parser.error(f"--minutes = {given.minutes:g} must be positive")
+    if not isinstance(given.engine, dict):
+        parser.error(f"--engine = {given.engine!r} must be an object of vLLM's arguments")
     os.environ.update(ENVIRONMENT | os.environ)
     given.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -169,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = measure(bench, 60 * given.minutes, lambda rows: write_rows(rows, path))
     except TimeUp:
         sys.exit(f"{name}: ended before the first step was measured")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what was measured is written within seconds
     write_rows(rows, path)
     graphs = bench.config.compilation_config
     how = f"compilation mode {int(graphs.mode or 0)}, CUDA graphs {graphs.cudagraph_mode.name}"

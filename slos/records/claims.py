@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from slos.core.types import require
-from slos.files import ROOT, Frame, commit, results_dir
+from slos.files import ROOT, Frame, commit, locked, results_dir
 from slos.records import tidy
 
 PAPER = ROOT / "results" / "paper.yaml"
@@ -115,8 +115,9 @@ def read_headlines(path: Path) -> list[Headline]:
 
 def upsert_headlines(path: Path | str, rows: Iterable[Headline]) -> None:
     """Put `rows` into the headlines.csv at `path`: one replaces that of its key, others stay."""
-    merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
-    tidy.write(Path(path), Headline, (((), row) for row in merged.values()))
+    with locked(Path(path).parent):
+        merged = {row.key: row for row in (*read_headlines(Path(path)), *rows)}
+        tidy.write(Path(path), Headline, (((), row) for row in merged.values()))
 
 
 def verdict(ours: float | None, claim: Claim) -> str:

@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 import psutil
 from tqdm.auto import tqdm
 
-from slos.files import ROOT, commit, locked, ray_address, ray_here, sources_digest
+from slos.files import ROOT, code_digest, commit, locked, ray_address, ray_here, sources_digest
 from slos.records import tidy
 from slos.records.provenance import digests
 from slos.records.tidy import OtherColumns
@@ -100,6 +100,9 @@ def _finished(
     digest = sources_digest()
     ray = _ray(workers, digest) if len(todo) > 1 else None
     if ray is None:
+        if todo and code_digest() != _LOADED:
+            said = "slos or workloads has changed since this process imported it"
+            raise RuntimeError(f"{said}; restart it, or rows of the old code pass for the new's")
         yield from ((k, list(function(case))) for k, case in todo.items())
         return
     call = ray.remote(_call).options(max_retries=3, retry_exceptions=False)
@@ -140,6 +143,7 @@ def _call(
 
 
 _digest_of_this_process = cache(sources_digest)
+_LOADED = code_digest()  # as this process imports them
 _own: dict[str, Any] = {}
 """What this process started Ray, or connected to a cluster, for; empty if it did neither."""
 

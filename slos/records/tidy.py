@@ -31,7 +31,7 @@ def read(path: Path, row: type, before: Sequence[str] = ()) -> Iterator[tuple[li
     """
     if not path.exists():
         return
-    kinds = [KINDS[str(f.type)] for f in fields(row)]
+    kinds = [KINDS[getattr(f.type, "__name__", str(f.type))] for f in fields(row)]
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as f:
         reader = csv.reader(f)
         head, known = next(reader, None), columns(row, before)

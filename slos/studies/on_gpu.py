@@ -53,6 +53,7 @@ STARTING = 90.0  # seconds that engines may take to start before measuring has t
 HOPELESS: list[str] = []  # of a model whose engine started in no way: others are not tried then
 RECORDED = {STOCK: "slos.hardware.recorder.Stock", OURS: "slos.serving.recorded.Recorded"}
 WARMING = 80  # requests
+KILLED = 10.0  # seconds after SIGTERM
 PATIENCE = 20.0  # seconds from its arrival in which a request that could still attain is answered
 
 
@@ -77,7 +78,11 @@ def one_profile(model: str, out: Path, minutes: float, end: float, more: Sequenc
                 code = process.wait(left - 12)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGTERM)  # it writes what it has
-                code = process.wait(10)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(KILLED)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with its workers
+                code = process.wait()
         said = f"{model}: way {i} ended with {code}: {log.read_text()[-300:]}".replace("\n", " | ")
         print(said, flush=True)
         if code != NO_ENGINE:
@@ -172,9 +177,9 @@ class Engine:
             for workload, rate in self.plan():
                 count = max(5, int(rate * self.seconds))
                 requests = WORKLOADS[workload](rate, count, 0, known.step, known.lengths)
+                if end - time.monotonic() < len(urls) * (self.seconds + 10):
+                    continue  # all systems or none, since they are compared
                 for system, url in urls.items():
-                    if end - time.monotonic() < self.seconds + 10:
-                        continue
                     if system not in outside:
                         outside[system] = first_token(url, known.profile)
                     ran = replay.run(requests, url, vocabulary=500, timeout=PATIENCE)
@@ -212,14 +217,18 @@ def options() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     given, more = options().parse_known_args(argv)
-    given.out.mkdir(parents=True, exist_ok=True)
-    if given.what == "profiles":
-        told = profiles(given.models.split(","), given.out, given.minutes or 4.0, more)
-        return 0 if any("ended with 0" in line for line in told) else 1
-    run = Engine(
-        given.profile, given.out, given.seconds, given.loads, given.budgets, given.model, more
-    )
-    return 0 if len(run.run(given.minutes or 8.0)) else 1
+    out = given.out
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if given.what == "profiles":
+            told = profiles(given.models.split(","), out, given.minutes or 4.0, more)
+            return 0 if any("ended with 0" in line for line in told) else 1
+        profile(given.profile)  # raises ValueError where there is none
+        how = given.seconds, given.loads, given.budgets, given.model, more
+        return 0 if len(Engine(given.profile, out, *how).run(given.minutes or 8.0)) else 1
+    except ValueError as error:
+        print(f"slos.studies.on_gpu: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -66,6 +66,18 @@ def test_several_gpus_share_a_step_and_send_their_sums(tables: Path) -> None:
         kernels.step("llama-3.1-8b", 2, Composition(decodes=1, length=10))
 
 
+def test_gpus_send_a_number_for_each_token_and_hidden_unit(
+    tables: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice a layer; the table counts numbers, not their bytes."""
+    sent: list[float] = []
+    monkeypatch.setattr(Kernels, "prompt_attention", lambda *_: 0.0)
+    monkeypatch.setattr(Kernels, "all_reduce", lambda _, gpus, size: sent.append(size) or 1.0)
+    kernels, s = Kernels(tables, "h100"), shape_of("llama-3.1-8b")
+    seconds = kernels.step("llama-3.1-8b", 2, Composition(chunk=1000))
+    assert sent == [1000 * s.hidden] and 2 * s.layers < seconds < 2 * s.layers + 1
+
+
 def test_what_lacks_is_named(tables: Path) -> None:
     with pytest.raises(ValueError, match="gpu = 'b200' must be one of a100, h100, h200"):
         Kernels(tables, "b200")

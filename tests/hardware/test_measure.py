@@ -1,6 +1,8 @@
 """Measuring a device: fits of measured steps, shapes of models, and a rehearsal on the CPU."""
 
 import json
+import sys
+import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -233,6 +235,20 @@ def test_a_rehearsal_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert (recorded["planning"] < recorded["seconds"]).mean() > 0.9
 
 
+@pytest.mark.slow
+def test_a_measurement_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a call of CUDA does not see that it is to end; the others must not be lost by it."""
+    from slos.studies import on_gpu
+
+    hanging = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    real = on_gpu.subprocess.Popen
+    run = lambda _, **how: real([sys.executable, "-c", hanging], **how)  # noqa: E731
+    monkeypatch.setattr(on_gpu.subprocess, "Popen", run)
+    monkeypatch.setattr(on_gpu, "KILLED", 0.2)
+    said = on_gpu.one_profile("tiny", tmp_path, 0.1, time.monotonic() + 20.5, ())
+    assert "way 0 ended with -9" in said
+
+
 def test_what_is_asked_of_an_engine_is_checked_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +258,8 @@ def test_what_is_asked_of_an_engine_is_checked_before_it_starts(
         on_gpu.Engine("opt-13b-h100", tmp_path, loads={"burst": [10.0]})
     with pytest.raises(ValueError, match="system = 'vllm' must be one of"):
         on_gpu.Engine("opt-13b-h100", tmp_path, budgets={"vllm": 512})
+    assert on_gpu.main(["engine", "--out", str(tmp_path)]) == 2
+    assert on_gpu.main(["profiles", "--minutes", "1", "--out", str(tmp_path)]) == 2
     # no time is left when its servers are up
     url = {on_gpu.OURS: "http://127.0.0.1:9"}
     monkeypatch.setattr(on_gpu.Engine, "servers", lambda self: nullcontext(url))

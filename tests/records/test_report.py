@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slos import files
+from slos.files import locked
 from slos.policies import OURS
 from slos.records import report
 from slos.records.claims import (
@@ -123,6 +125,16 @@ def test_a_bad_entry_is_named(tmp_path: Path, text: str, named: str) -> None:
     (tmp_path / "paper.yaml").write_text(text)
     with pytest.raises(ValueError, match=named):
         read_claims(tmp_path / "paper.yaml")
+
+
+def test_upsert_waits_for_another_one(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path):
+            other = pool.submit(upsert_headlines, tmp_path / "headlines.csv", [ROW])
+            with pytest.raises(TimeoutError):
+                other.result(0.2)
+        other.result(60)
+    assert read_headlines(tmp_path / "headlines.csv") == [ROW]
 
 
 def test_upsert_replaces_its_keys_and_keeps_the_others(tmp_path: Path) -> None:

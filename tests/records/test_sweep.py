@@ -29,6 +29,7 @@ import slos.files
 import slos.records.sweep
 from slos import files
 from slos.records.sweep import sweep
+from workloads.files import cache_folder
 
 PATIENCE = 600.0  # seconds that a busy machine may need where an idle one needs one
 
@@ -307,6 +308,39 @@ def test_changed_sources_or_data_run_everything_again(
         assert len(called(calls)) == count
     with path.open(newline="") as f:
         assert {row["digest"] for row in csv.DictReader(f)} == {"two"}, "the old rows are gone"
+
+
+def test_rows_of_sources_that_were_changed_under_a_running_process_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook's kernel, which has the modules that it imported."""
+    monkeypatch.setattr(slos.records.sweep, "_LOADED", "of before the edit")
+    path = tmp_path / "rows.csv"
+    with pytest.raises(RuntimeError, match="has changed since this process imported it; restart"):
+        sweep(rows_of, CASES[:1], path, Row, workers=1)
+    assert not path.exists() or sum(1 for _ in path.open()) == 1
+    monkeypatch.undo()
+    assert len(sweep(rows_of, CASES[:1], path, Row, workers=1)) > 0
+
+
+def test_the_digest_of_data_is_that_of_its_files_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    (tmp_path / "trace.csv").write_text("1")
+    found = slos.files.data_digest()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / ".trace.part").write_text("half of a download")
+    assert slos.files.data_digest() == found
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here = tmp_path / ".cache" / "slos-serve"
+    here.mkdir(parents=True)
+    (here / "trace.csv").write_text("1")
+    for said in ("", "~/.cache/slos-serve"):
+        monkeypatch.setenv("SLOS_CACHE", said)
+        assert cache_folder() == here and slos.files.data_digest() == found
 
 
 def test_the_digest_is_of_sources_and_of_names_and_sizes_of_the_data(

@@ -455,17 +455,24 @@ def test_options_by_name_are_those_of_the_command(tmp_path: Path) -> None:
     """As the notebook's `more` hands them over."""
     rows = [(0.0, 500, 40), (1.0, 9000, 20), (2.0, 500, 40)]
     path = write(tmp_path / "own.csv", rows, "arrival,prompt,output")
-    of_file = {"tpot": 0.1, "slowdown": 3.0, "max_context": 8192}
-    more = {"asynchronous": True, "drafts": 2, "num_requests": 2, "profile": "opt-6.7b-a100"}
-    asked, said = your_own.question("", str(path), **of_file, **more)
+    asked, said = your_own.question(
+        "", str(path), tpot=0.1, slowdown=3.0, max_context=8192, asynchronous=True, drafts=2,
+        num_requests=2, profile="opt-6.7b-draft-a100",
+    )  # fmt: skip
     stages = {r.stages for r in asked.requests()}
-    assert stages == {(Stage(500, 40, SLO(0.1, slowdown=3.0)),)}
+    assert stages == {(Stage(500, 40, SLO(0.1, slowdown=3.0, rule=CLIENT)),)}
     assert asked.case.asynchronous and (asked.drafts, asked.max_context) == (2, 8192)
     assert "1 of 3 longer than 8192 tokens: left out" in said
     with pytest.raises(ValueError, match=r"option = 'draft' must be one of .*slowdown.* drafts"):
         your_own.question("mixed", draft=2)
     with pytest.raises(ValueError, match=r"drafts = '3' must be a whole number"):
         sizes.check({"more": {"drafts": "3"}})
+
+
+def test_requests_that_are_left_have_times_of_their_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", ROWS)
+    with pytest.raises(ValueError, match=r"max_context = 200 must be one that leaves in requests"):
+        build(str(path), 1.0, 5, max_context=200)
 
 
 def test_a_mix_has_its_own_objectives() -> None:

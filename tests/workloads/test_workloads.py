@@ -218,6 +218,17 @@ def test_the_profile_is_small_and_bursty(root: Path) -> None:
     assert [cv for _, cv in gaps.values()] == pytest.approx([7.43, 0.99, 5.84, 1.0], rel=0.06)
 
 
+@pytest.mark.parametrize("name", ["chatbot-8k", "mixed-8k"])
+def test_longer_scenarios_have_synthetic_lengths_of_traces(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLOS_DATA", raising=False)
+    monkeypatch.setenv("SLOS_CACHE", str(tmp_path))
+    made = build(name, 1.0, 300, lengths="trace")
+    assert made.source == synthetic.SYNTHETIC
+    assert 2048 < max(r.context for r in made.requests) <= 8192
+
+
 def test_a_copula_gives_back_marginals_and_correlation() -> None:
     rng = np.random.default_rng(5)
     base = rng.lognormal(5, 1, 4000)
