@@ -22,7 +22,7 @@ from slos.evaluation.grids import SETTINGS, crossed, swept
 from slos.evaluation.sizes import Size, of_size
 from slos.files import Frame
 from slos.policies import OURS
-from slos.studies.today import IN_SECONDS, MAIN, TRACED
+from slos.studies.today import IN_SECONDS, MAIN, TRACED, gain_bars
 from workloads import SCENARIOS
 from workloads.scenarios import LONGER
 
@@ -96,11 +96,6 @@ def kept(found: Frame) -> Frame:
     return stats.geometric_means(stats.over(ahead, end), "objectives", "system")
 
 
-def means(table: Frame) -> Frame:
-    """The mean of `gains` over scenarios with its interval; a row per objectives and way."""
-    return stats.geometric_means(table, "objectives", "decided")
-
-
 def save(size: str, found: Frame) -> None:
     """Write the capacities to step_ahead.csv of a size."""
     columns = ["scenario", "lengths", "system", "setting", "profile", "rule", "target", "decided"]
@@ -115,17 +110,8 @@ def chart(table: Frame, source: str) -> Figure:
     figure, axes = plots.panels(titles, (4.4, 3.2), (0, 0.4), over, sharey=True)
     palette = plots.colors([*WAYS])
     for axis, title in zip(axes, titles, strict=True):
-        rows = stats.select(table, objectives=title)
-        names = plots.unique(rows["scenario"])
-        for i, (way, color) in enumerate(palette.items()):
-            group = stats.select(rows, decided=way).set_index("scenario").reindex(names)
-            at = plots.beside(len(names), i, len(palette), 0.4)
-            plots.bars(axis, at, group, i, "ratio", width=0.4, bottom=1, color=color, label=way)
-            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else "bound")
+        gain_bars(axis, stats.select(table, objectives=title), "decided", palette, "ratio")
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_yscale("log")
         plots.plain_log(axis.yaxis, ticks=(0.7, 1, 1.5, 2, 3, 5, 10, 20, 50))
-        shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
-        axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
     text = f"{source}; {plots.seeds_said(table)}; bound: in the long run no scheduler carries more"
     return plots.finish(figure, text, axes[0], ncols=3)
