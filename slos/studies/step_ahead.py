@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
-from slos.evaluation.grids import SETTINGS, crossed, swept
+from slos.evaluation.grids import crossed, settings_of, swept
 from slos.evaluation.sizes import Size, of_size
 from slos.files import Frame
 from slos.policies import OURS
@@ -31,10 +31,7 @@ EXACT = [name for name in LONGER if not name.startswith("reasoning")]
 """Scenarios in which the simulator takes the same steps as vLLM. Where a stage follows another
 without a wait, vLLM learns of that a step later."""
 ON_IT = ("chatbot", "coding", "summarization", "mixed")  # the paper's scenarios
-TRIES = [
-    *((name, text) for name in ("vllm-v1", "qoserve", "scorpio") for text in SETTINGS[name]),
-    (OURS, ""),
-]
+TRIES = settings_of(("vllm-v1", "qoserve", "scorpio", OURS))
 """The baseline that is an engine of today and the best of the later ones, with all settings."""
 WAYS = {"at its end": False, "a step ahead": True}
 """When a step is decided: at the end of the one before it, or while that runs."""
@@ -48,8 +45,7 @@ WHERE = ("objectives", "scenario", "decided")
 
 def cases(size: str) -> Iterator[Search]:
     """Every scenario, system, setting and seed, decided at the end of a step."""
-    s = of_size(size, SIZES)
-    for case in crossed(s.scenarios, TRIES, s.seeds, rule=CLIENT, **s.effort):
+    for case in crossed(of_size(size, SIZES), TRIES, rule=CLIENT):
         if case.scenario in SCENARIOS:
             yield replace(case, profile=MEASURED)
         else:
@@ -66,8 +62,7 @@ def run(size: str, workers: int | None = None) -> Frame:
         name = f"step_ahead_{int(ahead)}"
         parts.append(swept(size, name, tried, mine, Probe, workers).assign(decided=way))
     rows = pd.concat(parts, ignore_index=True)
-    seeds = {case.seed for case in plain}
-    return stats.of_every_seed(rows, len(seeds), "scenario", "system", "setting", "decided")
+    return stats.of_every_seed(rows, "scenario", "system", "setting", "decided")
 
 
 def best(probes: Frame) -> Frame:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import capacity_search, stats
 from slos.evaluation.capacity_search import Search, row_of
-from slos.evaluation.grids import crossed, fixed_drafts, swept
+from slos.evaluation.grids import crossed, fixed_drafts, settings_of, swept
 from slos.evaluation.plots import DASHED, ONE_SEED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, geometric_mean, over, rows_of, select, strongest
@@ -44,7 +44,6 @@ asked for with vLLM's prefix cache, too: each call brings its whole context agai
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
 SHOWN = 0.5, 300.0  # gains in a figure
-
 
 SIZES = {
     "smoke": Size(40, 1, 0.5, scenarios=("chatbot-8k",)),
@@ -97,10 +96,9 @@ def cases(size: str) -> Iterator[Search]:
     is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and a draft model:
     ours picks its drafts, a baseline has each fixed length (or none, see `table`)."""
     s = of_size(size, SIZES)
-    tries = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
     plain = [
         replace(case, lengths="trace") if case.scenario.startswith(TRACED) else case
-        for case in crossed(s.scenarios, tries, s.seeds, profile=MAIN, **s.effort)
+        for case in crossed(s, settings_of(SETTINGS, SETTINGS), profile=MAIN)
     ]
     yield from (replace(case, **change) for change in CHANGES for case in plain)
     for case in plain:
