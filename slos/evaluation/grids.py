@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from slos.core.types import require
 from slos.evaluation import near
 from slos.evaluation.capacity_search import Probe, Search, search
 from slos.evaluation.runs import hardware_of
-from slos.evaluation.sizes import check_names, size_of
+from slos.evaluation.sizes import Size, check_names, size_of
 from slos.files import ROOT, Frame, results_dir
 from slos.policies import POLICIES, ordinary
 from slos.policies.routers import ROUTERS
@@ -95,23 +95,31 @@ def searches(
     s = size_of(size)
     check_cases(scenarios, systems, profile)
     check_names("rule", [rule], RULES)
-    where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule} | s.effort
-    tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
+    where: dict[str, Any] = {"profile": profile, "target": target, "rule": rule}
     return [
         case
         for lengths in s.lengths
-        for case in crossed(scenarios, tries, s.seeds, lengths=lengths, **where)
+        for case in crossed(s, settings_of(systems), scenarios, lengths=lengths, **where)
         if lengths == "dataset" or SCENARIOS[case.scenario].has_trace
     ]
 
 
+def settings_of(
+    systems: Iterable[str], settings: Mapping[str, Sequence[str]] = SETTINGS
+) -> list[tuple[str, str]]:
+    """Each system with each of its settings, "" where it has none."""
+    return [(name, text) for name in systems for text in settings.get(name, ("",))]
+
+
 def crossed(
-    scenarios: Sequence[str], tries: Iterable[tuple[str, str]], seeds: int, **where: Any
+    s: Size, tries: Iterable[tuple[str, str]], scenarios: Sequence[str] = (), **where: Any
 ) -> list[Search]:
-    """Every scenario, system with its setting, and seed. where: other fields of a search."""
+    """Every scenario, those of the size unless given, system with its setting, and seed. where:
+    other fields of a search."""
+    each = product(scenarios or s.scenarios, tries, range(s.seeds))
     return [
-        Search(scenario, system, setting, seed=seed, **where)
-        for scenario, (system, setting), seed in product(scenarios, tries, range(seeds))
+        Search(scenario, system, setting, seed=seed, **s.effort, **where)
+        for scenario, (system, setting), seed in each
     ]
 
 

@@ -92,10 +92,10 @@ def best_settings(rows: Frame, columns: Sequence[str], precision: float = 0.0) -
     return strongest(found, *(c for c in columns if c not in ("setting", "source", "status")))
 
 
-def of_every_seed(probes: Frame, seeds: int, *by: str) -> Frame:
+def of_every_seed(probes: Frame, *by: str) -> Frame:
     """The rows of settings that have a capacity for all seeds; by: what tells settings apart."""
     found = probes[probes["capacity"]].groupby([*by], as_index=False)["seed"].nunique()
-    return probes.merge(select(found, seed=seeds)[[*by]], on=[*by])
+    return probes.merge(select(found, seed=probes["seed"].nunique())[[*by]], on=[*by])
 
 
 def over(mine: Frame, theirs: Frame) -> Frame:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import grids, plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
-from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, SETTINGS, can_draft, fixed_drafts
+from slos.evaluation.grids import BEST_ROUTER, MAX_DRAFTS, can_draft, fixed_drafts, settings_of
 from slos.evaluation.plots import colors, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import capacities, over, rows_of, select, strongest
@@ -44,7 +44,7 @@ WHERE = ("target", "drafts", "replicas", "rule")
 
 FREE = "margin=1,free=1"
 LADDER = {
-    "Sarathi-Serve": [("sarathi", text) for text in SETTINGS["sarathi"]],
+    "Sarathi-Serve": settings_of(["sarathi"]),
     "+ dynamic step": [("qoserve", f"{FREE},by_deadline=0,relegate=0")],
     "+ deadline order": [("qoserve", f"{FREE},{h}relegate=0") for h in ("", "hybrid=0,")],
     "+ relegation": [("qoserve", f"{FREE}{h}") for h in ("", ",hybrid=0")],
@@ -64,8 +64,7 @@ def run(size: str, cases: Sequence[Search], workers: int | None = None) -> Frame
         rows = grids.swept(size, f"arena_{target:g}_{drafts}", tried, mine, Probe, workers)
         parts.append(rows.assign(drafts=drafts))
     rows = pd.concat(parts, ignore_index=True)
-    key = ["scenario", "system", "setting", "router", *WHERE]
-    return stats.of_every_seed(rows, len({c.seed for c in cases}), *key)
+    return stats.of_every_seed(rows, "scenario", "system", "setting", "router", *WHERE)
 
 
 def cases(
@@ -75,8 +74,7 @@ def cases(
     s, _ = of_size(size, SIZES)
     scenarios, systems = scenarios or s.scenarios, systems or tuple(POLICIES)
     grids.check_cases(scenarios, systems, profile)
-    tries = [(name, text) for name in systems for text in SETTINGS.get(name, ("",))]
-    return grids.crossed(scenarios, tries, s.seeds, profile=profile, **s.effort)
+    return grids.crossed(s, settings_of(systems), scenarios, profile=profile)
 
 
 def best(probes: Frame) -> Frame:
@@ -105,8 +103,7 @@ def further(size: str, found: Frame, profile: str = "") -> list[Search]:
 def ladder_cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """What the rungs of `LADDER` run that `cases` does not."""
     s, _ = of_size(size, SIZES)
-    rungs, where = dict.fromkeys(chain(*LADDER.values())), {"profile": profile, **s.effort}
-    return grids.crossed(scenarios or s.scenarios, rungs, s.seeds, **where)
+    return grids.crossed(s, dict.fromkeys(chain(*LADDER.values())), scenarios, profile=profile)
 
 
 def save(size: str, found: Frame, climbed: Frame) -> None:

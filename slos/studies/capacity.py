@@ -120,8 +120,7 @@ def carried_otherwise(size: str, cases: Sequence[Search], workers: int | None = 
     if not cases:
         return pd.DataFrame()
     probes = swept(size, "asked", tried, cases, Probe, workers)
-    by = ("scenario", "system", "setting", *ASKED)
-    whole = of_every_seed(probes, len({c.seed for c in cases}), *by)
+    whole = of_every_seed(probes, "scenario", "system", "setting", *ASKED)
     return capacities(whole, *ASKED) if len(whole) else pd.DataFrame()
 
 

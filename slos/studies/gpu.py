@@ -31,7 +31,7 @@ from slos.hardware.profiles import Profile, profile, scaled
 from slos.policies import OURS
 from slos.replay.results import Labels, Replayed, rows
 from slos.studies.capacity import ratios
-from slos.studies.engine_tables import by_load, engine_curves, errors
+from slos.studies.engine_tables import by_load, errors
 from slos.studies.real_engine import STOCK, seen
 from workloads import build
 
@@ -95,11 +95,6 @@ def engine() -> tuple[Frame, Frame]:
     table = by_load(pd.concat(tables, ignore_index=True)).drop(columns="lag")
     order = ["scenario", "rate", "system", "status"]
     return table.sort_values(order).reset_index(drop=True), errors(table)
-
-
-def engine_figure(table: Frame) -> Figure:
-    """The loads of `engine`."""
-    return engine_curves(table, "vLLM 0.32, OPT-13B with random weights on one NVIDIA H200")
 
 
 def planning() -> Frame:

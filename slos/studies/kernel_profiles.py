@@ -38,12 +38,7 @@ CHUNKS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 81
 PREFIXES = (0, 2048, 8192)
 DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LENGTHS = (128, 512, 2048, 8192)
-BESIDE = (
-    (8, 2048),
-    (64, 512),
-    (64, 2048),
-    (256, 512),
-)  # decodes and their lengths in steps with chunks
+BESIDE = ((8, 2048), (64, 512), (64, 2048), (256, 512))  # decodes, their lengths, with chunks
 DRAFTS = (1, 2, 4, 8)
 ORIGIN = "AIConfigurator's tables of measured kernels (ai-dynamo/aiconfigurator 095f58a, vLLM 0.14)"
 

@@ -27,19 +27,12 @@ from slos.core.types import require
 from slos.evaluation.sizes import check_names
 from slos.hardware.measure import NO_ENGINE, loadable
 from slos.hardware.profiles import profile, save
+from slos.policies import OURS
 from slos.replay import replay
 from slos.replay.results import Labels, rows
 from slos.serving import launch
 from slos.studies.engine_workloads import SMALL, WHOLE, WORKLOADS, ramp
-from slos.studies.real_engine import (
-    BUDGET,
-    OURS,
-    STOCK,
-    Calibrated,
-    first_token,
-    learned_by,
-    starting,
-)
+from slos.studies.real_engine import BUDGET, STOCK, Calibrated, first_token, learned_by, starting
 
 MODELS = ("opt-13b", "llama-3.1-8b", "opt-6.7b", "opt-6.7b:opt-125m")  # the last with drafts
 WAYS: tuple[dict[str, object], ...] = (

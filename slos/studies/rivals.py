@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -11,12 +11,10 @@ import pandas as pd
 
 from slos.core.pace import PAPER
 from slos.evaluation.capacity_search import Probe, Search, search
-from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, sized, tries_of, typical
-from slos.evaluation.near import begun
+from slos.evaluation.grids import RIVALS, can_draft, fixed_drafts, sized, swept, tries_of, typical
 from slos.evaluation.sizes import scale_of
-from slos.evaluation.stats import best_settings
-from slos.files import Frame, results_dir
-from slos.records.sweep import sweep
+from slos.evaluation.stats import best_settings, rows_of
+from slos.files import Frame
 
 Key = TypeVar("Key", bound=Hashable)
 Cases = dict[Any, Search]
@@ -31,12 +29,11 @@ def carries(case: Search) -> list[Probe]:
 
 def carried(
     size: str, cases: Sequence[Search], workers: int | None = None, name: str = ROWS
-) -> dict[Search, Probe]:
-    """The row of each case that is its capacity, from results/<size>/<name>.csv where it lies
-    already: `rate` is in requests per second and GPU."""
+) -> dict[Search, Any]:
+    """The row of `Probe` of each case that is its capacity, from results/<size>/<name>.csv where it
+    lies already: `rate` is in requests per second and GPU."""
     cases = list(dict.fromkeys(cases))
-    path = results_dir(size) / f"{name}.csv"
-    return dict(zip(cases, sweep(carries, begun(cases), path, Probe, workers), strict=True))
+    return dict(zip(cases, rows_of(swept(size, name, carries, cases, Probe, workers)), strict=True))
 
 
 def tuned(
@@ -96,7 +93,7 @@ def measured(
     found = carried(size, [case for _, case in runs], workers, name)
     names = ["scenario", *by]
     rows = [
-        asdict(found[case]) | {"max_drafts": case.max_drafts} | dict(zip(names, key, strict=True))
+        found[case]._asdict() | {"max_drafts": case.max_drafts} | dict(zip(names, key, strict=True))
         for key, case in runs
     ]
     where = ["setting", "replicas", "topology", "router", "max_drafts", "profile", "source"]

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import plots, stats
 from slos.evaluation.capacity_search import Probe, Search, tried
-from slos.evaluation.grids import SETTINGS, crossed, swept
+from slos.evaluation.grids import crossed, settings_of, swept
 from slos.evaluation.sizes import Size, of_size
 from slos.files import Frame
 from slos.policies import OURS
-from slos.studies.today import IN_SECONDS, MAIN, TRACED
+from slos.studies.today import IN_SECONDS, MAIN, TRACED, gain_bars
 from workloads import SCENARIOS
 from workloads.scenarios import LONGER
 
@@ -31,10 +31,7 @@ EXACT = [name for name in LONGER if not name.startswith("reasoning")]
 """Scenarios in which the simulator takes the same steps as vLLM. Where a stage follows another
 without a wait, vLLM learns of that a step later."""
 ON_IT = ("chatbot", "coding", "summarization", "mixed")  # the paper's scenarios
-TRIES = [
-    *((name, text) for name in ("vllm-v1", "qoserve", "scorpio") for text in SETTINGS[name]),
-    (OURS, ""),
-]
+TRIES = settings_of(("vllm-v1", "qoserve", "scorpio", OURS))
 """The baseline that is an engine of today and the best of the later ones, with all settings."""
 WAYS = {"at its end": False, "a step ahead": True}
 """When a step is decided: at the end of the one before it, or while that runs."""
@@ -48,8 +45,7 @@ WHERE = ("objectives", "scenario", "decided")
 
 def cases(size: str) -> Iterator[Search]:
     """Every scenario, system, setting and seed, decided at the end of a step."""
-    s = of_size(size, SIZES)
-    for case in crossed(s.scenarios, TRIES, s.seeds, rule=CLIENT, **s.effort):
+    for case in crossed(of_size(size, SIZES), TRIES, rule=CLIENT):
         if case.scenario in SCENARIOS:
             yield replace(case, profile=MEASURED)
         else:
@@ -66,8 +62,7 @@ def run(size: str, workers: int | None = None) -> Frame:
         name = f"step_ahead_{int(ahead)}"
         parts.append(swept(size, name, tried, mine, Probe, workers).assign(decided=way))
     rows = pd.concat(parts, ignore_index=True)
-    seeds = {case.seed for case in plain}
-    return stats.of_every_seed(rows, len(seeds), "scenario", "system", "setting", "decided")
+    return stats.of_every_seed(rows, "scenario", "system", "setting", "decided")
 
 
 def best(probes: Frame) -> Frame:
@@ -96,11 +91,6 @@ def kept(found: Frame) -> Frame:
     return stats.geometric_means(stats.over(ahead, end), "objectives", "system")
 
 
-def means(table: Frame) -> Frame:
-    """The mean of `gains` over scenarios with its interval; a row per objectives and way."""
-    return stats.geometric_means(table, "objectives", "decided")
-
-
 def save(size: str, found: Frame) -> None:
     """Write the capacities to step_ahead.csv of a size."""
     columns = ["scenario", "lengths", "system", "setting", "profile", "rule", "target", "decided"]
@@ -115,17 +105,8 @@ def chart(table: Frame, source: str) -> Figure:
     figure, axes = plots.panels(titles, (4.4, 3.2), (0, 0.4), over, sharey=True)
     palette = plots.colors([*WAYS])
     for axis, title in zip(axes, titles, strict=True):
-        rows = stats.select(table, objectives=title)
-        names = plots.unique(rows["scenario"])
-        for i, (way, color) in enumerate(palette.items()):
-            group = stats.select(rows, decided=way).set_index("scenario").reindex(names)
-            at = plots.beside(len(names), i, len(palette), 0.4)
-            plots.bars(axis, at, group, i, "ratio", width=0.4, bottom=1, color=color, label=way)
-            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else "bound")
+        gain_bars(axis, stats.select(table, objectives=title), "decided", palette, "ratio")
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_yscale("log")
         plots.plain_log(axis.yaxis, ticks=(0.7, 1, 1.5, 2, 3, 5, 10, 20, 50))
-        shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
-        axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
     text = f"{source}; {plots.seeds_said(table)}; bound: in the long run no scheduler carries more"
     return plots.finish(figure, text, axes[0], ncols=3)

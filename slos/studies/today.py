@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from slos.core.pace import CLIENT
 from slos.evaluation import capacity_search, stats
 from slos.evaluation.capacity_search import Search, row_of
-from slos.evaluation.grids import crossed, fixed_drafts, swept
+from slos.evaluation.grids import crossed, fixed_drafts, settings_of, swept
 from slos.evaluation.plots import DASHED, ONE_SEED, bars, colors, finish, panels, plain_log, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, geometric_mean, over, rows_of, select, strongest
@@ -44,7 +44,6 @@ asked for with vLLM's prefix cache, too: each call brings its whole context agai
 other scenarios begin with nothing in common."""
 DRAFTS = 5  # the longest
 SHOWN = 0.5, 300.0  # gains in a figure
-
 
 SIZES = {
     "smoke": Size(40, 1, 0.5, scenarios=("chatbot-8k",)),
@@ -97,10 +96,9 @@ def cases(size: str) -> Iterator[Search]:
     is asked for (`CHANGES`), the profile (`OTHERS`) where objectives follow it, and a draft model:
     ours picks its drafts, a baseline has each fixed length (or none, see `table`)."""
     s = of_size(size, SIZES)
-    tries = [(name, setting) for name, settings in SETTINGS.items() for setting in settings]
     plain = [
         replace(case, lengths="trace") if case.scenario.startswith(TRACED) else case
-        for case in crossed(s.scenarios, tries, s.seeds, profile=MAIN, **s.effort)
+        for case in crossed(s, settings_of(SETTINGS, SETTINGS), profile=MAIN)
     ]
     yield from (replace(case, **change) for change in CHANGES for case in plain)
     for case in plain:
@@ -159,21 +157,19 @@ def means(found: Frame) -> Frame:
     return stats.geometric_means(kept, *ASKED, "objectives").rename(columns={"ratio": "gain"})
 
 
-def _gains(axis: Axes, rows: Frame, by: str, palette: Mapping[str, Any]) -> None:
+def gain_bars(
+    axis: Axes, rows: Frame, by: str, palette: Mapping[str, Any], value: str = "gain"
+) -> None:
     """Gains by scenario, a bar for each key of the `palette` in column `by`, from 1 up or down; and
-    what the bound is of what the best other system carries."""
+    what the bound is of what the best other system carries, where it is known: `most`."""
     names, width = unique(rows["scenario"]), 0.8 / len(palette)
     for i, (key, color) in enumerate(palette.items()):
         group, shift = select(rows, **{by: key}), width * (i - (len(palette) - 1) / 2)
         at = [names.index(name) + shift for name in group["scenario"]]
-        bars(axis, at, group, i, "gain", width=width, bottom=1, color=color, label=key)
-        if "bound" in group:
-            most = group["bound"] / group["best other"]
-            axis.plot(at, most, "k_", markersize=9, label=None if i else "bound")
-    axis.axhline(1, **DASHED)
+        bars(axis, at, group, i, value, width=width, bottom=1, color=color, label=key)
+        if "most" in group:
+            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else "bound")
     axis.set_yscale("log")
-    axis.set_ylim(max(SHOWN[0], axis.get_ylim()[0]), min(SHOWN[1], axis.get_ylim()[1]))
-    plain_log(axis.yaxis, ticks=(0.5, 1, 2, 5, 10, 20, 50, 100, 200))
     shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
     axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
 
@@ -182,6 +178,8 @@ def chart(found: Frame, source: str) -> Figure:
     """Ours over the best other system by scenario: on `MAIN` by all that was asked for, a panel for
     each kind of objectives, and on all profiles, if others were tried."""
     mine = select(found, drafts=0)
+    if "bound" in mine:
+        mine = mine.assign(most=mine["bound"] / mine["best other"])
     here, named = mine["profile"] == MAIN, mine["scenario"].str.endswith(IN_SECONDS)
     parts = {
         "objectives of the paper": (mine[here & ~named], "asked"),
@@ -193,7 +191,10 @@ def chart(found: Frame, source: str) -> Figure:
     figure, axes = panels([*parts], (4.8, 3.3), (0, 0.4), "SLOs-Serve over the best other (x)")
     palette = colors([*unique(mine["asked"]), *unique(mine["profile"])])
     for axis, (rows, by) in zip(axes, parts.values(), strict=True):
-        _gains(axis, rows, by, {key: palette[key] for key in unique(mine[by])})
+        gain_bars(axis, rows, by, {key: palette[key] for key in unique(mine[by])})
+        axis.axhline(1, **DASHED)
+        axis.set_ylim(max(SHOWN[0], axis.get_ylim()[0]), min(SHOWN[1], axis.get_ylim()[1]))
+        plain_log(axis.yaxis, ticks=(0.5, 1, 2, 5, 10, 20, 50, 100, 200))
         if by == "profile":
             axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     several = (mine["low"] < mine["high"]).any()

@@ -21,7 +21,7 @@ from slos.core.pace import CLIENT, PAPER, TOLERANCE
 from slos.core.types import Progress
 from slos.evaluation import capacity_search, stats
 from slos.evaluation.capacity_search import Search, outcomes_at, row_of
-from slos.evaluation.grids import BEST_ROUTER, check_cases, crossed, swept
+from slos.evaluation.grids import BEST_ROUTER, check_cases, crossed, settings_of, swept
 from slos.evaluation.plots import DASHED, colors, dots, finish, panels, seeds_said, unique
 from slos.evaluation.sizes import Size, of_size
 from slos.evaluation.stats import best_settings, mean_of, over, rows_of, select, strongest
@@ -148,16 +148,16 @@ def carried(case: Search) -> list[Carried]:
 
 def cases(size: str, scenarios: Sequence[str] = (), profile: str = "") -> list[Search]:
     """Ours with each predictor, and the baselines with a few settings."""
-    tries, grid = [(name, text) for name, texts in SETTINGS.items() for text in texts], []
+    baselines, grid = settings_of(SETTINGS, SETTINGS), []
     for s, predictors, n, rule in of_size(size, SIZES):
         names = scenarios or s.scenarios
         check_cases(names, profile=profile)
-        where = {"profile": profile, "num_requests": n * s.num_requests, "precision": s.precision}
-        where |= {"replicas": n, "rule": rule}
+        s = replace(s, num_requests=n * s.num_requests)
+        where = {"profile": profile, "replicas": n, "rule": rule}
         routers = (BEST_ROUTER, "least-loaded") if n > 1 else ("", "")
-        ours = crossed(names, [(OURS, "")], s.seeds, router=routers[0], **where)
+        ours = crossed(s, [(OURS, "")], names, router=routers[0], **where)
         grid += [replace(case, predictor=name) for case in ours for name in predictors]
-        grid += crossed(names, tries, s.seeds, router=routers[1], **where)
+        grid += crossed(s, baselines, names, router=routers[1], **where)
     return grid
 
 

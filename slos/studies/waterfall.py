@@ -123,10 +123,11 @@ def carried_by(
 
 
 def levels(best: Frame) -> Frame:
-    """Ours over each baseline and over the best one, at each step and per scenario: step, scenario,
-    against, ratio, low, high, each."""
+    """Ours over each baseline and over the best one, per scenario and, where there are several, at
+    each step: step, scenario, against, ratio, low, high, each."""
     ours, theirs = select(best, name=OURS_IS), best[best["name"] != OURS_IS]
-    return over_each(ours, theirs, "name", "step").drop(columns="name")
+    steps = ["step"] if "step" in best else []
+    return over_each(ours, theirs, "name", *steps).drop(columns="name")
 
 
 def today(table: Frame) -> Frame:
@@ -146,12 +147,10 @@ def at_98_percent(size: str, workers: int | None = None, replicas: int = 0) -> F
     """Ours over each baseline as the paper had it, in chatbot, where nearly all requests must
     attain: against, ratio, low, high, each."""
     n = scale_of(size, replicas).replicas
-    groups = {("chatbot", "ours"): [case_of("chatbot", PARTS, replicas=n, target=STRICT)]}
+    groups = {("chatbot", OURS_IS): [case_of("chatbot", PARTS, replicas=n, target=STRICT)]}
     for name, tries in AS_PUBLISHED.items():
         groups["chatbot", name] = tries_of("chatbot", tries, n, (PLAIN,), target=STRICT)
-    best = measured(size, tuned(size, groups, workers), workers)
-    theirs = best[best["name"] != "ours"]
-    return over_each(select(best, name="ours"), theirs, "name").drop(columns="name")
+    return levels(measured(size, tuned(size, groups, workers), workers))
 
 
 def draft_lengths(
@@ -164,7 +163,7 @@ def draft_lengths(
     for target, names in ((0.9, scenarios or s.scenarios), (STRICT, ["chatbot"])):
         cases = Cases()
         for scenario in filter(grids.can_draft, names):
-            cases[scenario, "ours"] = case_of(scenario, PARTS, replicas=s.replicas, target=target)
+            cases[scenario, OURS_IS] = case_of(scenario, PARTS, replicas=s.replicas, target=target)
             for n in LENGTHS:
                 rival = AS_PUBLISHED["vllm"][0]._replace(drafts=n)
                 [cases[scenario, str(n)]] = tries_of(
@@ -174,8 +173,8 @@ def draft_lengths(
             best = measured(size, cases, workers)
             found.append(best[["scenario", "name", "rate"]].assign(target=target))
     best = pd.concat(found).rename(columns={"name": "drafts"})
-    ours = select(best, drafts="ours").drop(columns="drafts")
-    return over(ours, best[best["drafts"] != "ours"])
+    ours = select(best, drafts=OURS_IS).drop(columns="drafts")
+    return over(ours, best[best["drafts"] != OURS_IS])
 
 
 def strict_numbers(strict: Frame) -> dict[str, Spread]:

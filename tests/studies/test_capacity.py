@@ -471,7 +471,7 @@ def test_ours_over_the_best_by_what_is_asked(best: pd.DataFrame) -> None:
     """At 98 % sarathi has a capacity at one seed alone and does not count."""
     asked = [c for c in CARRIED if c[1] != "sarathi"]
     strict = probes_of([*asked, ("chatbot", "sarathi", "chunk=512", (2,))]).assign(target=0.98)
-    strict = stats.of_every_seed(strict, 2, "scenario", "system", "setting")
+    strict = stats.of_every_seed(strict, "scenario", "system", "setting")
     more = capacities(strict.assign(rule="client"), *capacity.ASKED)
     first = best.assign(rule="paper", target=0.9)
     table = capacity.by_what_is_asked(capacity.alike(pd.concat([first, more])))
