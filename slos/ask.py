@@ -17,7 +17,7 @@ from slos.studies import your_own
 from workloads import SCENARIOS
 
 HELP = {
-    "profile": "a name in slos/hardware/profiles.json, or such a file (the scenarios' own)",
+    "profile": "a name of slos.profiles(), or a JSON file (the scenarios' own)",
     "replicas": "number of replicas, behind one router",
     "drafts": "longest draft, in tokens, if the profile has a draft model",
     "acceptance": "probability that a draft token is accepted",

@@ -85,12 +85,19 @@ def lines(
             yield axis, i, rows, {"color": color, "label": name_of(key)}
 
 
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the box of a number on a line
+BOUND = "bound"
+BOUND_SAID = "in the long run no scheduler carries more, but a short run can"
+
+
 def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) -> Figure:
-    """A small line under it: simulated or measured, of what; over it a legend of `keys`."""
+    """A small line under it: simulated or measured, of what; over it a legend of `keys`, the bound
+    last."""
     sns.despine(fig=figure)
     if keys:
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
-        figure.legend(*keys.get_legend_handles_labels(), **looks)
+        named = zip(*keys.get_legend_handles_labels(), strict=True)
+        figure.legend(*zip(*sorted(named, key=lambda key: key[1] == BOUND), strict=True), **looks)
     lines = fill(text, int(18 * figure.get_figwidth()))
     figure.supxlabel(lines, fontsize=7, color="0.35", x=0.01, ha="left")
     return figure

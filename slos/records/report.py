@@ -43,14 +43,15 @@ of `./run_all.sh` writes its own into its folder. Do not edit it.
   the authors' later code, or one reader's notes. C: an unchecked summary.
 - *quick*: our number from `./run_all.sh`, as it ran here, or else as it came with the repository.
   *reference*: from the full run that came with the repository. Brackets: the 95 % interval over
-  seeds, or the range of repeats, where there are several.
+  seeds, or the range of repeats, where there are several; of planning see its setting.
 - *verdict*: OK if our number is at least as good as the paper's or within 5 % of it, NEAR within
   25 %, otherwise MISS; NOT RUN if there is no row. Only a number in the paper's own setting, as far
   as that is known, has a verdict; the settings are listed below.
 - Names in backticks are numbers that the paper does not have; they have no verdict. `capacity_...`
   is on one replica without speculation (notebook 01), with `_trace` at the lengths of the Azure
-  traces, with `_client_95` by the clients' rule of pace at 95 %. `published_...`, `today_...` and
-  `clients_...` are as in the README's first table, and `strict_...` at 98 % (notebook 17).
+  traces where they have them (chatbot, coding, mixed), with `_client_95` by the clients' rule of
+  pace at 95 %. `published_...`, `today_...` and `clients_...` are as in the README's first table,
+  and `strict_...` at 98 % (notebook 17).
 - *simulated* numbers of ours come from a performance model; *measured* ones are times (05) or a fit
   to published times (07).
 """
@@ -181,7 +182,7 @@ def capacity_tables(path: Path, ours: str = "slos-serve") -> str:
         means = [_mean(column.dropna()) for column in (*(grid[s] for s in grid), ratio)]
         head = ["scenario", *map(str, grid), "ours / best baseline"]
         head += ["share of the bound: ours / best baseline"] * ("bound" in rows)
-        lines.append(["geometric mean", *means, *[""] * (len(head) - len(means))])
+        lines.append([f"geometric mean of {len(grid)}", *means, *[""] * (len(head) - len(means))])
         table = _table([*head, "source"], lines)
         title = "Capacity by the paper's rule of pace, requests per second and GPU, "
         title += f"{status}, lengths from the {lengths}: "

@@ -185,15 +185,15 @@ def capacity_bars(best: Frame, source: str) -> Figure:
             for capacity in mine["capacity"]:
                 axis.annotate(
                     f"{capacity:.3g}", (i, 0.04 * most), ha="center", fontsize=8, rotation=90,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+                    bbox=plots.WHITE,
                 )  # fmt: skip
         if "bound" in rows and rows["bound"].notna().any():
             most = max(most, rows["bound"].max())
-            label = None if axis is not axes[0] else "bound"
+            label = None if axis is not axes[0] else plots.BOUND
             axis.axhline(rows["bound"].max(), **DASHED, label=label)
         axis.set(xticks=[], ylim=(0, max(1.25 * most, 1.05 * rows["high"].max())))
     said = f"{source}; bars: best setting of each system; {seeds_said(best)}"
-    said += "; dashed: in the long run no scheduler carries more" * ("bound" in best)
+    said += f"; dashed: {plots.BOUND_SAID}" * ("bound" in best)
     names = len(systems) + ("bound" in best)
     rows = ceil(1.7 * names / figure.get_figwidth())
     return plots.finish(figure, said, axes[0], ncols=ceil(names / rows))
@@ -215,7 +215,8 @@ def ratio_chart(table: Frame, means: Frame, source: str) -> Figure:
     rows["against"] = rows["against"].map(over)
     plots.dots(axis, rows, "against", palette, reported, "its\n baselines")
     axis.axvline(count - 1.5, color="0.7", linewidth=0.8)
-    axis.set(ylabel="SLOs-Serve over another (x)", ylim=(0, 1.08 * max([reported, *rows["high"]])))
+    top = 1.08 * max([reported, *rows["high"]])
+    axis.set(ylabel="capacity of SLOs-Serve over another (x)", ylim=(0, top))
     ncols = min(max(4, count), len(palette))
     return plots.finish(figure, f"{source}; {seeds_said(table)}", axis, fontsize=8, ncols=ncols)
 

@@ -146,13 +146,15 @@ def run(size: str) -> tuple[Frame, Frame]:
 
 def scatter(rows: Frame) -> Figure:
     """Simulated against measured time of every request, a panel per experiment."""
-    figure, axes = panels([*EXPERIMENTS], (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
+    doubt = "\n(as CodeLlama-34B: model in doubt)"
+    titles = [name + doubt * bool(served.doubt) for name, served in EXPERIMENTS.items()]
+    figure, axes = panels(titles, (3.1, 3.0), (0, 0.3), "simulated (s)", 2)
     text = "no measured requests at hand; set SLOS_DATA"
     if len(rows):
         scale = rows["scale"].iloc[-1]  # the fitted one, which may be below 1
         rows = select(rows, cache=True, scale=scale)
         text = f"measured: vLLM 0.11 on an 80 GB GPU; simulated: kernels x {scale:g}, fitted to "
-        text += f"{FITTED} alone, with prefix cache"
+        text += f"{FITTED} alone; with a prefix cache where the server had hits"
     for axis, name in zip(axes, EXPERIMENTS, strict=True):
         mine = select(rows, experiment=name)
         for key, mark, color in (("end", "o", "#0072B2"), ("ttft", "^", "#D55E00")):

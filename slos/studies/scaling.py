@@ -33,6 +33,7 @@ TOLD = 4
 """Replicas at which routers are compared, the paper's; more or fewer run with the plain and the
 best one only."""
 APART = (*grids.ENGINES, OURS)  # of which prefill and decode are taken apart
+DRAWN = {PLAIN: ":", "sequential": "--"}  # the lines of these routers
 PLAIN_TO = 8  # replicas; with more behind it, too, half of all simulated requests would be of 16
 
 
@@ -176,7 +177,7 @@ def scaling_chart(table: Frame, source: str) -> Figure:
     scenarios = unique(table["scenario"])
     figure, axes = plots.panels(scenarios, (3.4, 2.5), (0, 0.7), "load over one replica's (x)", 3)
     kinds = [kind for kind in unique(zip(table["system"], table["what"], strict=True)) if kind[1]]
-    palette, reported = colors(kinds), paper("scaling_coding")
+    palette, reported = colors(unique(system for system, _ in kinds)), paper("scaling_coding")
     ratios = ["ratio", "low", "high"]
     table = table.assign(**table[ratios].mul(table["replicas"], axis=0)).sort_values("replicas")
     for axis, scenario in zip(axes, scenarios, strict=True):
@@ -185,24 +186,24 @@ def scaling_chart(table: Frame, source: str) -> Figure:
         axis.plot([1, most], [1, most], **DASHED)
         for i, (system, router) in enumerate(kinds):
             mine = select(rows[rows["what"].isin((router, ""))], system=system)
-            looks = {"color": palette[system, router], "label": f"{name_of(system)}, {router}"}
+            looks = {"color": palette[system], "label": f"{name_of(system)}, {router}"}
+            looks |= {"linestyle": DRAWN.get(router, "-")}
             plots.whiskers(axis, mine["replicas"], mine, i, **looks, **plots.nested(i))
         if most >= 4:
             said = f"paper's best at 4: {reported:g}x"
             axis.plot(4, reported, marker="_", markersize=16, color="black", label=said)
         axis.set_xticks(sorted(rows["replicas"].unique()))
         axis.set_xlabel("replicas")
-    said = f"{source}; dashed: in proportion to the replicas; {seeds_said(table)}"
-    return plots.finish(figure, said, axes[0], ncols=3, fontsize=8)
+    said = f"{source}; straight: in proportion to the replicas; not every router was run at every "
+    return plots.finish(figure, f"{said}number; {seeds_said(table)}", axes[0], ncols=3, fontsize=8)
 
 
 def disaggregation_bars(best: Frame, source: str) -> Figure:
     """Capacity per GPU of prefill and decode apart, and side by side on as many GPUs."""
     scenarios, systems = unique(best["scenario"]), unique(best["system"])
-    best = best.assign(
-        kind=[t or f"{n} together" for t, n in zip(best["topology"], best["replicas"], strict=True)]
-    )
-    kinds = sorted(set(best["kind"]), key=lambda kind: (":" in kind, kind))
+    beside = best["replicas"].astype(str) + " side by side"
+    best = best.assign(kind=best["topology"].where(best["topology"] != "", beside))
+    kinds = [*sorted({*best["kind"]} - {*RATIOS}), *(r for r in RATIOS if r in {*best["kind"]})]
     figure, axes = plots.panels(scenarios, (2.3, 3.4), (0.6, 0), "capacity (requests/s per GPU)")
     for axis, k, rows, looks in plots.lines(axes, best, "scenario", "kind", kinds):
         x = plots.beside(len(systems), k, len(kinds), 0.17)

@@ -35,6 +35,7 @@ TRIES = settings_of(("vllm-v1", "qoserve", "scorpio", OURS))
 """The baseline that is an engine of today and the best of the later ones, with all settings."""
 WAYS = {"at its end": False, "a step ahead": True}
 """When a step is decided: at the end of the one before it, or while that runs."""
+SAID = {"at its end": "decided when a step ends", "a step ahead": "decided a step ahead"}
 SIZES = {
     "smoke": Size(40, 1, 0.5, scenarios=("chatbot-8k",)),
     "quick": Size(200, 1, 0.1, scenarios=("chatbot-8k", "mixed-8k-mlperf", "mixed")),
@@ -103,10 +104,11 @@ def chart(table: Frame, source: str) -> Figure:
     titles = plots.unique(table["objectives"])
     over = "SLOs-Serve over the best other (x)"
     figure, axes = plots.panels(titles, (4.4, 3.2), (0, 0.4), over, sharey=True)
-    palette = plots.colors([*WAYS])
+    table = table.assign(decided=table["decided"].map(SAID))
+    palette = plots.colors([*SAID.values()])
     for axis, title in zip(axes, titles, strict=True):
         gain_bars(axis, stats.select(table, objectives=title), "decided", palette, "ratio")
         axis.axhline(1, color="black", linewidth=0.8)
         plots.plain_log(axis.yaxis, ticks=(0.7, 1, 1.5, 2, 3, 5, 10, 20, 50))
-    text = f"{source}; {plots.seeds_said(table)}; bound: in the long run no scheduler carries more"
+    text = f"{source}; {plots.seeds_said(table)}; {plots.BOUND}: {plots.BOUND_SAID}"
     return plots.finish(figure, text, axes[0], ncols=3)

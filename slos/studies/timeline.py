@@ -75,7 +75,7 @@ def summary(runs: Sequence[Timeline]) -> Frame:
         effort: Frame = (frame["finish"] - frame["arrival"])[frame["declined"]]
         rows[run.system] = {
             **{f"{name} (%)": 100 * fates.eq(name).mean() for name in FATES},
-            "attained, client's rule (%)": 100 * frame["attained_client"].mean(),
+            "attained, clients' rule (%)": 100 * frame["attained_client"].mean(),
             "TTFT P50 (ms)": 1e3 * frame["ttft"].median(),
             "TTFT P99 (ms)": 1e3 * frame["ttft"].quantile(0.99),
             "TPOT P99 (ms)": 1e3 * frame["tpot"].quantile(0.99),
@@ -284,7 +284,10 @@ def windowed(rows: Frame, width: float, source: str, target: float = 0.9) -> Fig
     for axis, (column, label, aim) in zip(axes, drawn, strict=True):
         alike = column == "arrivals"  # the load is the same for all systems
         for i, (system, color) in enumerate([*palette.items()][: 1 if alike else None]):
-            means = select(rows, system=system).groupby("time")[column].mean()
+            mine = select(rows, system=system)
+            means = mine.groupby("time")[column].mean()
+            if alike:  # a window in which nothing came has no row
+                means = mine.groupby("time")[column].sum() / mine["seed"].nunique()
             looks = {"color": "black" if alike else color, "label": name_of(system)}
             axis.plot(means.index, means, marker=MARKERS[i], **looks, **plots.nested(i))
         if aim is not None:

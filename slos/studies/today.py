@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT
-from slos.evaluation import capacity_search, stats
+from slos.evaluation import capacity_search, plots, stats
 from slos.evaluation.capacity_search import Search, row_of
 from slos.evaluation.grids import crossed, fixed_drafts, settings_of, swept
 from slos.evaluation.plots import DASHED, ONE_SEED, bars, colors, finish, panels, plain_log, unique
@@ -168,7 +168,7 @@ def gain_bars(
         at = [names.index(name) + shift for name in group["scenario"]]
         bars(axis, at, group, i, value, width=width, bottom=1, color=color, label=key)
         if "most" in group:
-            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else "bound")
+            axis.plot(at, group["most"], "k_", markersize=9, label=None if i else plots.BOUND)
     axis.set_yscale("log")
     shown = [name.removesuffix(f"-{IN_SECONDS}") for name in names]
     axis.set_xticks(range(len(names)), shown, rotation=25, ha="right")
@@ -200,5 +200,5 @@ def chart(found: Frame, source: str) -> Figure:
     several = (mine["low"] < mine["high"]).any()
     said = "whiskers: 95 % over seeds," if several else f"{ONE_SEED};"
     text = f"{source} or as named; {said} cut off at {SHOWN[0]:g} and {SHOWN[1]:g}"
-    text += "; bound: in the long run no scheduler carries more" * ("bound" in mine)
+    text += f"; {plots.BOUND}: {plots.BOUND_SAID}" * ("bound" in mine)
     return finish(figure, text, axes[0], ncols=5)

@@ -229,5 +229,5 @@ def chart(table: Frame, source: str) -> Figure:
             axis.plot([i - 0.45, i + 0.45], [AIM[scenario]] * 2, **DASHED)
         axis.set_ylim(0, 1.05 * max(1.0, here["high"].max()))
         axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    said = f"{source}; dashed: what {LEARNED} is to carry; {seeds_said(table)}"
+    said = f"{source}; dashed: what {LEARNED} aims at; {seeds_said(table)}"
     return finish(figure, said)

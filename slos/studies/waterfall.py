@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slos.core.pace import CLIENT, PAPER
-from slos.evaluation import grids, stats
+from slos.evaluation import grids, plots, stats
 from slos.evaluation.capacity_search import Search
 from slos.evaluation.grids import AS_PUBLISHED, PLAIN, RIVAL_ROUTERS, RIVALS, Rival, tries_of
 from slos.evaluation.plots import DASHED, ONE_SEED, colors, finish, marked
@@ -80,9 +80,9 @@ STEPS = (
 """The steps before baselines are at their best today, which `rivals` finds. DistServe, never the
 best, is where the whole ratios are told."""
 TOTALS = {
-    STEPS[0].name: "as the authors simulate them",
-    PUBLISHED: "as the paper had the engines",
-    TODAY: "at their best today",
+    STEPS[0].name: "baselines as the authors simulate them",
+    PUBLISHED: "engines as the paper had them",
+    TODAY: "baselines at their best today",
     CLIENTS: "the same by the clients' rule",
 }
 """Where the whole ratio is told, and what it is called."""
@@ -219,7 +219,7 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
             color, hatch = ("#56B4E9", "") if r.ratio < before else ("#D55E00", "//")
             axis.barh(len(labels), r.ratio - before, left=before, color=color, hatch=hatch, **looks)
             said = f"x {r.ratio / before:.2f}"
-            axis.annotate(said, (max(before, r.ratio), len(labels)), **beside)
+            axis.annotate(said, (max(before, r.ratio), len(labels)), bbox=plots.WHITE, **beside)
             labels.append(r.step)
         if r.step in TOTALS:
             axis.barh(len(labels), r.ratio - 1, left=1, color="0.85", **looks)
@@ -235,8 +235,8 @@ def waterfall_chart(table: Frame, source: str) -> Figure:
     for tick in axis.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in totals else "normal")
     axis.set_xlabel("capacity of SLOs-Serve over the best baseline (x)")
-    said = f"{source}; bars: geometric mean of the scenarios (marks); "
-    said += "lines: 95 % over seeds" if each["each"].map(len).max() > 1 else ONE_SEED
+    said = f"{source}; grey: geometric mean of the scenarios (marks); blue: lower, orange: higher; "
+    said += "lines: 95 % interval over seeds" if each["each"].map(len).max() > 1 else ONE_SEED
     return finish(figure, said, axis, ncols=4, fontsize=8)
 
 

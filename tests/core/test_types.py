@@ -80,3 +80,9 @@ def test_oracle_counts_until_the_blocks_come_back() -> None:
     for p.stage in range(4):
         after.append(oracle.after_stage(p))
     assert after == [7, 0, 8, 0]
+
+
+def test_what_two_share_is_free_when_both_are_gone() -> None:
+    a, b = (Progress(i, 0.0, 16, 9.0, 0.1, computed=16, shared=3) for i in "ab")
+    shown = View(0.0, [], [a, b], 5, 10, 4)
+    assert (shown.frees(a), shown.frees(a, b)) == (1, 5)

@@ -175,3 +175,11 @@ def test_a_search_has_a_bound():
         bound(Search("coding", "slos-serve", topology="1:1"))
     with pytest.raises(ValueError, match="requests = 0 must be at least one"):
         attainable([], hardware_of("coding"))
+
+
+@pytest.mark.usefixtures("no_data")
+def test_the_long_run_of_four_replicas_is_four_times_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slos.evaluation.bound.attainable", lambda *_: 1.0)
+    case = Search("coding", "slos-serve", num_requests=60)
+    [one], [four] = bound(case), bound(replace(case, replicas=4))
+    assert four.rate == pytest.approx(one.rate)

@@ -274,7 +274,7 @@ def test_one_point_a_count_keeps_the_best() -> None:
 
 
 def test_what_is_accepted_after_a_cut_can_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    dice, worse = np.random.default_rng(0), 0
+    dice, ours, most = np.random.default_rng(0), 0.0, 0.0
     monkeypatch.setattr(planner, "WIDTH", 2)
     for kernel in ("_bounds", "sweep"):  # plain Python sees the new width
         monkeypatch.setattr(planner, kernel, getattr(planner, kernel).py_func)
@@ -288,8 +288,8 @@ def test_what_is_accepted_after_a_cut_can_be_served(monkeypatch: pytest.MonkeyPa
         found, (_, best) = admit(problem, DYADIC), brute_force(problem, DYADIC)
         assert problem.value[found.accepted].sum() == found.value <= best
         assert feasible(problem, DYADIC, [bool(a) for a in found.accepted])
-        worse += found.value < best
-    assert worse, "no cut cost anything"
+        ours, most = ours + found.value, most + best
+    assert 0.95 * most < ours < most, "a cut costs something, but little"
 
 
 FOLDER = os.environ.get("SLOS_PLANNER_INSTANCES", "")

@@ -264,3 +264,40 @@ def test_fair_batching_cuts_the_tail_of_first_tokens_and_keeps_the_pace() -> Non
 def test_bad_settings(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_they_know_that_a_context_is_read() -> None:
+    """999 tokens take one of the 3.3 seconds that x can wait."""
+    reads = Roofline(ROOFLINE.planes, k_ctx=0.001)
+    x, z = decode("x", 3.3, computed=999), prompt("z", 600, 9.0)
+    assert QoServe(reads, NONE).step(view([x], [z])).tokens == {"x": 1, "z": 127}
+    assert FairBatching(reads).step(view([x], [z])).tokens == {"x": 1, "z": 219}
+    assert not Scorpio(reads).admitted(view([x]), [prompt("p", 1, 9.0)])
+
+
+def test_scorpio_counts_prompts_under_way_and_rejects_none_that_has_begun() -> None:
+    begun = replace(prompt("u", 10, 9.0), computed=4)
+    assert Scorpio(ROOFLINE).step(view([begun], [prompt("a", 10, 0.3)])).decline == ("a",)
+    again = replace(prompt("b", 10, -1.0), generated=1)
+    assert not Scorpio(ROOFLINE).step(view(waiting=[again])).decline
+
+
+def test_adaserve_learns_what_is_accepted() -> None:
+    policy, p = AdaServe(ROOFLINE, NONE), decode("a", 9.0, computed=6)
+    for _ in range(100):  # nothing is
+        assert policy.step(view([p], max_drafts=4)).tokens["a"] > 1
+        p.tokens, p.computed, p.generated = p.tokens + 1, p.computed + 1, p.generated + 1
+    assert policy.needed(decode("a", 1.0, 0.5), 1.3, 4) == 4
+
+
+@pytest.mark.parametrize(("free", "most"), [(8000, 2552), (7999, 512)])
+def test_qoserve_takes_large_steps_where_memory_is_plenty(free: int, most: int) -> None:
+    shown = View(0.0, [prompt("z", 3000, 999.0)], [], free, 9999, 4)
+    assert QoServe(ROOFLINE, NONE).step(shown).tokens == {"z": most}
+
+
+def test_qoserve_believes_one_slow_step_little() -> None:
+    policy = QoServe(ROOFLINE, NONE)
+    policy.step(view(waiting=[prompt("z", 600, 99.0)]))
+    waiting = [prompt("calm", 600, 200.0), prompt("soon", 600, 100.1)]
+    assert policy.step(replace(view(waiting=waiting), now=100.0)).tokens == {"soon": 512}

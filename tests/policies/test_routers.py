@@ -224,3 +224,12 @@ def test_a_router_tells_slow_replicas_apart() -> None:
     router = Cheapest(slow, ORACLE)
     assert router.rank(asked, [busy, idle])[0] == "b"
     assert router.cost(asked, idle) < 1 < router.cost(asked, busy) * 10
+
+
+def test_lmetric_counts_those_that_wait() -> None:
+    assert LMetric().rank(X, loads({"waiting": 2}, {"running": 1})) == ["b"]
+
+
+@pytest.mark.parametrize("busy", [{"waiting": 340}, {"step_end": 1.25}])
+def test_polyserve_minds_those_that_wait_and_the_step_in_flight(busy: dict) -> None:
+    assert PolyServe(HARDWARE.roofline, ORACLE).rank(X, loads(busy, {})) == ["b"]

@@ -25,9 +25,11 @@ from laws import (
 from slos.core.attainment import Outcome
 from slos.core.roofline import Plane, Roofline
 from slos.core.types import SLO, Batch, Progress, Request, Stage, View
+from slos.hardware.profiles import profile
 from slos.policies.baselines import VLLM
 from slos.policies.oracle import Oracle
 from slos.policies.routers import Load
+from slos.sim.cluster import pooled
 from slos.sim.replica import Replica, World
 from slos.sim.simulator import Link, simulate, stream
 
@@ -326,3 +328,11 @@ def test_memory_grows_with_live_requests_only() -> None:
 
     peak(100)
     assert peak(3000) < 1.5 * peak(300)
+
+
+def test_a_pool_is_as_fast_as_all_together() -> None:
+    one = profile("llama-2-7b-a100")
+    four = pooled(one, 4).roofline
+    for n, context in ((128, 0), (1280, 40_000)):
+        assert four.time(4 * n, 0, 4 * context) == pytest.approx(one.roofline.time(n, 0, context))
+    assert four.time(1) == four.time(512)

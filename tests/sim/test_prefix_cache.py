@@ -13,7 +13,7 @@ from slos.policies.slos_serve import SLOsServe
 from slos.sim.ledger import Ledger
 from slos.sim.prefix_cache import Contents, PrefixCache
 from slos.sim.replica import Replica, World
-from slos.sim.simulator import stream
+from slos.sim.simulator import Link, stream
 
 PACE = SLO(tpot=0.1, slowdown=5.0)
 
@@ -133,3 +133,17 @@ def test_without_is_the_rule() -> None:
     sizes = [Replica(str(n), VLLMV1(), World(FAST, 8, n, prefix_cache=True)) for n in (4, 16)]
     with pytest.raises(ValueError, match="block sizes of prefix caches"):
         list(stream([], sizes, object()))  # type: ignore[arg-type]
+
+
+def test_a_block_that_several_share_is_lent_once() -> None:
+    """Three leave the prefill replica for as long as a cache travels; they begin alike."""
+    work = [req(id, at, 12, 3, ("system", 8)) for id, at in (("a", 0.0), ("b", 0.0), ("c", 0.05))]
+    world, held = World(FAST, 30, 4, prefix_cache=True), []
+    nodes = [Replica(role, VLLMV1(), world, role) for role in ("prefill", "decode")]
+
+    def look(node: Replica, *_: object) -> None:
+        held.append((node.name, node.kv.held, node.kv.lent))
+
+    list(stream(work, nodes, link=Link(1.0, 4.0), observe=look))
+    assert min(n for _, n, _ in held) >= 0
+    assert ("prefill", 2, 3) in held, "what they share, and a block of each"
