@@ -209,7 +209,8 @@ def models_chart(table: Frame, source: str) -> Figure:
     """Ours over the best baseline, a panel per kind, scenarios side by side and a mark per model;
     dashed: the paper's number over the better of two."""
     kinds = [kind for kind in KINDS if kind in set(table["kind"])]
-    figure, axes = panels(kinds, (4.2, 3), (0, 0.6), "SLOs-Serve over the best (x)", sharey=True)
+    over = "capacity over the best baseline's (x)"
+    figure, axes = panels(kinds, (4.2, 3), (0, 0.6), over, sharey=True)
     for axis, kind in zip(axes, kinds, strict=True):
         palette = colors(unique(table["model"]))
         dots(axis, select(table, kind=kind), "model", palette, paper("authors_vs_best"))
