@@ -96,8 +96,9 @@ def finish(figure: Figure, text: str, keys: Axes | None = None, **looks: Any) ->
     sns.despine(fig=figure)
     if keys:
         looks = {"loc": "outside upper center", "frameon": False, "fontsize": 9} | looks
-        named = zip(*keys.get_legend_handles_labels(), strict=True)
-        figure.legend(*zip(*sorted(named, key=lambda key: key[1] == BOUND), strict=True), **looks)
+        handles, labels = keys.get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda i: labels[i] == BOUND)
+        figure.legend([handles[i] for i in order], [labels[i] for i in order], **looks)
     lines = fill(text, int(18 * figure.get_figwidth()))
     figure.supxlabel(lines, fontsize=7, color="0.35", x=0.01, ha="left")
     return figure

@@ -284,10 +284,9 @@ def windowed(rows: Frame, width: float, source: str, target: float = 0.9) -> Fig
     for axis, (column, label, aim) in zip(axes, drawn, strict=True):
         alike = column == "arrivals"  # the load is the same for all systems
         for i, (system, color) in enumerate([*palette.items()][: 1 if alike else None]):
-            mine = select(rows, system=system)
-            means = mine.groupby("time")[column].mean()
-            if alike:  # a window in which nothing came has no row
-                means = mine.groupby("time")[column].sum() / mine["seed"].nunique()
+            groups = select(rows, system=system).groupby("time")[column]
+            # a window in which nothing came has no row
+            means = groups.sum() / rows["seed"].nunique() if alike else groups.mean()
             looks = {"color": "black" if alike else color, "label": name_of(system)}
             axis.plot(means.index, means, marker=MARKERS[i], **looks, **plots.nested(i))
         if aim is not None:

@@ -278,7 +278,8 @@ def test_capacity_table(tmp_path: Path) -> None:
         "4.00",
         "synthetic profile, opt",
     ]
-    assert cells(dataset, "geometric mean") == ["geometric mean", "2", "2", "8", "3", "2.83", ""]
+    means = ["geometric mean of 2", "2", "2", "8", "3", "2.83", ""]
+    assert cells(dataset, "geometric mean") == means
     assert cells(trace, "chatbot") == ["chatbot", "0 [0, 0]", "-", "real traces, opt"]
     head, *rows = CAPACITY.splitlines()
     path.write_text("\n".join([f"{head},bound", *(f"{row},8" for row in rows)]))

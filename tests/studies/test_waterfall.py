@@ -118,7 +118,8 @@ def test_what_is_made_of_the_rows() -> None:
     falls = waterfall.falls(levels)
     assert list(falls["times"])[1:] == pytest.approx([1, 1, 1])
     single = levels.assign(each=levels["each"].str[:1])
-    for table, said in (levels, "lines: 95 % over seeds"), (single, "one seed, so no interval"):
+    several = "lines: 95 % interval over seeds"
+    for table, said in (levels, several), (single, "one seed, so no interval"):
         label = waterfall.waterfall_chart(table, "made up").get_supxlabel()
         assert said in " ".join(label.split())
     [axis] = waterfall.waterfall_chart(levels, "made up").axes
